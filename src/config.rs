@@ -1,0 +1,436 @@
+//! proxy.yaml → [`Config`]: parsed, merged with its presets, and valid by construction.
+//!
+//! Whoever holds a [`Config`] need not check anything again. [`Config::load`] reports every
+//! mistake of a file at once, each with its position and a hint.
+
+pub mod secret_ref;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::secret::Secret;
+
+/// One valid proxy.yaml.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file it came from; relative paths in it are relative to this file's directory.
+    pub path: PathBuf,
+    /// SHA-256 of the file's bytes, lower-case hex.
+    pub sha256: String,
+    /// Where callers connect. Never empty.
+    pub listeners: Vec<Listener>,
+    /// Where operators, probes and scrapers connect.
+    pub admin: Admin,
+    /// Worker threads.
+    pub threads: usize,
+    /// One JSON line per request on stdout.
+    pub access_log: bool,
+    /// What happens between SIGTERM and the exit.
+    pub drain: Drain,
+    /// Who may call.
+    pub callers: Callers,
+    /// Where refresh tokens live.
+    pub store: Store,
+    /// The vendors, in the file's order.
+    pub vendors: Vec<Vendor>,
+    /// What is accepted and deserves a word on stderr.
+    pub warnings: Vec<Mistake>,
+}
+
+/// One place callers connect to.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Address and port; port 0 lets the system choose.
+    pub bind: SocketAddr,
+    /// The certificates of a TLS listener, chosen by SNI, the first when none fits; `None`:
+    /// plaintext.
+    pub tls: Option<Vec<CertFiles>>,
+}
+
+/// A certificate chain and its private key, both PEM files.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CertFiles {
+    /// The chain, leaf first.
+    pub cert: PathBuf,
+    /// The leaf's private key: PKCS#8, PKCS#1 or SEC1.
+    pub key: PathBuf,
+}
+
+/// The admin listener.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Address and port; port 0 lets the system choose.
+    pub bind: SocketAddr,
+    /// When `/readyz` turns 200.
+    pub ready_when: ReadyWhen,
+    /// SHA-256 of the key that POSTs from elsewhere than loopback must show.
+    pub key: Option<[u8; 32]>,
+}
+
+/// When a started proxy counts as ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadyWhen {
+    /// Every vendor's first attempt has ended, one way or the other, or 30 s have passed.
+    Settled,
+    /// Every vendor has had a usable credential.
+    All,
+    /// One vendor has had a usable credential.
+    Any,
+}
+
+/// The end of a process.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    /// How long new connections are still taken after SIGTERM.
+    pub delay: Duration,
+    /// How long requests in flight may take after that.
+    pub timeout: Duration,
+}
+
+/// Who may call.
+#[derive(Clone, Debug)]
+pub enum Callers {
+    /// No `callers:`. Loopback listeners only, and browsers' cross-site requests are refused.
+    Loopback,
+    /// `callers: anyone`.
+    Anyone,
+    /// These and nobody else.
+    Known(Vec<Caller>),
+}
+
+/// One known caller.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Its name in logs and metrics.
+    pub name: String,
+    /// How it proves who it is.
+    pub api_key: ApiKey,
+    /// What it may do; empty: nothing.
+    pub allow: Vec<Grant>,
+}
+
+/// Where a caller's key, or the key's digest, comes from.
+#[derive(Clone, Debug)]
+pub enum ApiKey {
+    /// The key's SHA-256.
+    Sha256([u8; 32]),
+    /// The key itself.
+    Key(SecretRef),
+}
+
+/// One entry of a caller's `allow:`.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    /// A vendor's name; `None` is `*`: every vendor.
+    pub vendor: Option<String>,
+    /// Upper-case methods; empty: every method.
+    pub methods: Vec<String>,
+    /// Glob over the path after the prefix, case-sensitive; `None`: every path.
+    pub path: Option<String>,
+}
+
+/// Where rotating refresh tokens live.
+#[derive(Clone, Debug)]
+pub struct Store {
+    /// Directory of the file store.
+    pub dir: PathBuf,
+    /// 32 bytes as base64, hex or raw; `None`: a key is made inside `dir`.
+    pub encryption_key: Option<SecretRef>,
+}
+
+/// Where a secret comes from; resolved anew for every use, so that rotation is noticed.
+#[derive(Clone, Debug)]
+pub enum SecretRef {
+    /// An environment variable.
+    Env(String),
+    /// A file, absolute or already joined to the configuration's directory.
+    File(PathBuf),
+    /// Written into the configuration itself.
+    Value(Secret),
+}
+
+/// One vendor: a way in, an upstream, what may pass, one credential.
+#[derive(Clone, Debug)]
+pub struct Vendor {
+    /// Its key under `vendors:`.
+    pub name: String,
+    /// The preset it started from.
+    pub preset: Option<String>,
+    /// Whole segments, starting with `/`, without a trailing `/` unless it is `/` alone.
+    pub prefix: String,
+    /// Lower-case host names (no port) that lead here with their full path.
+    pub hosts: Vec<String>,
+    /// Where requests go.
+    pub upstream: Upstream,
+    /// What is shown to the vendor; `None`: nothing is injected.
+    pub auth: Option<Auth>,
+    /// Presented to the upstream in the TLS handshake.
+    pub client_cert: Option<CertFiles>,
+    /// Trusted instead of the system's roots, for the upstream and for token URLs.
+    pub ca: Option<PathBuf>,
+    /// `http://` is accepted for upstream and token URLs.
+    pub allow_plaintext: bool,
+    /// Link-local addresses (169.254.0.0/16, fe80::/10) are accepted as upstream.
+    pub allow_link_local: bool,
+    /// How long anything may take.
+    pub timeouts: Timeouts,
+    /// How much anything may take.
+    pub limits: Limits,
+    /// `true`: Cookie and Set-Cookie pass.
+    pub cookies_pass: bool,
+    /// A vendor's 401 renews the credential and replays the request once.
+    pub retry_on_401: bool,
+    /// Paths (as sent upstream) that never pass; the preset's, then the file's.
+    pub refuse: Vec<PathRule>,
+    /// When not empty, nothing else passes.
+    pub allow: Vec<PathRule>,
+    /// `%2F` and `%5C` may occur in a path.
+    pub encoded_slash_pass: bool,
+    /// Trailing dots and blanks of a segment are ignored when rules are compared, as the vendor's
+    /// server ignores them (Windows).
+    pub trailing_dots_ignored: bool,
+}
+
+/// The origin and base path requests are sent to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// TLS, or plaintext where `allow_plaintext` permits it.
+    pub tls: bool,
+    /// Host name or IP literal (IPv6 without brackets), lower-case.
+    pub host: String,
+    /// Port, the scheme's default when not written.
+    pub port: u16,
+    /// What replaces the prefix: empty, or `/…` without a trailing slash.
+    pub base: String,
+}
+
+impl Upstream {
+    /// The Host field and `:authority`: IPv6 in brackets, the scheme's default port left out.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        let host = if self.host.contains(':') {
+            format!("[{}]", self.host)
+        } else {
+            self.host.clone()
+        };
+        if self.port == if self.tls { 443 } else { 80 } {
+            host
+        } else {
+            format!("{host}:{}", self.port)
+        }
+    }
+
+    /// `https://host[:port]`, without the base path.
+    #[must_use]
+    pub fn origin(&self) -> String {
+        let scheme = if self.tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.authority())
+    }
+}
+
+/// One pattern of `refuse:` or `allow:`, compared case-insensitively: `*` within a segment, `**`
+/// across segments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathRule {
+    /// `!`: an exception to the rules of the same list.
+    pub exception: bool,
+    /// Upper-case method; `None`: every method.
+    pub method: Option<String>,
+    /// The pattern, starting with `/`.
+    pub pattern: String,
+}
+
+/// How long anything may take; zero: no limit.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// TCP connect, and again the TLS handshake.
+    pub connect: Duration,
+    /// From the request's end to the answer's first byte.
+    pub first_byte: Duration,
+    /// No byte either way.
+    pub idle: Duration,
+    /// The whole exchange.
+    pub total: Duration,
+    /// An unused pooled connection.
+    pub keepalive: Duration,
+    /// How long a request waits for a credential.
+    pub token_wait: Duration,
+}
+
+/// How much anything may take; zero: no limit.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Requests of one vendor at a time.
+    pub in_flight: usize,
+    /// Request body, bytes.
+    pub body: u64,
+}
+
+/// One credential, by kind.
+#[derive(Clone, Debug)]
+pub enum Auth {
+    /// A fixed bearer token (RFC 6750 §2.1).
+    Bearer {
+        /// The token.
+        token: SecretRef,
+    },
+    /// HTTP Basic (RFC 7617).
+    Basic {
+        /// User name.
+        username: SecretRef,
+        /// Password.
+        password: SecretRef,
+    },
+    /// Header fields by exact name.
+    Headers(Vec<(String, SecretRef)>),
+    /// Query parameters by name.
+    Query(Vec<(String, SecretRef)>),
+    /// RFC 6749 §4.4.
+    ClientCredentials(ClientCredentials),
+    /// RFC 6749 §4.1, then §6.
+    AuthorizationCode(AuthorizationCode),
+    /// Venafi's token server and those that speak like it.
+    Vedauth(Vedauth),
+}
+
+impl Auth {
+    /// The kind's name in proxy.yaml, `/status` and `explain`.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Bearer { .. } => "bearer",
+            Self::Basic { .. } => "basic",
+            Self::Headers(_) => "headers",
+            Self::Query(_) => "query",
+            Self::ClientCredentials(_) => "client_credentials",
+            Self::AuthorizationCode(_) => "authorization_code",
+            Self::Vedauth(_) => "vedauth",
+        }
+    }
+}
+
+/// How long token requests may take and what an answer without a lifetime means.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenTimes {
+    /// Assumed when the answer names no lifetime or an unreadable one.
+    pub default_lifetime: Duration,
+    /// Total, body included.
+    pub request_timeout: Duration,
+}
+
+/// How a client shows its secret at the token endpoint.
+#[derive(Clone, Debug)]
+pub enum ClientAuth {
+    /// HTTP Basic, both halves form-encoded (RFC 6749 §2.3.1).
+    Basic(SecretRef),
+    /// `client_id` and `client_secret` in the form body (RFC 6749 §2.3.1).
+    Post(SecretRef),
+    /// The whole request as one JSON object.
+    Json(SecretRef),
+    /// A signed assertion (RFC 7523 §2.2).
+    PrivateKeyJwt {
+        /// PEM: PKCS#8, PKCS#1 or SEC1.
+        private_key: SecretRef,
+        /// `kid` of the assertion's header.
+        key_id: Option<String>,
+        /// RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 or EdDSA.
+        algorithm: String,
+        /// `aud`; `None`: the token URL.
+        audience: Option<String>,
+    },
+    /// The TLS client certificate alone (RFC 8705 §2).
+    Tls(CertFiles),
+}
+
+/// `client_credentials`.
+#[derive(Clone, Debug)]
+pub struct ClientCredentials {
+    /// Absolute https URL, or http where `allow_plaintext` permits it.
+    pub token_url: url::Url,
+    /// RFC 6749 §2.2.
+    pub client_id: SecretRef,
+    /// How the client proves itself.
+    pub client_auth: ClientAuth,
+    /// Sent when present.
+    pub scope: Option<String>,
+    /// Sent when present.
+    pub audience: Option<String>,
+    /// RFC 8707, sent when present.
+    pub resource: Option<String>,
+    /// Further parameters, sent as they are.
+    pub params: Vec<(String, String)>,
+    /// Lifetimes and limits.
+    pub times: TokenTimes,
+}
+
+/// `authorization_code`.
+#[derive(Clone, Debug)]
+pub struct AuthorizationCode {
+    /// Where a person consents.
+    pub authorize_url: url::Url,
+    /// Where codes and refresh tokens are exchanged.
+    pub token_url: url::Url,
+    /// RFC 6749 §2.2.
+    pub client_id: SecretRef,
+    /// How the client proves itself; `None`: a public client, `client_id` in the body.
+    pub client_auth: Option<ClientAuth>,
+    /// Asked for at the authorize URL.
+    pub scope: Option<String>,
+    /// Where the browser is sent back to.
+    pub redirect_uri: url::Url,
+    /// Whether the exchange repeats `redirect_uri` (RFC 6749 §4.1.3 wants it; some vendors do not).
+    pub send_redirect_uri: bool,
+    /// RFC 7636, method S256.
+    pub pkce: bool,
+    /// Lifetimes and limits.
+    pub times: TokenTimes,
+}
+
+/// How a grant is first obtained from a vedauth server.
+#[derive(Clone, Debug)]
+pub enum VedauthGrant {
+    /// `POST authorize/certificate` with this client certificate.
+    Certificate(CertFiles),
+    /// `POST authorize/oauth`.
+    Password {
+        /// User name.
+        username: SecretRef,
+        /// Password.
+        password: SecretRef,
+    },
+    /// `POST authorize/jwt`.
+    Jwt(SecretRef),
+}
+
+/// `vedauth`.
+#[derive(Clone, Debug)]
+pub struct Vedauth {
+    /// Ends in `/vedauth`.
+    pub url: url::Url,
+    /// Case-sensitive.
+    pub client_id: SecretRef,
+    /// Sent as it is.
+    pub scope: Option<String>,
+    /// How the grant is obtained.
+    pub grant: VedauthGrant,
+    /// Whether refresh tokens are used.
+    pub refresh: bool,
+    /// Lifetimes and limits.
+    pub times: TokenTimes,
+}
+
+/// One thing wrong with a file, as `file:line:column: message (hint)`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// File as the user named it.
+    pub file: PathBuf,
+    /// 1-based; 0 when the mistake has no place.
+    pub line: usize,
+    /// 1-based.
+    pub column: usize,
+    /// What is wrong, and where in the document (`vendors.certn.auth: …`).
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}

@@ -1,0 +1,109 @@
+//! Reading the secrets a configuration refers to.
+
+use std::path::PathBuf;
+
+use zeroize::Zeroizing;
+
+use crate::config::SecretRef;
+use crate::secret::Secret;
+
+/// A secret that cannot be read. Names the place it should be at, never its value.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// No such environment variable.
+    #[error("the environment variable {0} is not set")]
+    NoVariable(String),
+    /// The variable or file holds bytes that are no text.
+    #[error("{0} does not hold UTF-8 text")]
+    NotText(String),
+    /// There, and empty.
+    #[error("{0} is empty")]
+    Empty(String),
+    /// The file cannot be read.
+    #[error("the file {path} cannot be read: {cause}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+}
+
+impl SecretRef {
+    /// The secret as it is now: files are read again at each call.
+    ///
+    /// # Errors
+    /// [`SecretError`] when it is missing, unreadable, not UTF-8 or empty.
+    pub fn resolve(&self) -> Result<Secret, SecretError> {
+        let bytes = self.resolve_bytes()?;
+        let text =
+            std::str::from_utf8(&bytes).map_err(|_| SecretError::NotText(self.describe()))?;
+        let secret = Secret::new(text);
+        if secret.expose().is_empty() {
+            return Err(SecretError::Empty(self.describe()));
+        }
+        Ok(secret)
+    }
+
+    /// The bytes as they are, nothing trimmed: for keys that may be raw.
+    ///
+    /// # Errors
+    /// [`SecretError`] when it is missing or unreadable.
+    pub fn resolve_bytes(&self) -> Result<Zeroizing<Vec<u8>>, SecretError> {
+        match self {
+            Self::Env(name) => std::env::var(name)
+                .map(|text| Zeroizing::new(text.into_bytes()))
+                .map_err(|cause| match cause {
+                    std::env::VarError::NotPresent => SecretError::NoVariable(name.clone()),
+                    std::env::VarError::NotUnicode(_) => SecretError::NotText(self.describe()),
+                }),
+            Self::File(path) => {
+                std::fs::read(path)
+                    .map(Zeroizing::new)
+                    .map_err(|cause| SecretError::Unreadable {
+                        path: path.clone(),
+                        cause,
+                    })
+            }
+            Self::Value(secret) => Ok(Zeroizing::new(secret.expose().as_bytes().to_vec())),
+        }
+    }
+
+    /// Where the secret is, for people: never what it is.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Env(name) => format!("the environment variable {name}"),
+            Self::File(path) => format!("the file {}", path.display()),
+            Self::Value(_) => "the value in the configuration".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_trimmed_and_read_again_at_each_call() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        let secret = SecretRef::File(path.clone());
+
+        std::fs::write(&path, " one\n").unwrap();
+        assert_eq!(secret.resolve().unwrap().expose(), "one");
+        std::fs::write(&path, "two\r\n").unwrap();
+        assert_eq!(secret.resolve().unwrap().expose(), "two");
+        std::fs::write(&path, "\n").unwrap();
+        assert!(matches!(secret.resolve(), Err(SecretError::Empty(_))));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let missing = SecretRef::Env("COUNTERSIGN_NO_SUCH_VARIABLE".into());
+        assert_eq!(
+            missing.resolve().unwrap_err().to_string(),
+            "the environment variable COUNTERSIGN_NO_SUCH_VARIABLE is not set"
+        );
+    }
+}

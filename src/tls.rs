@@ -1,0 +1,226 @@
+//! Certificates and keys: read from PEM files, checked before anything uses them, digested.
+//!
+//! Everything that speaks TLS starts here: listeners, upstream peers and token requests.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::digest;
+use rustls::client::WebPkiServerVerifier;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, RootCertStore};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::config::CertFiles;
+
+/// A certificate or key file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read, or holds no PEM of the wanted kind.
+    #[error("{path}: {cause}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system or the parser said.
+        cause: String,
+    },
+    /// Read, but unusable: another key's certificate, an unknown key type.
+    #[error("{cert} with {key}: {cause}")]
+    Mismatch {
+        /// The certificate file.
+        cert: PathBuf,
+        /// The key file.
+        key: PathBuf,
+        /// What rustls said.
+        cause: String,
+    },
+}
+
+/// A certificate chain with its private key, proven to belong together.
+pub struct Identity {
+    /// The chain, leaf first, DER.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The leaf's private key, DER.
+    pub key: PrivateKeyDer<'static>,
+    /// SHA-256 of the leaf.
+    pub leaf_sha256: [u8; 32],
+    /// The leaf's end of validity.
+    pub not_after: SystemTime,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity")
+            .field("leaf_sha256", &hex::encode(self.leaf_sha256))
+            .finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    /// Reads and checks a certificate chain and its key.
+    ///
+    /// # Errors
+    /// When a file is unreadable or not PEM, or the key is not the leaf's.
+    pub fn load(files: &CertFiles) -> Result<Self, Error> {
+        let chain = certificates(&files.cert)?;
+        let key = PrivateKeyDer::from_pem_file(&files.key)
+            .map_err(|cause| unreadable(&files.key, cause))?;
+        let leaf_sha256 = sha256(&[&chain[0]]);
+        let not_after = not_after(&chain[0]).map_err(|cause| unreadable(&files.cert, cause))?;
+        let identity = Self {
+            chain,
+            key,
+            leaf_sha256,
+            not_after,
+        };
+        identity.certified().map_err(|cause| Error::Mismatch {
+            cert: files.cert.clone(),
+            key: files.key.clone(),
+            cause: cause.to_string(),
+        })?;
+        Ok(identity)
+    }
+
+    /// The form rustls listeners and clients want.
+    ///
+    /// # Errors
+    /// When the key is of an unknown type or not the leaf's; never after [`Identity::load`].
+    pub fn certified(&self) -> Result<Arc<CertifiedKey>, rustls::Error> {
+        CertifiedKey::from_der(self.chain.clone(), self.key.clone_key(), &provider()).map(Arc::new)
+    }
+}
+
+/// The certificates that are trusted as issuers of a server's certificate.
+#[derive(Clone)]
+pub struct Roots {
+    /// DER.
+    pub certificates: Vec<CertificateDer<'static>>,
+    /// SHA-256 over the sorted certificates.
+    pub sha256: [u8; 32],
+}
+
+impl std::fmt::Debug for Roots {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Roots")
+            .field("certificates", &self.certificates.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Roots {
+    /// Reads a PEM bundle.
+    ///
+    /// # Errors
+    /// When the file is unreadable or holds no certificate that can be an issuer.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let roots = Self::new(certificates(path)?);
+        roots.store().map_err(|cause| unreadable(path, cause))?;
+        Ok(roots)
+    }
+
+    /// The operating system's roots, `SSL_CERT_FILE` and `SSL_CERT_DIR` included. May be empty on
+    /// a bare container image; then nothing verifies.
+    #[must_use]
+    pub fn system() -> Self {
+        Self::new(rustls_native_certs::load_native_certs().certs)
+    }
+
+    fn new(certificates: Vec<CertificateDer<'static>>) -> Self {
+        let mut sorted: Vec<&[u8]> = certificates.iter().map(AsRef::as_ref).collect();
+        sorted.sort_unstable();
+        let sha256 = sha256(&sorted);
+        Self {
+            certificates,
+            sha256,
+        }
+    }
+
+    /// The form rustls wants.
+    ///
+    /// # Errors
+    /// When no certificate can be an issuer.
+    pub fn store(&self) -> Result<RootCertStore, rustls::Error> {
+        let mut store = RootCertStore::empty();
+        let (added, _) = store.add_parsable_certificates(self.certificates.iter().cloned());
+        if added == 0 {
+            return Err(rustls::Error::General(
+                "no certificate in it can be trusted as an issuer".into(),
+            ));
+        }
+        Ok(store)
+    }
+
+    /// A client's TLS settings: this trust, and the identity shown when the server asks for one.
+    /// TLS 1.2 and 1.3, names always verified.
+    ///
+    /// # Errors
+    /// When there is no usable root, or the identity's key cannot be used.
+    pub fn client_config(
+        &self,
+        identity: Option<&Identity>,
+    ) -> Result<ClientConfig, rustls::Error> {
+        let provider = Arc::new(provider());
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(self.store()?), provider.clone())
+                .build()
+                .map_err(|cause| rustls::Error::General(cause.to_string()))?;
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_webpki_verifier(verifier);
+        match identity {
+            Some(identity) => {
+                builder.with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
+            }
+            None => Ok(builder.with_no_client_auth()),
+        }
+    }
+}
+
+/// The process's cryptography. Must be called before anything else touches TLS: pingora would
+/// install another provider, and libraries that find two cannot choose.
+pub fn install_provider() {
+    // Already installed by another part of the same process (tests): the same provider.
+    let _ = provider().install_default();
+}
+
+/// SHA-256 over the concatenation of `parts`.
+#[must_use]
+pub fn sha256(parts: &[&[u8]]) -> [u8; 32] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for part in parts {
+        context.update(part);
+    }
+    let mut sum = [0; 32];
+    sum.copy_from_slice(context.finish().as_ref());
+    sum
+}
+
+fn provider() -> rustls::crypto::CryptoProvider {
+    rustls::crypto::aws_lc_rs::default_provider()
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let chain = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|cause| unreadable(path, cause))?;
+    if chain.is_empty() {
+        return Err(unreadable(path, "no certificate (PEM) in it"));
+    }
+    Ok(chain)
+}
+
+fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, String> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|cause| cause.to_string())?;
+    let seconds = parsed.validity().not_after.timestamp();
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+}
+
+fn unreadable(path: &Path, cause: impl ToString) -> Error {
+    Error::Unreadable {
+        path: path.to_owned(),
+        cause: cause.to_string(),
+    }
+}

@@ -9,9 +9,14 @@
 //! There is one writer per credential, so two fetches for one credential never overlap in this
 //! process: no lock, no single-flight map. A failed fetch never removes a credential that works.
 
+mod client_auth;
 mod fixed;
 mod inputs;
+mod oauth2;
 mod pace;
+mod rotation;
+mod token_request;
+mod vedauth;
 
 use std::fmt;
 use std::sync::Arc;
@@ -30,7 +35,10 @@ use crate::config::{self, Auth};
 use crate::metrics::FetchMetrics;
 use crate::store::Store;
 use fixed::{Fixed, Shape};
+use oauth2::{ClientCredentials, CodeServer};
 use pace::{Forced, MIN_PAUSE};
+use rotation::Rotation;
+use vedauth::{Unrefreshed, Vedauth};
 
 /// Obtains a credential. Implement this to add a kind of credential.
 #[async_trait]
@@ -423,7 +431,7 @@ pub fn start(
         credential.publish(issued);
         Ok::<_, StartError>((credential, Arc::new(fixed) as Arc<dyn Source>))
     };
-    let _ = store;
+    let token = |source: Arc<dyn Source>| (Credential::new(true), source);
     let (credential, source) = match auth {
         Auth::Bearer { token } => fixed(Shape::Bearer(token.clone()))?,
         Auth::Basic { username, password } => fixed(Shape::Basic {
@@ -434,18 +442,44 @@ pub fn start(
             headers.iter().map(|(_, value)| value.clone()).collect(),
         ))?,
         Auth::Query(pairs) => fixed(Shape::Query(pairs.clone()))?,
-        Auth::ClientCredentials(_) | Auth::AuthorizationCode(_) | Auth::Vedauth(_) => {
-            return Err(StartError::NoAuth("token kinds come next".into()));
+        Auth::ClientCredentials(config) => token(Arc::new(ClientCredentials::new(config, vendor))),
+        Auth::AuthorizationCode(config) => {
+            let (server, inputs) = CodeServer::new(config, vendor);
+            token(Arc::new(Rotation::new(
+                server,
+                inputs,
+                store,
+                vendor,
+                config.times,
+            )))
+        }
+        Auth::Vedauth(config) => {
+            let (server, inputs) = Vedauth::new(config, vendor);
+            if config.refresh {
+                token(Arc::new(Rotation::new(
+                    server,
+                    inputs,
+                    store,
+                    vendor,
+                    config.times,
+                )))
+            } else {
+                token(Arc::new(Unrefreshed { server, inputs }))
+            }
+        }
+    };
+    let request_timeout = match auth {
+        Auth::ClientCredentials(config) => config.times.request_timeout,
+        Auth::AuthorizationCode(config) => config.times.request_timeout,
+        Auth::Vedauth(config) => config.times.request_timeout,
+        // Nothing is requested.
+        Auth::Bearer { .. } | Auth::Basic { .. } | Auth::Headers(_) | Auth::Query(_) => {
+            Duration::ZERO
         }
     };
     let credential = Arc::new(credential);
-    let keeping = keep_fresh(
-        credential.clone(),
-        source,
-        vendor.name.clone(),
-        metrics,
-        Duration::from_secs(10),
-    );
+    let name = vendor.name.clone();
+    let keeping = keep_fresh(credential.clone(), source, name, metrics, request_timeout);
     let task = tokio::spawn(keeping);
     Ok((credential, Keeper(task.abort_handle())))
 }

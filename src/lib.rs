@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod credential;
+pub mod demo;
 pub mod metrics;
 pub mod secret;
 pub mod tls;

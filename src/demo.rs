@@ -216,3 +216,60 @@ fn write_private(path: &Path, text: &str) -> io::Result<()> {
         .open(path)?
         .write_all(text.as_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::CertFiles;
+    use crate::tls::{Identity, Roots, install_provider};
+
+    /// The stand-ins and the directory that must live as long as they do.
+    pub(super) async fn stands() -> (tempfile::TempDir, Stands) {
+        install_provider();
+        let dir = tempfile::tempdir().unwrap();
+        let stands = Stands::start(dir.path()).await.unwrap();
+        (dir, stands)
+    }
+
+    /// A client that trusts the stand-ins, follows no redirect and shows `identity`.
+    pub(super) fn client(files: &Files, identity: Option<&CertFiles>) -> reqwest::Client {
+        let identity = identity.map(|files| Identity::load(files).unwrap());
+        let roots = Roots::load(&files.ca).unwrap();
+        reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(Duration::from_secs(10))
+            .tls_backend_preconfigured(roots.client_config(identity.as_ref()).unwrap())
+            .build()
+            .unwrap()
+    }
+
+    /// Status and JSON body (`Null` when it is none).
+    pub(super) async fn answer(request: reqwest::RequestBuilder) -> (u16, serde_json::Value) {
+        let response = request.send().await.unwrap();
+        let status = response.status().as_u16();
+        let body = response.bytes().await.unwrap();
+        (status, serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    #[tokio::test]
+    async fn keys_are_readable_by_their_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let (_dir, stands) = stands().await;
+        for key in [&stands.files.sectigo.key, &stands.files.foreign.key] {
+            let mode = std::fs::metadata(key).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{}", key.display());
+        }
+    }
+
+    #[tokio::test]
+    async fn two_starts_share_no_secret() {
+        let (_first, first) = stands().await;
+        let (_second, second) = stands().await;
+
+        assert_ne!(first.logins.certn.secret, second.logins.certn.secret);
+        let stranger = client(&first.files, None);
+        assert!(stranger.get(second.certn.url()).send().await.is_err());
+    }
+}

@@ -1,4 +1,4 @@
-//! `CertCenter`: a static bearer token with its suffix, or `OAuth2` client credentials whose request
+//! `CertCenter`: a static bearer token with its suffix, or client credentials whose request
 //! is one JSON object. Answers of the API carry `success`; a 401 also stands for missing rights.
 
 use std::sync::Arc;
@@ -87,5 +87,63 @@ impl Part for CertCenter {
 
     fn is_token_call(&self, seen: &Seen) -> bool {
         seen.path().eq_ignore_ascii_case("/oauth2/token")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{answer, client, stands};
+    use super::*;
+
+    #[tokio::test]
+    async fn the_static_token_opens_the_api_and_another_does_not() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, None);
+        let limit = stands.certcenter.url() + "/rest/v1/Limit";
+        let token = &stands.logins.certcenter_token;
+
+        let (status, body) = answer(client.get(&limit).bearer_auth(token)).await;
+        assert_eq!(status, 200);
+        assert_eq!(
+            body,
+            json!({"LimitInfo": {"Used": 2182.5, "Limit": 50000.0}, "success": true})
+        );
+        let profile = stands.certcenter.url() + "/rest/v1/Profile";
+        let (_, body) = answer(client.get(profile).bearer_auth(token)).await;
+        assert_eq!(body["OAuth2_Token"], token.as_str());
+
+        let bare = token.trim_end_matches(SUFFIX);
+        for wrong in [bare, &CertCenter::token()] {
+            let (status, body) = answer(client.get(&limit).bearer_auth(wrong)).await;
+            assert_eq!((status, &body["success"]), (401, &json!(false)));
+        }
+        assert_eq!(answer(client.get(&limit)).await.0, 401);
+    }
+
+    #[tokio::test]
+    async fn the_token_endpoint_takes_json_and_answers_400_to_a_wrong_secret() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, None);
+        let token_url = stands.certcenter.url() + "/oauth2/token";
+        let Client { id, secret } = &stands.logins.certcenter;
+        let right = json!({
+            "grant_type": "client_credentials",
+            "client_id": id,
+            "client_secret": secret,
+            "scope": "order",
+        });
+
+        let (status, body) = answer(client.post(&token_url).json(&right)).await;
+        assert_eq!((status, &body["expires_in"]), (200, &json!(86400)));
+        let token = body["access_token"].as_str().unwrap();
+        let limit = stands.certcenter.url() + "/rest/v1/Limit";
+        assert_eq!(answer(client.get(limit).bearer_auth(token)).await.0, 200);
+
+        let (status, body) = answer(client.post(&token_url).form(&right)).await;
+        assert_eq!((status, &body["error"]), (400, &json!("invalid_request")));
+        let mut wrong = right.clone();
+        wrong["client_secret"] = json!("wrong");
+        let (status, body) = answer(client.post(&token_url).json(&wrong)).await;
+        assert_eq!((status, &body["error"]), (400, &json!("invalid_client")));
     }
 }

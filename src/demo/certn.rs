@@ -109,3 +109,57 @@ impl Part for Certn {
         matches!(seen.path(), "/token/" | "/token")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{answer, client, stands};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_token_comes_for_form_encoded_basic_by_post_with_the_slash() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, None);
+        let token_url = stands.certn.url() + "/token/";
+        let Client { id, secret } = &stands.logins.certn;
+        let encoded: String = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
+        let form = json!({"grant_type": "client_credentials"});
+        let post = |url: &str| client.post(url).basic_auth(id, Some(&encoded));
+
+        let (status, body) = answer(post(&token_url).form(&form)).await;
+        assert_eq!((status, &body["expires_in"]), (200, &json!(36000)));
+        let token = body["access_token"].as_str().unwrap();
+        let api = stands.certn.url() + "/hr/v1/applicants/";
+        let (status, _) = answer(client.get(&api).bearer_auth(token)).await;
+        assert_eq!(status, 200);
+
+        let (status, body) = answer(post(&token_url).json(&form)).await;
+        assert_eq!(
+            (status, &body["error"]),
+            (400, &json!("unsupported_grant_type"))
+        );
+        let raw = client.post(&token_url).basic_auth(id, Some(secret));
+        let (status, body) = answer(raw.form(&form)).await;
+        assert_eq!(
+            (status, body),
+            (401, json!({"error": "invalid_client"})),
+            "the secret's + and % must be encoded first"
+        );
+        assert_eq!(answer(client.get(&token_url)).await.0, 405);
+        let slashless = post(token_url.trim_end_matches('/')).form(&form);
+        let response = slashless.send().await.unwrap();
+        assert_eq!(response.status(), 301);
+        assert_eq!(response.headers()["location"], "/token/");
+    }
+
+    #[tokio::test]
+    async fn no_token_and_a_dead_one_get_the_same_detail() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, None);
+        let api = stands.certn.url() + "/hr/v1/applicants/";
+        let detail = json!({"detail": "Authentication credentials were not provided."});
+
+        for request in [client.get(&api), client.get(&api).bearer_auth("dead")] {
+            assert_eq!(answer(request).await, (401, detail.clone()));
+        }
+    }
+}

@@ -215,3 +215,94 @@ impl Part for DirectCa {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::super::Stands;
+    use super::super::tests::{answer, client, stands};
+    use super::*;
+
+    async fn consent(stands: &Stands, client: &reqwest::Client, state: &str) -> url::Url {
+        let query = [
+            ("client_id", stands.logins.maxmd.id.as_str()),
+            ("redirect_uri", "http://127.0.0.1:1/callback"),
+            ("scope", "tuser.account"),
+            ("response_type", "code"),
+            ("state", state),
+        ];
+        let url = stands.maxmd_auth.url() + "/oauth/authorize";
+        let url = url::Url::parse_with_params(&url, query).unwrap();
+        let response = client.get(url).send().await.unwrap();
+        assert_eq!(response.status(), 302);
+        let location = response.headers()["location"].to_str().unwrap();
+        location.parse().unwrap()
+    }
+
+    async fn exchange(
+        stands: &Stands,
+        client: &reqwest::Client,
+        grant: (&str, &str, &str),
+    ) -> (u16, Value) {
+        let Client { id, secret } = &stands.logins.maxmd;
+        let (kind, name, value) = grant;
+        let form = json!({
+            "grant_type": kind, "client_id": id, "client_secret": secret, name: value,
+        });
+        answer(
+            client
+                .post(stands.maxmd_auth.url() + "/oauth/token")
+                .form(&form),
+        )
+        .await
+    }
+
+    #[tokio::test]
+    async fn a_code_works_once_and_the_state_comes_back() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, None);
+        let back = consent(&stands, &client, "a b").await;
+        let pairs: HashMap<_, _> = back.query_pairs().into_owned().collect();
+        assert_eq!(pairs["state"], "a b");
+        let code = pairs["code"].as_str();
+
+        let grant = ("authorization_code", "code", code);
+        let (status, body) = exchange(&stands, &client, grant).await;
+        assert_eq!((status, &body["expires_in"]), (200, &json!(3600)));
+        let api = stands.maxmd.url() + "/api/certificate/direct.example.com";
+        let token = body["access_token"].as_str().unwrap();
+        assert_eq!(answer(client.get(&api).bearer_auth(token)).await.0, 200);
+        let (status, body) = answer(client.get(&api).bearer_auth("dead")).await;
+        assert_eq!((status, &body["error"]), (401, &json!("Unauthorized")));
+        assert!(body["description"].is_string());
+
+        let (status, body) = exchange(&stands, &client, grant).await;
+        assert_eq!((status, &body["error"]), (400, &json!("invalid_grant")));
+    }
+
+    #[tokio::test]
+    async fn using_a_refresh_token_twice_ends_the_whole_family() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, None);
+        let back = consent(&stands, &client, "").await;
+        let (_, code) = back.query_pairs().next().unwrap();
+        let (_, first) = exchange(&stands, &client, ("authorization_code", "code", &code)).await;
+        let refresh = |answer: &Value| answer["refresh_token"].as_str().unwrap().to_owned();
+        let old = refresh(&first);
+        let (status, second) =
+            exchange(&stands, &client, ("refresh_token", "refresh_token", &old)).await;
+        assert_eq!(status, 200);
+        let newer = refresh(&second);
+        assert_ne!(old, newer);
+
+        for token in [&old, &newer] {
+            let grant = ("refresh_token", "refresh_token", token.as_str());
+            let (status, body) = exchange(&stands, &client, grant).await;
+            assert_eq!((status, &body["error"]), (400, &json!("invalid_grant")));
+        }
+        let api = stands.maxmd.url() + "/api/certificate/direct.example.com";
+        let token = second["access_token"].as_str().unwrap();
+        assert_eq!(answer(client.get(&api).bearer_auth(token)).await.0, 401);
+    }
+}

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -441,7 +442,7 @@ impl Answer {
                 response = response.header("Content-Length", self.body.len());
                 let mut body = Bytes::from(self.body);
                 body.truncate(at);
-                Body::new(Cut(Some(body)))
+                Body::new(Cut::Part(body))
             }
             None => Body::from(self.body),
         };
@@ -454,7 +455,12 @@ impl Answer {
 }
 
 /// A body that breaks off after its first part.
-struct Cut(Option<Bytes>);
+enum Cut {
+    Part(Bytes),
+    /// The library flushes the part while it waits for more, and drops it on an error.
+    Pause,
+    End,
+}
 
 impl hyper::body::Body for Cut {
     type Data = Bytes;
@@ -462,12 +468,19 @@ impl hyper::body::Body for Cut {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        Poll::Ready(Some(match self.0.take() {
-            Some(part) => Ok(Frame::data(part)),
-            None => Err(io::ErrorKind::ConnectionAborted.into()),
-        }))
+        match mem::replace(&mut *self, Self::End) {
+            Self::Part(part) => {
+                *self = Self::Pause;
+                Poll::Ready(Some(Ok(Frame::data(part))))
+            }
+            Self::Pause => {
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Self::End => Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into()))),
+        }
     }
 }
 
@@ -638,5 +651,192 @@ fn member(form: &[u8], name: &str) -> Option<String> {
     match (values.next(), values.next()) {
         (Some((_, value)), None) => Some(value.into_owned()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::super::echo;
+    use super::super::tests::{answer, client, stands};
+    use super::*;
+
+    /// Sends `bytes` in one piece and reads to the end.
+    async fn speak(stand: &Stand, bytes: &str) -> String {
+        let mut tcp = TcpStream::connect(stand.address()).await.unwrap();
+        tcp.write_all(bytes.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // A connection that is cut short may end in an error; what came before counts.
+        let _ = tcp.read_to_end(&mut answer).await;
+        String::from_utf8(answer).unwrap()
+    }
+
+    #[tokio::test]
+    async fn order_spelling_and_bytes_are_kept() {
+        let stand = echo().await.unwrap();
+        let request = "POST /a%2f?x=1&x=2 HTTP/1.1\r\nhost: a\r\nX-b: 1\r\ncustomerUri:  c \r\n\
+                       x-B: 2\r\nTransfer-Encoding: chunked\r\nconnection: close\r\n\r\n\
+                       3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
+        speak(&stand, request).await;
+
+        let seen = &stand.requests()[0];
+        assert_eq!(seen.raw, request.as_bytes());
+        assert_eq!(stand.connections(), [request.as_bytes()]);
+        assert_eq!(seen.target, "/a%2f?x=1&x=2");
+        assert_eq!(seen.body, b"abcde");
+        let fields: Vec<_> = seen
+            .fields
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .take(4)
+            .collect();
+        assert_eq!(
+            fields,
+            [
+                ("host", "a"),
+                ("X-b", "1"),
+                ("customerUri", "c"),
+                ("x-B", "2")
+            ]
+        );
+        assert_eq!(seen.exact_field("customerUri"), Some("c"));
+        assert_eq!(seen.exact_field("customeruri"), None);
+        assert_eq!(seen.field("x-b"), None, "two of a kind prove nothing");
+    }
+
+    #[tokio::test]
+    async fn requests_of_one_connection_are_told_apart_and_pipelined_ones_refused() {
+        let stand = echo().await.unwrap();
+        let mut tcp = TcpStream::connect(stand.address()).await.unwrap();
+        for n in 0..2 {
+            let request = format!("GET /{n} HTTP/1.1\r\nHost: a\r\n\r\n");
+            tcp.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = [0; 512];
+            let read = tcp.read(&mut answer).await.unwrap();
+            assert!(answer[..read].starts_with(b"HTTP/1.1 200 OK\r\n"));
+            assert_eq!(stand.requests()[n].raw, request.as_bytes());
+            assert_eq!(stand.requests()[n].connection, 0);
+        }
+
+        let two = "GET /a HTTP/1.1\r\nHost: a\r\n\r\nGET /b HTTP/1.1\r\nHost: a\r\n\
+                   Connection: close\r\n\r\n";
+        let answers = speak(&stand, two).await;
+        assert!(answers.contains("HTTP/1.1 400 Pipelined\r\n"), "{answers}");
+        assert_eq!(stand.requests().len(), 3);
+        assert_eq!(stand.requests()[2].raw, two.as_bytes());
+    }
+
+    #[tokio::test]
+    async fn the_echo_answers_as_it_is_told() {
+        let stand = echo().await.unwrap();
+        let get = |query: &str| {
+            format!("GET /?{query} HTTP/1.1\r\nHost: a\r\nX-A: b\r\nConnection: close\r\n\r\n")
+        };
+
+        let answer = speak(
+            &stand,
+            &get("status=299&reason=Odd+one&header=X-C:d&echo=x-a"),
+        )
+        .await;
+        assert!(answer.starts_with("HTTP/1.1 299 Odd one\r\n"), "{answer}");
+        assert!(answer.contains("\r\nX-C: d\r\n"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\nb"), "{answer}");
+
+        let answer = speak(&stand, &get("size=100&cut=10")).await;
+        assert!(answer.contains("\r\nContent-Length: 100\r\n"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\nxxxxxxxxxx"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn token_requests_fail_and_tokens_end_when_told_to() {
+        let (_dir, stands) = stands().await;
+        let stand = &stands.certcenter;
+        let client = client(&stands.files, None);
+        let login = &stands.logins.certcenter;
+        let ask = || {
+            client
+                .post(stand.url() + "/oauth2/token")
+                .json(&serde_json::json!({
+                    "grant_type": "client_credentials",
+                    "client_id": login.id,
+                    "client_secret": login.secret,
+                }))
+        };
+        let limit = |token: &Value| {
+            client
+                .get(stand.url() + "/rest/v1/Limit")
+                .bearer_auth(token.as_str().unwrap())
+        };
+
+        stand.fail_next(1, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(answer(ask()).await.0, 503);
+        stand.set_lifetime(Duration::from_secs(7));
+        let (status, body) = answer(ask()).await;
+        assert_eq!((status, body["expires_in"].as_u64()), (200, Some(7)));
+        assert_eq!(answer(limit(&body["access_token"])).await.0, 200);
+        stand.revoke_all();
+        assert_eq!(answer(limit(&body["access_token"])).await.0, 401);
+        stand.omit_expires_in();
+        stand.set_lifetime(Duration::ZERO);
+        let (_, body) = answer(ask()).await;
+        assert_eq!(body["expires_in"], Value::Null);
+        assert_eq!(answer(limit(&body["access_token"])).await.0, 401);
+
+        assert_eq!(stand.token_calls().len(), 3);
+        assert_eq!(stand.api_calls().len(), 3);
+        let statuses: Vec<u16> = stand.token_calls().iter().map(|seen| seen.status).collect();
+        assert_eq!(statuses, [503, 200, 200]);
+        assert!(stand.has_read(&login.id));
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_answered_slowly_is_listed_at_once() {
+        let (_dir, stands) = stands().await;
+        let stand = &stands.certn;
+        stand.delay(Duration::from_hours(1));
+        let client = client(&stands.files, None);
+        let asking = tokio::spawn(client.post(stand.url() + "/token/").send());
+
+        let listed = async {
+            while stand.token_calls().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), listed)
+            .await
+            .unwrap();
+        assert_eq!(stand.requests()[0].status, 0);
+        asking.abort();
+    }
+
+    #[tokio::test]
+    async fn a_dropped_stand_in_closes_its_connections() {
+        let stand = echo().await.unwrap();
+        let mut tcp = TcpStream::connect(stand.address()).await.unwrap();
+        tcp.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = [0; 512];
+        assert!(tcp.read(&mut answer).await.unwrap() > 0);
+
+        drop(stand);
+        let end = tokio::time::timeout(Duration::from_secs(10), tcp.read(&mut answer));
+        assert!(matches!(end.await.unwrap(), Ok(0) | Err(_)));
+    }
+
+    #[tokio::test]
+    async fn what_is_printed_of_a_request_holds_no_login() {
+        let stand = echo().await.unwrap();
+        let request = "GET /?token=hunter2 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer hunter2\r\n\
+                       Connection: close\r\n\r\n";
+        speak(&stand, request).await;
+
+        let seen = &stand.requests()[0];
+        assert!(!format!("{seen:?}").contains("hunter2"));
+        assert_eq!(
+            seen.login(),
+            [("Authorization".to_owned(), "Bearer hunter2".to_owned())]
+        );
     }
 }

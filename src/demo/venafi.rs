@@ -275,3 +275,137 @@ fn unix_time() -> u64 {
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Stands;
+    use super::super::tests::{answer, client, stands};
+    use super::*;
+
+    fn post(
+        stands: &Stands,
+        client: &reqwest::Client,
+        call: &str,
+        extra: &Value,
+    ) -> reqwest::RequestBuilder {
+        let mut body = extra.clone();
+        body["client_id"] = json!(stands.logins.venafi_client_id);
+        let url = format!("{}/vedauth/{call}", stands.venafi.url());
+        client.post(url).json(&body)
+    }
+
+    fn scope() -> Value {
+        json!({"scope": "certificate:discover,manage;configuration"})
+    }
+
+    #[tokio::test]
+    async fn a_certificate_brings_a_grant_whatever_the_case_of_the_path() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, Some(&stands.files.venafi));
+
+        let (status, body) =
+            answer(post(&stands, &client, "Authorize/Certificate", &scope())).await;
+        assert_eq!(status, 200);
+        assert!(body["access_token"].as_str().unwrap().ends_with("=="));
+        assert_eq!(body["expires_in"], 7_776_000);
+        let ahead = body["expires"].as_u64().unwrap() - unix_time();
+        assert!((7_775_990..=7_776_000).contains(&ahead), "{ahead}");
+        assert!(body["refresh_until"].as_u64() > body["expires"].as_u64());
+
+        let token = body["access_token"].as_str().unwrap();
+        for path in ["/vedauth/authorize/verify", "/VEDsdk/Certificates/"] {
+            let url = stands.venafi.url() + path;
+            assert_eq!(answer(client.get(&url)).await.0, 401, "{path}");
+            let (status, _) = answer(client.get(url).bearer_auth(token)).await;
+            assert_eq!(status, 200, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wrong_certificate_is_401_with_words() {
+        let (_dir, stands) = stands().await;
+        for (identity, words) in [
+            (
+                Some(&stands.files.foreign),
+                "Certificate not signed by an approved issuer",
+            ),
+            (
+                Some(&stands.files.sectigo),
+                "Certificate did not contain an acceptable identity",
+            ),
+            (None, "Certificate did not contain an acceptable identity"),
+        ] {
+            let client = client(&stands.files, identity);
+            let request = post(&stands, &client, "authorize/certificate", &scope());
+            let response = request.send().await.unwrap();
+            assert_eq!(response.status(), 401);
+            assert_eq!(response.text().await.unwrap(), words);
+        }
+    }
+
+    #[tokio::test]
+    async fn password_and_jwt_bring_a_grant_and_wrong_ones_400() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, None);
+        let logins = &stands.logins;
+        let mut password = scope();
+        password["username"] = json!(logins.venafi_username);
+        password["password"] = json!(logins.venafi_password);
+        let mut jwt = scope();
+        jwt["jwt"] = json!(logins.venafi_jwt);
+
+        for (call, mut body, secret) in [
+            ("authorize/oauth", password, "password"),
+            ("authorize/jwt", jwt, "jwt"),
+        ] {
+            assert_eq!(answer(post(&stands, &client, call, &body)).await.0, 200);
+            let mut without_scope = body.clone();
+            without_scope["scope"] = Value::Null;
+            let (status, answered) = answer(post(&stands, &client, call, &without_scope)).await;
+            assert_eq!((status, &answered["error"]), (400, &json!("invalid_scope")));
+            body[secret] = json!("wrong");
+            let (status, answered) = answer(post(&stands, &client, call, &body)).await;
+            assert_eq!((status, &answered["error"]), (400, &json!("invalid_grant")));
+        }
+    }
+
+    #[tokio::test]
+    async fn refreshing_ends_the_old_access_token_and_works_once() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, Some(&stands.files.venafi));
+        let verify = |token: &Value| {
+            let url = stands.venafi.url() + "/vedauth/authorize/verify";
+            client.get(url).bearer_auth(token.as_str().unwrap())
+        };
+        let (_, first) = answer(post(&stands, &client, "authorize/certificate", &scope())).await;
+        let refresh = json!({"refresh_token": first["refresh_token"]});
+        let (status, second) = answer(post(&stands, &client, "authorize/token", &refresh)).await;
+        assert_eq!(status, 200);
+        assert_eq!(second["refresh_until"], first["refresh_until"]);
+        assert_eq!(answer(verify(&first["access_token"])).await.0, 401);
+        assert_eq!(answer(verify(&second["access_token"])).await.0, 200);
+
+        let (status, body) = answer(post(&stands, &client, "authorize/token", &refresh)).await;
+        assert_eq!((status, &body["error"]), (400, &json!("invalid_grant")));
+        let raw = "Grant has been revoked";
+        assert!(body["error_description"].as_str().unwrap().starts_with(raw));
+        assert_eq!(answer(verify(&second["access_token"])).await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn a_get_of_the_revoke_path_really_revokes() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, Some(&stands.files.venafi));
+        let revoke = stands.venafi.url() + "/vedauth/Revoke/Token";
+        assert_eq!(answer(client.get(&revoke)).await.0, 202);
+        let (_, grant) = answer(post(&stands, &client, "authorize/certificate", &scope())).await;
+        let token = grant["access_token"].as_str().unwrap();
+
+        assert_eq!(answer(client.get(revoke).bearer_auth(token)).await.0, 200);
+        let verify = stands.venafi.url() + "/vedauth/authorize/verify";
+        assert_eq!(answer(client.get(verify).bearer_auth(token)).await.0, 401);
+        let refresh = json!({"refresh_token": grant["refresh_token"]});
+        let (status, _) = answer(post(&stands, &client, "authorize/token", &refresh)).await;
+        assert_eq!(status, 400);
+    }
+}

@@ -8,4 +8,5 @@ pub mod credential;
 pub mod demo;
 pub mod metrics;
 pub mod secret;
+pub mod store;
 pub mod tls;

@@ -6,11 +6,13 @@
 //! so that a test can say what a vendor saw and what it must never see. Nothing of this talks to
 //! any vendor.
 
+mod calls;
 mod certcenter;
 mod certificates;
 mod certn;
 mod echo;
 mod maxmd;
+mod proxy_yaml;
 mod sectigo;
 mod stand;
 mod tokens;
@@ -19,10 +21,11 @@ mod venafi;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use calls::{CALLS, Call, Row};
 pub use certificates::{ClientCert, Files};
 pub use stand::{Seen, Stand};
 use tokens::{Tokens, random_hex};
@@ -51,11 +54,12 @@ pub struct Stands {
     pub logins: Logins,
     /// Certificates, as files.
     pub files: Files,
+    dir: PathBuf,
 }
 
 impl Stands {
-    /// Starts all of them on free ports of 127.0.0.1, with new secrets and new certificates; the
-    /// certificates' files go into `dir`.
+    /// Starts all of them on free ports of 127.0.0.1, with new secrets and new certificates.
+    /// Into `dir` go the certificates, and under `secrets/` what [`Stands::stanzas`] refers to.
     ///
     /// # Errors
     /// When no port is free or `dir` cannot be written.
@@ -92,7 +96,7 @@ impl Stands {
         let part = venafi::Tpp::new(&logins, issued.clone());
         let venafi = Stand::start(part, issued, Some(tls)).await?;
 
-        Ok(Self {
+        let stands = Self {
             certcenter,
             sectigo_auth,
             sectigo,
@@ -103,7 +107,10 @@ impl Stands {
             venafi,
             logins,
             files,
-        })
+            dir: dir.to_owned(),
+        };
+        stands.write_secrets()?;
+        Ok(stands)
     }
 
     /// All of them, for what must hold everywhere.

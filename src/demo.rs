@@ -138,8 +138,10 @@ pub async fn echo() -> io::Result<Stand> {
     Stand::start(echo::Echo, Arc::new(Tokens::new(Duration::ZERO)), None).await
 }
 
-/// What the stand-ins accept; made anew at each start.
+/// What the stand-ins, and the proxy in front of them, accept; made anew at each start.
 pub struct Logins {
+    /// What the proxy's only caller shows to the proxy, and never to a vendor.
+    pub caller_key: String,
     /// The static token, suffix included.
     pub certcenter_token: String,
     /// Client credentials in JSON.
@@ -196,6 +198,7 @@ impl Client {
 impl Logins {
     fn new() -> Self {
         Self {
+            caller_key: random_hex(),
             certcenter_token: certcenter::CertCenter::token(),
             certcenter: Client::new("demo-certcenter"),
             sectigo: Client::new("demo-sectigo"),

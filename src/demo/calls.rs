@@ -144,12 +144,12 @@ pub struct Row {
 }
 
 impl Stands {
-    /// Makes every call of [`CALLS`] through the proxy at `proxy`, as the caller that holds `key`:
-    /// a row for the token request behind it, where there is one, and a row for the call.
+    /// Makes every call of [`CALLS`] through the proxy at `proxy`, as its only caller: a
+    /// row for the token request behind it, where there is one, and a row for the call.
     ///
     /// # Errors
     /// When no HTTP client can be made. Everything else is a row's trouble.
-    pub async fn call_all(&self, proxy: SocketAddr, key: &str) -> Result<Vec<Row>, reqwest::Error> {
+    pub async fn call_all(&self, proxy: SocketAddr) -> Result<Vec<Row>, reqwest::Error> {
         let client = reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
@@ -161,7 +161,7 @@ impl Stands {
             let before = stand.api_calls().len();
             let mut request = client
                 .get(format!("http://{proxy}/{}{}", call.vendor, call.path))
-                .header("X-Countersign-Key", key);
+                .header("X-Countersign-Key", &self.logins.caller_key);
             for name in DECOYS {
                 request = request.header(name, DECOY);
             }
@@ -184,10 +184,10 @@ impl Stands {
                 let asked = asked
                     .iter()
                     .find(|seen| seen.path().eq_ignore_ascii_case(token.path));
-                rows.push(self.row(call.vendor, token.path, asked, token.login, key));
+                rows.push(self.row(call.vendor, token.path, asked, token.login));
             }
             let calls = stand.api_calls().split_off(before);
-            let mut row = self.row(call.vendor, call.path, calls.last(), call.login, key);
+            let mut row = self.row(call.vendor, call.path, calls.last(), call.login);
             if row.trouble.is_none() && calls.len() > 1 {
                 row.trouble = Some(format!("the vendor was called {} times", calls.len()));
             }
@@ -204,14 +204,7 @@ impl Stands {
         Ok(rows)
     }
 
-    fn row(
-        &self,
-        vendor: &'static str,
-        path: &str,
-        seen: Option<&Seen>,
-        demanded: &[&str],
-        key: &str,
-    ) -> Row {
+    fn row(&self, vendor: &'static str, path: &str, seen: Option<&Seen>, demanded: &[&str]) -> Row {
         let Some(seen) = seen else {
             return Row {
                 vendor,
@@ -231,7 +224,7 @@ impl Stands {
                 .iter()
                 .zip(&wanted)
                 .all(|(name, wanted)| name.eq_ignore_ascii_case(wanted));
-        let leaked = [key, DECOY]
+        let leaked = [self.logins.caller_key.as_str(), DECOY]
             .iter()
             .any(|mine| self.all().iter().any(|stand| stand.has_read(mine)));
         let trouble = if leaked {

@@ -13,11 +13,11 @@ use crate::tls::sha256;
 const CALLER: &str = "demo";
 
 impl Stands {
-    /// A whole proxy.yaml: one listener, one caller with `key`, and every vendor. Port 0 lets the
-    /// system choose. It belongs into the directory that [`Stands::start`] was given.
+    /// A whole proxy.yaml: one listener, one caller, and every vendor. Port 0 lets the system
+    /// choose. It belongs into the directory that [`Stands::start`] was given.
     #[must_use]
-    pub fn proxy_yaml(&self, listener: SocketAddr, admin: SocketAddr, key: &str) -> String {
-        let digest = hex::encode(sha256(&[key.as_bytes()]));
+    pub fn proxy_yaml(&self, listener: SocketAddr, admin: SocketAddr) -> String {
+        let digest = hex::encode(sha256(&[self.logins.caller_key.as_bytes()]));
         let stanzas: String = self.stanzas().into_iter().map(|(_, yaml)| yaml).collect();
         format!(
             "\

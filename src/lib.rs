@@ -7,4 +7,5 @@ pub mod config;
 pub mod credential;
 pub mod metrics;
 pub mod secret;
+pub mod store;
 pub mod tls;

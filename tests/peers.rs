@@ -200,7 +200,7 @@ async fn consent_pasted_into_a_terminal_reaches_the_running_proxy() {
         (200, &json!("consent")),
         "{seen}"
     );
-    assert_eq!(seen["scope"], "openid offline_access");
+    assert_eq!(seen["scope"], "openid orders:read");
 }
 
 fn consent_yaml(oidc: &Oidc, client: &str, redirect: &str) -> String {
@@ -218,7 +218,7 @@ vendors:
       authorization_code:
         authorize_url: {origin}/auth
         token_url: {origin}/token
-        scope: openid offline_access
+        scope: openid orders:read
         redirect_uri: {redirect}
         send_redirect_uri: true
         pkce: true

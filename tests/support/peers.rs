@@ -14,7 +14,9 @@ use std::thread;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use url::Url;
@@ -67,9 +69,7 @@ impl Oidc {
         });
         let port = eventually("listening: oidc-provider", || {
             process.assert_running();
-            events
-                .lock()
-                .unwrap()
+            told(&events, "listening")
                 .first()
                 .map(|event| event["port"].clone())
         });
@@ -82,22 +82,22 @@ impl Oidc {
 
     /// The calls of its token endpoint so far: client, grant, auth, scope, error.
     pub fn token_calls(&self) -> Vec<Value> {
-        self.told("token")
+        told(&self.events, "token")
     }
 
     /// How often a reused refresh token has cost its family.
     pub fn families_killed(&self) -> usize {
-        self.told("revoked").len()
+        told(&self.events, "revoked").len()
     }
+}
 
-    fn told(&self, what: &str) -> Vec<Value> {
-        let events = self.events.lock().unwrap();
-        events
-            .iter()
-            .filter(|event| event["event"] == what)
-            .cloned()
-            .collect()
-    }
+fn told(events: &Mutex<Vec<Value>>, what: &str) -> Vec<Value> {
+    let events = events.lock().unwrap();
+    events
+        .iter()
+        .filter(|event| event["event"] == what)
+        .cloned()
+        .collect()
 }
 
 impl Drop for Oidc {
@@ -168,7 +168,8 @@ impl Apache {
             .arg(file("apache.conf"))
             .args(["-C", &format!("Define ROOT {}", root.path().display())])
             .args(["-C", &format!("Define PORT {port}")])
-            .args(["-C", "Define MODULES /usr/lib/apache2/modules"]);
+            .args(["-C", "Define MODULES /usr/lib/apache2/modules"])
+            .stdout(Stdio::null());
         // apache2 does not serve as root.
         if std::fs::metadata(root.path()).unwrap().uid() == 0 {
             give_to_nobody(root.path());
@@ -293,6 +294,10 @@ impl Pki {
         let ca_key = KeyPair::generate().unwrap();
         let mut ca = CertificateParams::new(Vec::new()).unwrap();
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // Of its own: a leaf named like its issuer would pass for self-signed.
+        ca.distinguished_name = DistinguishedName::new();
+        ca.distinguished_name
+            .push(DnType::CommonName, "test authority");
         write("ca.pem", &ca.self_signed(&ca_key).unwrap().pem());
         let issuer = Issuer::new(ca, ca_key);
         for (name, names) in [

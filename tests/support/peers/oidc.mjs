@@ -113,6 +113,7 @@ function handler(issuer) {
       AccessToken: accessTokenSeconds,
       ClientCredentials: accessTokenSeconds,
       Grant: 3600,
+      IdToken: 3600,
       Interaction: 600,
       RefreshToken: 3600,
       Session: 3600,

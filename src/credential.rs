@@ -53,6 +53,7 @@ trait Source: Send + Sync + 'static {
 }
 
 /// A credential as its source issued it.
+#[derive(Debug)]
 struct Issued {
     /// See [`Held::values`].
     values: Vec<HeaderValue>,

@@ -12,4 +12,6 @@
 )]
 
 mod peers;
+mod routing;
 mod support;
+mod tree;

@@ -19,6 +19,7 @@ pub struct Proxy {
     pub admin: SocketAddr,
     child: Child,
     stderr: Arc<Mutex<String>>,
+    stdout: Arc<Mutex<String>>,
 }
 
 impl Proxy {
@@ -30,17 +31,20 @@ impl Proxy {
             .arg("serve")
             .arg("--config")
             .arg(&config)
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let stderr = Arc::new(Mutex::new(String::new()));
         let lines = follow(child.stderr.take().unwrap(), stderr.clone());
+        let stdout = Arc::new(Mutex::new(String::new()));
+        drop(follow(child.stdout.take().unwrap(), stdout.clone()));
         let mut proxy = Self {
             data: SocketAddr::from(([127, 0, 0, 1], 0)),
             admin: SocketAddr::from(([127, 0, 0, 1], 0)),
             child,
             stderr,
+            stdout,
         };
         while proxy.data.port() == 0 || proxy.admin.port() == 0 {
             let Ok(line) = lines.recv_timeout(PATIENCE) else {
@@ -63,24 +67,54 @@ impl Proxy {
         self.stderr.lock().unwrap().clone()
     }
 
+    /// What it has said on stdout so far: the request lines.
+    pub fn stdout(&self) -> String {
+        self.stdout.lock().unwrap().clone()
+    }
+
+    /// Sends `bytes` as they are on a new connection to the listener and reads until it closes.
+    pub fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
+        exchange(self.data, bytes.as_ref())
+    }
+
+    /// Its process id, to send signals to.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for it to end by itself and returns its exit code.
+    pub fn ended(&mut self) -> Option<i32> {
+        eventually("ended", || self.child.try_wait().unwrap()).code()
+    }
+
     /// Status and body of `GET path` on the admin listener; status 0 when nothing came.
     pub fn admin(&self, path: &str) -> (u16, String) {
-        let mut answer = String::new();
-        let exchange = TcpStream::connect(self.admin).and_then(|mut stream| {
-            stream.set_read_timeout(Some(PATIENCE))?;
-            let host = self.admin;
-            write!(
-                stream,
-                "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
-            )?;
-            stream.read_to_string(&mut answer)
-        });
-        let status = answer.get(9..12).and_then(|status| status.parse().ok());
-        match (exchange, status, answer.split_once("\r\n\r\n")) {
-            (Ok(_), Some(status), Some((_, body))) => (status, body.to_owned()),
-            _ => (0, answer),
+        let host = self.admin;
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let answer = exchange(self.admin, head.as_bytes());
+        match answer.split_once("\r\n\r\n") {
+            Some((_, body)) => (status_of(&answer), body.to_owned()),
+            None => (0, answer),
         }
     }
+}
+
+/// The status of a raw answer; 0 when there is none.
+pub fn status_of(answer: &str) -> u16 {
+    let status = answer.get(9..12).and_then(|status| status.parse().ok());
+    status.unwrap_or(0)
+}
+
+/// Sends `bytes` and reads until the other side closes, resets or says nothing more for long.
+pub fn exchange(to: SocketAddr, bytes: &[u8]) -> String {
+    let mut answer = Vec::new();
+    if let Ok(mut stream) = TcpStream::connect(to) {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        // A refusal may come, and the connection go, before all is written.
+        let _ = stream.write_all(bytes);
+        let _ = stream.read_to_end(&mut answer);
+    }
+    String::from_utf8_lossy(&answer).into_owned()
 }
 
 impl Drop for Proxy {

@@ -6,10 +6,10 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{ExitCode, Stdio};
 
-use countersign::config::{Config, Secrets};
-use countersign::demo::{CALLS, Row, Stands};
-use countersign::server::{self, Running};
-use countersign::tls::Roots;
+use crate::config::{Config, Secrets};
+use crate::demo::{CALLS, Row, Stands};
+use crate::server::{self, Running};
+use crate::tls::Roots;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};

@@ -11,9 +11,9 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
 use crate::config::{Config, Secrets};
 use crate::server::logs;
+use clap::{Args, Parser, Subcommand};
 
 /// An authenticating reverse proxy: callers prove who they are to it, it proves who it is to each
 /// vendor, and tokens are always fresh.

@@ -179,6 +179,12 @@ impl Config {
     }
 }
 
+/// The header fields in which vendors' own clients send their secret, from the presets: a caller's
+/// key is looked for there, too.
+pub fn caller_key_headers() -> impl Iterator<Item = &'static str> {
+    presets::caller_key_headers()
+}
+
 /// The JSON Schema of proxy.yaml: the one that [`Config::parse`] checks files against.
 #[must_use]
 pub fn schema() -> &'static Value {

@@ -17,6 +17,7 @@ mod callers;
 mod document;
 mod file;
 mod listeners;
+mod passage;
 mod presets;
 mod reference;
 mod report;
@@ -24,6 +25,7 @@ mod rules;
 pub mod secret_ref;
 mod shape;
 mod units;
+mod upstream;
 mod vendors;
 
 use std::collections::HashSet;
@@ -322,6 +324,10 @@ pub enum SecretRef {
 
 /// One vendor: a way in, an upstream, what may pass, one credential.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of its own in proxy.yaml"
+)]
 pub struct Vendor {
     /// Its key under `vendors:`.
     pub name: String,
@@ -341,7 +347,7 @@ pub struct Vendor {
     pub ca: Option<PathBuf>,
     /// `http://` is accepted for upstream and token URLs.
     pub allow_plaintext: bool,
-    /// Link-local addresses (169.254.0.0/16, fe80::/10) are accepted as upstream.
+    /// Link-local addresses (169.254.0.0/16, `fe80::/10`) are accepted as upstream.
     pub allow_link_local: bool,
     /// How long anything may take.
     pub timeouts: Timeouts,
@@ -504,7 +510,7 @@ pub enum ClientAuth {
         private_key: SecretRef,
         /// `kid` of the assertion's header.
         key_id: Option<String>,
-        /// RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 or EdDSA.
+        /// RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 or `EdDSA`.
         algorithm: String,
         /// `aud`; `None`: the token URL.
         audience: Option<String>,

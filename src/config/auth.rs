@@ -7,7 +7,7 @@ use url::Url;
 use super::file::{self, Entries};
 use super::reference::Context;
 use super::report::{Spot, list};
-use super::vendors::web_url;
+use super::upstream::web_url;
 use crate::config::{
     Auth, AuthorizationCode, CertFiles, ClientAuth, ClientCredentials, SecretRef, TokenTimes,
     Upstream, Vedauth, VedauthGrant,
@@ -37,7 +37,7 @@ pub(super) fn auth(
     } else if let Some(basic) = &written.basic {
         self::basic(basic, &at.key("basic"), context)
     } else if let Some(Entries(headers)) = &written.headers {
-        self::headers(headers, &at.key("headers"), context)
+        Some(self::headers(headers, &at.key("headers"), context))
     } else if let Some(Entries(query)) = &written.query {
         let at = at.key("query");
         let mut read = Vec::with_capacity(query.len());
@@ -102,7 +102,7 @@ fn headers(
     written: &[(String, Option<file::PlainOrSecret>)],
     at: &Spot,
     context: &mut Context<'_>,
-) -> Option<Auth> {
+) -> Auth {
     let mut read: Vec<(String, SecretRef)> = Vec::with_capacity(written.len());
     for (name, value) in written {
         let at = at.key(name);
@@ -145,7 +145,7 @@ fn headers(
             read.push((name.clone(), secret));
         }
     }
-    Some(Auth::Headers(read))
+    Auth::Headers(read)
 }
 
 fn client_credentials(

@@ -64,13 +64,12 @@ pub(super) fn apply(document: &mut Value, report: &mut Report<'_>) {
         let Some(wanted) = vendor.get("preset").and_then(Value::as_str) else {
             continue;
         };
-        match find(wanted) {
-            Some(preset) => fill(vendor, &preset.settings, &at, report),
-            None => {
-                let hint = suggest(wanted, names());
-                report.wrong(&at.key("preset"), "there is no preset of this name", hint);
-                report.unknowable(at);
-            }
+        if let Some(preset) = find(wanted) {
+            fill(vendor, &preset.settings, &at, report);
+        } else {
+            let hint = suggest(wanted, names());
+            report.wrong(&at.key("preset"), "there is no preset of this name", hint);
+            report.unknowable(at);
         }
     }
 }

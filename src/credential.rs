@@ -1131,7 +1131,10 @@ mod tests {
                 states.push(state());
             }
         }
-        assert_eq!(states[..3], [State::Fresh, State::Refreshing, State::Failed]);
+        assert_eq!(
+            states[..3],
+            [State::Fresh, State::Refreshing, State::Failed]
+        );
     }
 
     #[tokio::test(start_paused = true)]

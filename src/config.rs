@@ -2,14 +2,44 @@
 //!
 //! Whoever holds a [`Config`] need not check anything again. [`Config::load`] reports every
 //! mistake of a file at once, each with its position and a hint.
+//!
+//! ```text
+//! text ──document──▶ values, and where they stand
+//!      ──shape─────▶ only what the schema of `file` allows
+//!      ──presets───▶ filled with what is known of the vendor
+//!      ──listeners, callers, vendors, auth──▶ Config
+//! ```
+//!
+//! Every step reports what is wrong and goes on with the rest.
 
+mod auth;
+mod callers;
+mod document;
+mod file;
+mod listeners;
+mod presets;
+mod reference;
+mod report;
+mod rules;
 pub mod secret_ref;
+mod shape;
+mod units;
+mod vendors;
 
+use std::collections::HashSet;
+use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+use self::file::{Entries, File};
+use self::reference::Context;
+use self::report::{Place, Report, Spot};
 use crate::secret::Secret;
+use crate::tls;
 
 /// One valid proxy.yaml.
 #[derive(Clone, Debug)]
@@ -36,6 +66,140 @@ pub struct Config {
     pub vendors: Vec<Vendor>,
     /// What is accepted and deserves a word on stderr.
     pub warnings: Vec<Mistake>,
+}
+
+/// What of secrets, certificates and keys is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Secrets {
+    /// They are read, and must be usable.
+    Resolve,
+    /// Only how the file refers to them.
+    FormOnly,
+}
+
+impl Config {
+    /// Reads the file at `path`.
+    ///
+    /// # Errors
+    /// Every mistake of the file, in its order; the one there is when it cannot be read at all.
+    pub fn load(path: &Path, secrets: Secrets) -> Result<Self, Vec<Mistake>> {
+        let unreadable = |place: Option<Place>, message: String, hint: &str| {
+            vec![Mistake {
+                file: path.to_owned(),
+                line: place.map_or(0, |place| place.line),
+                column: place.map_or(0, |place| place.column),
+                message,
+                hint: (!hint.is_empty()).then(|| hint.to_owned()),
+            }]
+        };
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => Zeroizing::new(bytes),
+            Err(error) => {
+                let hint = if error.kind() == std::io::ErrorKind::NotFound {
+                    "name another file with `--config` or COUNTERSIGN_CONFIG"
+                } else {
+                    ""
+                };
+                return Err(unreadable(None, format!("cannot be read: {error}"), hint));
+            }
+        };
+        match std::str::from_utf8(&bytes) {
+            Ok(text) => Self::parse(text, path, secrets),
+            Err(error) => {
+                let before = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
+                let line = before.rsplit('\n').next().unwrap_or_default();
+                let place = Place {
+                    line: before.matches('\n').count() + 1,
+                    column: line.chars().count() + 1,
+                };
+                let message = "not UTF-8 text".to_owned();
+                Err(unreadable(Some(place), message, "save the file as UTF-8"))
+            }
+        }
+    }
+
+    /// Reads `text` as if it stood in the file at `path`, which relative paths are relative to.
+    ///
+    /// # Errors
+    /// Every mistake of the text, in its order.
+    pub fn parse(text: &str, path: &Path, secrets: Secrets) -> Result<Self, Vec<Mistake>> {
+        let mut report = Report::new(path);
+        let mut document = document::read(text, &mut report);
+        if let Some(document) = &mut document {
+            shape::check(document, &mut report);
+            presets::apply(document, &mut report);
+        }
+        let file: Option<File> = document.and_then(|document| {
+            // Cannot fail: what the schema forbids has been taken out. If the schema and the
+            // types ever disagree, this is the message; serde's own may repeat values.
+            serde_json::from_value(document)
+                .map_err(|_| report.wrong(&Spot::default(), "is not a valid configuration", ""))
+                .ok()
+        });
+        let Some(file) = file else {
+            return Err(report.finish().err().unwrap_or_default());
+        };
+
+        let dir = path.parent().unwrap_or(Path::new("")).to_owned();
+        let mut context = Context {
+            report,
+            dir,
+            secrets,
+        };
+        let no_vendors = Entries(Vec::new());
+        let written = file.vendors.as_ref().unwrap_or(&no_vendors);
+        let names: HashSet<String> = written.0.iter().map(|(name, _)| name.clone()).collect();
+        let callers = callers::callers(file.callers.as_ref(), &names, &mut context);
+        let listeners = listeners::listeners(file.listeners.as_ref(), &callers, &mut context);
+        let admin = listeners::admin(file.admin.as_ref(), &listeners, &mut context);
+        let vendors = vendors::vendors(written, &mut context);
+        let store = store(file.store.as_ref(), &mut context);
+        let or = |span: Option<file::Span>, seconds| {
+            span.map_or(Duration::from_secs(seconds), |span| span.0)
+        };
+        let drain = Drain {
+            delay: or(file.drain.as_ref().and_then(|drain| drain.delay), 5),
+            timeout: or(file.drain.as_ref().and_then(|drain| drain.timeout), 30),
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            sha256: hex::encode(tls::sha256(&[text.as_bytes()])),
+            listeners,
+            admin,
+            threads: file.threads.unwrap_or_else(|| {
+                std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+            }),
+            access_log: file.access_log.unwrap_or(true),
+            drain,
+            callers,
+            store,
+            vendors,
+            warnings: context.report.finish()?,
+        })
+    }
+}
+
+/// The JSON Schema of proxy.yaml: the one that [`Config::parse`] checks files against.
+#[must_use]
+pub fn schema() -> &'static Value {
+    &file::SCHEMA
+}
+
+fn store(written: Option<&file::Store>, context: &mut Context<'_>) -> Store {
+    let dir = written.and_then(|store| store.file.as_ref()?.dir.as_deref());
+    let at = Spot::default().key("store");
+    if dir.is_some_and(str::is_empty) {
+        context
+            .report
+            .wrong(&at.key("file").key("dir"), "is empty", "");
+    }
+    let encryption_key = written
+        .and_then(|store| store.encryption_key.as_ref())
+        .and_then(|key| context.encryption_key(key, &at.key("encryption_key")));
+    Store {
+        dir: context.path(dir.unwrap_or("./state")),
+        encryption_key,
+    }
 }
 
 /// One place callers connect to.
@@ -290,7 +454,7 @@ pub enum Auth {
     ClientCredentials(ClientCredentials),
     /// RFC 6749 §4.1, then §6.
     AuthorizationCode(AuthorizationCode),
-    /// Venafi's token server and those that speak like it.
+    /// A vedauth token server.
     Vedauth(Vedauth),
 }
 
@@ -420,7 +584,7 @@ pub struct Vedauth {
     pub times: TokenTimes,
 }
 
-/// One thing wrong with a file, as `file:line:column: message (hint)`.
+/// One thing wrong with a file, as `file:line:column: message; hint`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
     /// File as the user named it.
@@ -429,8 +593,22 @@ pub struct Mistake {
     pub line: usize,
     /// 1-based.
     pub column: usize,
-    /// What is wrong, and where in the document (`vendors.certn.auth: …`).
+    /// What is wrong, and where in the document (`vendors.acme.auth: …`).
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.file.display())?;
+        if self.line > 0 {
+            write!(f, "{}:{}:", self.line, self.column)?;
+        }
+        write!(f, " {}", self.message)?;
+        if let Some(hint) = &self.hint {
+            write!(f, "; {hint}")?;
+        }
+        Ok(())
+    }
 }

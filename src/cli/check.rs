@@ -1,0 +1,72 @@
+//! `countersign check`: every mistake of a proxy.yaml at once, and nothing sent anywhere.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::config::{Callers, Config, Mistake, Secrets};
+
+/// Reads the file, and every secret and certificate it refers to unless `without_secrets`.
+///
+/// Mistakes and warnings go to stderr, one a line; a summary of a valid file goes to stdout.
+/// Exit code 0, or 2 for a bad configuration.
+#[must_use]
+pub fn run(config: &Path, without_secrets: bool) -> ExitCode {
+    let secrets = if without_secrets {
+        Secrets::FormOnly
+    } else {
+        Secrets::Resolve
+    };
+    match Config::load(config, secrets) {
+        Ok(valid) => {
+            warn(&valid.warnings);
+            // Nobody is left to tell when stdout is closed.
+            let _ = writeln!(io::stdout().lock(), "{}", summary(&valid));
+            ExitCode::SUCCESS
+        }
+        Err(mistakes) => {
+            complain(config, &mistakes);
+            ExitCode::from(BAD_CONFIGURATION)
+        }
+    }
+}
+
+/// Prints warnings to stderr, one a line.
+pub fn warn(warnings: &[Mistake]) {
+    let mut stderr = io::stderr().lock();
+    for warning in warnings {
+        let _ = writeln!(stderr, "warning: {warning}");
+    }
+}
+
+/// Prints mistakes to stderr, one a line, and their number.
+pub fn complain(config: &Path, mistakes: &[Mistake]) {
+    let mut stderr = io::stderr().lock();
+    for mistake in mistakes {
+        let _ = writeln!(stderr, "{mistake}");
+    }
+    let count = counted(mistakes.len(), "mistake");
+    let _ = writeln!(stderr, "{count} in {}", config.display());
+}
+
+/// Exit code of every command that is given a bad configuration.
+pub const BAD_CONFIGURATION: u8 = 2;
+
+fn summary(config: &Config) -> String {
+    let callers = match &config.callers {
+        Callers::Loopback => "callers on loopback only".to_owned(),
+        Callers::Anyone => "anyone may call".to_owned(),
+        Callers::Known(callers) => counted(callers.len(), "caller"),
+    };
+    format!(
+        "{}: valid; {}, {}, {callers}",
+        config.path.display(),
+        counted(config.vendors.len(), "vendor"),
+        counted(config.listeners.len(), "listener"),
+    )
+}
+
+fn counted(number: usize, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{plural}")
+}

@@ -1,0 +1,524 @@
+//! What is shown to a vendor: `auth:`, exactly one kind.
+
+use http::HeaderName;
+use std::time::Duration;
+use url::Url;
+
+use super::file::{self, Entries};
+use super::reference::Context;
+use super::report::{Spot, list};
+use super::vendors::web_url;
+use crate::config::{
+    Auth, AuthorizationCode, CertFiles, ClientAuth, ClientCredentials, SecretRef, TokenTimes,
+    Upstream, Vedauth, VedauthGrant,
+};
+
+/// What of the vendor its credential depends on.
+#[derive(Clone, Copy)]
+pub(super) struct Around<'a> {
+    pub(super) upstream: Option<&'a Upstream>,
+    pub(super) client_cert: Option<&'a CertFiles>,
+    pub(super) allow_plaintext: bool,
+}
+
+/// Reads `auth:`. `None`: something is wrong, which has been reported.
+pub(super) fn auth(
+    written: &file::Auth,
+    around: Around<'_>,
+    at: &Spot,
+    context: &mut Context<'_>,
+) -> Option<Auth> {
+    if let Some(bearer) = &written.bearer {
+        let at = at.key("bearer").key("token");
+        let token = need(bearer.token.as_ref(), &at, context)?;
+        let token = context.secret(token, &at)?;
+        context.header_value(&token, &at);
+        Some(Auth::Bearer { token })
+    } else if let Some(basic) = &written.basic {
+        self::basic(basic, &at.key("basic"), context)
+    } else if let Some(Entries(headers)) = &written.headers {
+        self::headers(headers, &at.key("headers"), context)
+    } else if let Some(Entries(query)) = &written.query {
+        let at = at.key("query");
+        let mut read = Vec::with_capacity(query.len());
+        for (name, secret) in query {
+            let at = at.key(name);
+            if name.is_empty() {
+                context
+                    .report
+                    .wrong_key(&at, "a parameter needs a name", "");
+            }
+            if let Some(secret) = secret {
+                read.extend(
+                    context
+                        .secret(secret, &at)
+                        .map(|secret| (name.clone(), secret)),
+                );
+            }
+        }
+        Some(Auth::Query(read))
+    } else if let Some(client) = &written.client_credentials {
+        let at = at.key("client_credentials");
+        client_credentials(client, around, &at, context).map(Auth::ClientCredentials)
+    } else if let Some(client) = &written.authorization_code {
+        let at = at.key("authorization_code");
+        authorization_code(client, around, &at, context).map(Auth::AuthorizationCode)
+    } else if let Some(server) = &written.vedauth {
+        vedauth(server, around, &at.key("vedauth"), context).map(Auth::Vedauth)
+    } else {
+        None
+    }
+}
+
+fn need<'w, T>(written: Option<&'w T>, at: &Spot, context: &mut Context<'_>) -> Option<&'w T> {
+    if written.is_none() {
+        context.report.missing(at, "");
+    }
+    written
+}
+
+fn basic(written: &file::Basic, at: &Spot, context: &mut Context<'_>) -> Option<Auth> {
+    let name_at = at.key("username");
+    let username = need(written.username.as_ref(), &name_at, context)
+        .and_then(|username| context.plain_or_secret(username, &name_at));
+    if let Some(SecretRef::Value(name)) = &username
+        && name.expose().contains(':')
+    {
+        let hint = "Basic puts a colon between user name and password (RFC 7617 §2)";
+        context
+            .report
+            .wrong(&name_at, "must not hold a colon", hint);
+    }
+    let at = at.key("password");
+    let password = need(written.password.as_ref(), &at, context)
+        .and_then(|password| context.secret(password, &at));
+    Some(Auth::Basic {
+        username: username?,
+        password: password?,
+    })
+}
+
+fn headers(
+    written: &[(String, Option<file::PlainOrSecret>)],
+    at: &Spot,
+    context: &mut Context<'_>,
+) -> Option<Auth> {
+    let mut read: Vec<(String, SecretRef)> = Vec::with_capacity(written.len());
+    for (name, value) in written {
+        let at = at.key(name);
+        let lower = name.to_ascii_lowercase();
+        if HeaderName::from_bytes(name.as_bytes()).is_err() {
+            context.report.wrong_key(&at, "is not a header's name", "");
+            continue;
+        }
+        if FRAMING.contains(&lower.as_str()) {
+            context.report.wrong_key(
+                &at,
+                "cannot carry a credential",
+                "it belongs to the connection, not to the request",
+            );
+            continue;
+        }
+        if read
+            .iter()
+            .any(|(other, _)| other.eq_ignore_ascii_case(name))
+        {
+            context.report.wrong_key(
+                &at,
+                "is given twice",
+                "case does not count in a header's name",
+            );
+        }
+        let Some(value) = value else { continue };
+        let looks_secret = ["authorization", "key", "password", "secret", "token"]
+            .iter()
+            .any(|word| lower.contains(word));
+        if looks_secret && matches!(value, file::PlainOrSecret::Plain(_)) {
+            context.report.warn(
+                &at,
+                "looks like a secret and is written into the configuration",
+                "`{ env: NAME }` or `{ file: PATH }` keep it out",
+            );
+        }
+        if let Some(secret) = context.plain_or_secret(value, &at) {
+            context.header_value(&secret, &at);
+            read.push((name.clone(), secret));
+        }
+    }
+    Some(Auth::Headers(read))
+}
+
+fn client_credentials(
+    written: &file::ClientCredentials,
+    around: Around<'_>,
+    at: &Spot,
+    context: &mut Context<'_>,
+) -> Option<ClientCredentials> {
+    let token_url = login_url(written.token_url.as_ref(), "token_url", around, at, context);
+    let client_id = client_id(written.client_id.as_ref(), at, context);
+    let proof = Proof {
+        client_secret: written.client_secret.as_ref(),
+        private_key: written.private_key.as_ref(),
+        key_id: written.key_id.as_ref(),
+        algorithm: written.algorithm,
+        assertion_audience: written.assertion_audience.as_ref(),
+        client_cert: written.client_cert.as_ref(),
+    };
+    let kind = written.client_auth.unwrap_or(file::ClientAuth::Basic);
+    let client_auth = client_auth(kind, &proof, around, at, context);
+    let mut params = Vec::new();
+    for (name, value) in written.params.iter().flat_map(|params| &params.0) {
+        if OWN_PARAMETERS.contains(&name.as_str()) {
+            context.report.wrong_key(
+                &at.key("params").key(name),
+                "is a parameter of our own",
+                format!(
+                    "further parameters only; ours are {}",
+                    list(&OWN_PARAMETERS)
+                ),
+            );
+        }
+        params.extend(value.clone().map(|value| (name.clone(), value)));
+    }
+    let times = times(
+        written.default_lifetime,
+        written.request_timeout,
+        at,
+        context,
+    );
+    Some(ClientCredentials {
+        token_url: token_url?,
+        client_id: client_id?,
+        client_auth: client_auth?,
+        scope: present(written.scope.as_ref()),
+        audience: present(written.audience.as_ref()),
+        resource: present(written.resource.as_ref()),
+        params,
+        times,
+    })
+}
+
+fn authorization_code(
+    written: &file::AuthorizationCode,
+    around: Around<'_>,
+    at: &Spot,
+    context: &mut Context<'_>,
+) -> Option<AuthorizationCode> {
+    let authorize_url = written.authorize_url.as_ref();
+    let authorize_url = login_url(authorize_url, "authorize_url", around, at, context);
+    let token_url = login_url(written.token_url.as_ref(), "token_url", around, at, context);
+    let client_id = client_id(written.client_id.as_ref(), at, context);
+    let proof = Proof {
+        client_secret: written.client_secret.as_ref(),
+        private_key: written.private_key.as_ref(),
+        key_id: written.key_id.as_ref(),
+        algorithm: written.algorithm,
+        assertion_audience: written.assertion_audience.as_ref(),
+        client_cert: written.client_cert.as_ref(),
+    };
+    let client_auth = match (written.client_auth, &written.client_secret) {
+        // RFC 6749 §2.1: a public client has nothing to prove itself with.
+        (None, None) if proof.private_key.is_none() && proof.client_cert.is_none() => Some(None),
+        (kind, _) => {
+            let kind = kind.unwrap_or(file::ClientAuth::Post);
+            client_auth(kind, &proof, around, at, context).map(Some)
+        }
+    };
+    let redirect_at = at.key("redirect_uri");
+    let redirect_uri = match &written.redirect_uri {
+        None => {
+            context.report.missing(
+                &redirect_at,
+                "as registered with the vendor, for example `http://127.0.0.1:8765/callback`",
+            );
+            None
+        }
+        // RFC 6749 §3.1.2: absolute, without a fragment.
+        Some(text) => match Url::parse(text) {
+            Ok(uri) if uri.fragment().is_none() => Some(uri),
+            Ok(_) => {
+                let message = "must not have a fragment";
+                context.report.wrong(&redirect_at, message, "");
+                None
+            }
+            Err(_) => {
+                context
+                    .report
+                    .wrong(&redirect_at, "is not an absolute URL", "");
+                None
+            }
+        },
+    };
+    let times = times(
+        written.default_lifetime,
+        written.request_timeout,
+        at,
+        context,
+    );
+    Some(AuthorizationCode {
+        authorize_url: authorize_url?,
+        token_url: token_url?,
+        client_id: client_id?,
+        client_auth: client_auth?,
+        scope: present(written.scope.as_ref()),
+        redirect_uri: redirect_uri?,
+        send_redirect_uri: written.send_redirect_uri.unwrap_or(true),
+        pkce: written.pkce.unwrap_or(true),
+        times,
+    })
+}
+
+fn vedauth(
+    written: &file::Vedauth,
+    around: Around<'_>,
+    at: &Spot,
+    context: &mut Context<'_>,
+) -> Option<Vedauth> {
+    let url = match (&written.url, around.upstream) {
+        (Some(_), _) => login_url(written.url.as_ref(), "url", around, at, context),
+        (None, Some(upstream)) => Url::parse(&upstream.origin()).ok(),
+        // Reported as a missing or wrong upstream.
+        (None, None) => None,
+    };
+    let url = url.map(|mut url| {
+        let path = url.path().trim_end_matches('/').to_owned();
+        let last = path.rsplit('/').next().unwrap_or_default();
+        if last.eq_ignore_ascii_case("vedauth") {
+            url.set_path(&path);
+        } else {
+            url.set_path(&format!("{path}/vedauth"));
+        }
+        url
+    });
+    let client_id = client_id(written.client_id.as_ref(), at, context);
+    let user = written.username.is_some() || written.password.is_some();
+    let ways = [written.certificate.is_some(), user, written.jwt.is_some()];
+    let grant = match ways {
+        [true, false, false] => written
+            .certificate
+            .as_ref()
+            .and_then(|files| context.cert_files(files, &at.key("certificate")))
+            .map(VedauthGrant::Certificate),
+        [false, true, false] => {
+            let name_at = at.key("username");
+            let username = need(written.username.as_ref(), &name_at, context)
+                .and_then(|username| context.plain_or_secret(username, &name_at));
+            let at = at.key("password");
+            let password = need(written.password.as_ref(), &at, context)
+                .and_then(|password| context.secret(password, &at));
+            username
+                .zip(password)
+                .map(|(username, password)| VedauthGrant::Password { username, password })
+        }
+        [false, false, true] => written
+            .jwt
+            .as_ref()
+            .and_then(|jwt| context.secret(jwt, &at.key("jwt")))
+            .map(VedauthGrant::Jwt),
+        [false, false, false] => {
+            let certificate = at.key("certificate");
+            context.report.missing(
+                &certificate,
+                "or `username` and `password`, or `jwt`: one of them obtains the grant",
+            );
+            None
+        }
+        [_, _, _] => {
+            context.report.wrong(
+                at,
+                "says more than one way to obtain the grant",
+                "give exactly one of `certificate`, `username` with `password`, and `jwt`",
+            );
+            None
+        }
+    };
+    let times = times(
+        written.default_lifetime,
+        written.request_timeout,
+        at,
+        context,
+    );
+    Some(Vedauth {
+        url: url?,
+        client_id: client_id?,
+        scope: present(written.scope.as_ref()),
+        grant: grant?,
+        refresh: written.refresh.unwrap_or(true),
+        times,
+    })
+}
+
+fn login_url(
+    written: Option<&String>,
+    name: &str,
+    around: Around<'_>,
+    at: &Spot,
+    context: &mut Context<'_>,
+) -> Option<Url> {
+    let at = at.key(name);
+    let text = need(written, &at, context)?;
+    let clear = "the client's secret and the tokens travel";
+    let url = web_url(text, around.allow_plaintext, clear, &at, context)?;
+    // RFC 6749 §3.1, §3.2: a query may stand there, a fragment may not.
+    if url.fragment().is_some() {
+        context.report.wrong(&at, "must not have a fragment", "");
+    }
+    Some(url)
+}
+
+fn client_id(
+    written: Option<&file::PlainOrSecret>,
+    at: &Spot,
+    context: &mut Context<'_>,
+) -> Option<SecretRef> {
+    let at = at.key("client_id");
+    let written = need(written, &at, context)?;
+    context.plain_or_secret(written, &at)
+}
+
+/// All that a client may prove itself with.
+struct Proof<'w> {
+    client_secret: Option<&'w file::Secret>,
+    private_key: Option<&'w file::Secret>,
+    key_id: Option<&'w String>,
+    algorithm: Option<file::Algorithm>,
+    assertion_audience: Option<&'w String>,
+    client_cert: Option<&'w file::CertFiles>,
+}
+
+fn client_auth(
+    kind: file::ClientAuth,
+    proof: &Proof<'_>,
+    around: Around<'_>,
+    at: &Spot,
+    context: &mut Context<'_>,
+) -> Option<ClientAuth> {
+    use file::ClientAuth::{Basic, Json, Post, PrivateKeyJwt, Tls};
+
+    // What the chosen way does not use is a misunderstanding, not a spare.
+    let by_secret = matches!(kind, Basic | Post | Json);
+    let by_key = kind == PrivateKeyJwt;
+    for (name, given, used, hint) in [
+        (
+            "client_secret",
+            proof.client_secret.is_some(),
+            by_secret,
+            BY_SECRET,
+        ),
+        ("private_key", proof.private_key.is_some(), by_key, BY_KEY),
+        ("key_id", proof.key_id.is_some(), by_key, BY_KEY),
+        ("algorithm", proof.algorithm.is_some(), by_key, BY_KEY),
+        (
+            "assertion_audience",
+            proof.assertion_audience.is_some(),
+            by_key,
+            BY_KEY,
+        ),
+        (
+            "client_cert",
+            proof.client_cert.is_some(),
+            kind == Tls,
+            BY_CERT,
+        ),
+    ] {
+        if given && !used {
+            context
+                .report
+                .wrong_key(&at.key(name), "is not used by this `client_auth`", hint);
+        }
+    }
+    match kind {
+        Basic | Post | Json => {
+            let at = at.key("client_secret");
+            let secret = need(proof.client_secret, &at, context)?;
+            let secret = context.secret(secret, &at)?;
+            Some(match kind {
+                Post => ClientAuth::Post(secret),
+                Json => ClientAuth::Json(secret),
+                Basic | PrivateKeyJwt | Tls => ClientAuth::Basic(secret),
+            })
+        }
+        PrivateKeyJwt => {
+            let at = at.key("private_key");
+            let algorithm = proof.algorithm.unwrap_or(file::Algorithm::RS256);
+            let key = need(proof.private_key, &at, context)?;
+            Some(ClientAuth::PrivateKeyJwt {
+                private_key: context.signing_key(key, algorithm, &at)?,
+                key_id: proof.key_id.cloned(),
+                algorithm: format!("{algorithm:?}"),
+                audience: proof.assertion_audience.cloned(),
+            })
+        }
+        Tls => {
+            let own = proof.client_cert;
+            let own = own.map(|files| context.cert_files(files, &at.key("client_cert")));
+            let files = own.unwrap_or_else(|| around.client_cert.cloned());
+            if files.is_none() {
+                let hint = "here, or as the vendor's own `client_cert`";
+                context.report.missing(&at.key("client_cert"), hint);
+            }
+            files.map(ClientAuth::Tls)
+        }
+    }
+}
+
+fn times(
+    default_lifetime: Option<file::Span>,
+    request_timeout: Option<file::Span>,
+    at: &Spot,
+    context: &mut Context<'_>,
+) -> TokenTimes {
+    let mut positive = |span: Option<file::Span>, name: &str, default: u64| {
+        let span = span.map_or(Duration::from_secs(default), |span| span.0);
+        if span.is_zero() {
+            context
+                .report
+                .wrong(&at.key(name), "must be more than 0", "");
+        }
+        span
+    };
+    TokenTimes {
+        default_lifetime: positive(default_lifetime, "default_lifetime", 300),
+        request_timeout: positive(request_timeout, "request_timeout", 10),
+    }
+}
+
+/// An empty text is how the file takes back what a preset says.
+fn present(text: Option<&String>) -> Option<String> {
+    text.filter(|text| !text.is_empty()).cloned()
+}
+
+const BY_SECRET: &str = "`basic`, `post` and `json` use it";
+const BY_KEY: &str = "`client_auth: private_key_jwt` uses it";
+const BY_CERT: &str = "`client_auth: tls` uses it";
+
+/// Fields of the connection or of the message's framing (RFC 9110 §7.6.1, RFC 9112 §6), and those
+/// the proxy fills itself.
+const FRAMING: [&str; 14] = [
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "via",
+];
+
+/// RFC 6749, RFC 7521 §4.2, RFC 8707.
+const OWN_PARAMETERS: [&str; 8] = [
+    "grant_type",
+    "client_id",
+    "client_secret",
+    "client_assertion",
+    "client_assertion_type",
+    "scope",
+    "audience",
+    "resource",
+];

@@ -1,0 +1,173 @@
+//! YAML text → values, and where each of them stands.
+//!
+//! serde_yaml reads the values; it knows positions only of what it cannot read. saphyr-parser
+//! reads the same text once more for the positions of everything, and for what must not be there:
+//! keys that occur twice, tags, a second document.
+
+use std::collections::HashMap;
+
+use saphyr_parser::{Event, Marker, Parser};
+use serde_json::Value;
+
+use super::report::{Place, Report, Spot};
+
+/// The document, its places noted in `report`; `None` when it cannot be read as one, which
+/// `report` then says too.
+pub(super) fn read(text: &str, report: &mut Report<'_>) -> Option<Value> {
+    // Editors on Windows put a byte order mark there.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let top = Spot::default();
+    if !locate(text, report) {
+        return None;
+    }
+    match serde_yaml::from_str(text) {
+        Ok(Value::Null) => {
+            report.wrong(
+                &top,
+                "the file is empty",
+                "it needs at least `vendors:`; the sample proxy.yaml shows every setting",
+            );
+            None
+        }
+        Ok(value) => Some(value),
+        // What serde_yaml says may repeat a value; its place is enough.
+        Err(error) => {
+            let place = error.location().map_or(START, |location| Place {
+                line: location.line().max(1),
+                column: location.column().max(1),
+            });
+            report.wrong_in(
+                place,
+                &top,
+                "cannot be read as YAML",
+                "put long numbers and texts with special characters in quotes",
+            );
+            None
+        }
+    }
+}
+
+/// One collection that is not closed yet.
+enum Open {
+    Mapping {
+        at: Spot,
+        /// The key whose value comes next.
+        key: Option<String>,
+        seen: HashMap<String, Place>,
+    },
+    Sequence {
+        at: Spot,
+        next: usize,
+    },
+}
+
+/// Notes the place of every key and value. `false`: there is no use in reading on.
+fn locate(text: &str, report: &mut Report<'_>) -> bool {
+    let top = Spot::default();
+    let mut open: Vec<Open> = Vec::new();
+    let mut documents = 0;
+    let mut readable = true;
+    let mut parser = Parser::new_from_str(text);
+    while let Some(event) = parser.next_event() {
+        let (event, span) = match event {
+            Ok(event) => event,
+            Err(error) => {
+                let place = place(*error.marker());
+                report.wrong_in(place, &top, format!("not YAML: {}", error.info()), "");
+                return false;
+            }
+        };
+        let here = place(span.start);
+        let tagged = match &event {
+            Event::StreamStart | Event::StreamEnd | Event::DocumentEnd | Event::Nothing => continue,
+            Event::DocumentStart(_) => {
+                documents += 1;
+                if documents > 1 {
+                    report.wrong_in(
+                        here,
+                        &top,
+                        "a second document begins here",
+                        "one file holds one configuration: remove the `---`",
+                    );
+                    return false;
+                }
+                continue;
+            }
+            Event::MappingEnd | Event::SequenceEnd => {
+                open.pop();
+                continue;
+            }
+            Event::Alias(_) => false,
+            Event::Scalar(_, _, _, tag)
+            | Event::SequenceStart(_, tag)
+            | Event::MappingStart(_, tag) => tag.is_some(),
+        };
+        if tagged {
+            report.wrong_in(here, &top, "tags (`!…`) have no meaning here", "");
+            readable = false;
+        }
+        let at = match open.last_mut() {
+            None => top.clone(),
+            Some(Open::Sequence { at, next }) => {
+                *next += 1;
+                at.index(*next - 1)
+            }
+            Some(Open::Mapping { at, key, seen }) => match key.take() {
+                Some(key) => at.key(&key),
+                None => {
+                    let Event::Scalar(written, ..) = event else {
+                        report.wrong_in(here, at, "a key must be text", "");
+                        return false;
+                    };
+                    let at = at.key(&written);
+                    if let Some(first) = seen.insert(written.to_string(), here) {
+                        report.wrong_in(
+                            here,
+                            &at,
+                            format!("occurs twice, first in line {}", first.line),
+                            "",
+                        );
+                    }
+                    report.places.keys.insert(at, here);
+                    *key = Some(written.into_owned());
+                    continue;
+                }
+            },
+        };
+        report.places.values.insert(at.clone(), here);
+        match event {
+            Event::MappingStart(..) => open.push(Open::Mapping {
+                at,
+                key: None,
+                seen: HashMap::new(),
+            }),
+            Event::SequenceStart(..) => open.push(Open::Sequence { at, next: 0 }),
+            Event::Nothing
+            | Event::StreamStart
+            | Event::StreamEnd
+            | Event::DocumentStart(_)
+            | Event::DocumentEnd
+            | Event::Alias(_)
+            | Event::Scalar(..)
+            | Event::SequenceEnd
+            | Event::MappingEnd => {}
+        }
+        if open.len() > DEEPEST {
+            report.wrong_in(here, &top, "nested too deeply", "");
+            return false;
+        }
+    }
+    readable
+}
+
+fn place(marker: Marker) -> Place {
+    Place {
+        line: marker.line(),
+        column: marker.col() + 1,
+    }
+}
+
+const START: Place = Place { line: 1, column: 1 };
+
+/// No setting is nested half as deeply; serde_yaml gives up at 128.
+const DEEPEST: usize = 32;

@@ -1,0 +1,770 @@
+//! proxy.yaml as it is written: the shape of the file, which is also its JSON Schema.
+//!
+//! The schema made from these types is the one that checks a file ([`super::shape`]) and the one
+//! `countersign schema` prints, so the two cannot disagree. Every field may be absent here, because
+//! a preset may fill it and because a wrong value is taken out once it has been reported; what
+//! must be there is checked where it is used.
+//!
+//! Beyond JSON Schema, `x-hint` is what to tell whoever got it wrong, `x-supported` lists the
+//! values that are built (none: the whole key is not), and `title` names the thing in a sentence.
+
+#![expect(
+    dead_code,
+    reason = "settings that are not built yet are in the schema, and nothing reads them"
+)]
+
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde_json::{Value, json};
+
+use super::units;
+
+/// The JSON Schema of proxy.yaml.
+pub(super) static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
+    let mut schema = SchemaSettings::draft2020_12()
+        .into_generator()
+        .into_root_schema_for::<File>()
+        .to_value();
+    forbid_null(&mut schema);
+    schema
+});
+
+/// Every field is optional in Rust, which schemars takes for "may be null". A key without a value
+/// is a mistake in proxy.yaml.
+fn forbid_null(schema: &mut Value) {
+    let null = json!({ "type": "null" });
+    match schema {
+        Value::Array(items) => items.iter_mut().for_each(forbid_null),
+        Value::Object(fields) => {
+            if let Some(Value::Array(types)) = fields.get_mut("type") {
+                types.retain(|name| name != "null");
+                if let [only] = types.as_slice() {
+                    fields["type"] = only.clone();
+                }
+            }
+            if let Some(Value::Array(choices)) = fields.get_mut("anyOf") {
+                choices.retain(|choice| *choice != null);
+                if let [Value::Object(only)] = choices.as_slice() {
+                    let only = only.clone();
+                    fields.remove("anyOf");
+                    for (name, value) in only {
+                        fields.entry(name).or_insert(value);
+                    }
+                }
+            }
+            fields.values_mut().for_each(forbid_null);
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// A list; an element that was wrong is `None`, so that the others keep their numbers.
+pub(super) type List<T> = Vec<Option<T>>;
+
+/// Configuration of Countersign, an authenticating reverse proxy. Relative paths are relative to
+/// this file.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "proxy.yaml")]
+pub(super) struct File {
+    /// Where callers connect. Default: plain HTTP on 127.0.0.1:8080.
+    #[schemars(length(min = 1))]
+    pub(super) listeners: Option<List<Listener>>,
+    /// Where operators, probes and scrapers connect.
+    pub(super) admin: Option<Admin>,
+    /// Worker threads. Default: the cores this process may use.
+    #[schemars(range(min = 1, max = 1024))]
+    pub(super) threads: Option<usize>,
+    /// One JSON line per request on stdout.
+    #[schemars(extend("default" = true))]
+    pub(super) access_log: Option<bool>,
+    /// What happens between SIGTERM and the exit.
+    pub(super) drain: Option<Drain>,
+    /// Who may call: `anyone`, or callers by name. Absent: only loopback listeners may start.
+    pub(super) callers: Option<Callers>,
+    /// Where rotating refresh tokens live.
+    pub(super) store: Option<Store>,
+    /// The vendors by name. Names are letters, digits, `.`, `_` and `-`.
+    #[schemars(required, length(min = 1))]
+    pub(super) vendors: Option<Entries<Vendor>>,
+}
+
+/// One place callers connect to.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Listener {
+    /// IP address and port; port 0 lets the system choose.
+    #[schemars(required, extend("format" = "socket-address"))]
+    pub(super) bind: Option<String>,
+    /// Makes it a TLS listener (HTTP/1.1 and HTTP/2 by ALPN). Absent: plain HTTP/1.1.
+    pub(super) tls: Option<ListenerTls>,
+    /// HTTP/2 with prior knowledge on a plain listener.
+    #[schemars(extend("default" = false, "x-supported" = [false]))]
+    pub(super) h2c: Option<bool>,
+    /// PROXY protocol in front of every connection.
+    #[schemars(extend("x-supported" = []))]
+    pub(super) proxy_protocol: Option<NotBuilt>,
+}
+
+/// Certificates of a TLS listener: `cert` and `key`, or `certificates` for several names.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListenerTls {
+    /// PEM file with the certificate chain, leaf first.
+    pub(super) cert: Option<String>,
+    /// PEM file with the private key.
+    pub(super) key: Option<String>,
+    /// Several certificates, chosen by SNI; the first when none fits.
+    #[schemars(length(min = 1))]
+    pub(super) certificates: Option<List<CertFiles>>,
+    /// PEM bundle of issuers of callers' certificates.
+    #[schemars(extend("x-supported" = []))]
+    pub(super) client_ca: Option<NotBuilt>,
+}
+
+/// A certificate and its private key, two PEM files.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CertFiles {
+    /// PEM file with the certificate chain, leaf first.
+    #[schemars(required)]
+    pub(super) cert: Option<String>,
+    /// PEM file with the private key: PKCS#8, PKCS#1 or SEC1.
+    #[schemars(required)]
+    pub(super) key: Option<String>,
+}
+
+/// The admin listener: probes, metrics, status.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Admin {
+    /// IP address and port; port 0 lets the system choose.
+    #[schemars(extend("format" = "socket-address", "default" = "127.0.0.1:9090"))]
+    pub(super) bind: Option<String>,
+    /// When `/readyz` first turns 200: every vendor's first attempt has ended (`settled`), every
+    /// vendor has had a usable credential (`all`), or one has (`any`).
+    #[schemars(extend("default" = "settled"))]
+    pub(super) ready_when: Option<ReadyWhen>,
+    /// The key that POSTs from elsewhere than loopback must show.
+    pub(super) key: Option<AdminKey>,
+}
+
+/// When a started proxy counts as ready.
+#[derive(Clone, Copy, serde::Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ReadyWhen {
+    Settled,
+    All,
+    Any,
+}
+
+/// The admin key, by its digest.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AdminKey {
+    /// SHA-256 of the key, 64 hex digits.
+    #[schemars(required, extend("format" = "sha256"))]
+    pub(super) sha256: Option<String>,
+}
+
+/// The end of a process.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Drain {
+    /// How long new connections are still taken after SIGTERM.
+    #[schemars(extend("default" = "5s"))]
+    pub(super) delay: Option<Span>,
+    /// How long requests in flight may take after that.
+    #[schemars(extend("default" = "30s"))]
+    pub(super) timeout: Option<Span>,
+}
+
+/// `anyone`, or callers by name.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum Callers {
+    Anyone(Anyone),
+    Known(Entries<Caller>),
+}
+
+/// No caller needs to prove anything.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(title = "`anyone`")]
+pub(super) enum Anyone {
+    Anyone,
+}
+
+/// One known caller.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Caller {
+    /// The caller's key, or the digest of it.
+    pub(super) api_key: Option<ApiKey>,
+    /// A client certificate.
+    #[schemars(extend("x-supported" = []))]
+    pub(super) certificate: Option<NotBuilt>,
+    /// A signed token.
+    #[schemars(extend("x-supported" = []))]
+    pub(super) jwt: Option<NotBuilt>,
+    /// What it may do: `VENDOR`, `VENDOR METHOD[,METHOD] /path/glob` (the path after the prefix;
+    /// case counts; `/v1/**` also matches `/v1`), or `*` for every vendor. Default: nothing.
+    pub(super) allow: Option<List<String>>,
+    /// How much it may do.
+    #[schemars(extend("x-supported" = []))]
+    pub(super) rate: Option<NotBuilt>,
+}
+
+/// A caller's key. `countersign caller new NAME` makes one.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(
+    title = "a key reference",
+    extend(
+        "minProperties" = 1,
+        "maxProperties" = 1,
+        "x-secret" = true,
+        "x-hint" = "write `{ sha256: … }`, or `{ env: NAME }` or `{ file: PATH }` that hold the key itself"
+    )
+)]
+pub(super) struct ApiKey {
+    /// SHA-256 of the key, 64 hex digits.
+    #[schemars(extend("format" = "sha256"))]
+    pub(super) sha256: Option<String>,
+    /// Name of the environment variable that holds the key.
+    #[schemars(extend("format" = "environment-variable"))]
+    pub(super) env: Option<String>,
+    /// File that holds the key; surrounding white space is trimmed.
+    pub(super) file: Option<String>,
+    /// The key itself; accepted with a warning.
+    pub(super) value: Option<String>,
+}
+
+/// Where rotating refresh tokens live.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Store {
+    /// A directory of this host.
+    pub(super) file: Option<FileStore>,
+    /// A Redis shared by replicas.
+    #[schemars(extend("x-supported" = []))]
+    pub(super) redis: Option<NotBuilt>,
+    /// A Kubernetes Secret shared by replicas.
+    #[schemars(extend("x-supported" = []))]
+    pub(super) kubernetes: Option<NotBuilt>,
+    /// 32 bytes as base64, hex or raw. Absent: a key is made inside the directory.
+    pub(super) encryption_key: Option<Secret>,
+}
+
+/// The file store.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileStore {
+    /// The directory; made when absent.
+    #[schemars(extend("default" = "./state"))]
+    pub(super) dir: Option<String>,
+}
+
+/// A secret, never bare text: where it is to be found.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(
+    title = "a secret reference",
+    extend(
+        "minProperties" = 1,
+        "maxProperties" = 1,
+        "x-secret" = true,
+        "x-hint" = "write `{ env: NAME }` or `{ file: PATH }`"
+    )
+)]
+pub(super) struct Secret {
+    /// Name of the environment variable that holds it.
+    #[schemars(extend("format" = "environment-variable"))]
+    pub(super) env: Option<String>,
+    /// File that holds it, read again when it changes; surrounding white space is trimmed.
+    pub(super) file: Option<String>,
+    /// The secret itself; accepted with a warning.
+    pub(super) value: Option<String>,
+}
+
+/// Text, or a reference to where it is found.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum PlainOrSecret {
+    Plain(String),
+    Secret(Secret),
+}
+
+/// One vendor: a way in, an upstream, what may pass, one credential.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Vendor {
+    /// Fills whatever is not given here.
+    pub(super) preset: Option<String>,
+    /// Path prefix that leads here; the longest whole-segment match wins. Default: `/` and the
+    /// vendor's name.
+    pub(super) prefix: Option<String>,
+    /// Host names (without port) that lead here with their full path; a host match wins.
+    pub(super) hosts: Option<List<String>>,
+    /// `https://host[:port][/base]`; the prefix is replaced by the base.
+    pub(super) upstream: Option<String>,
+    /// Accepts `http://` for the upstream and for token URLs, with a warning.
+    #[schemars(extend("default" = false))]
+    pub(super) allow_plaintext: Option<bool>,
+    /// What is shown to the vendor. Absent, and no preset: nothing.
+    pub(super) auth: Option<Auth>,
+    /// Presented to the upstream in the TLS handshake; reloaded when the files change.
+    pub(super) client_cert: Option<CertFiles>,
+    /// PEM bundle that is trusted instead of the system's roots, for the upstream and for token
+    /// URLs.
+    pub(super) ca: Option<String>,
+    /// How TLS to the upstream is spoken.
+    pub(super) tls: Option<VendorTls>,
+    /// How long anything may take; `0s`: no limit.
+    pub(super) timeouts: Option<Timeouts>,
+    /// How much anything may take; 0: no limit.
+    pub(super) limits: Option<Limits>,
+    /// Outbound CONNECT proxy.
+    #[schemars(extend("x-supported" = []))]
+    pub(super) proxy: Option<NotBuilt>,
+    /// Accepts link-local addresses (169.254.0.0/16 and the like) as upstream.
+    #[schemars(extend("default" = false))]
+    pub(super) allow_link_local: Option<bool>,
+    /// Whether Cookie and Set-Cookie pass; the vendor's session would be the caller's.
+    #[schemars(extend("default" = "strip"))]
+    pub(super) cookies: Option<Cookies>,
+    /// Circuit breaker.
+    #[schemars(extend("x-supported" = []))]
+    pub(super) breaker: Option<NotBuilt>,
+    /// A vendor's 401 renews the credential and replays the request once.
+    #[schemars(extend("default" = true))]
+    pub(super) retry_on_401: Option<bool>,
+    /// Paths that never pass, added to the preset's: `[!][METHOD[,METHOD]] /pattern`. The path as
+    /// sent upstream (base included), case-insensitive; `*` within a segment, `**` across; `!` an
+    /// exception.
+    pub(super) refuse: Option<List<String>>,
+    /// When given, nothing else passes; same form. May only narrow a preset's.
+    #[schemars(length(min = 1))]
+    pub(super) allow: Option<List<String>>,
+    /// What a caller's own login call gets.
+    #[schemars(extend("default" = "refuse", "x-supported" = ["refuse"]))]
+    #[expect(
+        dead_code,
+        reason = "only `refuse` passes the schema until it is built"
+    )]
+    pub(super) login: Option<Login>,
+    /// Whether %2F and %5C may occur in a path.
+    #[schemars(extend("default" = "refuse"))]
+    pub(super) encoded_slash: Option<EncodedSlash>,
+    /// Masks our own credential where the vendor's answer repeats it.
+    #[schemars(extend("x-supported" = []))]
+    pub(super) redact_echo: Option<NotBuilt>,
+}
+
+/// How TLS to the upstream is spoken.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VendorTls {
+    /// For servers that ask for the client certificate after reading the path.
+    #[schemars(extend("default" = false, "x-supported" = [false]))]
+    pub(super) late_client_auth: Option<bool>,
+}
+
+/// How long anything may take; `0s`: no limit.
+#[derive(serde::Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Timeouts {
+    /// TCP connect, and again the TLS handshake.
+    #[schemars(extend("default" = "5s"))]
+    pub(super) connect: Option<Span>,
+    /// From the request's end to the answer's first byte.
+    #[schemars(extend("default" = "60s"))]
+    pub(super) first_byte: Option<Span>,
+    /// No byte either way.
+    #[schemars(extend("default" = "60s"))]
+    pub(super) idle: Option<Span>,
+    /// The whole exchange.
+    #[schemars(extend("default" = "0s"))]
+    pub(super) total: Option<Span>,
+    /// An unused pooled connection.
+    #[schemars(extend("default" = "30s"))]
+    pub(super) keepalive: Option<Span>,
+    /// How long a request waits for a credential.
+    #[schemars(extend("default" = "5s"))]
+    pub(super) token_wait: Option<Span>,
+}
+
+/// How much anything may take; 0: no limit.
+#[derive(serde::Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limits {
+    /// Requests of this vendor at a time.
+    #[schemars(extend("default" = 1024))]
+    pub(super) in_flight: Option<usize>,
+    /// Request body.
+    #[schemars(extend("default" = "100MiB"))]
+    pub(super) body: Option<Size>,
+    /// Requests over time.
+    pub(super) rate: Option<Rate>,
+    /// Whether a vendor's Retry-After holds back further requests.
+    #[schemars(extend("default" = false, "x-supported" = [false]))]
+    pub(super) honour_retry_after: Option<bool>,
+}
+
+/// Requests over time.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Rate {
+    /// Requests per second; 0: no limit.
+    #[schemars(extend("default" = 0, "x-supported" = [0]))]
+    pub(super) per_second: Option<u32>,
+}
+
+#[derive(Clone, Copy, serde::Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Cookies {
+    Strip,
+    Pass,
+}
+
+#[derive(Clone, Copy, serde::Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum EncodedSlash {
+    Refuse,
+    Pass,
+}
+
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Login {
+    Refuse,
+    Stub,
+}
+
+/// What is shown to the vendor: exactly one kind.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(
+    title = "one kind of credential",
+    extend("minProperties" = 1, "maxProperties" = 1)
+)]
+pub(super) struct Auth {
+    /// A fixed token: `Authorization: Bearer …`.
+    pub(super) bearer: Option<Bearer>,
+    /// User name and password: `Authorization: Basic …`.
+    pub(super) basic: Option<Basic>,
+    /// Header fields by name; the spelling is kept on HTTP/1.1.
+    #[schemars(length(min = 1))]
+    pub(super) headers: Option<Entries<PlainOrSecret>>,
+    /// Query parameters by name.
+    #[schemars(length(min = 1))]
+    pub(super) query: Option<Entries<Secret>>,
+    /// OAuth 2.0 client credentials (RFC 6749 §4.4).
+    pub(super) client_credentials: Option<ClientCredentials>,
+    /// OAuth 2.0 authorization code (RFC 6749 §4.1), once, by `countersign authorize`; then the
+    /// stored refresh token (§6).
+    pub(super) authorization_code: Option<AuthorizationCode>,
+    /// A vedauth token server.
+    pub(super) vedauth: Option<Vedauth>,
+}
+
+/// A fixed token.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Bearer {
+    /// The token.
+    pub(super) token: Option<Secret>,
+}
+
+/// User name and password.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Basic {
+    /// User name.
+    pub(super) username: Option<PlainOrSecret>,
+    /// Password.
+    pub(super) password: Option<Secret>,
+}
+
+/// OAuth 2.0 client credentials.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClientCredentials {
+    /// Where tokens are issued.
+    pub(super) token_url: Option<String>,
+    /// The client's name.
+    pub(super) client_id: Option<PlainOrSecret>,
+    /// The client's secret, for `client_auth` `basic`, `post` and `json`.
+    pub(super) client_secret: Option<Secret>,
+    /// How the client proves itself.
+    #[schemars(extend("default" = "basic"))]
+    pub(super) client_auth: Option<ClientAuth>,
+    /// Sent when present and not empty.
+    pub(super) scope: Option<String>,
+    /// Sent when present and not empty.
+    pub(super) audience: Option<String>,
+    /// Sent when present and not empty (RFC 8707).
+    pub(super) resource: Option<String>,
+    /// Further parameters, sent as they are.
+    pub(super) params: Option<Entries<String>>,
+    /// The key that signs assertions, PEM, for `client_auth: private_key_jwt`.
+    pub(super) private_key: Option<Secret>,
+    /// `kid` of the assertion.
+    pub(super) key_id: Option<String>,
+    /// How the assertion is signed.
+    #[schemars(extend("default" = "RS256"))]
+    pub(super) algorithm: Option<Algorithm>,
+    /// `aud` of the assertion. Default: the token URL.
+    pub(super) assertion_audience: Option<String>,
+    /// The certificate for `client_auth: tls`. Default: the vendor's `client_cert`.
+    pub(super) client_cert: Option<CertFiles>,
+    /// Assumed when the answer names no lifetime or an unreadable one.
+    #[schemars(extend("default" = "300s"))]
+    pub(super) default_lifetime: Option<Span>,
+    /// One token request, body included.
+    #[schemars(extend("default" = "10s"))]
+    pub(super) request_timeout: Option<Span>,
+}
+
+/// OAuth 2.0 authorization code and refresh tokens.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AuthorizationCode {
+    /// Where a person consents.
+    pub(super) authorize_url: Option<String>,
+    /// Where codes and refresh tokens are exchanged.
+    pub(super) token_url: Option<String>,
+    /// The client's name.
+    pub(super) client_id: Option<PlainOrSecret>,
+    /// The client's secret. Absent, with no `client_auth`: a public client.
+    pub(super) client_secret: Option<Secret>,
+    /// How the client proves itself.
+    #[schemars(extend("default" = "post"))]
+    pub(super) client_auth: Option<ClientAuth>,
+    /// Asked for at the authorize URL.
+    pub(super) scope: Option<String>,
+    /// Where the browser is sent back to, as registered with the vendor.
+    pub(super) redirect_uri: Option<String>,
+    /// Whether the exchange repeats `redirect_uri`, as RFC 6749 §4.1.3 wants.
+    #[schemars(extend("default" = true))]
+    pub(super) send_redirect_uri: Option<bool>,
+    /// Proof key for code exchange, method S256 (RFC 7636).
+    #[schemars(extend("default" = true))]
+    pub(super) pkce: Option<bool>,
+    /// The key that signs assertions, PEM, for `client_auth: private_key_jwt`.
+    pub(super) private_key: Option<Secret>,
+    /// `kid` of the assertion.
+    pub(super) key_id: Option<String>,
+    /// How the assertion is signed.
+    #[schemars(extend("default" = "RS256"))]
+    pub(super) algorithm: Option<Algorithm>,
+    /// `aud` of the assertion. Default: the token URL.
+    pub(super) assertion_audience: Option<String>,
+    /// The certificate for `client_auth: tls`. Default: the vendor's `client_cert`.
+    pub(super) client_cert: Option<CertFiles>,
+    /// Assumed when the answer names no lifetime or an unreadable one.
+    #[schemars(extend("default" = "300s"))]
+    pub(super) default_lifetime: Option<Span>,
+    /// One token request, body included.
+    #[schemars(extend("default" = "10s"))]
+    pub(super) request_timeout: Option<Span>,
+}
+
+/// A grant from a vedauth server, by exactly one of `certificate`, `username` with `password`, or
+/// `jwt`.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Vedauth {
+    /// The server; `/vedauth` is added unless the path already ends so. Default: the upstream's
+    /// origin.
+    pub(super) url: Option<String>,
+    /// The API integration's id; case-sensitive.
+    pub(super) client_id: Option<PlainOrSecret>,
+    /// Sent as it is, for example `certificate:manage;configuration`.
+    pub(super) scope: Option<String>,
+    /// Client certificate that obtains the grant.
+    pub(super) certificate: Option<CertFiles>,
+    /// User that obtains the grant.
+    pub(super) username: Option<PlainOrSecret>,
+    /// The user's password.
+    pub(super) password: Option<Secret>,
+    /// Signed token that obtains the grant.
+    pub(super) jwt: Option<Secret>,
+    /// Whether refresh tokens are used.
+    #[schemars(extend("default" = true))]
+    pub(super) refresh: Option<bool>,
+    /// Whether the grant is revoked at the end of the process.
+    #[schemars(extend("default" = false, "x-supported" = [false]))]
+    pub(super) revoke_on_exit: Option<bool>,
+    /// Assumed when the answer names no lifetime or an unreadable one.
+    #[schemars(extend("default" = "300s"))]
+    pub(super) default_lifetime: Option<Span>,
+    /// One token request, body included.
+    #[schemars(extend("default" = "10s"))]
+    pub(super) request_timeout: Option<Span>,
+}
+
+/// How a client proves itself at the token endpoint.
+#[derive(Clone, Copy, PartialEq, Eq, serde::Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ClientAuth {
+    Basic,
+    Post,
+    Json,
+    PrivateKeyJwt,
+    Tls,
+}
+
+/// How an assertion is signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
+pub(super) enum Algorithm {
+    RS256,
+    RS384,
+    RS512,
+    PS256,
+    PS384,
+    PS512,
+    ES256,
+    ES384,
+    EdDSA,
+}
+
+/// A mapping from names the user chooses, in the file's order; an entry that was wrong is `None`.
+pub(super) struct Entries<T>(pub(super) Vec<(String, Option<T>)>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct InOrder<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for InOrder<T> {
+            type Value = Entries<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a mapping")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Entries(entries))
+            }
+        }
+
+        from.deserialize_map(InOrder(PhantomData))
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Entries<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("Entries_of_{}", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "object",
+            "additionalProperties": generator.subschema_for::<T>(),
+        })
+    }
+}
+
+/// A duration.
+#[derive(Clone, Copy)]
+pub(super) struct Span(pub(super) Duration);
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = Cow::<str>::deserialize(from)?;
+        units::duration(&text).map(Self).map_err(D::Error::custom)
+    }
+}
+
+impl JsonSchema for Span {
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "title": "a duration",
+            "description": "`250ms`, `5s`, `2m`, `1h`",
+            "type": "string",
+            "pattern": "^[0-9]+(ms|s|m|h)$",
+            "format": "span",
+            "x-hint": units::DURATIONS,
+        })
+    }
+}
+
+/// A number of bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Size(pub(super) u64);
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        #[derive(serde::Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Bytes(u64),
+            Text(String),
+        }
+
+        match Written::deserialize(from)? {
+            Written::Bytes(bytes) => Ok(Self(bytes)),
+            Written::Text(text) => units::size(&text).map(Self).map_err(D::Error::custom),
+        }
+    }
+}
+
+impl JsonSchema for Size {
+    fn schema_name() -> Cow<'static, str> {
+        "Size".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "title": "a size",
+            "description": "`512B`, `64KiB`, `10MiB`, `1GiB`, or a number of bytes",
+            "type": ["string", "integer"],
+            "minimum": 0,
+            "pattern": "^[0-9]+(B|KiB|MiB|GiB)$",
+            "format": "size",
+            "x-hint": units::SIZES,
+        })
+    }
+}
+
+/// A setting that INTERFACE names and that is not built yet: whatever its value, it is refused.
+pub(super) struct NotBuilt;
+
+impl<'de> Deserialize<'de> for NotBuilt {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(from).map(|_| Self)
+    }
+}
+
+impl JsonSchema for NotBuilt {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "NotBuilt".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({})
+    }
+}

@@ -1,0 +1,125 @@
+//! Where the proxy listens: `listeners:` and `admin:`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use super::file;
+use super::reference::Context;
+use super::report::Spot;
+use crate::config::{Admin, Callers, CertFiles, Listener, ReadyWhen};
+
+/// Reads `listeners:`. Without `callers` every one of them must be on loopback.
+pub(super) fn listeners(
+    written: Option<&file::List<file::Listener>>,
+    callers: &Callers,
+    context: &mut Context<'_>,
+) -> Vec<Listener> {
+    let at = Spot::default().key("listeners");
+    let Some(written) = written else {
+        return vec![Listener {
+            bind: loopback(8080),
+            tls: None,
+        }];
+    };
+    let mut listeners: Vec<Listener> = Vec::new();
+    for (nth, entry) in written.iter().enumerate() {
+        let at = at.index(nth);
+        let Some(entry) = entry else { continue };
+        let tls = entry
+            .tls
+            .as_ref()
+            .map(|tls| certificates(tls, &at.key("tls"), context));
+        let Some(bind) = entry.bind.as_ref().and_then(|bind| bind.parse().ok()) else {
+            continue;
+        };
+        let at = at.key("bind");
+        if matches!(callers, Callers::Loopback) && !is_loopback(bind) {
+            context.report.wrong(
+                &at,
+                "a listener beyond loopback needs `callers:`",
+                "name who may call (`countersign caller new NAME` makes a key), bind to \
+                 127.0.0.1, or write `callers: anyone`",
+            );
+        }
+        if bind.port() != 0 && listeners.iter().any(|listener| listener.bind == bind) {
+            context
+                .report
+                .wrong(&at, "another listener has this address", "");
+        }
+        listeners.push(Listener { bind, tls });
+    }
+    listeners
+}
+
+/// Reads `admin:`. It shares no address with a data listener.
+pub(super) fn admin(
+    written: Option<&file::Admin>,
+    listeners: &[Listener],
+    context: &mut Context<'_>,
+) -> Admin {
+    let at = Spot::default().key("admin");
+    let bind = written
+        .and_then(|admin| admin.bind.as_ref()?.parse().ok())
+        .unwrap_or(loopback(9090));
+    if bind.port() != 0 && listeners.iter().any(|listener| listener.bind == bind) {
+        context.report.wrong(
+            &at.key("bind"),
+            "a data listener has the admin listener's address",
+            "probes and metrics are never served to callers: give it another port",
+        );
+    }
+    let ready_when = match written.and_then(|admin| admin.ready_when) {
+        None | Some(file::ReadyWhen::Settled) => ReadyWhen::Settled,
+        Some(file::ReadyWhen::All) => ReadyWhen::All,
+        Some(file::ReadyWhen::Any) => ReadyWhen::Any,
+    };
+    let key = written
+        .and_then(|admin| admin.key.as_ref()?.sha256.as_ref())
+        .and_then(|digits| context.digest(digits, &at.key("key").key("sha256")));
+    Admin {
+        bind,
+        ready_when,
+        key,
+    }
+}
+
+fn certificates(
+    written: &file::ListenerTls,
+    at: &Spot,
+    context: &mut Context<'_>,
+) -> Vec<CertFiles> {
+    let one = written.cert.is_some() || written.key.is_some();
+    if let Some(several) = &written.certificates {
+        if one {
+            context.report.wrong_key(
+                &at.key("certificates"),
+                "stands beside `cert` and `key`",
+                "list every certificate under `certificates`",
+            );
+        }
+        let at = at.key("certificates");
+        return several
+            .iter()
+            .enumerate()
+            .filter_map(|(nth, files)| context.cert_files(files.as_ref()?, &at.index(nth)))
+            .collect();
+    }
+    for (name, file) in [("cert", &written.cert), ("key", &written.key)] {
+        if file.is_none() {
+            context.report.missing(&at.key(name), "a PEM file");
+        }
+    }
+    let files = file::CertFiles {
+        cert: written.cert.clone(),
+        key: written.key.clone(),
+    };
+    context.cert_files(&files, at).into_iter().collect()
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+/// 0.0.0.0 and :: are every address of the host, so they are not.
+fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}

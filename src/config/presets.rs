@@ -1,0 +1,183 @@
+//! Presets: what is known of vendors, as data, put under what the file says.
+
+use std::sync::LazyLock;
+
+use serde_json::{Map, Value};
+
+use super::report::{Report, Spot, suggest};
+
+/// One entry of presets.yaml.
+#[derive(Debug, serde::Deserialize)]
+pub(super) struct Preset {
+    /// One sentence for people.
+    #[serde(rename = "about")]
+    _about: String,
+    /// Rules come before the file's own.
+    #[serde(default)]
+    pub(super) refuse: Vec<String>,
+    /// Empty: everything that is not refused may pass.
+    #[serde(default)]
+    pub(super) allow: Vec<String>,
+    #[serde(default)]
+    pub(super) trailing_dots_ignored: bool,
+    /// All else, spelled as in proxy.yaml; null: the file must say it.
+    #[serde(flatten)]
+    settings: Map<String, Value>,
+}
+
+static PRESETS: LazyLock<Vec<(String, Preset)>> = LazyLock::new(|| {
+    let entries: super::file::Entries<Preset> = serde_yaml::from_str(include_str!("presets.yaml"))
+        .expect("a test reads presets.yaml as it is compiled in");
+    let present = |(name, preset): (String, Option<Preset>)| Some((name, preset?));
+    entries.0.into_iter().filter_map(present).collect()
+});
+
+/// The names a `preset:` can have.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    PRESETS.iter().map(|(name, _)| name.as_str())
+}
+
+pub(super) fn find(name: &str) -> Option<&'static Preset> {
+    let (_, preset) = PRESETS.iter().find(|(known, _)| known == name)?;
+    Some(preset)
+}
+
+/// Puts the preset of every vendor under what the file says of it. `refuse` and `allow` stay the
+/// file's own: how they meet the preset's is a matter of rules, not of fields.
+pub(super) fn apply(document: &mut Value, report: &mut Report<'_>) {
+    let Some(vendors) = document.get_mut("vendors").and_then(Value::as_object_mut) else {
+        return;
+    };
+    for (name, vendor) in vendors {
+        let at = Spot::default().key("vendors").key(name);
+        let Some(vendor) = vendor.as_object_mut() else {
+            continue;
+        };
+        let Some(wanted) = vendor.get("preset").and_then(Value::as_str) else {
+            continue;
+        };
+        match find(wanted) {
+            Some(preset) => fill(vendor, &preset.settings, &at, report),
+            None => {
+                let hint = suggest(wanted, names());
+                report.wrong(&at.key("preset"), "there is no preset of this name", hint);
+                report.unknowable(at);
+            }
+        }
+    }
+}
+
+/// Adds to `own` what only `preset` has. A null in `own` has been reported, and counts as absent.
+fn fill(own: &mut Map<String, Value>, preset: &Map<String, Value>, at: &Spot, report: &mut Report) {
+    for (name, value) in preset {
+        // Only names of header fields differ in case and mean the same; the preset's spelling is
+        // the one the vendor is known to accept.
+        let written = own
+            .keys()
+            .find(|key| key.eq_ignore_ascii_case(name))
+            .cloned();
+        if let Some(written) = written.filter(|_| !own.contains_key(name)) {
+            let entries = std::mem::take(own);
+            let renamed = |(key, value)| (if key == written { name.clone() } else { key }, value);
+            own.extend(entries.into_iter().map(renamed));
+            if let Some(place) = report.places.values.get(&at.key(&written)).copied() {
+                report.places.values.insert(at.key(name), place);
+            }
+        }
+        let here = at.key(name);
+        match (own.get_mut(name).filter(|own| !own.is_null()), value) {
+            (None, Value::Null) => report.missing(&here, "the preset cannot know it"),
+            (None, Value::Object(fields)) => {
+                let mut filled = Map::new();
+                fill(&mut filled, fields, &here, report);
+                own.insert(name.clone(), Value::Object(filled));
+            }
+            (None, value) => {
+                own.insert(name.clone(), value.clone());
+            }
+            (Some(Value::Object(own)), Value::Object(fields)) => {
+                let other_kind =
+                    name == "auth" && !own.keys().all(|kind| fields.contains_key(kind));
+                if !other_kind {
+                    fill(own, fields, &here, report);
+                }
+            }
+            (Some(_), _) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn every_preset_is_a_vendor_of_proxy_yaml() {
+        for (name, preset) in PRESETS.iter() {
+            let mut settings = Value::Object(preset.settings.clone());
+            without_null(&mut settings);
+            let mut document = serde_json::json!({ "vendors": { name: settings } });
+            let mut report = Report::new(Path::new("presets.yaml"));
+            super::super::shape::check(&mut document, &mut report);
+            assert_eq!(report.finish(), Ok(vec![]), "{name}");
+            for rule in preset.refuse.iter().chain(&preset.allow) {
+                super::super::rules::path_rules(rule).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn fields_are_merged_and_another_kind_of_auth_replaces() {
+        let preset = serde_json::json!({
+            "upstream": "https://a.example",
+            "auth": { "headers": { "customerUri": null, "login": null } },
+            "timeouts": { "idle": "1s" },
+        });
+        let merged = |own: Value| {
+            let mut own = own.as_object().unwrap().clone();
+            let mut report = Report::new(Path::new("f"));
+            fill(
+                &mut own,
+                preset.as_object().unwrap(),
+                &Spot::default().key("v"),
+                &mut report,
+            );
+            (
+                Value::Object(own),
+                report.finish().err().unwrap_or_default().len(),
+            )
+        };
+
+        let (same, missing) = merged(serde_json::json!({
+            "timeouts": { "total": "2s" },
+            "auth": { "headers": { "customeruri": "x" } },
+        }));
+        assert_eq!(missing, 1, "login");
+        assert_eq!(same["upstream"], "https://a.example");
+        assert_eq!(
+            same["timeouts"],
+            serde_json::json!({ "total": "2s", "idle": "1s" })
+        );
+        assert_eq!(
+            same["auth"]["headers"],
+            serde_json::json!({ "customerUri": "x" })
+        );
+
+        let (other, missing) = merged(serde_json::json!({ "auth": { "bearer": {} } }));
+        assert_eq!(
+            (&other["auth"], missing),
+            (&serde_json::json!({ "bearer": {} }), 0)
+        );
+    }
+
+    fn without_null(value: &mut Value) {
+        if let Value::Object(fields) = value {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(without_null);
+            // An `auth` kind of which the preset knows nothing but that it is needed.
+            fields.retain(|name, value| name != "headers" && *value != serde_json::json!({}));
+        }
+    }
+}

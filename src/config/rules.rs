@@ -1,0 +1,312 @@
+//! The two small grammars of the file: path rules (`!GET /token/info`) and grants
+//! (`acme GET,HEAD /v1/**`).
+
+use super::report::suggest;
+use crate::config::{Grant, PathRule};
+
+/// Why a rule or grant cannot be read: the message and the hint.
+pub(super) type Wrong = (&'static str, String);
+
+/// Reads one entry of `refuse:` or `allow:` of a vendor: `[!][METHOD[,METHOD]] /pattern`. One rule
+/// for each method.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn path_rules(text: &str) -> Result<Vec<PathRule>, Wrong> {
+    let (exception, rest) = match text.strip_prefix('!') {
+        Some(rest) => (true, rest.trim_start()),
+        None => (false, text),
+    };
+    let words: Vec<&str> = rest.split_whitespace().collect();
+    let (methods, pattern) = match words.as_slice() {
+        [pattern] => (Vec::new(), *pattern),
+        [methods, pattern] => (read_methods(methods)?, *pattern),
+        _ => return Err(("is not a path rule", RULES.into())),
+    };
+    check_pattern(pattern).map_err(|message| (message, RULES.to_owned()))?;
+    let rule = |method| PathRule {
+        exception,
+        method,
+        pattern: pattern.to_owned(),
+    };
+    if methods.is_empty() {
+        return Ok(vec![rule(None)]);
+    }
+    Ok(methods
+        .into_iter()
+        .map(|method| rule(Some(method)))
+        .collect())
+}
+
+/// Reads one entry of `allow:` of a caller: `*` or a vendor's name, then optionally methods, then
+/// optionally a path.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn grant(text: &str) -> Result<Grant, Wrong> {
+    let mut words = text.split_whitespace().peekable();
+    let vendor = match words.next() {
+        None => return Err(("is empty", GRANTS.into())),
+        Some("*") => None,
+        Some(name) => Some(name.to_owned()),
+    };
+    let methods = match words.peek() {
+        Some(word) if !word.starts_with('/') => {
+            let methods = read_methods(word)?;
+            words.next();
+            methods
+        }
+        Some(_) | None => Vec::new(),
+    };
+    let path = words.next();
+    if let Some(path) = path {
+        check_pattern(path).map_err(|message| (message, GRANTS.to_owned()))?;
+    }
+    if words.next().is_some() {
+        return Err(("says more than vendor, methods and path", GRANTS.into()));
+    }
+    Ok(Grant {
+        vendor,
+        methods,
+        path: path.map(str::to_owned),
+    })
+}
+
+/// Methods are compared byte for byte, and every one in use is upper-case (RFC 9110 §9.1): what is
+/// written small means the same. A method nobody knows is a slip of the pen, which in `refuse:`
+/// would refuse nothing.
+fn read_methods(list: &str) -> Result<Vec<String>, Wrong> {
+    list.split(',')
+        .map(|method| {
+            let method = method.to_ascii_uppercase();
+            if METHODS.contains(&method.as_str()) {
+                return Ok(method);
+            }
+            let hint = suggest(&method, METHODS.iter().copied());
+            Err((
+                if list.contains('/') {
+                    "has a path that does not begin with `/`"
+                } else {
+                    "names an unknown method"
+                },
+                hint,
+            ))
+        })
+        .collect()
+}
+
+/// A pattern that could never match would protect nothing, so it is a mistake.
+fn check_pattern(pattern: &str) -> Result<(), &'static str> {
+    if !pattern.starts_with('/') {
+        return Err("has a path that does not begin with `/`");
+    }
+    if pattern.contains("//") {
+        return Err("has an empty segment, which never passes anyway");
+    }
+    if pattern
+        .split('/')
+        .any(|segment| segment == "." || segment == "..")
+    {
+        return Err("has a dot segment, which never passes anyway");
+    }
+    if pattern.contains("***") {
+        return Err("has three stars in a row");
+    }
+    if pattern.contains(['?', '#']) {
+        return Err("has a query or fragment, and only paths are compared");
+    }
+    if pattern.contains(';') {
+        return Err("has path parameters, which are dropped before paths are compared");
+    }
+    if pattern.contains('\\') || !pattern.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err("has a character that no path may hold");
+    }
+    for (at, _) in pattern.match_indices('%') {
+        let byte = pattern
+            .get(at + 1..at + 3)
+            .filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        match byte {
+            None => return Err("has a `%` without two hex digits"),
+            Some(byte) if is_unreserved(byte) => {
+                return Err("has a %xx that is decoded before paths are compared");
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// RFC 3986 §2.3.
+pub(super) fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
+}
+
+/// Whether `pattern` covers `path`, case-insensitively.
+pub(super) fn covers(pattern: &str, path: &str) -> bool {
+    let (pattern, path) = (pattern.to_ascii_lowercase(), path.to_ascii_lowercase());
+    let path = path.as_bytes();
+    // ends[i]: what has been read of the pattern can end before path[i].
+    let mut ends = vec![false; path.len() + 1];
+    ends[0] = true;
+    let mut rest = pattern.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        if first == b'*' {
+            let across = after.first() == Some(&b'*');
+            for i in 0..path.len() {
+                ends[i + 1] |= ends[i] && (across || path[i] != b'/');
+            }
+            rest = if across { &after[1..] } else { after };
+        } else {
+            for i in (0..path.len()).rev() {
+                ends[i + 1] = ends[i] && path[i] == first;
+            }
+            ends[0] = false;
+            rest = after;
+        }
+    }
+    ends[path.len()]
+}
+
+const RULES: &str = "rules are written `/path`, `GET /path` or `!GET /path`; `*` stands for any \
+                     characters of one segment, `**` for several segments";
+
+const GRANTS: &str = "grants are written `VENDOR`, `VENDOR GET,HEAD /path/**` or `*`";
+
+/// What RFC 9110 and RFC 5789 define, QUERY, and what WebDAV adds (RFC 4918, 3253, 5323, 2068).
+const METHODS: [&str; 19] = [
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "PATCH",
+    "DELETE",
+    "OPTIONS",
+    "QUERY",
+    "PROPFIND",
+    "PROPPATCH",
+    "MKCOL",
+    "COPY",
+    "MOVE",
+    "LOCK",
+    "UNLOCK",
+    "REPORT",
+    "SEARCH",
+    "LINK",
+    "UNLINK",
+];
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_path_rule_has_an_exclamation_mark_methods_and_a_pattern() {
+        let rule = |exception, method: Option<&str>, pattern: &str| PathRule {
+            exception,
+            method: method.map(str::to_owned),
+            pattern: pattern.to_owned(),
+        };
+        for (text, want) in [
+            ("/token*", vec![rule(false, None, "/token*")]),
+            (
+                "!GET /token/info",
+                vec![rule(true, Some("GET"), "/token/info")],
+            ),
+            ("! /a", vec![rule(true, None, "/a")]),
+            (
+                "get,POST /a/**",
+                vec![
+                    rule(false, Some("GET"), "/a/**"),
+                    rule(false, Some("POST"), "/a/**"),
+                ],
+            ),
+        ] {
+            assert_eq!(path_rules(text), Ok(want), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_that_cannot_match_is_a_mistake() {
+        for text in [
+            "",
+            "!",
+            "token",
+            "GET",
+            "GETT /a",
+            "GET token/x",
+            "GET /a b",
+            "/a//b",
+            "/a/../b",
+            "/a/***",
+            "/a?b",
+            "/a#b",
+            "/a;b",
+            "/a\\b",
+            "/ä",
+            "/%41",
+            "/%4",
+            "/%zz",
+            "/a%",
+        ] {
+            assert!(path_rules(text).is_err(), "{text}");
+        }
+        assert!(path_rules("/a%2Fb").is_ok());
+    }
+
+    #[test]
+    fn a_grant_names_a_vendor_and_what_may_be_done_there() {
+        let read = |text| grant(text).map(|grant| (grant.vendor, grant.methods, grant.path));
+        let text = |text: &str| Some(text.to_owned());
+        assert_eq!(read("*"), Ok((None, vec![], None)));
+        assert_eq!(read("acme"), Ok((text("acme"), vec![], None)));
+        assert_eq!(
+            read("acme get,POST /v1/**"),
+            Ok((
+                text("acme"),
+                vec!["GET".into(), "POST".into()],
+                text("/v1/**")
+            ))
+        );
+        assert_eq!(read("acme /v1"), Ok((text("acme"), vec![], text("/v1"))));
+        assert_eq!(read("* GET"), Ok((None, vec!["GET".into()], None)));
+        for wrong in [
+            "",
+            "acme GTE /x",
+            "acme GET /x /y",
+            "acme v1/x",
+            "acme GET /x/../y",
+        ] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn one_star_stays_in_its_segment_and_two_cross_it() {
+        for (pattern, path, want) in [
+            ("/token", "/token", true),
+            ("/TOKEN", "/token", true),
+            ("/token", "/token/", false),
+            ("/token*", "/tokens", true),
+            ("/token*", "/token/x", false),
+            ("/token/**", "/token/", true),
+            ("/token/**", "/token/x/y", true),
+            ("/**/info", "/a/b/info", true),
+            ("/a/*/c", "/a/b/c", true),
+            ("/a/*/c", "/a/b/b/c", false),
+            ("**", "/anything/at/all", true),
+            ("/a*a*a*b", "/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", false),
+        ] {
+            assert_eq!(covers(pattern, path), want, "{pattern} {path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_is_too_odd(text in any::<String>()) {
+            let _ = (path_rules(&text), grant(&text));
+        }
+    }
+}

@@ -239,9 +239,9 @@ impl TokenClient {
             .user_agent(concat!("countersign/", env!("CARGO_PKG_VERSION")));
         builder = match roots.client_config(identity.as_ref()) {
             Ok(tls) => builder.tls_backend_preconfigured(tls),
-            // A bare container image without certificates can still speak plaintext.
+            // A bare container image has no roots at all, and can still speak plaintext.
             Err(_) if self.allow_plaintext && self.ca.is_none() && identity.is_none() => {
-                builder.tls_backend_preconfigured(untrusting())
+                builder.tls_backend_preconfigured(untrusting().map_err(|cause| text(&cause))?)
             }
             Err(cause) => return Err(cause.to_string()),
         };
@@ -562,10 +562,12 @@ fn describe(error: reqwest::Error) -> String {
 }
 
 /// TLS settings under which no server verifies.
-fn untrusting() -> rustls::ClientConfig {
-    rustls::ClientConfig::builder()
+fn untrusting() -> Result<rustls::ClientConfig, rustls::Error> {
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    Ok(rustls::ClientConfig::builder_with_provider(provider.into())
+        .with_safe_default_protocol_versions()?
         .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth()
+        .with_no_client_auth())
 }
 
 /// RFC 6749 §5.2.

@@ -1,5 +1,6 @@
 //! The command line: arguments → command, one file per command.
 
+pub mod authorize;
 mod caller;
 pub mod check;
 mod demo;

@@ -10,8 +10,9 @@
 //! process: no lock, no single-flight map. A failed fetch never removes a credential that works.
 
 mod client_auth;
+pub(crate) mod consent;
 #[cfg(test)]
-mod fakes;
+pub(crate) mod fakes;
 mod fixed;
 mod inputs;
 mod oauth2;

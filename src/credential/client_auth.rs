@@ -145,3 +145,150 @@ pub(crate) fn random<const N: usize>() -> [u8; N] {
 const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 /// Long enough for the request and for clocks that differ a little.
 const ASSERTION_SECONDS: u64 = 60;
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
+    use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
+    use aws_lc_rs::signature::KeyPair as _;
+    use base64::Engine;
+    use base64::prelude::BASE64_STANDARD;
+    use jsonwebtoken::{DecodingKey, Validation};
+    use serde_json::Value;
+
+    use super::super::fakes::value;
+    use super::*;
+
+    fn proof(auth: Option<&ClientAuth>) -> Result<TokenRequest, String> {
+        let url = "https://as.example/token".parse().unwrap();
+        prove(auth, &value("my app"), &url, Vec::new())
+    }
+
+    fn params(request: &TokenRequest) -> Vec<(&str, &str)> {
+        request
+            .params
+            .iter()
+            .map(|(name, secret)| (*name, secret.expose()))
+            .collect()
+    }
+
+    #[test]
+    fn a_secret_goes_where_the_server_wants_it() {
+        let basic = proof(Some(&ClientAuth::Basic(value("p:a s%")))).unwrap();
+        let header = basic.authorization.as_ref().unwrap();
+        let encoded = BASE64_STANDARD.encode("my+app:p%3Aa+s%25");
+        assert_eq!(header.to_str().unwrap(), format!("Basic {encoded}"));
+        assert!(header.is_sensitive() && params(&basic).is_empty() && !basic.json);
+
+        let both = [("client_id", "my app"), ("client_secret", "s")];
+        let post = proof(Some(&ClientAuth::Post(value("s")))).unwrap();
+        assert!(params(&post) == both && post.authorization.is_none() && !post.json);
+        let json = proof(Some(&ClientAuth::Json(value("s")))).unwrap();
+        assert!(params(&json) == both && json.json);
+        let public = proof(None).unwrap();
+        assert_eq!(params(&public), [("client_id", "my app")]);
+    }
+
+    fn pem(label: &str, der: &[u8]) -> String {
+        let body = BASE64_STANDARD.encode(der);
+        let lines: Vec<_> = body.as_bytes().chunks(64).collect();
+        let lines: Vec<_> = lines
+            .iter()
+            .map(|l| std::str::from_utf8(l).unwrap())
+            .collect();
+        format!(
+            "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
+            lines.join("\n")
+        )
+    }
+
+    fn signed(algorithm: &str, key: &str) -> Result<String, String> {
+        let request = proof(Some(&ClientAuth::PrivateKeyJwt {
+            private_key: value(key),
+            key_id: Some("k1".into()),
+            algorithm: algorithm.into(),
+            audience: None,
+        }))?;
+        let params = params(&request);
+        assert_eq!(params[0], ("client_id", "my app"));
+        assert_eq!(params[1], ("client_assertion_type", JWT_BEARER));
+        Ok(params[2].1.to_owned())
+    }
+
+    fn claims(assertion: &str, algorithm: &str, key: &DecodingKey) -> Value {
+        let mut wanted = Validation::new(algorithm.parse().unwrap());
+        wanted.set_audience(&["https://as.example/token"]);
+        let decoded = jsonwebtoken::decode::<Value>(assertion, key, &wanted).unwrap();
+        assert_eq!(decoded.header.kid.as_deref(), Some("k1"));
+        decoded.claims
+    }
+
+    #[test]
+    fn assertions_verify_for_every_kind_of_key_in_every_pem_form() {
+        let rsa = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
+        let rsa_der = AsDer::<Pkcs8V1Der<'_>>::as_der(&rsa).unwrap();
+        let rsa_pem = pem("PRIVATE KEY", rsa_der.as_ref());
+        let public = AsDer::<aws_lc_rs::encoding::PublicKeyX509Der<'_>>::as_der(rsa.public_key());
+        let public = pem("PUBLIC KEY", public.unwrap().as_ref());
+        let public = DecodingKey::from_rsa_pem(public.as_bytes()).unwrap();
+        for algorithm in ["RS256", "RS512", "PS256", "PS384"] {
+            claims(&signed(algorithm, &rsa_pem).unwrap(), algorithm, &public);
+        }
+
+        for (algorithm, curve) in [
+            ("ES256", &rcgen::PKCS_ECDSA_P256_SHA256),
+            ("ES384", &rcgen::PKCS_ECDSA_P384_SHA384),
+        ] {
+            let key = rcgen::KeyPair::generate_for(curve).unwrap();
+            let public = DecodingKey::from_ec_pem(key.public_key_pem().as_bytes()).unwrap();
+            let signing = match algorithm {
+                "ES256" => &ECDSA_P256_SHA256_FIXED_SIGNING,
+                _ => &ECDSA_P384_SHA384_FIXED_SIGNING,
+            };
+            let pair = EcdsaKeyPair::from_pkcs8(signing, &key.serialize_der()).unwrap();
+            let sec1 = pair.private_key().as_der().unwrap();
+            for pem in [key.serialize_pem(), pem("EC PRIVATE KEY", sec1.as_ref())] {
+                claims(&signed(algorithm, &pem).unwrap(), algorithm, &public);
+            }
+        }
+
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        let public = DecodingKey::from_ed_pem(key.public_key_pem().as_bytes()).unwrap();
+        let first = claims(
+            &signed("EdDSA", &key.serialize_pem()).unwrap(),
+            "EdDSA",
+            &public,
+        );
+        let second = claims(
+            &signed("EdDSA", &key.serialize_pem()).unwrap(),
+            "EdDSA",
+            &public,
+        );
+        assert_eq!(
+            (&first["iss"], &first["sub"]),
+            (&"my app".into(), &"my app".into())
+        );
+        let lifetime = first["exp"].as_u64().unwrap() - first["iat"].as_u64().unwrap();
+        assert_eq!(lifetime, 60);
+        assert_ne!(first["jti"], second["jti"]);
+    }
+
+    #[test]
+    fn a_key_that_does_not_fit_is_named_and_not_shown() {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        for algorithm in ["RS256", "ES384", "EdDSA", "HS256", "none"] {
+            let error = signed(algorithm, &key.serialize_pem()).unwrap_err();
+            assert!(error.contains(algorithm), "{error}");
+            assert!(
+                error.starts_with("the value in the configuration: "),
+                "{error}"
+            );
+            assert!(!error.contains("PRIVATE"), "{error}");
+        }
+        assert!(
+            signed("ES256", "hunter2")
+                .unwrap_err()
+                .contains("not a private key")
+        );
+    }
+}

@@ -267,9 +267,7 @@ impl<I: Issuer> Shared<I> {
         match &error {
             // What became of the refresh token is unknown, and the intent stays to say so.
             TokenError::Temporary { unheard: false, .. } => Err(error.into()),
-            TokenError::Refused { status, code, .. }
-                if self.issuer.ends_grant(*status, code.as_deref()) =>
-            {
+            TokenError::Refused { status, code, .. } if self.issuer.ends_grant(*status, *code) => {
                 if let Some(stored) = self.load().await?
                     && stored.refresh_token.as_ref().map(fingerprint) != Some(shown)
                 {

@@ -143,3 +143,175 @@ fn resolve(secret: &SecretRef) -> Result<Secret, TokenError> {
         .resolve()
         .map_err(|cause| TokenError::NotSent(cause.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer as CertIssuer, KeyPair};
+    use rustls::RootCertStore;
+    use rustls::pki_types::PrivateKeyDer;
+    use rustls::server::WebPkiClientVerifier;
+
+    use super::super::fakes::{TokenServer, json, times, value, vendor};
+    use super::*;
+    use crate::config::{Auth, CertFiles};
+
+    const PAIR: &str = r#"{"access_token":"a==","refresh_token":"r==","expires":4102444800,"token_type":"Bearer","refresh_until":4102444800}"#;
+
+    fn config(url: Url, grant: VedauthGrant) -> config::Vedauth {
+        config::Vedauth {
+            url,
+            client_id: value("MyApp"),
+            scope: Some("certificate:discover,manage;configuration".into()),
+            grant,
+            refresh: true,
+            times: times(),
+        }
+    }
+
+    fn password() -> VedauthGrant {
+        VedauthGrant::Password {
+            username: value("svc"),
+            password: value("pw"),
+        }
+    }
+
+    #[tokio::test]
+    async fn each_grant_has_its_own_path_and_body() {
+        let server = TokenServer::start([json(PAIR), json(PAIR), json(PAIR)]).await;
+        for (grant, url) in [
+            (password(), "/vedauth"),
+            (VedauthGrant::Jwt(value("ey")), "/vedauth/"),
+        ] {
+            let config = config(server.url(url), grant);
+            let vendor = vendor(Auth::Vedauth(config.clone()));
+            let (issuer, _) = Vedauth::new(&config, &vendor);
+            issuer.ask().await.unwrap();
+            if url == "/vedauth" {
+                issuer.refresh(&Secret::new("r")).await.unwrap();
+            }
+        }
+
+        let scope = r#""scope":"certificate:discover,manage;configuration""#;
+        for (seen, line, body) in [
+            (
+                0,
+                "oauth",
+                format!(r#"{{"client_id":"MyApp","username":"svc","password":"pw",{scope}}}"#),
+            ),
+            (
+                1,
+                "token",
+                r#"{"client_id":"MyApp","refresh_token":"r"}"#.to_owned(),
+            ),
+            (
+                2,
+                "jwt",
+                format!(r#"{{"client_id":"MyApp","jwt":"ey",{scope}}}"#),
+            ),
+        ] {
+            let seen = &server.seen()[seen];
+            assert_eq!(
+                seen.line,
+                format!("POST /vedauth/authorize/{line} HTTP/1.1")
+            );
+            assert_eq!(seen.body, body);
+            assert_eq!(seen.header("content-type"), Some("application/json"));
+        }
+    }
+
+    /// A certificate and key in `dir`, signed by `ca`.
+    fn identity(dir: &Path, name: &str, ca: &CertIssuer<'_, KeyPair>) -> CertFiles {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
+        let files = CertFiles {
+            cert: dir.join(format!("{name}.pem")),
+            key: dir.join(format!("{name}.key")),
+        };
+        std::fs::write(&files.cert, params.signed_by(&key, ca).unwrap().pem()).unwrap();
+        std::fs::write(&files.key, key.serialize_pem()).unwrap();
+        files
+    }
+
+    #[tokio::test]
+    async fn the_client_certificate_is_shown_when_asking_and_when_refreshing() {
+        crate::tls::install_provider();
+        let dir = tempfile::tempdir().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let ca_cert = params.self_signed(&key).unwrap();
+        let ca_path = dir.path().join("ca.pem");
+        std::fs::write(&ca_path, ca_cert.pem()).unwrap();
+        let ca = CertIssuer::new(params, key);
+
+        let server_files = identity(dir.path(), "server", &ca);
+        let server_identity = crate::tls::Identity::load(&server_files).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(ca_cert.der().clone()).unwrap();
+        let verifier = WebPkiClientVerifier::builder(Arc::new(roots))
+            .build()
+            .unwrap();
+        let tls = rustls::ServerConfig::builder()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(
+                server_identity.chain.clone(),
+                PrivateKeyDer::clone_key(&server_identity.key),
+            )
+            .unwrap();
+        let server = TokenServer::start_tls([json(PAIR), json(PAIR)], Some(tls)).await;
+
+        let url: Url = format!("https://{}/vedauth", server.address)
+            .parse()
+            .unwrap();
+        let grant = VedauthGrant::Certificate(identity(dir.path(), "client", &ca));
+        let config = config(url.clone(), grant);
+        let mut vendor = vendor(Auth::Vedauth(config.clone()));
+        vendor.ca = Some(ca_path);
+        vendor.allow_plaintext = false;
+        let (issuer, _) = Vedauth::new(&config, &vendor);
+        let answer = issuer.ask().await.unwrap();
+        assert!(answer.lifetime.total.as_secs() > 86_400);
+        assert!(answer.refresh_until.is_some());
+        issuer.refresh(&Secret::new("r")).await.unwrap();
+        let seen = server.seen();
+        assert_eq!(seen[0].line, "POST /vedauth/authorize/certificate HTTP/1.1");
+        assert!(!seen[0].body.contains("grant_type"));
+        assert_eq!(seen[1].line, "POST /vedauth/authorize/token HTTP/1.1");
+
+        // The same server refuses whoever shows no certificate, and is refused without its CA.
+        let mut without = config.clone();
+        without.grant = password();
+        let (nobody, _) = Vedauth::new(&without, &vendor);
+        nobody.ask().await.unwrap_err();
+        vendor.ca = None;
+        let (untrusting, _) = Vedauth::new(&config, &vendor);
+        let error = untrusting.ask().await.unwrap_err().to_string();
+        assert!(error.to_lowercase().contains("certificate"), "{error}");
+        assert_eq!(server.seen().len(), 2);
+    }
+
+    #[test]
+    fn a_grant_is_bound_to_server_name_user_and_scope() {
+        let binding = |change: fn(&mut config::Vedauth)| {
+            let mut config = config("https://tpp.example/vedauth".parse().unwrap(), password());
+            change(&mut config);
+            let vendor = vendor(Auth::Vedauth(config.clone()));
+            Vedauth::new(&config, &vendor).0.binding().unwrap()
+        };
+        let first = binding(|_| {});
+        assert_eq!(first, binding(|config| config.times.default_lifetime *= 2));
+        assert_ne!(first, binding(|config| config.client_id = value("Other")));
+        assert_ne!(first, binding(|config| config.scope = None));
+        assert_ne!(
+            first,
+            binding(|config| config.url.set_host(Some("b.example")).unwrap())
+        );
+        assert_ne!(
+            first,
+            binding(|config| config.grant = VedauthGrant::Jwt(value("svc")))
+        );
+    }
+}

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Runs the proxy until SIGTERM or SIGINT. 0: a clean stop; 2: bad configuration; 1: anything
 /// else.
 pub(super) fn run(path: &Path) -> ExitCode {
-    logs::init();
+    logs::init(logs::LevelFilter::INFO);
     super::with_config(path, |config| {
         let threads = config.threads;
         let outcome = super::on_threads(threads, until_stopped(config));

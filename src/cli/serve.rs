@@ -30,9 +30,7 @@ async fn until_stopped(config: Config) -> Result<(), String> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => {
-                tracing::warn!("reloading is not supported yet: the configuration in use stays; restart to change it");
-            }
+            _ = hangup.recv() => running.reload().await,
         }
     }
     tokio::select! {

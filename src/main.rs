@@ -1,2 +1,5 @@
-//! x
-fn main() {}
+//! Arguments → command, exit code: see [`countersign::cli`].
+
+fn main() -> std::process::ExitCode {
+    countersign::cli::main()
+}

@@ -1,7 +1,262 @@
-//! Every series: name, unit, labels. Handles are made once per configuration, so that a request
-//! looks no label up.
+//! Every series: name, unit, labels. Label values are bounded sets taken from the configuration,
+//! never from a request. Handles are looked up once per configuration, not per request.
 
-use prometheus::{Histogram, IntCounter};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::Method;
+use prometheus::{
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+/// Seconds; from a cache hit on the same network to a vendor that thinks for a minute.
+const BUCKETS: [f64; 14] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0,
+];
+
+/// Beyond this many callers the rest share the label `other`.
+pub const MAX_CALLERS: usize = 200;
+
+/// The series of one process. A registry of its own, so that tests can run several.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    request_duration: HistogramVec,
+    upstream_duration: HistogramVec,
+    in_flight: IntGaugeVec,
+    refused: IntCounterVec,
+    credential_expiry: GaugeVec,
+    credential_state: IntGaugeVec,
+    fetches: IntCounterVec,
+    fetch_duration: HistogramVec,
+    upstream_401: IntCounterVec,
+    connections: IntCounterVec,
+    certificate_expiry: GaugeVec,
+    reloads: IntCounterVec,
+    loaded: prometheus::Gauge,
+}
+
+impl Metrics {
+    /// Registers every series.
+    ///
+    /// # Panics
+    /// Never: the names below are valid and distinct, which the test of this module proves.
+    #[must_use]
+    #[expect(clippy::missing_panics_doc, reason = "documented above: cannot happen")]
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            let counter = IntCounterVec::new(Opts::new(name, help), labels).expect("valid name");
+            registry
+                .register(Box::new(counter.clone()))
+                .expect("distinct name");
+            counter
+        };
+        let gauge = |name: &str, help: &str, labels: &[&str]| {
+            let gauge = IntGaugeVec::new(Opts::new(name, help), labels).expect("valid name");
+            registry
+                .register(Box::new(gauge.clone()))
+                .expect("distinct name");
+            gauge
+        };
+        let float = |name: &str, help: &str, labels: &[&str]| {
+            let gauge = GaugeVec::new(Opts::new(name, help), labels).expect("valid name");
+            registry
+                .register(Box::new(gauge.clone()))
+                .expect("distinct name");
+            gauge
+        };
+        let histogram = |name: &str, help: &str| {
+            let options = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
+            let histogram = HistogramVec::new(options, &["vendor"]).expect("valid name");
+            registry
+                .register(Box::new(histogram.clone()))
+                .expect("distinct name");
+            histogram
+        };
+        let metrics = Self {
+            requests: counter(
+                "countersign_requests_total",
+                "Requests answered, whoever made the answer.",
+                &["vendor", "caller", "method", "status"],
+            ),
+            request_duration: histogram(
+                "countersign_request_duration_seconds",
+                "From the request's head to the end of its answer.",
+            ),
+            upstream_duration: histogram(
+                "countersign_upstream_duration_seconds",
+                "From the vendor's connection to the head of its answer.",
+            ),
+            in_flight: gauge(
+                "countersign_requests_in_flight",
+                "Requests being served now.",
+                &["vendor"],
+            ),
+            refused: counter(
+                "countersign_refused_total",
+                "Requests answered by the proxy itself, by reason.",
+                &["vendor", "reason"],
+            ),
+            credential_expiry: float(
+                "countersign_credential_expiry_timestamp_seconds",
+                "The end of the credential in use, as the vendor stated it.",
+                &["vendor"],
+            ),
+            credential_state: gauge(
+                "countersign_credential_state",
+                "1 for the state the credential is in, 0 for the others.",
+                &["vendor", "state"],
+            ),
+            fetches: counter(
+                "countersign_credential_fetch_total",
+                "Attempts to obtain a credential.",
+                &["vendor", "outcome"],
+            ),
+            fetch_duration: histogram(
+                "countersign_credential_fetch_duration_seconds",
+                "How long one attempt to obtain a credential took.",
+            ),
+            upstream_401: counter(
+                "countersign_upstream_401_total",
+                "401 answers of a vendor: replayed with a newer credential, or passed to the caller.",
+                &["vendor", "action"],
+            ),
+            connections: counter(
+                "countersign_upstream_connections_total",
+                "Upstream connections taken for a request, new or from the pool.",
+                &["vendor", "reused"],
+            ),
+            certificate_expiry: float(
+                "countersign_certificate_expiry_timestamp_seconds",
+                "The end of a certificate this process presents.",
+                &["name"],
+            ),
+            reloads: counter(
+                "countersign_config_reloads_total",
+                "Configurations taken into use or refused.",
+                &["outcome"],
+            ),
+            loaded: prometheus::Gauge::new(
+                "countersign_config_loaded_timestamp_seconds",
+                "When the configuration in use was loaded.",
+            )
+            .expect("valid name"),
+            registry: registry.clone(),
+        };
+        let build = gauge(
+            "countersign_build_info",
+            "1; the labels say which build this is.",
+            &["version", "commit"],
+        );
+        build
+            .with_label_values(&[env!("CARGO_PKG_VERSION"), COMMIT])
+            .set(1);
+        registry
+            .register(Box::new(metrics.loaded.clone()))
+            .expect("distinct name");
+        #[cfg(target_os = "linux")]
+        registry
+            .register(Box::new(
+                prometheus::process_collector::ProcessCollector::for_self(),
+            ))
+            .expect("distinct name");
+        for outcome in ["ok", "error"] {
+            metrics.reloads.with_label_values(&[outcome]);
+        }
+        metrics
+    }
+
+    /// The handles of one vendor; `none` for requests that reach no vendor.
+    #[must_use]
+    pub fn vendor(&self, name: &str) -> VendorMetrics {
+        VendorMetrics {
+            vendor: name.into(),
+            requests: self.requests.clone(),
+            counters: ArcSwap::default(),
+            refused: self.refused.clone(),
+            request_duration: self.request_duration.with_label_values(&[name]),
+            upstream_duration: self.upstream_duration.with_label_values(&[name]),
+            in_flight: self.in_flight.with_label_values(&[name]),
+            replayed: self.upstream_401.with_label_values(&[name, "replayed"]),
+            passed: self.upstream_401.with_label_values(&[name, "passed"]),
+            connected: self.connections.with_label_values(&[name, "false"]),
+            reused: self.connections.with_label_values(&[name, "true"]),
+        }
+    }
+
+    /// The handles of one vendor's refresh task.
+    #[must_use]
+    pub fn fetch(&self, vendor: &str) -> FetchMetrics {
+        FetchMetrics {
+            ok: self.fetches.with_label_values(&[vendor, "ok"]),
+            temporary: self.fetches.with_label_values(&[vendor, "temporary"]),
+            rejected: self.fetches.with_label_values(&[vendor, "rejected"]),
+            duration: self.fetch_duration.with_label_values(&[vendor]),
+        }
+    }
+
+    /// Sets a credential's gauges: `state` out of `states` is 1. `expires`: Unix seconds.
+    pub fn credential(&self, vendor: &str, states: &[&str], state: &str, expires: Option<f64>) {
+        for one in states {
+            self.credential_state
+                .with_label_values(&[vendor, one])
+                .set(i64::from(*one == state));
+        }
+        if let Some(expires) = expires {
+            self.credential_expiry
+                .with_label_values(&[vendor])
+                .set(expires);
+        } else {
+            // Nothing held, or nothing that ends: no series rather than one from 1970.
+            let _ = self.credential_expiry.remove_label_values(&[vendor]);
+        }
+    }
+
+    /// Sets a certificate's gauge. `ends`: Unix seconds.
+    pub fn certificate(&self, name: &str, ends: f64) {
+        self.certificate_expiry.with_label_values(&[name]).set(ends);
+    }
+
+    /// Notes the moment the configuration in use was loaded, Unix seconds.
+    pub fn configuration_loaded(&self, at: f64) {
+        self.loaded.set(at);
+    }
+
+    /// Counts a reload.
+    pub fn reloaded(&self, ok: bool) {
+        let outcome = if ok { "ok" } else { "error" };
+        self.reloads.with_label_values(&[outcome]).inc();
+    }
+
+    /// The Prometheus text format.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = Vec::new();
+        // Writing to memory cannot fail; families that are inconsistent would be a bug of ours
+        // and must not take the others along.
+        for family in self.registry.gather() {
+            let _ = TextEncoder::new().encode(&[family], &mut text);
+        }
+        String::from_utf8(text).unwrap_or_default()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The commit this was built from, where the build was told.
+pub const COMMIT: &str = match option_env!("COUNTERSIGN_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
 
 /// What one credential's refresh task counts.
 #[derive(Clone, Debug)]
@@ -14,4 +269,120 @@ pub struct FetchMetrics {
     pub rejected: IntCounter,
     /// How long one fetch took, seconds.
     pub duration: Histogram,
+}
+
+/// What the request path counts for one vendor.
+#[derive(Debug)]
+pub struct VendorMetrics {
+    vendor: Arc<str>,
+    requests: IntCounterVec,
+    /// Handles by caller, method and status, added as they first occur: bounded by the
+    /// configuration and the hundreds of status codes there are. Readers take no lock.
+    counters: ArcSwap<HashMap<(Arc<str>, &'static str, u16), IntCounter>>,
+    refused: IntCounterVec,
+    request_duration: Histogram,
+    upstream_duration: Histogram,
+    /// Requests being served now.
+    pub in_flight: IntGauge,
+    /// 401 answers that led to a replay.
+    pub replayed: IntCounter,
+    /// 401 answers that reached a caller.
+    pub passed: IntCounter,
+    /// Requests that opened a connection.
+    pub connected: IntCounter,
+    /// Requests that took one from the pool.
+    pub reused: IntCounter,
+}
+
+impl VendorMetrics {
+    /// Counts one finished request.
+    pub fn finished(&self, caller: &Arc<str>, method: &Method, status: u16, took: Duration) {
+        let key = (caller.clone(), method_label(method), status);
+        if let Some(counter) = self.counters.load().get(&key) {
+            counter.inc();
+        } else {
+            let counter = self.requests.with_label_values(&[
+                &*self.vendor,
+                &**caller,
+                key.1,
+                &status.to_string(),
+            ]);
+            counter.inc();
+            self.counters.rcu(|known| {
+                let mut more = HashMap::clone(known);
+                more.insert(key.clone(), counter.clone());
+                more
+            });
+        }
+        self.request_duration.observe(took.as_secs_f64());
+    }
+
+    /// Requests finished so far.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.request_duration.get_sample_count()
+    }
+
+    /// Notes how long the vendor took to answer.
+    pub fn answered(&self, took: Duration) {
+        self.upstream_duration.observe(took.as_secs_f64());
+    }
+
+    /// Counts one answer of our own.
+    pub fn refused(&self, reason: &str) {
+        self.refused
+            .with_label_values(&[&*self.vendor, reason])
+            .inc();
+    }
+}
+
+/// A method as a label: callers can invent methods, labels must stay few.
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        Method::TRACE => "TRACE",
+        Method::CONNECT => "CONNECT",
+        _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_series_has_help_and_type_and_counts() {
+        let metrics = Metrics::new();
+        let vendor = metrics.vendor("v");
+        let caller: Arc<str> = Arc::from("ci");
+        for _ in 0..3 {
+            vendor.finished(&caller, &Method::GET, 200, Duration::from_millis(2));
+        }
+        let odd = Method::from_bytes(b"BREW").unwrap();
+        vendor.finished(&caller, &odd, 418, Duration::ZERO);
+        vendor.refused("forbidden");
+        metrics.credential("v", &["fresh", "failed"], "fresh", Some(1e9));
+        metrics.fetch("v").ok.inc();
+
+        let text = metrics.text();
+        for line in [
+            r#"countersign_requests_total{caller="ci",method="GET",status="200",vendor="v"} 3"#,
+            r#"countersign_requests_total{caller="ci",method="other",status="418",vendor="v"} 1"#,
+            r#"countersign_refused_total{reason="forbidden",vendor="v"} 1"#,
+            r#"countersign_credential_state{state="fresh",vendor="v"} 1"#,
+            r#"countersign_credential_state{state="failed",vendor="v"} 0"#,
+            r#"countersign_credential_fetch_total{outcome="ok",vendor="v"} 1"#,
+            "# TYPE countersign_request_duration_seconds histogram",
+            "# HELP countersign_build_info",
+            "process_resident_memory_bytes",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+    }
 }

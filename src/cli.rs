@@ -1,0 +1,151 @@
+//! The command line: arguments → command, one file per command.
+
+mod authorize;
+mod caller;
+pub mod check;
+mod demo;
+mod explain;
+pub mod schema;
+mod serve;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::config::{Config, Secrets};
+use crate::server::logs;
+use clap::{Args, Parser, Subcommand};
+
+/// An authenticating reverse proxy: callers prove who they are to it, it proves who it is to each
+/// vendor, and tokens are always fresh.
+#[derive(Debug, Parser)]
+#[command(name = "countersign", version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where the configuration is.
+#[derive(Clone, Debug, Args)]
+pub struct ConfigFile {
+    /// The configuration file
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "proxy.yaml",
+        env = "COUNTERSIGN_CONFIG"
+    )]
+    config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy until SIGTERM or SIGINT, then drain
+    Serve {
+        #[command(flatten)]
+        file: ConfigFile,
+    },
+    /// Report every mistake in the configuration at once; sends nothing over the network
+    Check {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// Check only the form of secret references, not whether the secrets are there
+        #[arg(long)]
+        without_secrets: bool,
+    },
+    /// Say what would happen to a request, without sending it
+    Explain(explain::Arguments),
+    /// Give consent once, in a browser, for an authorization_code vendor
+    Authorize {
+        /// The vendor's name in the configuration
+        vendor: String,
+        #[command(flatten)]
+        file: ConfigFile,
+        /// Accept a pasted redirect without a state parameter, unasked
+        #[arg(long)]
+        no_state: bool,
+    },
+    /// Manage callers
+    #[command(subcommand)]
+    Caller(CallerCommand),
+    /// Print the JSON Schema of the configuration
+    Schema,
+    /// Try everything on this machine: five stand-in vendors and the proxy, no accounts needed
+    Demo(demo::Arguments),
+}
+
+#[derive(Debug, Subcommand)]
+enum CallerCommand {
+    /// Make an API key: prints it once, with the stanza for `callers:`
+    New {
+        /// The caller's name
+        name: String,
+    },
+}
+
+/// Runs the command that the process was started with.
+#[must_use]
+pub fn main() -> ExitCode {
+    crate::tls::install_provider();
+    match Cli::parse().command {
+        Command::Serve { file } => serve::run(&file.config),
+        Command::Check {
+            file,
+            without_secrets,
+        } => check::run(&file.config, without_secrets),
+        Command::Explain(arguments) => explain::run(&arguments),
+        Command::Authorize {
+            vendor,
+            file,
+            no_state,
+        } => with_config(&file.config, |config| {
+            let outcome = on_threads(1, authorize::run(&config, &vendor, no_state));
+            failed_or_done(outcome.and_then(|done| done.map_err(|cause| cause.to_string())))
+        }),
+        Command::Caller(CallerCommand::New { name }) => caller::new(&name),
+        Command::Schema => schema::run(),
+        Command::Demo(arguments) => {
+            logs::init(logs::LevelFilter::WARN);
+            on_threads(2, demo::run(&arguments)).unwrap_or_else(|cause| failed_or_done(Err(cause)))
+        }
+    }
+}
+
+/// Loads the configuration with its secrets, or reports its mistakes and returns 2.
+fn with_config(path: &std::path::Path, then: impl FnOnce(Config) -> ExitCode) -> ExitCode {
+    match Config::load(path, Secrets::Resolve) {
+        Ok(config) => {
+            check::warn(&config.warnings);
+            then(config)
+        }
+        Err(mistakes) => {
+            check::complain(path, &mistakes);
+            ExitCode::from(check::BAD_CONFIGURATION)
+        }
+    }
+}
+
+/// Runs `command` to its end on a runtime of so many threads.
+fn on_threads<T>(threads: usize, command: impl Future<Output = T>) -> Result<T, String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name("countersign")
+        .enable_all()
+        .build()
+        .map_err(|cause| format!("the system gives no threads: {cause}"))?;
+    let outcome = runtime.block_on(command);
+    // What is left are background tasks without an end of their own.
+    runtime.shutdown_background();
+    Ok(outcome)
+}
+
+/// 0, or the error on stderr and 1.
+fn failed_or_done(outcome: Result<(), String>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            let _ = writeln!(std::io::stderr(), "error: {cause}");
+            ExitCode::FAILURE
+        }
+    }
+}

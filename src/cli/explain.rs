@@ -1,0 +1,257 @@
+//! `countersign explain`: what would happen to a request, without sending it.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use crate::config::{self, Auth, Callers, Config, Secrets};
+use crate::error::Error;
+use crate::metrics::Metrics;
+use crate::request::caller::Caller;
+use crate::request::decide::{Ask, Decision, Identity, decide};
+use crate::request::headers::{self, Barred};
+use crate::request::path::Target;
+use crate::request::vendor::{Routes, Vendor};
+use crate::server::live;
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{ConfigFile, check};
+
+/// What to explain.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The method, for example GET
+    method: String,
+    /// Path and query as a caller would send them, for example /certn/hr/v1/applicants/
+    path: String,
+    /// The Host a caller would send
+    #[arg(long, default_value = "localhost")]
+    host: String,
+    /// The caller; without it, what callers may do is left out of account
+    #[arg(long)]
+    caller: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    file: ConfigFile,
+}
+
+/// 0: it would be forwarded; 1: refused; 2: bad configuration.
+pub(super) fn run(arguments: &Arguments) -> ExitCode {
+    let config = match Config::load(&arguments.file.config, Secrets::FormOnly) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            check::complain(&arguments.file.config, &mistakes);
+            return ExitCode::from(check::BAD_CONFIGURATION);
+        }
+    };
+    let explanation = match explain(&config, arguments) {
+        Ok(explanation) => explanation,
+        Err(cause) => return super::failed_or_done(Err(cause)),
+    };
+    let text = if arguments.json {
+        format!("{explanation:#}\n")
+    } else {
+        readable(&explanation)
+    };
+    if let Err(cause) = std::io::stdout().write_all(text.as_bytes()) {
+        return super::failed_or_done(Err(cause.to_string()));
+    }
+    if explanation["forwarded"] == true {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn explain(config: &Config, arguments: &Arguments) -> Result<Value, String> {
+    let metrics = Metrics::new();
+    let routes = Routes::new(config.vendors.iter().map(|vendor| {
+        let prepared = Vendor::new(vendor, None, metrics.vendor(&vendor.name));
+        (
+            vendor.prefix.clone(),
+            vendor.hosts.clone(),
+            Arc::new(prepared),
+        )
+    }));
+    let caller = caller(config, arguments.caller.as_deref())?;
+    let decision = decision(&routes, arguments, caller);
+    let vendor = decision
+        .vendor
+        .and_then(|found| config.vendors.iter().find(|one| *one.name == *found.name));
+    let query = arguments.path.split_once('?').map(|(_, query)| query);
+    Ok(match &decision.path {
+        Ok(path) => {
+            let target = query.map_or(path.clone(), |query| format!("{path}?{query}"));
+            let origin = vendor
+                .map(|vendor| vendor.upstream.origin())
+                .unwrap_or_default();
+            json!({
+                "forwarded": true,
+                "vendor": vendor.map(|vendor| &vendor.name),
+                "preset": vendor.and_then(|vendor| vendor.preset.as_ref()),
+                "auth": vendor.map(auth_kind),
+                "upstream": format!("{origin}{target}"),
+                "headers_added": vendor.map(added).unwrap_or_default(),
+                "headers_removed": removed(config, vendor),
+                "refused_paths": vendor.map(refused_paths).unwrap_or_default(),
+            })
+        }
+        Err(stop) => {
+            let verdict = stop.verdict();
+            json!({
+                "forwarded": false,
+                "vendor": vendor.map(|vendor| &vendor.name),
+                "preset": vendor.and_then(|vendor| vendor.preset.as_ref()),
+                "status": verdict.status.as_u16(),
+                "reason": verdict.reason,
+                "detail": verdict.detail,
+                "rule": decision.rule,
+            })
+        }
+    })
+}
+
+fn decision<'a>(
+    routes: &'a Routes<Vendor>,
+    arguments: &Arguments,
+    caller: Arc<Caller>,
+) -> Decision<'a, Vendor> {
+    let refused = |stop: Error| Decision {
+        vendor: None,
+        caller: None,
+        path: Err(stop),
+        rule: None,
+    };
+    if matches!(arguments.method.as_str(), "TRACE" | "CONNECT") {
+        return refused(Error::MethodNotAllowed);
+    }
+    let target = match Target::parse(arguments.path.as_bytes()) {
+        Ok(target) => target,
+        Err(stop) => return refused(stop),
+    };
+    let none = http::HeaderMap::new();
+    let authority = match headers::authority(&none, Some(&arguments.host)) {
+        Ok(authority) => authority,
+        Err(stop) => return refused(stop),
+    };
+    let ask = Ask {
+        method: &arguments.method,
+        target,
+        authority,
+        server_name: None,
+    };
+    decide(routes, ask, Identity::Known(caller))
+}
+
+fn caller(config: &Config, name: Option<&str>) -> Result<Arc<Caller>, String> {
+    let Some(name) = name else {
+        return Ok(Arc::new(Caller::anyone()));
+    };
+    let Callers::Known(known) = &config.callers else {
+        return Err(format!(
+            "there are no callers in the configuration, so no {name:?}"
+        ));
+    };
+    known
+        .iter()
+        .find(|caller| caller.name == name)
+        .map(|caller| Arc::new(Caller::new(caller)))
+        .ok_or_else(|| {
+            let names: Vec<_> = known.iter().map(|caller| caller.name.as_str()).collect();
+            format!(
+                "no caller is called {name:?}; there are: {}",
+                names.join(", ")
+            )
+        })
+}
+
+fn auth_kind(vendor: &config::Vendor) -> &'static str {
+    vendor.auth.as_ref().map_or("none", Auth::kind)
+}
+
+/// What is put on the request, values masked.
+fn added(vendor: &config::Vendor) -> Vec<String> {
+    let mut added = vec![format!("Host: {}", vendor.upstream.authority())];
+    match &vendor.auth {
+        None => {}
+        Some(Auth::Basic { .. }) => added.push("Authorization: Basic ***".into()),
+        Some(Auth::Headers(fields)) => {
+            added.extend(fields.iter().map(|(name, _)| format!("{name}: ***")));
+        }
+        Some(Auth::Query(parameters)) => {
+            added.extend(parameters.iter().map(|(name, _)| format!("?{name}=***")));
+        }
+        Some(
+            Auth::Bearer { .. }
+            | Auth::ClientCredentials(_)
+            | Auth::AuthorizationCode(_)
+            | Auth::Vedauth(_),
+        ) => added.push("Authorization: Bearer ***".into()),
+    }
+    if vendor.client_cert.is_some() {
+        added.push("(client certificate in the TLS handshake)".into());
+    }
+    added
+}
+
+fn removed(config: &Config, vendor: Option<&config::Vendor>) -> Vec<String> {
+    let mut names = Barred::new(live::credential_fields(config)).names();
+    if vendor.is_some_and(|vendor| !vendor.cookies_pass) {
+        names.push("cookie".into());
+    }
+    names.push("x-forwarded-*".into());
+    names.sort();
+    names
+}
+
+fn refused_paths(vendor: &config::Vendor) -> Vec<String> {
+    let rules = vendor.refuse.iter().map(|rule| {
+        let method = rule.method.as_ref().map(|method| format!("{method} "));
+        let mark = if rule.exception { "!" } else { "" };
+        format!("{mark}{}{}", method.unwrap_or_default(), rule.pattern)
+    });
+    rules.collect()
+}
+
+/// The same, for people.
+fn readable(explanation: &Value) -> String {
+    let mut text = String::new();
+    let word = |key: &str| match &explanation[key] {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".into(),
+        other => other.to_string(),
+    };
+    let mut line = |key: &str, value: &str| {
+        text.push_str(&format!("{key:<16}{value}\n"));
+    };
+    if explanation["forwarded"] == true {
+        line("forwarded to", &word("upstream"));
+        line("vendor", &word("vendor"));
+        line("preset", &word("preset"));
+        line("auth", &word("auth"));
+        for (title, key) in [
+            ("added", "headers_added"),
+            ("removed", "headers_removed"),
+            ("never passes", "refused_paths"),
+        ] {
+            for (index, one) in explanation[key]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .enumerate()
+            {
+                let title = if index == 0 { title } else { "" };
+                line(title, one.as_str().unwrap_or_default());
+            }
+        }
+    } else {
+        line("refused", &format!("{} {}", word("status"), word("reason")));
+        line("vendor", &word("vendor"));
+        line("rule", &word("rule"));
+        line("why", &word("detail"));
+    }
+    text
+}

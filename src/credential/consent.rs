@@ -1,0 +1,173 @@
+//! A person's consent to an authorization code, and the grant that comes of it (RFC 6749 §4.1).
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use tokio::time::Instant;
+use url::{Url, form_urlencoded};
+
+use super::client_auth::random;
+use super::oauth2::CodeServer;
+use super::rotation::Issuer;
+use crate::config::{AuthorizationCode, Vendor};
+use crate::secret::Secret;
+use crate::store::{Access, Grant, Lock, Store, StoreError};
+use crate::tls::sha256;
+
+/// One request for consent, from its URL to the stored grant.
+pub(crate) struct Consent {
+    config: AuthorizationCode,
+    server: CodeServer,
+    store: Arc<dyn Store>,
+    vendor: String,
+    state: Secret,
+    /// RFC 7636 §4.1.
+    verifier: Option<Secret>,
+}
+
+/// What a redirect says.
+#[derive(Debug)]
+pub(crate) enum Redirect {
+    /// A code, with the state of this request.
+    Code(Secret),
+    /// A code without any state: nothing proves that it answers this request.
+    Stateless(Secret),
+    /// The answer to another request; somebody may be trying to slip us their account.
+    Foreign,
+    /// The server or the person said no; in printable ASCII.
+    Refused(String),
+    /// The same, without any state.
+    StatelessRefused(String),
+    /// Neither a code nor an error.
+    Nothing,
+}
+
+/// What has been stored.
+#[derive(Debug)]
+pub(crate) struct Granted {
+    /// Whether it can be renewed without a person.
+    pub(crate) renewable: bool,
+    /// Of the access token.
+    pub(crate) lifetime: Duration,
+}
+
+impl Consent {
+    pub(crate) fn new(config: &AuthorizationCode, vendor: &Vendor, store: Arc<dyn Store>) -> Self {
+        let unguessable = || Secret::new(BASE64_URL_SAFE_NO_PAD.encode(random::<32>()));
+        Self {
+            server: CodeServer::new(config, vendor).0,
+            store,
+            vendor: vendor.name.clone(),
+            state: unguessable(),
+            verifier: config.pkce.then(unguessable),
+            config: config.clone(),
+        }
+    }
+
+    /// Proves that a grant could be stored, before a person is asked for one.
+    pub(crate) async fn prepare(&self) -> Result<(), StoreError> {
+        let _lock = self.lock().await?;
+        self.store.load(&self.vendor).await.map(drop)
+    }
+
+    /// Where the person consents (RFC 6749 §4.1.1, RFC 7636 §4.3).
+    pub(crate) fn url(&self) -> Result<Url, String> {
+        let client_id = self.config.client_id.resolve();
+        let client_id = client_id.map_err(|cause| cause.to_string())?;
+        let mut url = self.config.authorize_url.clone();
+        let mut query = url.query_pairs_mut();
+        query
+            .append_pair("response_type", "code")
+            .append_pair("client_id", client_id.expose())
+            .append_pair("redirect_uri", self.config.redirect_uri.as_str())
+            .append_pair("state", self.state.expose());
+        if let Some(scope) = &self.config.scope {
+            query.append_pair("scope", scope);
+        }
+        if let Some(verifier) = &self.verifier {
+            let challenge = sha256(&[verifier.expose().as_bytes()]);
+            query
+                .append_pair("code_challenge", &BASE64_URL_SAFE_NO_PAD.encode(challenge))
+                .append_pair("code_challenge_method", "S256");
+        }
+        drop(query);
+        Ok(url)
+    }
+
+    /// Reads a redirect's query (RFC 6749 §4.1.2).
+    pub(crate) fn read(&self, query: &str) -> Redirect {
+        let field = |wanted: &str| {
+            form_urlencoded::parse(query.as_bytes())
+                .find(|(name, value)| name == wanted && !value.is_empty())
+                .map(|(_, value)| value.into_owned())
+        };
+        let state = field("state");
+        if let Some(state) = &state
+            && verify_slices_are_equal(state.as_bytes(), self.state.expose().as_bytes()).is_err()
+        {
+            return Redirect::Foreign;
+        }
+        let refusal = field("error").map(|error| {
+            let story = field("error_description").unwrap_or_default();
+            let printable = |c: char| {
+                if c.is_ascii_graphic() || c == ' ' {
+                    c
+                } else {
+                    '?'
+                }
+            };
+            let text = format!("{error} {story}");
+            text.trim().chars().take(300).map(printable).collect()
+        });
+        match (refusal, field("code").map(Secret::new), state) {
+            (Some(refusal), _, Some(_)) => Redirect::Refused(refusal),
+            (Some(refusal), _, None) => Redirect::StatelessRefused(refusal),
+            (None, Some(code), Some(_)) => Redirect::Code(code),
+            (None, Some(code), None) => Redirect::Stateless(code),
+            (None, None, _) => Redirect::Nothing,
+        }
+    }
+
+    /// Exchanges the code and stores what comes, under the lock: a running proxy must not spend
+    /// the old grant meanwhile.
+    pub(crate) async fn complete(&self, code: Secret) -> Result<Granted, String> {
+        let text = |cause: StoreError| cause.to_string();
+        let _lock = self.lock().await.map_err(text)?;
+        let stored = self.store.load(&self.vendor).await.map_err(text)?;
+        let binding = self.server.binding()?;
+        let exchange = self.server.exchange(code, self.verifier.clone());
+        let answer = exchange.await.map_err(|cause| cause.to_string())?;
+        let lifetime = answer.lifetime.total;
+        let left = answer
+            .lifetime
+            .end
+            .saturating_duration_since(Instant::now());
+        let mut grant = Grant {
+            version: stored.map_or(0, |stored| stored.version),
+            binding,
+            refresh_token: answer.refresh_token,
+            access: Some(Access {
+                token: answer.access_token,
+                issued: SystemTime::now() - lifetime.saturating_sub(left),
+                lifetime,
+            }),
+            refresh_until: answer.refresh_until,
+            intent: None,
+        };
+        let save = self.store.save(&self.vendor, &mut grant);
+        save.await.map_err(text)?;
+        Ok(Granted {
+            renewable: grant.refresh_token.is_some(),
+            lifetime,
+        })
+    }
+
+    async fn lock(&self) -> Result<Lock, StoreError> {
+        // A running proxy holds it for two token requests at most.
+        let patience = self.config.times.request_timeout * 3 + Duration::from_secs(5);
+        self.store.lock(&self.vendor, patience).await
+    }
+}

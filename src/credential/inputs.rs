@@ -1,0 +1,109 @@
+//! What a credential is made from, and how a change of it is noticed.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use parking_lot::Mutex;
+use tokio::time::sleep;
+
+use crate::config::{CertFiles, SecretRef};
+
+/// Secrets and files, with a digest of what they held at the last fetch.
+pub(super) struct Inputs {
+    secrets: Vec<SecretRef>,
+    files: Vec<PathBuf>,
+    noted: Mutex<Option<Digest>>,
+}
+
+type Digest = [u8; digest::SHA256_OUTPUT_LEN];
+
+impl Inputs {
+    pub(super) fn new<'a>(
+        secrets: impl IntoIterator<Item = &'a SecretRef>,
+        identity: Option<&CertFiles>,
+        ca: Option<&PathBuf>,
+    ) -> Self {
+        let files = identity
+            .into_iter()
+            .flat_map(|files| [&files.cert, &files.key])
+            .chain(ca);
+        Self {
+            secrets: secrets.into_iter().cloned().collect(),
+            files: files.cloned().collect(),
+            noted: Mutex::new(None),
+        }
+    }
+
+    /// Remembers what everything holds now. To be called before a fetch reads it: a change in
+    /// between then costs one fetch more instead of going unnoticed.
+    pub(super) fn note(&self) {
+        *self.noted.lock() = Some(self.digest());
+    }
+
+    /// Returns once something holds something else than was noted; never before [`Inputs::note`].
+    ///
+    /// Files are read rather than watched: contents are what counts, and this sees every way of
+    /// changing them, the symlinks Kubernetes swaps included.
+    pub(super) async fn changed(&self) {
+        loop {
+            sleep(POLL).await;
+            let noted = *self.noted.lock();
+            if noted.is_some_and(|noted| noted != self.digest()) {
+                return;
+            }
+        }
+    }
+
+    fn digest(&self) -> Digest {
+        let mut context = digest::Context::new(&digest::SHA256);
+        let mut add = |bytes: Option<&[u8]>| {
+            // The length keeps ("ab", "c") and ("a", "bc") apart; one past the longest possible
+            // slice stands for what cannot be read.
+            let length = bytes.map_or(u64::MAX, |bytes| bytes.len() as u64);
+            context.update(&length.to_be_bytes());
+            context.update(bytes.unwrap_or_default());
+        };
+        for secret in &self.secrets {
+            let bytes = secret.resolve_bytes().ok();
+            add(bytes.as_ref().map(|bytes| bytes.as_slice()));
+        }
+        for path in &self.files {
+            add(std::fs::read(path).ok().as_deref());
+        }
+        let mut digest = Digest::default();
+        digest.copy_from_slice(context.finish().as_ref());
+        digest
+    }
+}
+
+/// Promised is "in use within 10 s"; half of that leaves time for the fetch.
+pub(super) const POLL: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_changed_removed_or_restored_file_is_noticed_and_an_unchanged_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        std::fs::write(&path, "one").unwrap();
+        let inputs = Inputs::new(&[SecretRef::File(path.clone())], None, None);
+
+        inputs.note();
+        let minute = Duration::from_mins(1);
+        assert!(timeout(minute, inputs.changed()).await.is_err());
+
+        std::fs::write(&path, "two").unwrap();
+        assert!(timeout(POLL * 2, inputs.changed()).await.is_ok());
+        inputs.note();
+        std::fs::remove_file(&path).unwrap();
+        assert!(timeout(POLL * 2, inputs.changed()).await.is_ok());
+        inputs.note();
+        std::fs::write(&path, "").unwrap();
+        assert!(timeout(POLL * 2, inputs.changed()).await.is_ok());
+    }
+}

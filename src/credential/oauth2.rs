@@ -1,0 +1,334 @@
+//! OAuth 2.0: client credentials (RFC 6749 §4.4), and authorization codes with their refresh
+//! tokens (§4.1, §6).
+
+use async_trait::async_trait;
+use http::StatusCode;
+
+use super::client_auth::prove;
+use super::inputs::Inputs;
+use super::rotation::{Asking, Issuer};
+use super::token_request::{Answer, TokenClient, TokenError, TokenRequest};
+use super::{FetchError, Issued, Source};
+use crate::config::{self, AuthorizationCode, CertFiles, ClientAuth, SecretRef};
+use crate::secret::Secret;
+use crate::tls::sha256;
+
+/// A token for the client itself, asked for anew each time.
+pub(super) struct ClientCredentials {
+    config: config::ClientCredentials,
+    client: TokenClient,
+    inputs: Inputs,
+}
+
+impl ClientCredentials {
+    pub(super) fn new(config: &config::ClientCredentials, vendor: &config::Vendor) -> Self {
+        let identity = identity(Some(&config.client_auth));
+        let secrets = secrets(Some(&config.client_auth), &config.client_id);
+        Self {
+            inputs: Inputs::new(secrets, identity.as_ref(), vendor.ca.as_ref()),
+            client: TokenClient::new(vendor, identity, config.times),
+            config: config.clone(),
+        }
+    }
+}
+
+#[async_trait]
+impl Source for ClientCredentials {
+    async fn fetch(&self) -> Result<Issued, FetchError> {
+        self.inputs.note();
+        let config = &self.config;
+        let mut params = vec![("grant_type", Secret::new("client_credentials"))];
+        for (name, value) in [
+            ("scope", &config.scope),
+            ("audience", &config.audience),
+            ("resource", &config.resource),
+        ] {
+            params.extend(value.as_deref().map(|value| (name, Secret::new(value))));
+        }
+        let auth = Some(&config.client_auth);
+        let mut request = prove(auth, &config.client_id, &config.token_url, params)
+            .map_err(FetchError::Rejected)?;
+        request.extra.clone_from(&config.params);
+        self.client.post(&config.token_url, request).await?.issued()
+    }
+
+    async fn changed(&self) {
+        self.inputs.changed().await;
+    }
+}
+
+/// The server a person consents at.
+pub(super) struct CodeServer {
+    config: AuthorizationCode,
+    client: TokenClient,
+}
+
+impl CodeServer {
+    pub(super) fn new(config: &AuthorizationCode, vendor: &config::Vendor) -> (Self, Inputs) {
+        let auth = config.client_auth.as_ref();
+        let identity = identity(auth);
+        let secrets = secrets(auth, &config.client_id);
+        let inputs = Inputs::new(secrets, identity.as_ref(), vendor.ca.as_ref());
+        let client = TokenClient::new(vendor, identity, config.times);
+        let config = config.clone();
+        (Self { config, client }, inputs)
+    }
+
+    /// Exchanges an authorization code (RFC 6749 §4.1.3), with the PKCE verifier (RFC 7636 §4.5)
+    /// when one was announced.
+    pub(super) async fn exchange(
+        &self,
+        code: Secret,
+        verifier: Option<Secret>,
+    ) -> Result<Answer, TokenError> {
+        let mut params = vec![
+            ("grant_type", Secret::new("authorization_code")),
+            ("code", code.clone()),
+        ];
+        if self.config.send_redirect_uri {
+            let redirect_uri = Secret::new(self.config.redirect_uri.as_str());
+            params.push(("redirect_uri", redirect_uri));
+        }
+        let mut secrets = vec![code];
+        if let Some(verifier) = verifier {
+            params.push(("code_verifier", verifier.clone()));
+            secrets.push(verifier);
+        }
+        self.post(params, secrets).await
+    }
+
+    async fn post(
+        &self,
+        params: Vec<(&'static str, Secret)>,
+        secrets: Vec<Secret>,
+    ) -> Result<Answer, TokenError> {
+        let AuthorizationCode {
+            client_auth,
+            client_id,
+            token_url,
+            ..
+        } = &self.config;
+        let mut request: TokenRequest = prove(client_auth.as_ref(), client_id, token_url, params)
+            .map_err(TokenError::NotSent)?;
+        request.secrets.extend(secrets);
+        self.client.post(token_url, request).await
+    }
+}
+
+#[async_trait]
+impl Issuer for CodeServer {
+    fn binding(&self) -> Result<String, String> {
+        let client_id = self.config.client_id.resolve();
+        let client_id = client_id.map_err(|cause| cause.to_string())?;
+        let server = self.config.token_url.as_str();
+        Ok(hex::encode(sha256(&[
+            server.as_bytes(),
+            b"\0",
+            client_id.expose().as_bytes(),
+        ])))
+    }
+
+    async fn refresh(&self, refresh_token: &Secret) -> Result<Answer, TokenError> {
+        // No scope: RFC 6749 §6 then means what was granted, and some servers refuse the same
+        // scope written out.
+        let params = vec![
+            ("grant_type", Secret::new("refresh_token")),
+            ("refresh_token", refresh_token.clone()),
+        ];
+        self.post(params, vec![refresh_token.clone()]).await
+    }
+
+    fn ends_grant(&self, _status: StatusCode, code: Option<&str>) -> bool {
+        code == Some("invalid_grant")
+    }
+
+    fn grant(&self) -> Option<Asking<'_>> {
+        None
+    }
+}
+
+fn identity(auth: Option<&ClientAuth>) -> Option<CertFiles> {
+    match auth {
+        Some(ClientAuth::Tls(files)) => Some(files.clone()),
+        Some(
+            ClientAuth::Basic(_)
+            | ClientAuth::Post(_)
+            | ClientAuth::Json(_)
+            | ClientAuth::PrivateKeyJwt { .. },
+        )
+        | None => None,
+    }
+}
+
+fn secrets<'a>(
+    auth: Option<&'a ClientAuth>,
+    client_id: &'a SecretRef,
+) -> impl Iterator<Item = &'a SecretRef> {
+    let proof = match auth {
+        Some(
+            ClientAuth::Basic(secret)
+            | ClientAuth::Post(secret)
+            | ClientAuth::Json(secret)
+            | ClientAuth::PrivateKeyJwt {
+                private_key: secret,
+                ..
+            },
+        ) => Some(secret),
+        Some(ClientAuth::Tls(_)) | None => None,
+    };
+    [client_id].into_iter().chain(proof)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fakes::{TokenServer, answer, json, times, value, vendor};
+    use super::*;
+    use crate::config::Auth;
+
+    fn source(server: &TokenServer, client_auth: ClientAuth) -> ClientCredentials {
+        let config = config::ClientCredentials {
+            token_url: server.url("/token/"),
+            client_id: value("id"),
+            client_auth,
+            scope: Some("order read".into()),
+            audience: Some("https://api".into()),
+            resource: None,
+            params: vec![("tenant".into(), "7".into())],
+            times: times(),
+        };
+        let vendor = vendor(Auth::ClientCredentials(config.clone()));
+        ClientCredentials::new(&config, &vendor)
+    }
+
+    const TOKEN: &str = r#"{"access_token":"t0k","token_type":"Bearer","expires_in":36000}"#;
+
+    #[tokio::test]
+    async fn client_credentials_are_sent_as_each_server_wants_them() {
+        let server = TokenServer::start([json(TOKEN), json(TOKEN), json(TOKEN)]).await;
+        for auth in [
+            ClientAuth::Basic(value("s")),
+            ClientAuth::Post(value("s")),
+            ClientAuth::Json(value("s")),
+        ] {
+            let issued = source(&server, auth).fetch().await.unwrap();
+            assert_eq!(issued.values, ["Bearer t0k"]);
+            assert!(issued.values[0].is_sensitive());
+            assert_eq!(issued.lifetime.unwrap().total.as_secs(), 36_000);
+        }
+
+        let seen = server.seen();
+        let common = "grant_type=client_credentials&scope=order+read&audience=https%3A%2F%2Fapi";
+        assert_eq!(seen[0].line, "POST /token/ HTTP/1.1");
+        assert_eq!(seen[0].header("authorization"), Some("Basic aWQ6cw=="));
+        assert_eq!(seen[0].body, format!("{common}&tenant=7"));
+        assert_eq!(seen[1].header("authorization"), None);
+        assert_eq!(
+            seen[1].body,
+            format!("{common}&client_id=id&client_secret=s&tenant=7")
+        );
+        assert_eq!(
+            seen[2].body,
+            r#"{"grant_type":"client_credentials","scope":"order read","audience":"https://api","client_id":"id","client_secret":"s","tenant":"7"}"#
+        );
+    }
+
+    #[tokio::test]
+    async fn secrets_are_read_anew_at_each_fetch_and_a_missing_one_is_a_refusal() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        let server = TokenServer::start([json(TOKEN), json(TOKEN)]).await;
+        let source = source(&server, ClientAuth::Post(SecretRef::File(path.clone())));
+
+        for secret in ["one", "two"] {
+            std::fs::write(&path, secret).unwrap();
+            source.fetch().await.unwrap();
+            let sent = server.seen().last().unwrap().form();
+            assert!(sent.contains(&("client_secret".into(), secret.into())));
+        }
+        std::fs::remove_file(&path).unwrap();
+        let error = source.fetch().await.unwrap_err();
+        assert!(matches!(&error, FetchError::Rejected(text) if text.contains("cannot be read")));
+        assert_eq!(server.seen().len(), 2);
+    }
+
+    fn code_server(server: &TokenServer, send_redirect_uri: bool) -> CodeServer {
+        let config = AuthorizationCode {
+            authorize_url: server.url("/authorize"),
+            token_url: server.url("/token"),
+            client_id: value("id"),
+            client_auth: Some(ClientAuth::Post(value("s"))),
+            scope: Some("tuser.account".into()),
+            redirect_uri: "http://127.0.0.1:7777/back".parse().unwrap(),
+            send_redirect_uri,
+            pkce: true,
+            times: times(),
+        };
+        let vendor = vendor(Auth::AuthorizationCode(config.clone()));
+        CodeServer::new(&config, &vendor).0
+    }
+
+    fn form(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        let pairs = pairs.iter();
+        pairs
+            .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn a_code_is_exchanged_with_or_without_redirect_uri_and_verifier() {
+        let server = TokenServer::start([json(TOKEN), json(TOKEN)]).await;
+        let verifier = Some(Secret::new("v"));
+        let full = code_server(&server, true);
+        full.exchange(Secret::new("c"), verifier).await.unwrap();
+        let bare = code_server(&server, false);
+        bare.exchange(Secret::new("c"), None).await.unwrap();
+
+        let seen = server.seen();
+        assert_eq!(
+            seen[0].form(),
+            form(&[
+                ("client_id", "id"),
+                ("client_secret", "s"),
+                ("code", "c"),
+                ("code_verifier", "v"),
+                ("grant_type", "authorization_code"),
+                ("redirect_uri", "http://127.0.0.1:7777/back"),
+            ])
+        );
+        assert_eq!(
+            seen[1].form(),
+            form(&[
+                ("client_id", "id"),
+                ("client_secret", "s"),
+                ("code", "c"),
+                ("grant_type", "authorization_code"),
+            ])
+        );
+    }
+
+    #[tokio::test]
+    async fn a_refresh_carries_no_scope_and_its_refusal_no_token() {
+        let body = r#"{"error":"invalid_grant","error_description":"r-hunter2 is spent"}"#;
+        let server = TokenServer::start([answer("400 Bad Request", "", body)]).await;
+        let issuer = code_server(&server, true);
+        let error = issuer.refresh(&Secret::new("r-hunter2")).await.unwrap_err();
+
+        assert_eq!(
+            server.seen()[0].form(),
+            form(&[
+                ("client_id", "id"),
+                ("client_secret", "s"),
+                ("grant_type", "refresh_token"),
+                ("refresh_token", "r-hunter2"),
+            ])
+        );
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+        match error {
+            TokenError::Refused { status, code, .. } => {
+                assert!(issuer.ends_grant(status, code));
+                assert!(!issuer.ends_grant(status, Some("invalid_client")));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! When a credential is renewed, when its use ends, when a failed attempt is repeated: arithmetic
+//! on durations only, so that each rule is a table in a test.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Two attempts for one credential are never closer than this, whatever asks for them.
+pub(super) const MIN_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long after its issue a credential is renewed.
+///
+/// Drawn anew each time, so that replicas started together drift apart. The margin before the end
+/// has room for two attempts that run into their timeout; a lifetime too short for that is halved.
+pub(super) fn renew_after(lifetime: Duration, request_timeout: Duration) -> Duration {
+    let margin = (request_timeout * 2).max(MIN_MARGIN);
+    let latest = if margin > lifetime / 2 {
+        lifetime / 2
+    } else {
+        lifetime - margin
+    };
+    lifetime
+        .mul_f64(EARLIEST + (LATEST - EARLIEST) * fastrand::f64())
+        .min(latest)
+}
+
+/// How long after its issue a credential is no longer used: a little before the vendor's stated
+/// end, for the time a request is under way and for clocks that run differently.
+pub(super) fn usable_for(lifetime: Duration) -> Duration {
+    lifetime - (lifetime / 20).min(Duration::from_secs(10))
+}
+
+/// The pause after the `failures`-th temporary failure in a row (from 1): anything up to a bound
+/// that doubles ("full jitter"), so that replicas do not return all at once after an outage.
+pub(super) fn back_off(failures: u32) -> Duration {
+    back_off_bound(failures).mul_f64(fastrand::f64())
+}
+
+/// The pause after a refusal, which only people can end.
+pub(super) fn after_refusal() -> Duration {
+    Duration::from_mins(5).mul_f64(0.8 + 0.4 * fastrand::f64())
+}
+
+/// Limits the renewals that vendors' 401s ask for. A vendor that answers 401 for missing rights
+/// would otherwise have us fetch a token per request.
+#[derive(Debug)]
+pub(super) struct Forced {
+    interval: Duration,
+    last: Option<Instant>,
+}
+
+impl Default for Forced {
+    fn default() -> Self {
+        Self {
+            interval: MIN_FORCED,
+            last: None,
+        }
+    }
+}
+
+impl Forced {
+    /// From when on the next forced renewal may start.
+    pub(super) fn earliest(&self, now: Instant) -> Instant {
+        self.last
+            .map_or(now, |last| (last + self.interval).max(now))
+    }
+
+    /// Counts a forced renewal that starts now. One that starts as soon as it may follows a
+    /// renewal that did not help: the interval doubles.
+    pub(super) fn start(&mut self, now: Instant) {
+        let in_a_row = self
+            .last
+            .is_some_and(|last| now.duration_since(last) < self.interval * 2);
+        self.interval = if in_a_row {
+            (self.interval * 2).min(MAX_FORCED)
+        } else {
+            MIN_FORCED
+        };
+        self.last = Some(now);
+    }
+}
+
+fn back_off_bound(failures: u32) -> Duration {
+    let doubled = 2_u32.saturating_pow(failures.saturating_sub(1));
+    FIRST_BACK_OFF.saturating_mul(doubled).min(MAX_BACK_OFF)
+}
+
+/// Bounds of the renewal point, as shares of the lifetime.
+const EARLIEST: f64 = 0.65;
+const LATEST: f64 = 0.75;
+/// Renewal starts at least this long before the end.
+const MIN_MARGIN: Duration = Duration::from_secs(30);
+const FIRST_BACK_OFF: Duration = Duration::from_millis(500);
+const MAX_BACK_OFF: Duration = Duration::from_mins(1);
+/// Bounds of the pause between two forced renewals.
+const MIN_FORCED: Duration = Duration::from_secs(10);
+const MAX_FORCED: Duration = Duration::from_mins(10);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(10);
+
+    fn seconds(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn long_lifetimes_are_renewed_at_65_to_75_percent_and_not_always_at_the_same_point() {
+        let points: Vec<_> = (0..200)
+            .map(|_| renew_after(seconds(10_000), TIMEOUT))
+            .collect();
+        assert!(
+            points
+                .iter()
+                .all(|at| (seconds(6_500)..=seconds(7_500)).contains(at))
+        );
+        assert!(points.iter().any(|at| *at < seconds(6_800)));
+        assert!(points.iter().any(|at| *at > seconds(7_200)));
+    }
+
+    #[test]
+    fn short_lifetimes_keep_a_margin_or_are_halved() {
+        for (lifetime, timeout, latest) in [(100, 10, 70), (60, 10, 30), (50, 10, 25), (3, 10, 1)] {
+            let at = renew_after(seconds(lifetime), seconds(timeout));
+            assert!(at < seconds(latest + 1), "{lifetime}: {at:?}");
+            assert!(at.as_secs_f64() >= seconds(lifetime).as_secs_f64() * 0.5 - 0.001);
+        }
+        // Two attempts of 60 s fit before the end.
+        assert!(renew_after(seconds(400), seconds(60)) <= seconds(280));
+    }
+
+    #[test]
+    fn use_ends_ten_seconds_or_a_twentieth_early() {
+        assert_eq!(usable_for(seconds(3600)), seconds(3590));
+        assert_eq!(usable_for(seconds(100)), seconds(95));
+        assert_eq!(usable_for(seconds(1)), Duration::from_millis(950));
+    }
+
+    #[test]
+    fn back_off_doubles_and_is_bounded() {
+        let bounds: Vec<_> = (1..=9)
+            .map(|n| back_off_bound(n).as_secs_f64().to_string())
+            .collect();
+        assert_eq!(bounds, ["0.5", "1", "2", "4", "8", "16", "32", "60", "60"]);
+        assert_eq!(back_off_bound(u32::MAX), MAX_BACK_OFF);
+    }
+
+    #[test]
+    fn forced_renewals_in_a_row_double_their_pause_up_to_ten_minutes() {
+        let mut now = Instant::now();
+        let mut forced = Forced::default();
+        let mut pauses = Vec::new();
+        for _ in 0..9 {
+            forced.start(now);
+            pauses.push(forced.earliest(now).duration_since(now).as_secs());
+            now = forced.earliest(now);
+        }
+        assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 600, 600, 600]);
+
+        forced.start(now + seconds(3600));
+        let later = now + seconds(3600);
+        assert_eq!(forced.earliest(later), later + seconds(10));
+    }
+
+    proptest! {
+        #[test]
+        fn renewal_is_always_due_before_use_ends(millis in 1_u64..31_536_000_000, timeout in 1_u64..600) {
+            let lifetime = Duration::from_millis(millis);
+            prop_assert!(renew_after(lifetime, seconds(timeout)) < usable_for(lifetime));
+        }
+    }
+}

@@ -1,0 +1,926 @@
+//! One POST to a token endpoint, and reading what it answers.
+//!
+//! Nothing here trusts the server: answers are bounded in size and time, redirects are not
+//! followed (they would carry the secret elsewhere), and what is quoted from an error has been
+//! searched for our own secrets first.
+
+use std::error::Error as _;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::digest;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use parking_lot::Mutex;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::{Client, Response, redirect};
+use serde_json::{Map, Value};
+use tokio::time::{Instant, sleep_until, timeout_at};
+use url::Url;
+use url::form_urlencoded;
+
+use super::pace::MIN_PAUSE;
+use super::{FetchError, Issued, Lifetime};
+use crate::config::{self, CertFiles, TokenTimes};
+use crate::secret::Secret;
+use crate::tls::{Identity, Roots};
+
+/// The client side of one vendor's token endpoints.
+pub(super) struct TokenClient {
+    identity: Option<CertFiles>,
+    ca: Option<PathBuf>,
+    allow_plaintext: bool,
+    connect_timeout: Duration,
+    times: TokenTimes,
+    /// With the digest of the files it was made from.
+    built: Mutex<Option<([u8; 32], Client)>>,
+    last_sent: Mutex<Option<Instant>>,
+}
+
+/// What is posted.
+pub(super) struct TokenRequest {
+    /// `Authorization`, when the client proves itself there.
+    pub(super) authorization: Option<HeaderValue>,
+    /// Parameters, in the order they are sent.
+    pub(super) params: Vec<(&'static str, Secret)>,
+    /// Parameters an operator wrote, sent after those.
+    pub(super) extra: Vec<(String, String)>,
+    /// One JSON object instead of a form.
+    pub(super) json: bool,
+    /// Not secret to the server, and left out of texts as `[client_id]`.
+    pub(super) client_id: Secret,
+    /// Whatever must not be quoted from an answer.
+    pub(super) secrets: Vec<Secret>,
+}
+
+/// A successful answer, RFC 6749 §5.1.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// The access token.
+    pub(super) access_token: Secret,
+    /// Of the access token.
+    pub(super) lifetime: Lifetime,
+    /// A new refresh token; `None`: the old one, if any, stays good (RFC 6749 §6).
+    pub(super) refresh_token: Option<Secret>,
+    /// When refreshing ends and only a new grant helps, on our clock.
+    pub(super) refresh_until: Option<SystemTime>,
+}
+
+impl Answer {
+    /// The access token as it goes on requests.
+    pub(super) fn issued(&self) -> Result<Issued, FetchError> {
+        let value = self.access_token.to_header("Bearer ");
+        let value = value.map_err(|_| FetchError::Temporary {
+            cause: "the access token holds characters that cannot be sent".to_owned(),
+            retry_after: None,
+        })?;
+        Ok(Issued {
+            values: vec![value],
+            lifetime: Some(self.lifetime),
+        })
+    }
+}
+
+/// An unsuccessful one. No secret in any text.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TokenError {
+    /// Trying again may help.
+    #[error("{cause}")]
+    Temporary {
+        /// What went wrong.
+        cause: String,
+        /// The server's own wish.
+        retry_after: Option<Duration>,
+        /// The server cannot have acted on the request: it never had it, or said so.
+        unheard: bool,
+    },
+    /// A clear no.
+    #[error("{cause}")]
+    Refused {
+        /// The answer's status.
+        status: StatusCode,
+        /// `error`, when it was one of RFC 6749 §5.2.
+        code: Option<&'static str>,
+        /// The whole story.
+        cause: String,
+    },
+    /// The request could not be made from what the configuration names.
+    #[error("{0}")]
+    NotSent(String),
+}
+
+impl From<TokenError> for FetchError {
+    fn from(error: TokenError) -> Self {
+        match error {
+            TokenError::Temporary {
+                cause, retry_after, ..
+            } => Self::Temporary { cause, retry_after },
+            TokenError::Refused { cause, .. } | TokenError::NotSent(cause) => Self::Rejected(cause),
+        }
+    }
+}
+
+impl TokenClient {
+    /// A client for `vendor`'s token endpoints that shows `identity` when asked for a certificate.
+    pub(super) fn new(
+        vendor: &config::Vendor,
+        identity: Option<CertFiles>,
+        times: TokenTimes,
+    ) -> Self {
+        Self {
+            identity,
+            ca: vendor.ca.clone(),
+            allow_plaintext: vendor.allow_plaintext,
+            connect_timeout: vendor.timeouts.connect,
+            times,
+            built: Mutex::new(None),
+            last_sent: Mutex::new(None),
+        }
+    }
+
+    /// One request, one answer, within `request_timeout` in all. Requests through one client are
+    /// at least a second apart, because one attempt may need two.
+    pub(super) async fn post(
+        &self,
+        url: &Url,
+        request: TokenRequest,
+    ) -> Result<Answer, TokenError> {
+        let client = self.client().map_err(TokenError::NotSent)?;
+        let earliest = *self.last_sent.lock();
+        if let Some(last) = earliest {
+            sleep_until(last + MIN_PAUSE).await;
+        }
+        let sent = Instant::now();
+        *self.last_sent.lock() = Some(sent);
+
+        let mut post = client.post(url.clone()).header(ACCEPT, "application/json");
+        if let Some(value) = &request.authorization {
+            post = post.header(AUTHORIZATION, value.clone());
+        }
+        let post = if request.json {
+            post.header(CONTENT_TYPE, "application/json")
+                .body(request.json_body())
+        } else {
+            post.header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+                .body(request.form_body())
+        };
+
+        let place = place(url);
+        let deadline = sent + self.times.request_timeout;
+        let late = |unheard| TokenError::Temporary {
+            cause: format!(
+                "{place}: no complete answer within {:?}",
+                self.times.request_timeout
+            ),
+            retry_after: None,
+            unheard,
+        };
+        let mut response = timeout_at(deadline, post.send())
+            .await
+            .map_err(|_| late(false))?
+            .map_err(|error| TokenError::Temporary {
+                unheard: error.is_connect(),
+                cause: format!("{place}: {}", describe(error)),
+                retry_after: None,
+            })?;
+        let body = timeout_at(deadline, read_bounded(&mut response))
+            .await
+            .map_err(|_| late(false))?;
+        let reading = Reading {
+            place,
+            request: &request,
+            status: response.status(),
+            reason: reason_phrase(&response),
+            headers: response.headers(),
+        };
+        match body {
+            Ok(body) => reading.answer(&body, sent, self.times.default_lifetime),
+            Err(cause) => Err(reading.temporary(&cause, false)),
+        }
+    }
+
+    /// Made anew when a certificate or CA file holds something else than before.
+    fn client(&self) -> Result<Client, String> {
+        let mut files = digest::Context::new(&digest::SHA256);
+        let identity = self.identity.iter().flat_map(|f| [&f.cert, &f.key]);
+        for path in identity.chain(&self.ca) {
+            let bytes = std::fs::read(path)
+                .map_err(|cause| format!("{} cannot be read: {cause}", path.display()))?;
+            files.update(&(bytes.len() as u64).to_be_bytes());
+            files.update(&bytes);
+        }
+        let mut digest = [0; 32];
+        digest.copy_from_slice(files.finish().as_ref());
+        if let Some((made_from, client)) = &*self.built.lock()
+            && *made_from == digest
+        {
+            return Ok(client.clone());
+        }
+
+        // Reading the system's bundle takes milliseconds, and every vendor wants it.
+        static SYSTEM: OnceLock<Roots> = OnceLock::new();
+        let text = |cause: &dyn std::fmt::Display| cause.to_string();
+        let roots = match &self.ca {
+            Some(path) => Roots::load(path).map_err(|cause| text(&cause))?,
+            None => SYSTEM.get_or_init(Roots::system).clone(),
+        };
+        let identity = self.identity.as_ref().map(Identity::load).transpose();
+        let identity = identity.map_err(|cause| text(&cause))?;
+        let mut builder = Client::builder()
+            .redirect(redirect::Policy::none())
+            .no_proxy()
+            .https_only(!self.allow_plaintext)
+            // A connection that died unnoticed would make the outcome of a request unknown, and
+            // token requests are rare.
+            .pool_max_idle_per_host(0)
+            .user_agent(concat!("countersign/", env!("CARGO_PKG_VERSION")));
+        builder = match roots.client_config(identity.as_ref()) {
+            Ok(tls) => builder.tls_backend_preconfigured(tls),
+            // A bare container image has no roots at all, and can still speak plaintext.
+            Err(_) if self.allow_plaintext && self.ca.is_none() && identity.is_none() => {
+                builder.tls_backend_preconfigured(untrusting().map_err(|cause| text(&cause))?)
+            }
+            Err(cause) => return Err(cause.to_string()),
+        };
+        if !self.connect_timeout.is_zero() {
+            builder = builder.connect_timeout(self.connect_timeout);
+        }
+        let client = builder.build().map_err(|cause| describe(cause))?;
+        *self.built.lock() = Some((digest, client.clone()));
+        Ok(client)
+    }
+}
+
+impl TokenRequest {
+    fn form_body(&self) -> String {
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        for (name, value) in &self.params {
+            form.append_pair(name, value.expose());
+        }
+        form.extend_pairs(&self.extra);
+        form.finish()
+    }
+
+    fn json_body(&self) -> String {
+        let mut object = Map::new();
+        for (name, value) in &self.params {
+            object.insert((*name).to_owned(), value.expose().into());
+        }
+        for (name, value) in &self.extra {
+            object.insert(name.clone(), value.as_str().into());
+        }
+        Value::Object(object).to_string()
+    }
+
+    /// `text` as it may be shown to people: printable ASCII, not too long, and not at all when it
+    /// repeats a secret of ours in any of the forms it travels in.
+    fn quotable(&self, text: &str) -> String {
+        let repeats = |secret: &Secret| {
+            let secret = secret.expose();
+            let form: String = form_urlencoded::byte_serialize(secret.as_bytes()).collect();
+            let percent = utf8_percent_encode(secret, NON_ALPHANUMERIC).to_string();
+            let base64 = BASE64_STANDARD.encode(secret);
+            [secret, &form, &percent, &base64]
+                .iter()
+                .any(|shape| !shape.is_empty() && text.contains(*shape))
+        };
+        let header = self.authorization.as_ref().and_then(|v| v.to_str().ok());
+        let header = header.and_then(|value| value.split_once(' '));
+        if self.secrets.iter().any(repeats) || header.is_some_and(|(_, v)| text.contains(v)) {
+            return "(left out: it repeats a secret)".to_owned();
+        }
+        let client_id = self.client_id.expose();
+        // Shorter names are no secrets, and occur in ordinary words.
+        let text = if client_id.len() < 6 {
+            text.to_owned()
+        } else {
+            text.replace(client_id, "[client_id]")
+        };
+        let printable = |c: char| {
+            if c.is_ascii_graphic() || c == ' ' {
+                c
+            } else {
+                '?'
+            }
+        };
+        let mut quoted: String = text.chars().take(MAX_QUOTE).map(printable).collect();
+        if text.chars().nth(MAX_QUOTE).is_some() {
+            quoted.push_str("...");
+        }
+        quoted
+    }
+}
+
+/// One answer being read.
+struct Reading<'a> {
+    place: String,
+    request: &'a TokenRequest,
+    status: StatusCode,
+    reason: String,
+    headers: &'a HeaderMap,
+}
+
+impl Reading<'_> {
+    fn answer(
+        &self,
+        body: &[u8],
+        sent: Instant,
+        default_lifetime: Duration,
+    ) -> Result<Answer, TokenError> {
+        match self.status.as_u16() {
+            204 | 205 => Err(self.temporary("an answer without a body", false)),
+            200..=299 => self.success(body, sent, default_lifetime),
+            300..=399 => Err(self.temporary(&self.redirect(), true)),
+            408 | 425 | 429 => Err(self.temporary("the server asks to try again later", true)),
+            400..=499 => Err(self.refusal(body)),
+            // 500 and beyond, and what is no status for a final answer at all. A gateway's answer
+            // says nothing about the server behind it.
+            _ => Err(self.temporary("the server failed", false)),
+        }
+    }
+
+    fn success(
+        &self,
+        body: &[u8],
+        sent: Instant,
+        default_lifetime: Duration,
+    ) -> Result<Answer, TokenError> {
+        let unreadable = |what: &str| self.temporary(what, false);
+        if body.is_empty() {
+            return Err(unreadable("an answer without a body"));
+        }
+        // IIS may put a byte order mark in front.
+        let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+        let Ok(Value::Object(fields)) = serde_json::from_slice(body) else {
+            return Err(unreadable(&format!(
+                "an answer that is no JSON object ({} bytes{})",
+                body.len(),
+                self.header(&CONTENT_TYPE)
+                    .map(|value| format!(" of {}", self.request.quotable(value)))
+                    .unwrap_or_default(),
+            )));
+        };
+        let access_token = match fields.get("access_token") {
+            Some(Value::String(token)) if !token.trim().is_empty() => Secret::new(token.as_str()),
+            None | Some(Value::Null) => return Err(unreadable("an answer without access_token")),
+            Some(_) => return Err(unreadable("an access_token that is no text, or empty")),
+        };
+        let refresh_token = match fields.get("refresh_token") {
+            Some(Value::String(token)) if !token.trim().is_empty() => {
+                Some(Secret::new(token.as_str()))
+            }
+            None | Some(Value::Null | Value::String(_)) => None,
+            Some(_) => return Err(unreadable("a refresh_token that is no text")),
+        };
+        match fields.get("token_type") {
+            None | Some(Value::Null) => {}
+            Some(Value::String(kind)) if kind.eq_ignore_ascii_case("bearer") => {}
+            Some(kind) => {
+                let kind = self.request.quotable(kind.as_str().unwrap_or("no text"));
+                return Err(TokenError::Refused {
+                    status: self.status,
+                    code: None,
+                    cause: self.text(&format!(
+                        "a token of type {kind}, where Bearer was expected"
+                    )),
+                });
+            }
+        }
+        let Some(total) = self
+            .lifetime(&fields)
+            .map_or(Some(default_lifetime), |seconds| {
+                (seconds > 0.0)
+                    .then(|| Duration::from_secs_f64(seconds.min(MAX_LIFETIME.as_secs_f64())))
+            })
+        else {
+            return Err(unreadable("a token that has already expired"));
+        };
+        let refresh_until = fields
+            .get("refresh_until")
+            .and_then(number)
+            .map(|at| (at - self.server_now()).clamp(0.0, MAX_LIFETIME.as_secs_f64() * 100.0))
+            .map(|left| SystemTime::now() + Duration::from_secs_f64(left));
+        Ok(Answer {
+            access_token,
+            lifetime: Lifetime {
+                total,
+                end: sent + total,
+            },
+            refresh_token,
+            refresh_until,
+        })
+    }
+
+    /// Seconds; `None`: not stated, or not readably.
+    fn lifetime(&self, fields: &Map<String, Value>) -> Option<f64> {
+        let relative = fields.get("expires_in").and_then(number);
+        relative.or_else(|| {
+            let at = fields.get("expires").and_then(number)?;
+            Some(at - self.server_now())
+        })
+    }
+
+    fn refusal(&self, body: &[u8]) -> TokenError {
+        let fields: Map<String, Value> = serde_json::from_slice(body).unwrap_or_default();
+        let text = |name| {
+            let text = fields.get(name).and_then(Value::as_str)?;
+            Some(self.request.quotable(text)).filter(|text| !text.is_empty())
+        };
+        // Decided upon as it came, whatever else these words may repeat.
+        let error = fields.get("error").and_then(Value::as_str);
+        let code = CODES.into_iter().find(|code| error == Some(code));
+        let error = code.map(str::to_owned).or_else(|| text("error"));
+        let story = match (
+            error,
+            text("error_description").or_else(|| text("description")),
+        ) {
+            (Some(error), Some(description)) => format!("{error}: {description}"),
+            (Some(error), None) => error,
+            (None, Some(description)) => description,
+            (None, None) => "no OAuth error in the answer".to_owned(),
+        };
+        TokenError::Refused {
+            status: self.status,
+            code,
+            cause: self.text(&story),
+        }
+    }
+
+    /// Where to, without the query: that is the server's text, and where secrets would be.
+    fn redirect(&self) -> String {
+        let target = self.header(&LOCATION).unwrap_or_default();
+        let target = target.split(['?', '#']).next().unwrap_or_default();
+        format!(
+            "a redirect to {}, not followed: a token URL must be the final one",
+            self.request.quotable(target)
+        )
+    }
+
+    fn temporary(&self, what: &str, unheard: bool) -> TokenError {
+        let wish = self.header(&RETRY_AFTER).and_then(|value| {
+            let seconds = value.parse().ok().or_else(|| {
+                let at = httpdate::parse_http_date(value).ok()?;
+                // A moment that has passed: no wish left.
+                Some((epoch(at) - self.server_now()).max(0.0))
+            })?;
+            (seconds >= 0.0).then(|| seconds.min(MAX_RETRY_AFTER.as_secs_f64()))
+        });
+        TokenError::Temporary {
+            cause: self.text(what),
+            retry_after: wish.map(Duration::from_secs_f64),
+            unheard,
+        }
+    }
+
+    fn text(&self, what: &str) -> String {
+        format!(
+            "{}: {} {}: {what}",
+            self.place,
+            self.status.as_u16(),
+            self.request.quotable(&self.reason)
+        )
+    }
+
+    /// Seconds since the epoch by the server's clock, for what it states in absolute times; by
+    /// ours when it does not say.
+    fn server_now(&self) -> f64 {
+        self.header(&DATE)
+            .and_then(|value| httpdate::parse_http_date(value).ok())
+            .map_or_else(|| epoch(SystemTime::now()), epoch)
+    }
+
+    fn header(&self, name: &HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
+/// The body, or what is wrong with it.
+async fn read_bounded(response: &mut Response) -> Result<Vec<u8>, String> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response
+        .chunk()
+        .await
+        .map_err(|_| "the answer broke off".to_owned())?
+    {
+        if body.len() + chunk.len() > MAX_BODY {
+            return Err(format!("an answer of more than {MAX_BODY} bytes"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// What HTTP/1.1 said after the status; some servers put the whole story there.
+fn reason_phrase(response: &Response) -> String {
+    let canonical = response.status().canonical_reason().unwrap_or_default();
+    response
+        .extensions()
+        .get::<hyper::ext::ReasonPhrase>()
+        .map_or_else(
+            || canonical.to_owned(),
+            |reason| String::from_utf8_lossy(reason.as_bytes()).into_owned(),
+        )
+}
+
+/// Integer, float or numeric text.
+fn number(value: &Value) -> Option<f64> {
+    let number = match value {
+        Value::Number(number) => number.as_f64()?,
+        Value::String(text) => text.trim().parse().ok()?,
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => return None,
+    };
+    number.is_finite().then_some(number)
+}
+
+fn epoch(at: SystemTime) -> f64 {
+    at.duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs_f64()
+}
+
+/// The URL without user, query and fragment.
+fn place(url: &Url) -> String {
+    format!("{}{}", url.origin().ascii_serialization(), url.path())
+}
+
+/// The error with all its causes, without the URL, which the reader already has.
+fn describe(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+/// TLS settings under which no server verifies.
+fn untrusting() -> Result<rustls::ClientConfig, rustls::Error> {
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    Ok(rustls::ClientConfig::builder_with_provider(provider.into())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth())
+}
+
+/// RFC 6749 §5.2.
+const CODES: [&str; 6] = [
+    "invalid_request",
+    "invalid_client",
+    "invalid_grant",
+    "unauthorized_client",
+    "unsupported_grant_type",
+    "invalid_scope",
+];
+/// Answers hold a few hundred bytes, a few thousand with large JWTs.
+const MAX_BODY: usize = 1024 * 1024;
+/// Characters of a server's text that are repeated in ours.
+const MAX_QUOTE: usize = 200;
+/// What is stated beyond this is taken for a mistake, or for "never".
+const MAX_LIFETIME: Duration = Duration::from_hours(365 * 24);
+/// A server's wish beyond this is not granted.
+const MAX_RETRY_AFTER: Duration = Duration::from_mins(10);
+
+#[cfg(test)]
+mod tests {
+    use super::super::fakes::{Reply, TokenServer, answer, json, times, value, vendor};
+    use super::*;
+    use crate::config::Auth;
+
+    fn client() -> TokenClient {
+        client_with(times())
+    }
+
+    fn client_with(times: TokenTimes) -> TokenClient {
+        let vendor = vendor(Auth::Bearer { token: value("x") });
+        TokenClient::new(&vendor, None, times)
+    }
+
+    fn request() -> TokenRequest {
+        TokenRequest {
+            authorization: None,
+            params: vec![("grant_type", Secret::new("client_credentials"))],
+            extra: vec![("tenant".into(), "a b".into())],
+            json: false,
+            client_id: Secret::new("my-app"),
+            secrets: vec![Secret::new("hunter2&x")],
+        }
+    }
+
+    async fn ask(reply: Reply) -> Result<Answer, TokenError> {
+        let server = TokenServer::start([reply]).await;
+        client().post(&server.url("/token"), request()).await
+    }
+
+    /// The text of a temporary failure, without the server's address.
+    async fn trouble(reply: Reply) -> String {
+        match ask(reply).await.unwrap_err() {
+            TokenError::Temporary { cause, .. } => {
+                cause.split_once("/token: ").unwrap().1.to_owned()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn refusal(status: &str, body: &str) -> (Option<&'static str>, String) {
+        match ask(answer(status, "", body)).await.unwrap_err() {
+            TokenError::Refused { code, cause, .. } => {
+                (code, cause.split_once("/token: ").unwrap().1.to_owned())
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_is_a_form_or_a_json_object_and_asks_for_json() {
+        let ok = || json(r#"{"access_token":"t"}"#);
+        let server = TokenServer::start([ok(), ok()]).await;
+        let form = client().post(&server.url("/token?v=1"), request()).await;
+        form.unwrap();
+        let mut request = request();
+        request.json = true;
+        request.authorization = Some(HeaderValue::from_static("Basic x"));
+        client().post(&server.url("/token"), request).await.unwrap();
+
+        let seen = server.seen();
+        assert_eq!(seen[0].line, "POST /token?v=1 HTTP/1.1");
+        assert_eq!(seen[0].body, "grant_type=client_credentials&tenant=a+b");
+        assert_eq!(seen[0].header("accept"), Some("application/json"));
+        let form = Some("application/x-www-form-urlencoded");
+        assert_eq!(seen[0].header("content-type"), form);
+        assert_eq!(
+            seen[1].body,
+            r#"{"grant_type":"client_credentials","tenant":"a b"}"#
+        );
+        assert_eq!(seen[1].header("content-type"), Some("application/json"));
+        assert_eq!(seen[1].header("authorization"), Some("Basic x"));
+    }
+
+    #[tokio::test]
+    async fn every_way_of_stating_a_lifetime_is_understood() {
+        let day = 86_400.0;
+        let date = "Date: Tue, 14 Nov 2023 22:13:20 GMT\r\n"; // 1700000000
+        let soon = epoch(SystemTime::now()) + 100.0;
+        for (headers, fields, seconds) in [
+            ("", r#""expires_in":3600"#.to_owned(), 3600.0),
+            ("", r#""expires_in":"3600""#.to_owned(), 3600.0),
+            ("", r#""expires_in":3600.5"#.to_owned(), 3600.5),
+            ("", r#""expires_in":1"#.to_owned(), 1.0),
+            ("", r#""expires_in":1e12"#.to_owned(), 365.0 * day),
+            ("", r#""scope":"x""#.to_owned(), 300.0),
+            ("", r#""expires_in":null"#.to_owned(), 300.0),
+            ("", r#""expires_in":"soon""#.to_owned(), 300.0),
+            ("", r#""expires_in":"inf""#.to_owned(), 300.0),
+            ("", r#""expires_in":[1]"#.to_owned(), 300.0),
+            // A server whose clock is years off, and one that does not tell.
+            (date, r#""expires":1700000600"#.to_owned(), 600.0),
+            (date, r#""expires":"1700000600""#.to_owned(), 600.0),
+            ("", format!(r#""expires":{soon}"#), 100.0),
+            (
+                date,
+                r#""expires_in":5,"expires":1700000600"#.to_owned(),
+                5.0,
+            ),
+        ] {
+            let body = format!(r#"{{"access_token":"t",{fields}}}"#);
+            let before = Instant::now();
+            let answer = ask(answer("200 OK", headers, &body)).await.unwrap();
+            let total = answer.lifetime.total.as_secs_f64();
+            assert!((total - seconds).abs() < 5.0, "{fields}: {total}");
+            let end = answer.lifetime.end;
+            assert!(
+                end >= before + answer.lifetime.total
+                    && end < Instant::now() + answer.lifetime.total
+            );
+        }
+        for (headers, fields) in [
+            ("", r#""expires_in":0"#),
+            ("", r#""expires_in":-1"#),
+            ("", r#""expires_in":"-5""#),
+            (date, r#""expires":1699999999"#),
+        ] {
+            let body = format!(r#"{{"access_token":"t",{fields}}}"#);
+            let text = trouble(answer("200 OK", headers, &body)).await;
+            assert_eq!(text, "200 OK: a token that has already expired", "{fields}");
+        }
+    }
+
+    #[tokio::test]
+    async fn refresh_tokens_and_the_end_of_a_grant_are_read_by_the_servers_clock() {
+        let answer = ask(answer(
+            "200 OK",
+            "Date: Tue, 14 Nov 2023 22:13:20 GMT\r\n",
+            r#"{"access_token":" t\n","refresh_token":"r","token_type":"bEARER","refresh_until":1700003600}"#,
+        ))
+        .await
+        .unwrap();
+        assert_eq!(answer.access_token.expose(), "t");
+        assert_eq!(answer.refresh_token.unwrap().expose(), "r");
+        let left = answer
+            .refresh_until
+            .unwrap()
+            .duration_since(SystemTime::now());
+        assert!((3590.0..3601.0).contains(&left.unwrap().as_secs_f64()));
+
+        let body = "\u{feff}{\"access_token\":\"t\",\"refresh_token\":\"\",\"token_type\":null}";
+        let marked = ask(json(body)).await.unwrap();
+        assert!(marked.refresh_token.is_none() && marked.refresh_until.is_none());
+    }
+
+    #[tokio::test]
+    async fn whatever_cannot_be_read_is_a_temporary_failure_that_says_so_and_shows_nothing() {
+        let huge = format!(r#"{{"access_token":"{}"}}"#, "hunter2".repeat(1_500_000));
+        for (reply, text) in [
+            (json(""), "200 OK: an answer without a body"),
+            (
+                answer("204 No Content", "", ""),
+                "204 No Content: an answer without a body",
+            ),
+            (
+                Reply::Raw("200 OK\r\nContent-Type: text/html\r\n\r\n<p>hunter2</p>".into()),
+                "200 OK: an answer that is no JSON object (14 bytes of text/html)",
+            ),
+            (
+                json(r#"{"access_token":"hunter2"#),
+                "200 OK: an answer that is no JSON object (24 bytes of application/json)",
+            ),
+            (
+                json(r#"["hunter2"]"#),
+                "200 OK: an answer that is no JSON object (11 bytes of application/json)",
+            ),
+            (
+                json(r#"{"token":"hunter2"}"#),
+                "200 OK: an answer without access_token",
+            ),
+            (
+                json(r#"{"access_token":["hunter2"]}"#),
+                "200 OK: an access_token that is no text, or empty",
+            ),
+            (
+                json(r#"{"access_token":" "}"#),
+                "200 OK: an access_token that is no text, or empty",
+            ),
+            (
+                json(r#"{"access_token":"hunter2","refresh_token":7}"#),
+                "200 OK: a refresh_token that is no text",
+            ),
+            (json(&huge), "200 OK: an answer of more than 1048576 bytes"),
+            (
+                Reply::Raw(
+                    "200 OK\r\nContent-Length: 99\r\n\r\n{\"access_token\":\"hunter2\"}".into(),
+                ),
+                "200 OK: the answer broke off",
+            ),
+            (
+                answer("301 Moved", "Location: /token/?code=hunter2\r\n", ""),
+                "301 Moved: a redirect to /token/, not followed: a token URL must be the final one",
+            ),
+            (
+                answer("429 Slow", "", r#"{"error":"hunter2"}"#),
+                "429 Slow: the server asks to try again later",
+            ),
+            (
+                answer("500 Oops", "", "hunter2"),
+                "500 Oops: the server failed",
+            ),
+            (
+                answer("999 What", "", "hunter2"),
+                "999 What: the server failed",
+            ),
+            (Reply::Silence, "no complete answer within 2s"),
+            (
+                Reply::Drip("200 OK\r\nContent-Length: 99\r\n\r\n{}".into()),
+                "no complete answer within 2s",
+            ),
+        ] {
+            assert_eq!(trouble(reply).await, text);
+        }
+        let closed = trouble(Reply::Close).await;
+        assert!(closed.contains("connection closed"), "{closed}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_there_was_not_asked() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/token", listener.local_addr().unwrap());
+        let url = url.parse().unwrap();
+        drop(listener);
+        match client().post(&url, request()).await.unwrap_err() {
+            TokenError::Temporary { unheard, cause, .. } => {
+                assert!(unheard);
+                assert!(cause.contains("onnection refused"), "{cause}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_wish_to_be_left_alone_is_read_in_both_forms_and_bounded() {
+        for (headers, seconds) in [
+            ("Retry-After: 7\r\n", Some(7)),
+            ("Retry-After: 86400\r\n", Some(600)),
+            (
+                "Date: Tue, 14 Nov 2023 22:13:20 GMT\r\nRetry-After: Tue, 14 Nov 2023 22:13:50 GMT\r\n",
+                Some(30),
+            ),
+            (
+                "Date: Tue, 14 Nov 2023 22:13:20 GMT\r\nRetry-After: Tue, 14 Nov 2023 22:00:00 GMT\r\n",
+                Some(0),
+            ),
+            ("Retry-After: soon\r\n", None),
+            ("Retry-After: -3\r\n", None),
+            ("", None),
+        ] {
+            match ask(answer("503 Busy", headers, "")).await.unwrap_err() {
+                TokenError::Temporary { retry_after, .. } => {
+                    assert_eq!(retry_after, seconds.map(Duration::from_secs), "{headers}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_quotes_the_servers_reason_but_never_our_secret() {
+        for (status, body, code, text) in [
+            (
+                "401 Unauthorized",
+                r#"{"error":"invalid_client"}"#,
+                Some("invalid_client"),
+                "401 Unauthorized: invalid_client",
+            ),
+            (
+                "400 Bad Request",
+                r#"{"error":"invalid_grant","error_description":"my-app: e\u00e9\u0007 n"}"#,
+                Some("invalid_grant"),
+                "400 Bad Request: invalid_grant: [client_id]: e?? n",
+            ),
+            // The story is in the reason phrase alone.
+            (
+                "400 Grant has been revoked, has expired",
+                "",
+                None,
+                "400 Grant has been revoked, has expired: no OAuth error in the answer",
+            ),
+            (
+                "403 hunter2&x",
+                r#"{"error":"invalid_client","error_description":"wrong: hunter2%26x"}"#,
+                Some("invalid_client"),
+                "403 (left out: it repeats a secret): invalid_client: (left out: it repeats a secret)",
+            ),
+            (
+                "400 Bad Request",
+                r#"{"error":["hunter2"],"error_description":{"a":"hunter2"}}"#,
+                None,
+                "400 Bad Request: no OAuth error in the answer",
+            ),
+        ] {
+            let (found, cause) = refusal(status, body).await;
+            assert_eq!((found, cause.as_str()), (code, text));
+        }
+        let long = format!(r#"{{"error":"{}"}}"#, "e".repeat(5000));
+        assert!(refusal("400 Bad", &long).await.1.len() < 300);
+        let strange = json(r#"{"access_token":"hunter2","token_type":"MAC"}"#);
+        match ask(strange).await.unwrap_err() {
+            TokenError::Refused { cause, .. } => {
+                assert!(cause.ends_with("a token of type MAC, where Bearer was expected"));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn two_requests_are_a_second_apart() {
+        let ok = || json(r#"{"access_token":"t"}"#);
+        let server = TokenServer::start([ok(), ok()]).await;
+        let client = client();
+        for _ in 0..2 {
+            client.post(&server.url("/token"), request()).await.unwrap();
+        }
+        let seen = server.seen();
+        assert!(seen[1].at - seen[0].at >= Duration::from_millis(990));
+    }
+
+    #[tokio::test]
+    async fn plaintext_needs_leave_and_missing_files_are_named() {
+        let mut vendor = vendor(Auth::Bearer { token: value("x") });
+        vendor.allow_plaintext = false;
+        let server = TokenServer::start([json(r#"{"access_token":"t"}"#)]).await;
+        let url = server.url("/token");
+        let strict = TokenClient::new(&vendor, None, times());
+        strict.post(&url, request()).await.unwrap_err();
+        assert!(server.seen().is_empty());
+
+        vendor.ca = Some("/nowhere/ca.pem".into());
+        let lost = TokenClient::new(&vendor, None, times());
+        let error = lost.post(&url, request()).await.unwrap_err();
+        assert!(matches!(&error, TokenError::NotSent(text) if text.contains("/nowhere/ca.pem")));
+    }
+}

@@ -1,0 +1,317 @@
+//! Token servers that speak JSON at `/vedauth/authorize/…`: a grant by certificate, password or
+//! JWT, then refresh tokens that work once.
+
+use async_trait::async_trait;
+use http::StatusCode;
+use url::Url;
+
+use super::inputs::Inputs;
+use super::rotation::{Asking, Issuer};
+use super::token_request::{Answer, TokenClient, TokenError, TokenRequest};
+use super::{FetchError, Issued, Source};
+use crate::config::{self, SecretRef, VedauthGrant};
+use crate::secret::Secret;
+use crate::tls::sha256;
+
+/// One such server, and who we are to it.
+pub(super) struct Vedauth {
+    config: config::Vedauth,
+    client: TokenClient,
+}
+
+impl Vedauth {
+    pub(super) fn new(config: &config::Vedauth, vendor: &config::Vendor) -> (Self, Inputs) {
+        let same_origin = vendor.upstream.origin() == config.url.origin().ascii_serialization();
+        // Some servers demand the certificate for every path, refreshing included.
+        let (secrets, identity) = match &config.grant {
+            VedauthGrant::Certificate(files) => (vec![], Some(files)),
+            VedauthGrant::Password { username, password } => (vec![username, password], None),
+            VedauthGrant::Jwt(jwt) => (vec![jwt], None),
+        };
+        let upstreams = vendor.client_cert.as_ref().filter(|_| same_origin);
+        let identity = identity.or(upstreams).cloned();
+        let secrets = secrets.into_iter().chain([&config.client_id]);
+        let inputs = Inputs::new(secrets, identity.as_ref(), vendor.ca.as_ref());
+        let client = TokenClient::new(vendor, identity, config.times);
+        let config = config.clone();
+        (Self { config, client }, inputs)
+    }
+
+    async fn ask(&self) -> Result<Answer, TokenError> {
+        let (method, params) = match &self.config.grant {
+            VedauthGrant::Certificate(_) => ("certificate", vec![]),
+            VedauthGrant::Password { username, password } => (
+                "oauth",
+                vec![("username", username), ("password", password)],
+            ),
+            VedauthGrant::Jwt(jwt) => ("jwt", vec![("jwt", jwt)]),
+        };
+        let mut proof = Vec::new();
+        for (name, secret) in params {
+            proof.push((name, resolve(secret)?));
+        }
+        let secrets = proof.iter().map(|(_, secret)| secret.clone()).collect();
+        let scope = self.config.scope.as_deref().map(Secret::new);
+        proof.extend(scope.map(|scope| ("scope", scope)));
+        self.post(method, proof, secrets).await
+    }
+
+    async fn post(
+        &self,
+        method: &str,
+        params: Vec<(&'static str, Secret)>,
+        secrets: Vec<Secret>,
+    ) -> Result<Answer, TokenError> {
+        let client_id = resolve(&self.config.client_id)?;
+        let mut all = vec![("client_id", client_id.clone())];
+        all.extend(params);
+        let request = TokenRequest {
+            authorization: None,
+            params: all,
+            extra: Vec::new(),
+            json: true,
+            client_id,
+            secrets,
+        };
+        self.client.post(&self.url(method), request).await
+    }
+
+    fn url(&self, method: &str) -> Url {
+        let mut url = self.config.url.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend(["authorize", method]);
+        }
+        url
+    }
+}
+
+#[async_trait]
+impl Issuer for Vedauth {
+    fn binding(&self) -> Result<String, String> {
+        let text = |error: TokenError| error.to_string();
+        let client_id = resolve(&self.config.client_id).map_err(text)?;
+        let user = match &self.config.grant {
+            VedauthGrant::Password { username, .. } => Some(resolve(username).map_err(text)?),
+            VedauthGrant::Certificate(_) | VedauthGrant::Jwt(_) => None,
+        };
+        let parts = [
+            self.config.url.as_str(),
+            client_id.expose(),
+            user.as_ref().map_or("", Secret::expose),
+            // A grant for another scope has to be asked for anew.
+            self.config.scope.as_deref().unwrap_or_default(),
+        ];
+        Ok(hex::encode(sha256(&[parts.join("\0").as_bytes()])))
+    }
+
+    async fn refresh(&self, refresh_token: &Secret) -> Result<Answer, TokenError> {
+        let params = vec![("refresh_token", refresh_token.clone())];
+        self.post("token", params, vec![refresh_token.clone()])
+            .await
+    }
+
+    fn ends_grant(&self, status: StatusCode, _code: Option<&str>) -> bool {
+        // The reason is often in the reason phrase only, and another grant is to be had anyway.
+        status == StatusCode::BAD_REQUEST || status == StatusCode::UNAUTHORIZED
+    }
+
+    fn grant(&self) -> Option<Asking<'_>> {
+        Some(Box::pin(self.ask()))
+    }
+}
+
+/// The same server without refresh tokens: a new grant each time, nothing to store.
+pub(super) struct Unrefreshed {
+    pub(super) server: Vedauth,
+    pub(super) inputs: Inputs,
+}
+
+#[async_trait]
+impl Source for Unrefreshed {
+    async fn fetch(&self) -> Result<Issued, FetchError> {
+        self.inputs.note();
+        self.server.ask().await?.issued()
+    }
+
+    async fn changed(&self) {
+        self.inputs.changed().await;
+    }
+}
+
+fn resolve(secret: &SecretRef) -> Result<Secret, TokenError> {
+    secret
+        .resolve()
+        .map_err(|cause| TokenError::NotSent(cause.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer as CertIssuer, KeyPair};
+    use rustls::RootCertStore;
+    use rustls::pki_types::PrivateKeyDer;
+    use rustls::server::WebPkiClientVerifier;
+
+    use super::super::fakes::{TokenServer, json, times, value, vendor};
+    use super::*;
+    use crate::config::{Auth, CertFiles};
+
+    const PAIR: &str = r#"{"access_token":"a==","refresh_token":"r==","expires":4102444800,"token_type":"Bearer","refresh_until":4102444800}"#;
+
+    fn config(url: Url, grant: VedauthGrant) -> config::Vedauth {
+        config::Vedauth {
+            url,
+            client_id: value("MyApp"),
+            scope: Some("certificate:discover,manage;configuration".into()),
+            grant,
+            refresh: true,
+            times: times(),
+        }
+    }
+
+    fn password() -> VedauthGrant {
+        VedauthGrant::Password {
+            username: value("svc"),
+            password: value("pw"),
+        }
+    }
+
+    #[tokio::test]
+    async fn each_grant_has_its_own_path_and_body() {
+        let server = TokenServer::start([json(PAIR), json(PAIR), json(PAIR)]).await;
+        for (grant, url) in [
+            (password(), "/vedauth"),
+            (VedauthGrant::Jwt(value("ey")), "/vedauth/"),
+        ] {
+            let config = config(server.url(url), grant);
+            let vendor = vendor(Auth::Vedauth(config.clone()));
+            let (issuer, _) = Vedauth::new(&config, &vendor);
+            issuer.ask().await.unwrap();
+            if url == "/vedauth" {
+                issuer.refresh(&Secret::new("r")).await.unwrap();
+            }
+        }
+
+        let scope = r#""scope":"certificate:discover,manage;configuration""#;
+        for (seen, line, body) in [
+            (
+                0,
+                "oauth",
+                format!(r#"{{"client_id":"MyApp","username":"svc","password":"pw",{scope}}}"#),
+            ),
+            (
+                1,
+                "token",
+                r#"{"client_id":"MyApp","refresh_token":"r"}"#.to_owned(),
+            ),
+            (
+                2,
+                "jwt",
+                format!(r#"{{"client_id":"MyApp","jwt":"ey",{scope}}}"#),
+            ),
+        ] {
+            let seen = &server.seen()[seen];
+            assert_eq!(
+                seen.line,
+                format!("POST /vedauth/authorize/{line} HTTP/1.1")
+            );
+            assert_eq!(seen.body, body);
+            assert_eq!(seen.header("content-type"), Some("application/json"));
+        }
+    }
+
+    /// A certificate and key in `dir`, signed by `ca`.
+    fn identity(dir: &Path, name: &str, ca: &CertIssuer<'_, KeyPair>) -> CertFiles {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
+        let files = CertFiles {
+            cert: dir.join(format!("{name}.pem")),
+            key: dir.join(format!("{name}.key")),
+        };
+        std::fs::write(&files.cert, params.signed_by(&key, ca).unwrap().pem()).unwrap();
+        std::fs::write(&files.key, key.serialize_pem()).unwrap();
+        files
+    }
+
+    #[tokio::test]
+    async fn the_client_certificate_is_shown_when_asking_and_when_refreshing() {
+        crate::tls::install_provider();
+        let dir = tempfile::tempdir().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let ca_cert = params.self_signed(&key).unwrap();
+        let ca_path = dir.path().join("ca.pem");
+        std::fs::write(&ca_path, ca_cert.pem()).unwrap();
+        let ca = CertIssuer::new(params, key);
+
+        let server_files = identity(dir.path(), "server", &ca);
+        let server_identity = crate::tls::Identity::load(&server_files).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(ca_cert.der().clone()).unwrap();
+        let verifier = WebPkiClientVerifier::builder(Arc::new(roots))
+            .build()
+            .unwrap();
+        let tls = rustls::ServerConfig::builder()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(
+                server_identity.chain.clone(),
+                PrivateKeyDer::clone_key(&server_identity.key),
+            )
+            .unwrap();
+        let server = TokenServer::start_tls([json(PAIR), json(PAIR)], Some(tls)).await;
+
+        let url: Url = format!("https://{}/vedauth", server.address)
+            .parse()
+            .unwrap();
+        let grant = VedauthGrant::Certificate(identity(dir.path(), "client", &ca));
+        let config = config(url.clone(), grant);
+        let mut vendor = vendor(Auth::Vedauth(config.clone()));
+        vendor.ca = Some(ca_path);
+        vendor.allow_plaintext = false;
+        let (issuer, _) = Vedauth::new(&config, &vendor);
+        let answer = issuer.ask().await.unwrap();
+        assert!(answer.lifetime.total.as_secs() > 86_400);
+        assert!(answer.refresh_until.is_some());
+        issuer.refresh(&Secret::new("r")).await.unwrap();
+        let seen = server.seen();
+        assert_eq!(seen[0].line, "POST /vedauth/authorize/certificate HTTP/1.1");
+        assert!(!seen[0].body.contains("grant_type"));
+        assert_eq!(seen[1].line, "POST /vedauth/authorize/token HTTP/1.1");
+
+        // The same server refuses whoever shows no certificate, and is refused without its CA.
+        let mut without = config.clone();
+        without.grant = password();
+        let (nobody, _) = Vedauth::new(&without, &vendor);
+        nobody.ask().await.unwrap_err();
+        vendor.ca = None;
+        let (untrusting, _) = Vedauth::new(&config, &vendor);
+        let error = untrusting.ask().await.unwrap_err().to_string();
+        assert!(error.to_lowercase().contains("certificate"), "{error}");
+        assert_eq!(server.seen().len(), 2);
+    }
+
+    #[test]
+    fn a_grant_is_bound_to_server_name_user_and_scope() {
+        let binding = |change: fn(&mut config::Vedauth)| {
+            let mut config = config("https://tpp.example/vedauth".parse().unwrap(), password());
+            change(&mut config);
+            let vendor = vendor(Auth::Vedauth(config.clone()));
+            Vedauth::new(&config, &vendor).0.binding().unwrap()
+        };
+        let first = binding(|_| {});
+        assert_eq!(first, binding(|config| config.times.default_lifetime *= 2));
+        assert_ne!(first, binding(|config| config.client_id = value("Other")));
+        assert_ne!(first, binding(|config| config.scope = None));
+        assert_ne!(
+            first,
+            binding(|config| config.url.set_host(Some("b.example")).unwrap())
+        );
+        assert_ne!(
+            first,
+            binding(|config| config.grant = VedauthGrant::Jwt(value("svc")))
+        );
+    }
+}

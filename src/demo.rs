@@ -1,0 +1,285 @@
+//! Stand-ins for the five vendors, on loopback: what `countersign demo` shows and what the tests
+//! call.
+//!
+//! Each one checks what it is shown as the real one does and refuses a wrong login with that
+//! vendor's own status and body. All of them keep every byte they are sent ([`Stand::requests`]),
+//! so that a test can say what a vendor saw and what it must never see. Nothing of this talks to
+//! any vendor.
+
+mod calls;
+mod certcenter;
+mod certificates;
+mod certn;
+mod echo;
+mod maxmd;
+mod proxy_yaml;
+mod sectigo;
+mod stand;
+mod tokens;
+mod venafi;
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use calls::{CALLS, Call, Row};
+pub use certificates::{ClientCert, Files};
+pub use stand::{Seen, Stand};
+use tokens::{Tokens, random_hex};
+
+const FORM: &str = "application/x-www-form-urlencoded";
+
+/// The running stand-ins. Dropping this closes all of them.
+pub struct Stands {
+    /// `api.certcenter.com`: API and token endpoint.
+    pub certcenter: Stand,
+    /// `auth.sso.sectigo.com`: the token server.
+    pub sectigo_auth: Stand,
+    /// `admin.{instance}.sectigo.com`: the API behind it.
+    pub sectigo: Stand,
+    /// `cert-manager.com`: header login, and certificate login under `/private/`.
+    pub cert_manager: Stand,
+    /// `api.certn.co`: API and token endpoint.
+    pub certn: Stand,
+    /// `api.maxmddirect.com`: consent and token endpoint.
+    pub maxmd_auth: Stand,
+    /// `directca.maxmddirect.com`: the API.
+    pub maxmd: Stand,
+    /// A customer's Venafi TPP: `/vedauth` and `/vedsdk`.
+    pub venafi: Stand,
+    /// What they accept.
+    pub logins: Logins,
+    /// Certificates, as files.
+    pub files: Files,
+    dir: PathBuf,
+}
+
+impl Stands {
+    /// Starts all of them on free ports of 127.0.0.1, with new secrets and new certificates.
+    /// Into `dir` go the certificates, and under `secrets/` what [`Stands::stanzas`] refers to.
+    ///
+    /// # Errors
+    /// When no port is free or `dir` cannot be written.
+    pub async fn start(dir: &Path) -> io::Result<Self> {
+        let logins = Logins::new();
+        let (files, tls) = certificates::make(dir).map_err(io::Error::other)?;
+        let tokens = |lifetime| Arc::new(Tokens::new(lifetime));
+
+        let issued = tokens(Duration::from_hours(24));
+        let part = certcenter::CertCenter::new(&logins, issued.clone());
+        let certcenter = Stand::start(part, issued, Some(tls.clone())).await?;
+
+        let issued = tokens(Duration::from_mins(5));
+        let part = sectigo::TokenServer::new(&logins, issued.clone());
+        let sectigo_auth = Stand::start(part, issued.clone(), Some(tls.clone())).await?;
+        let token_url = sectigo_auth.url() + sectigo::TOKEN_PATH;
+        let part = sectigo::Admin::new(token_url, issued.clone());
+        let sectigo = Stand::start(part, issued, Some(tls.clone())).await?;
+
+        let part = sectigo::CertManager::new(&logins);
+        let cert_manager = Stand::start(part, tokens(Duration::ZERO), Some(tls.clone())).await?;
+
+        let issued = tokens(Duration::from_hours(10));
+        let part = certn::Certn::new(&logins, issued.clone());
+        let certn = Stand::start(part, issued, Some(tls.clone())).await?;
+
+        let issued = tokens(Duration::from_hours(1));
+        let part = maxmd::Auth::new(&logins, issued.clone());
+        let maxmd_auth = Stand::start(part, issued.clone(), Some(tls.clone())).await?;
+        let part = maxmd::DirectCa::new(issued.clone());
+        let maxmd = Stand::start(part, issued, Some(tls.clone())).await?;
+
+        let issued = tokens(Duration::from_hours(24 * 90));
+        let part = venafi::Tpp::new(&logins, issued.clone());
+        let venafi = Stand::start(part, issued, Some(tls)).await?;
+
+        let stands = Self {
+            certcenter,
+            sectigo_auth,
+            sectigo,
+            cert_manager,
+            certn,
+            maxmd_auth,
+            maxmd,
+            venafi,
+            logins,
+            files,
+            dir: dir.to_owned(),
+        };
+        stands.write_secrets()?;
+        Ok(stands)
+    }
+
+    /// All of them, for what must hold everywhere.
+    #[must_use]
+    pub fn all(&self) -> [&Stand; 8] {
+        [
+            &self.certcenter,
+            &self.sectigo_auth,
+            &self.sectigo,
+            &self.cert_manager,
+            &self.certn,
+            &self.maxmd_auth,
+            &self.maxmd,
+            &self.venafi,
+        ]
+    }
+}
+
+/// An upstream without login, in plaintext, that answers as the query tells it to: `status`,
+/// `reason`, `header=Name:value`, `size`, `body`, `echo=Name`, `cut`, `wait` (milliseconds).
+///
+/// # Errors
+/// When no port of 127.0.0.1 is free.
+pub async fn echo() -> io::Result<Stand> {
+    Stand::start(echo::Echo, Arc::new(Tokens::new(Duration::ZERO)), None).await
+}
+
+/// What the stand-ins, and the proxy in front of them, accept; made anew at each start.
+pub struct Logins {
+    /// What the proxy's only caller shows to the proxy, and never to a vendor.
+    pub caller_key: String,
+    /// The static token, suffix included.
+    pub certcenter_token: String,
+    /// Client credentials in JSON.
+    pub certcenter: Client,
+    /// Client credentials in the form body.
+    pub sectigo: Client,
+    /// `login` of the header login.
+    pub cert_manager_login: String,
+    /// `password` of the header login.
+    pub cert_manager_password: String,
+    /// `customerUri` of both logins.
+    pub cert_manager_customer: String,
+    /// `login` that belongs to the client certificate.
+    pub cert_manager_certificate_login: String,
+    /// Client credentials by HTTP Basic.
+    pub certn: Client,
+    /// The client that a person's consent is for.
+    pub maxmd: Client,
+    /// `client_id` of the API integration.
+    pub venafi_client_id: String,
+    /// User of the password login.
+    pub venafi_username: String,
+    /// Password of the password login.
+    pub venafi_password: String,
+    /// The only JWT that is accepted.
+    pub venafi_jwt: String,
+}
+
+/// An OAuth client.
+#[derive(Clone)]
+pub struct Client {
+    /// `client_id`.
+    pub id: String,
+    /// `client_secret`.
+    pub secret: String,
+}
+
+impl Client {
+    /// The secrets hold every character that one of the encodings on the way could spoil.
+    fn new(id: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            secret: format!("{}+%2F/=&: \"\\ü", random_hex()),
+        }
+    }
+
+    /// Whether both halves stand in the form body.
+    fn is_in_form(&self, seen: &Seen) -> bool {
+        seen.form("client_id").as_ref() == Some(&self.id)
+            && seen.form("client_secret").as_ref() == Some(&self.secret)
+    }
+}
+
+impl Logins {
+    fn new() -> Self {
+        Self {
+            caller_key: random_hex(),
+            certcenter_token: certcenter::CertCenter::token(),
+            certcenter: Client::new("demo-certcenter"),
+            sectigo: Client::new("demo-sectigo"),
+            cert_manager_login: "demo-login".to_owned(),
+            cert_manager_password: random_hex(),
+            cert_manager_customer: "demo-customer".to_owned(),
+            cert_manager_certificate_login: "demo-certificate-login".to_owned(),
+            certn: Client::new("demo-certn"),
+            maxmd: Client::new("demo-maxmd"),
+            venafi_client_id: "Demo-Venafi".to_owned(),
+            venafi_username: "demo-user".to_owned(),
+            venafi_password: random_hex(),
+            venafi_jwt: format!("{}.{}.{}", random_hex(), random_hex(), random_hex()),
+        }
+    }
+}
+
+/// Writes a file that only its owner may read.
+fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?
+        .write_all(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::CertFiles;
+    use crate::tls::{Identity, Roots, install_provider};
+
+    /// The stand-ins and the directory that must live as long as they do.
+    pub(super) async fn stands() -> (tempfile::TempDir, Stands) {
+        install_provider();
+        let dir = tempfile::tempdir().unwrap();
+        let stands = Stands::start(dir.path()).await.unwrap();
+        (dir, stands)
+    }
+
+    /// A client that trusts the stand-ins, follows no redirect and shows `identity`.
+    pub(super) fn client(files: &Files, identity: Option<&CertFiles>) -> reqwest::Client {
+        let identity = identity.map(|files| Identity::load(files).unwrap());
+        let roots = Roots::load(&files.ca).unwrap();
+        reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(Duration::from_secs(10))
+            .tls_backend_preconfigured(roots.client_config(identity.as_ref()).unwrap())
+            .build()
+            .unwrap()
+    }
+
+    /// Status and JSON body (`Null` when it is none).
+    pub(super) async fn answer(request: reqwest::RequestBuilder) -> (u16, serde_json::Value) {
+        let response = request.send().await.unwrap();
+        let status = response.status().as_u16();
+        let body = response.bytes().await.unwrap();
+        (status, serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    #[tokio::test]
+    async fn keys_are_readable_by_their_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let (_dir, stands) = stands().await;
+        for key in [&stands.files.sectigo.key, &stands.files.foreign.key] {
+            let mode = std::fs::metadata(key).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{}", key.display());
+        }
+    }
+
+    #[tokio::test]
+    async fn two_starts_share_no_secret() {
+        let (_first, first) = stands().await;
+        let (_second, second) = stands().await;
+
+        assert_ne!(first.logins.certn.secret, second.logins.certn.secret);
+        let stranger = client(&first.files, None);
+        assert!(stranger.get(second.certn.url()).send().await.is_err());
+    }
+}

@@ -1,0 +1,335 @@
+//! One call per login, through the proxy, by a caller that holds no vendor's secret: and whether
+//! the vendor saw exactly the login it demands, and nothing of what the caller sent.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::{Seen, Stand, Stands};
+
+/// The caller's own attempts at logins, none of which may reach a vendor. The value occurs nowhere
+/// else.
+const DECOY: &str = "decoy-of-the-demo";
+const DECOYS: [&str; 7] = [
+    "Authorization",
+    "login",
+    "password",
+    "customerUri",
+    "X-Api-Key",
+    "X-Venafi-Api-Key",
+    "Cookie",
+];
+
+/// One login of one vendor: the call that shows it, and what the vendor must see.
+pub struct Call {
+    /// The vendor's name in [`Stands::proxy_yaml`].
+    pub vendor: &'static str,
+    /// Path and query after the prefix; asked for with GET.
+    pub path: &'static str,
+    stand: fn(&Stands) -> &Stand,
+    /// What the call must carry, by name.
+    login: &'static [&'static str],
+    /// Where the token comes from, and what that request must carry.
+    token: Option<Token>,
+}
+
+struct Token {
+    stand: fn(&Stands) -> &Stand,
+    path: &'static str,
+    login: &'static [&'static str],
+}
+
+/// The calls, one a login.
+pub const CALLS: [Call; 9] = [
+    Call {
+        vendor: "certcenter",
+        path: "/rest/v1/Limit",
+        stand: |stands| &stands.certcenter,
+        login: &["Authorization"],
+        token: None,
+    },
+    Call {
+        vendor: "certcenter-oauth",
+        path: "/rest/v1/Limit",
+        stand: |stands| &stands.certcenter,
+        login: &["Authorization"],
+        token: Some(Token {
+            stand: |stands| &stands.certcenter,
+            path: "/oauth2/token",
+            login: &["client_id", "client_secret"],
+        }),
+    },
+    Call {
+        vendor: "sectigo-oauth",
+        path: "/api/ssl/v1/types",
+        stand: |stands| &stands.sectigo,
+        login: &["Authorization"],
+        token: Some(Token {
+            stand: |stands| &stands.sectigo_auth,
+            path: super::sectigo::TOKEN_PATH,
+            login: &["client_id", "client_secret"],
+        }),
+    },
+    Call {
+        vendor: "sectigo",
+        path: "/api/ssl/v1/types",
+        stand: |stands| &stands.cert_manager,
+        login: &["login", "password", "customerUri"],
+        token: None,
+    },
+    Call {
+        vendor: "sectigo-private",
+        path: "/private/api/ssl/v1/types",
+        stand: |stands| &stands.cert_manager,
+        login: &["login", "customerUri", "certificate"],
+        token: None,
+    },
+    Call {
+        vendor: "certn",
+        path: "/hr/v1/applicants/",
+        stand: |stands| &stands.certn,
+        login: &["Authorization"],
+        token: Some(Token {
+            stand: |stands| &stands.certn,
+            path: "/token/",
+            login: &["Authorization"],
+        }),
+    },
+    Call {
+        vendor: "maxmd",
+        path: "/api/certificate/query?page=1",
+        stand: |stands| &stands.maxmd,
+        login: &["Authorization"],
+        token: Some(Token {
+            stand: |stands| &stands.maxmd_auth,
+            path: "/oauth/token",
+            login: &["client_id", "client_secret", "code"],
+        }),
+    },
+    Call {
+        vendor: "venafi",
+        path: "/vedsdk/certificates/",
+        stand: |stands| &stands.venafi,
+        login: &["Authorization"],
+        token: Some(Token {
+            stand: |stands| &stands.venafi,
+            path: "/vedauth/authorize/certificate",
+            login: &["client_id", "certificate"],
+        }),
+    },
+    Call {
+        vendor: "venafi-password",
+        path: "/vedsdk/certificates/",
+        stand: |stands| &stands.venafi,
+        login: &["Authorization"],
+        token: Some(Token {
+            stand: |stands| &stands.venafi,
+            path: "/vedauth/authorize/oauth",
+            login: &["client_id", "username", "password"],
+        }),
+    },
+];
+
+/// What a vendor saw, ready to be printed: every value masked.
+pub struct Row {
+    /// The vendor's name in proxy.yaml.
+    pub vendor: &'static str,
+    /// Method and target.
+    pub request: String,
+    /// Names and masked values, in the order of the wire.
+    pub login: String,
+    /// What the vendor answered; 0 when it was never asked.
+    pub status: u16,
+    /// What is wrong with it.
+    pub trouble: Option<String>,
+}
+
+impl Stands {
+    /// Makes every call of [`CALLS`] through the proxy at `proxy`, as its only caller: a
+    /// row for the token request behind it, where there is one, and a row for the call.
+    ///
+    /// # Errors
+    /// When no HTTP client can be made. Everything else is a row's trouble.
+    pub async fn call_all(&self, proxy: SocketAddr) -> Result<Vec<Row>, reqwest::Error> {
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(Duration::from_secs(30))
+            .build()?;
+        let mut rows = Vec::new();
+        for call in &CALLS {
+            let stand = (call.stand)(self);
+            let before = stand.api_calls().len();
+            let mut request = client
+                .get(format!("http://{proxy}/{}{}", call.vendor, call.path))
+                .header("X-Countersign-Key", &self.logins.caller_key);
+            for name in DECOYS {
+                request = request.header(name, DECOY);
+            }
+            let answered = match request.send().await {
+                Ok(response) => response.status().as_u16(),
+                Err(cause) => {
+                    rows.push(Row {
+                        vendor: call.vendor,
+                        request: format!("GET {}", call.path),
+                        login: String::new(),
+                        status: 0,
+                        trouble: Some(cause.without_url().to_string()),
+                    });
+                    continue;
+                }
+            };
+            if let Some(token) = &call.token {
+                // The first one: later ones are renewals.
+                let asked = (token.stand)(self).token_calls();
+                let asked = asked
+                    .iter()
+                    .find(|seen| seen.path().eq_ignore_ascii_case(token.path));
+                rows.push(self.row(call.vendor, token.path, asked, token.login));
+            }
+            let calls = stand.api_calls().split_off(before);
+            let mut row = self.row(call.vendor, call.path, calls.last(), call.login);
+            if row.trouble.is_none() && calls.len() > 1 {
+                row.trouble = Some(format!("the vendor was called {} times", calls.len()));
+            }
+            if row.trouble.is_none() && answered != row.status {
+                row.trouble = Some(format!("the caller was answered {answered}"));
+            }
+            if row.trouble.is_some() && calls.is_empty() {
+                row.trouble = Some(format!(
+                    "the caller was answered {answered}, the vendor was never asked"
+                ));
+            }
+            rows.push(row);
+        }
+        Ok(rows)
+    }
+
+    fn row(&self, vendor: &'static str, path: &str, seen: Option<&Seen>, demanded: &[&str]) -> Row {
+        let Some(seen) = seen else {
+            return Row {
+                vendor,
+                request: path.to_owned(),
+                login: String::new(),
+                status: 0,
+                trouble: Some("the vendor was never asked".to_owned()),
+            };
+        };
+        let login = seen.login();
+        let mut names: Vec<&str> = login.iter().map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        let mut wanted = demanded.to_vec();
+        wanted.sort_unstable();
+        let exact = names.len() == wanted.len()
+            && names
+                .iter()
+                .zip(&wanted)
+                .all(|(name, wanted)| name.eq_ignore_ascii_case(wanted));
+        let leaked = [self.logins.caller_key.as_str(), DECOY]
+            .iter()
+            .any(|mine| self.all().iter().any(|stand| stand.has_read(mine)));
+        let trouble = if leaked {
+            Some("a vendor saw what the caller sent".to_owned())
+        } else if seen.status != 200 {
+            Some("refused by the vendor".to_owned())
+        } else if !exact {
+            Some(format!("demanded: {}", demanded.join(", ")))
+        } else {
+            None
+        };
+        let login: Vec<String> = login
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", masked(name, value)))
+            .collect();
+        Row {
+            vendor,
+            request: format!("{} {}", seen.method, seen.target),
+            login: login.join(", "),
+            status: seen.status,
+            trouble,
+        }
+    }
+}
+
+/// Enough of a value to recognise it: the scheme, two characters and the length. The subject of a
+/// certificate is no secret.
+fn masked(name: &str, value: &str) -> String {
+    if name == "certificate" {
+        return value.to_owned();
+    }
+    let (scheme, secret) = match value.split_once(' ') {
+        Some((scheme, secret)) if name.eq_ignore_ascii_case("authorization") => {
+            (format!("{scheme} "), secret)
+        }
+        _ => (String::new(), value),
+    };
+    let length = secret.chars().count();
+    // Two characters of a short one would be too much of it.
+    let shown: String = secret
+        .chars()
+        .take(if length < 8 { 0 } else { 2 })
+        .collect();
+    format!("{scheme}{shown}…({length})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::echo;
+    use super::super::tests::{answer, client, stands};
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_is_not_the_vendors_convinces_nobody() {
+        let (_dir, stands) = stands().await;
+        let no_proxy = echo().await.unwrap();
+
+        let rows = stands.call_all(no_proxy.address()).await.unwrap();
+        assert!(rows.len() >= CALLS.len());
+        assert!(rows.iter().all(|row| row.trouble.is_some()));
+        // The caller was there, though.
+        assert!(no_proxy.has_read(&stands.logins.caller_key));
+        assert!(no_proxy.has_read(DECOY));
+    }
+
+    #[tokio::test]
+    async fn too_much_too_little_and_the_callers_own_are_told_apart_from_right() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, None);
+        let limit = stands.certcenter.url() + "/rest/v1/Limit";
+        let token = &stands.logins.certcenter_token;
+        let judge = |demanded: &[&str]| {
+            let calls = stands.certcenter.api_calls();
+            stands
+                .row("certcenter", "/", calls.last(), demanded)
+                .trouble
+        };
+
+        assert_eq!(answer(client.get(&limit).bearer_auth(token)).await.0, 200);
+        assert_eq!(judge(&["Authorization"]), None);
+        assert_eq!(
+            judge(&["Authorization", "login"]).unwrap(),
+            "demanded: Authorization, login"
+        );
+        let more = client.get(&limit).bearer_auth(token);
+        assert_eq!(answer(more.header("cookie", "a=b")).await.0, 200);
+        assert_eq!(
+            judge(&["Authorization"]).unwrap(),
+            "demanded: Authorization"
+        );
+        assert_eq!(answer(client.get(&limit)).await.0, 401);
+        assert_eq!(judge(&[]).unwrap(), "refused by the vendor");
+        let leak = client.get(&limit).bearer_auth(token);
+        assert_eq!(answer(leak.header("x-other", DECOY)).await.0, 200);
+        assert_eq!(
+            judge(&["Authorization"]).unwrap(),
+            "a vendor saw what the caller sent"
+        );
+    }
+
+    #[test]
+    fn a_masked_value_keeps_its_scheme_two_characters_and_its_length() {
+        assert_eq!(masked("Authorization", "Bearer abcdefgh"), "Bearer ab…(8)");
+        assert_eq!(masked("password", "with a blank"), "wi…(12)");
+        assert_eq!(masked("password", "hunter2"), "…(7)");
+        assert_eq!(masked("certificate", "CN=demo"), "CN=demo");
+    }
+}

@@ -1,0 +1,165 @@
+//! Certn: client credentials by HTTP Basic at `/token/`. The server behind it is a Django one, and
+//! shows it: 405 to GET, 301 without the last slash, `detail` in errors.
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use percent_encoding::percent_decode_str;
+use serde_json::json;
+
+use super::stand::{Answer, Part, Seen};
+use super::tokens::{Tokens, random_hex};
+use super::{Client, Logins};
+
+/// The API and its token endpoint, on one host.
+pub(crate) struct Certn {
+    client: Client,
+    tokens: Arc<Tokens>,
+}
+
+impl Certn {
+    pub(crate) fn new(logins: &Logins, tokens: Arc<Tokens>) -> Self {
+        Self {
+            client: logins.certn.clone(),
+            tokens,
+        }
+    }
+
+    fn issue(&self, seen: &Seen) -> Answer {
+        if seen.path() == "/token" {
+            return Answer::empty(301).with("Location", "/token/");
+        }
+        if seen.method != "POST" {
+            return Answer::empty(405).with("Allow", "POST, OPTIONS");
+        }
+        // What comes in no form has no grant_type.
+        let grant = seen.form("grant_type").filter(|_| seen.is(super::FORM));
+        if grant.as_deref() != Some("client_credentials") {
+            return Answer::json(400, &json!({"error": "unsupported_grant_type"}));
+        }
+        if !self.is_basic(seen) {
+            return Answer::json(401, &json!({"error": "invalid_client"}))
+                .with("WWW-Authenticate", "Bearer error=\"invalid_client\"");
+        }
+        let token = random_hex();
+        let lifetime = self.tokens.issue(&token);
+        let answer = json!({
+            "access_token": token,
+            "expires_in": lifetime,
+            "token_type": "Bearer",
+            "scope": "read write",
+        });
+        Answer::json(200, &self.tokens.finish(answer)).with("Cache-Control", "no-store")
+    }
+
+    /// Whether the client stands in HTTP Basic, both halves form-encoded (RFC 6749 §2.3.1).
+    fn is_basic(&self, seen: &Seen) -> bool {
+        let decoded = || {
+            let encoded = seen.field("authorization")?.strip_prefix("Basic ")?;
+            let pair = String::from_utf8(STANDARD.decode(encoded).ok()?).ok()?;
+            let (id, secret) = pair.split_once(':')?;
+            let half = |half: &str| {
+                let spaced = half.replace('+', " ");
+                percent_decode_str(&spaced).decode_utf8_lossy().into_owned()
+            };
+            Some((half(id), half(secret)))
+        };
+        decoded().is_some_and(|(id, secret)| id == self.client.id && secret == self.client.secret)
+    }
+}
+
+impl Part for Certn {
+    fn answer(&self, seen: &Seen) -> Answer {
+        if self.is_token_call(seen) {
+            return self.issue(seen);
+        }
+        let path = seen.path();
+        if !["/hr/v1/", "/pm/v1/", "/users/"]
+            .iter()
+            .any(|resources| path.starts_with(resources))
+        {
+            return Answer::json(404, &json!({"detail": "Not found."}));
+        }
+        if !seen
+            .bearer()
+            .is_some_and(|token| self.tokens.accepts(token))
+        {
+            // The same words for no token and for a dead one.
+            return Answer::json(
+                401,
+                &json!({"detail": "Authentication credentials were not provided."}),
+            )
+            .with("WWW-Authenticate", "Bearer realm=\"api\"");
+        }
+        match seen.method.as_str() {
+            "GET" => Answer::json(
+                200,
+                &json!({"count": 0, "next": null, "previous": null, "results": []}),
+            ),
+            "POST" => Answer::json(201, &seen.json()),
+            other => Answer::json(
+                405,
+                &json!({"detail": format!("Method \"{other}\" not allowed.")}),
+            ),
+        }
+    }
+
+    fn is_token_call(&self, seen: &Seen) -> bool {
+        matches!(seen.path(), "/token/" | "/token")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{answer, client, stands};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_token_comes_for_form_encoded_basic_by_post_with_the_slash() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, None);
+        let token_url = stands.certn.url() + "/token/";
+        let Client { id, secret } = &stands.logins.certn;
+        let encoded: String = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
+        let form = json!({"grant_type": "client_credentials"});
+        let post = |url: &str| client.post(url).basic_auth(id, Some(&encoded));
+
+        let (status, body) = answer(post(&token_url).form(&form)).await;
+        assert_eq!((status, &body["expires_in"]), (200, &json!(36000)));
+        let token = body["access_token"].as_str().unwrap();
+        let api = stands.certn.url() + "/hr/v1/applicants/";
+        let (status, _) = answer(client.get(&api).bearer_auth(token)).await;
+        assert_eq!(status, 200);
+
+        let (status, body) = answer(post(&token_url).json(&form)).await;
+        assert_eq!(
+            (status, &body["error"]),
+            (400, &json!("unsupported_grant_type"))
+        );
+        let raw = client.post(&token_url).basic_auth(id, Some(secret));
+        let (status, body) = answer(raw.form(&form)).await;
+        assert_eq!(
+            (status, body),
+            (401, json!({"error": "invalid_client"})),
+            "the secret's + and % must be encoded first"
+        );
+        assert_eq!(answer(client.get(&token_url)).await.0, 405);
+        let slashless = post(token_url.trim_end_matches('/')).form(&form);
+        let response = slashless.send().await.unwrap();
+        assert_eq!(response.status(), 301);
+        assert_eq!(response.headers()["location"], "/token/");
+    }
+
+    #[tokio::test]
+    async fn no_token_and_a_dead_one_get_the_same_detail() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, None);
+        let api = stands.certn.url() + "/hr/v1/applicants/";
+        let detail = json!({"detail": "Authentication credentials were not provided."});
+
+        for request in [client.get(&api), client.get(&api).bearer_auth("dead")] {
+            assert_eq!(answer(request).await, (401, detail.clone()));
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! `MaxMD` Direct CA: a person's consent, an authorization code, then refresh tokens that rotate.
+//! Consent and tokens live on one host, the API on another.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde_json::json;
+
+use super::stand::{Answer, Part, Seen};
+use super::tokens::{Tokens, random_hex};
+use super::{Client, Logins};
+
+/// The consent page and the token endpoint. Whoever asks for consent has it.
+pub(crate) struct Auth {
+    client: Client,
+    tokens: Arc<Tokens>,
+    grants: Mutex<Grants>,
+}
+
+#[derive(Default)]
+struct Grants {
+    /// Codes not yet exchanged, and the `redirect_uri` each was sent to.
+    codes: HashMap<String, String>,
+    /// Refresh tokens, spent ones too, and the family each belongs to.
+    refresh: HashMap<String, Refresh>,
+    /// The access tokens of each family that is alive, its latest last.
+    families: HashMap<usize, Vec<String>>,
+    /// How many families there have been.
+    made: usize,
+}
+
+struct Refresh {
+    family: usize,
+    spent: bool,
+}
+
+impl Auth {
+    pub(crate) fn new(logins: &Logins, tokens: Arc<Tokens>) -> Self {
+        Self {
+            client: logins.maxmd.clone(),
+            tokens,
+            grants: Mutex::default(),
+        }
+    }
+
+    fn authorize(&self, seen: &Seen) -> Answer {
+        if seen.method != "GET" {
+            return Answer::empty(405).with("Allow", "GET");
+        }
+        let redirect = seen
+            .query("redirect_uri")
+            .and_then(|uri| url::Url::parse(&uri).ok().map(|url| (uri, url)));
+        let (Some((uri, mut redirect)), true) = (
+            redirect,
+            seen.query("client_id").as_ref() == Some(&self.client.id),
+        ) else {
+            // Nowhere to send the browser back to.
+            return Answer::json(400, &json!({"error": "invalid_request"}));
+        };
+        let state = seen.query("state");
+        let wanted = [("response_type", "code"), ("scope", "tuser.account")];
+        let complete = wanted
+            .iter()
+            .all(|(name, value)| seen.query(name).as_deref() == Some(value));
+        {
+            let mut query = redirect.query_pairs_mut();
+            if complete {
+                let code = random_hex();
+                query.append_pair("code", &code);
+                self.grants.lock().codes.insert(code, uri);
+            } else {
+                query.append_pair("error", "invalid_request");
+            }
+            if let Some(state) = state {
+                query.append_pair("state", &state);
+            }
+        }
+        Answer::empty(302).with("Location", redirect)
+    }
+
+    fn issue(&self, seen: &Seen) -> Answer {
+        let refused = |error: &str| Answer::json(400, &json!({"error": error}));
+        if seen.method != "POST" {
+            return Answer::empty(405).with("Allow", "POST");
+        }
+        if !seen.is(super::FORM) {
+            return refused("invalid_request");
+        }
+        if !self.client.is_in_form(seen) {
+            return Answer::json(401, &json!({"error": "invalid_client"}));
+        }
+        let mut grants = self.grants.lock();
+        match seen.form("grant_type").as_deref() {
+            Some("authorization_code") => {
+                let code = seen.form("code").unwrap_or_default();
+                let Some(uri) = grants.codes.remove(&code) else {
+                    return refused("invalid_grant");
+                };
+                // Not among the documented parameters; wrong when sent is wrong all the same.
+                if seen.form("redirect_uri").is_some_and(|sent| sent != uri) {
+                    return refused("invalid_grant");
+                }
+                grants.made += 1;
+                let family = grants.made;
+                grants.families.insert(family, Vec::new());
+                self.pair(&mut grants, family)
+            }
+            Some("refresh_token") => {
+                let token = seen.form("refresh_token").unwrap_or_default();
+                let Some(refresh) = grants.refresh.get_mut(&token) else {
+                    return refused("invalid_grant");
+                };
+                let (family, spent) = (refresh.family, refresh.spent);
+                refresh.spent = true;
+                if spent {
+                    // Somebody else holds the grant as well: nobody keeps it.
+                    for access in grants.families.remove(&family).unwrap_or_default() {
+                        self.tokens.revoke(&access);
+                    }
+                }
+                if !grants.families.contains_key(&family) {
+                    return refused("invalid_grant");
+                }
+                self.pair(&mut grants, family)
+            }
+            Some(_) => refused("unsupported_grant_type"),
+            None => refused("invalid_request"),
+        }
+    }
+
+    fn pair(&self, grants: &mut Grants, family: usize) -> Answer {
+        let (access, refresh) = (random_hex(), random_hex());
+        let lifetime = self.tokens.issue(&access);
+        if let Some(members) = grants.families.get_mut(&family) {
+            members.push(access.clone());
+        }
+        let answer = json!({
+            "access_token": access,
+            "refresh_token": refresh,
+            "token_type": "Bearer",
+            "expires_in": lifetime,
+        });
+        let spent = false;
+        grants.refresh.insert(refresh, Refresh { family, spent });
+        Answer::json(200, &self.tokens.finish(answer)).with("Cache-Control", "no-store")
+    }
+}
+
+impl Part for Auth {
+    fn answer(&self, seen: &Seen) -> Answer {
+        match seen.path() {
+            "/oauth/authorize" => self.authorize(seen),
+            "/oauth/token" => self.issue(seen),
+            _ => Answer::empty(404),
+        }
+    }
+
+    fn is_token_call(&self, seen: &Seen) -> bool {
+        seen.path() == "/oauth/token"
+    }
+
+    fn revoke_grants(&self) {
+        self.grants.lock().families.clear();
+    }
+}
+
+/// The API.
+pub(crate) struct DirectCa {
+    tokens: Arc<Tokens>,
+}
+
+impl DirectCa {
+    pub(crate) fn new(tokens: Arc<Tokens>) -> Self {
+        Self { tokens }
+    }
+}
+
+impl Part for DirectCa {
+    fn answer(&self, seen: &Seen) -> Answer {
+        // `description`, not `error_description`.
+        let problem = |status, error: &str, description: &str| {
+            Answer::json(status, &json!({"error": error, "description": description}))
+        };
+        if !seen
+            .bearer()
+            .is_some_and(|token| self.tokens.accepts(token))
+        {
+            return problem(
+                401,
+                "Unauthorized",
+                "The access token is missing or not valid.",
+            );
+        }
+        let Some(name) = seen.path().strip_prefix("/api/certificate/") else {
+            return problem(404, "Not Found", "There is no such resource.");
+        };
+        let uri = |name: &str| {
+            let host = seen.field("host").unwrap_or_default();
+            format!("https://{host}/api/certificate/{name}")
+        };
+        match (seen.method.as_str(), name) {
+            ("GET", "query") => Answer::json(
+                200,
+                &json!({
+                    "certificates": [{"cn": "direct.example.com", "uri": uri("direct.example.com")}],
+                    "previousPageUri": null,
+                    "nextPageUri": uri("query?page=2"),
+                }),
+            ),
+            ("GET", "") => problem(400, "Bad Request", "A common name is needed."),
+            ("GET", name) => Answer::json(200, &json!({"cn": name, "uri": uri(name)})),
+            ("POST", "") => Answer::json(201, &json!({"uri": uri("direct.example.com")})),
+            _ => problem(404, "Not Found", "There is no such resource."),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::super::Stands;
+    use super::super::tests::{answer, client, stands};
+    use super::*;
+
+    async fn consent(stands: &Stands, client: &reqwest::Client, state: &str) -> url::Url {
+        let query = [
+            ("client_id", stands.logins.maxmd.id.as_str()),
+            ("redirect_uri", "http://127.0.0.1:1/callback"),
+            ("scope", "tuser.account"),
+            ("response_type", "code"),
+            ("state", state),
+        ];
+        let url = stands.maxmd_auth.url() + "/oauth/authorize";
+        let url = url::Url::parse_with_params(&url, query).unwrap();
+        let response = client.get(url).send().await.unwrap();
+        assert_eq!(response.status(), 302);
+        let location = response.headers()["location"].to_str().unwrap();
+        location.parse().unwrap()
+    }
+
+    async fn exchange(
+        stands: &Stands,
+        client: &reqwest::Client,
+        grant: (&str, &str, &str),
+    ) -> (u16, Value) {
+        let Client { id, secret } = &stands.logins.maxmd;
+        let (kind, name, value) = grant;
+        let form = json!({
+            "grant_type": kind, "client_id": id, "client_secret": secret, name: value,
+        });
+        answer(
+            client
+                .post(stands.maxmd_auth.url() + "/oauth/token")
+                .form(&form),
+        )
+        .await
+    }
+
+    #[tokio::test]
+    async fn a_code_works_once_and_the_state_comes_back() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, None);
+        let back = consent(&stands, &client, "a b").await;
+        let pairs: HashMap<_, _> = back.query_pairs().into_owned().collect();
+        assert_eq!(pairs["state"], "a b");
+        let code = pairs["code"].as_str();
+
+        let grant = ("authorization_code", "code", code);
+        let (status, body) = exchange(&stands, &client, grant).await;
+        assert_eq!((status, &body["expires_in"]), (200, &json!(3600)));
+        let api = stands.maxmd.url() + "/api/certificate/direct.example.com";
+        let token = body["access_token"].as_str().unwrap();
+        assert_eq!(answer(client.get(&api).bearer_auth(token)).await.0, 200);
+        let (status, body) = answer(client.get(&api).bearer_auth("dead")).await;
+        assert_eq!((status, &body["error"]), (401, &json!("Unauthorized")));
+        assert!(body["description"].is_string());
+
+        let (status, body) = exchange(&stands, &client, grant).await;
+        assert_eq!((status, &body["error"]), (400, &json!("invalid_grant")));
+    }
+
+    #[tokio::test]
+    async fn using_a_refresh_token_twice_ends_the_whole_family() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, None);
+        let back = consent(&stands, &client, "").await;
+        let (_, code) = back.query_pairs().next().unwrap();
+        let (_, first) = exchange(&stands, &client, ("authorization_code", "code", &code)).await;
+        let refresh = |answer: &Value| answer["refresh_token"].as_str().unwrap().to_owned();
+        let old = refresh(&first);
+        let (status, second) =
+            exchange(&stands, &client, ("refresh_token", "refresh_token", &old)).await;
+        assert_eq!(status, 200);
+        let newer = refresh(&second);
+        assert_ne!(old, newer);
+
+        for token in [&old, &newer] {
+            let grant = ("refresh_token", "refresh_token", token.as_str());
+            let (status, body) = exchange(&stands, &client, grant).await;
+            assert_eq!((status, &body["error"]), (400, &json!("invalid_grant")));
+        }
+        let api = stands.maxmd.url() + "/api/certificate/direct.example.com";
+        let token = second["access_token"].as_str().unwrap();
+        assert_eq!(answer(client.get(&api).bearer_auth(token)).await.0, 401);
+    }
+}

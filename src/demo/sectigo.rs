@@ -1,0 +1,342 @@
+//! Sectigo SCM three ways: OAuth with the token server on a host of its own, three header fields
+//! on cert-manager.com, and a client certificate under its `/private/`.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::stand::{Answer, Part, Seen};
+use super::tokens::{Tokens, random_hex};
+use super::{Client, Logins};
+
+/// Where the token server issues tokens; the shape is Keycloak's.
+pub(crate) const TOKEN_PATH: &str = "/auth/realms/apiclients/protocol/openid-connect/token";
+
+/// The token server.
+pub(crate) struct TokenServer {
+    client: Client,
+    tokens: Arc<Tokens>,
+}
+
+impl TokenServer {
+    pub(crate) fn new(logins: &Logins, tokens: Arc<Tokens>) -> Self {
+        Self {
+            client: logins.sectigo.clone(),
+            tokens,
+        }
+    }
+}
+
+impl Part for TokenServer {
+    fn answer(&self, seen: &Seen) -> Answer {
+        if !self.is_token_call(seen) {
+            return Answer::json(
+                404,
+                &json!({"error": "Unable to find matching target resource method"}),
+            );
+        }
+        if seen.method != "POST" {
+            return Answer::json(405, &json!({"error": "HTTP 405 Method Not Allowed"}));
+        }
+        let Some(grant) = seen.form("grant_type").filter(|_| seen.is(super::FORM)) else {
+            return Answer::json(
+                400,
+                &json!({
+                    "error": "invalid_request",
+                    "error_description": "Missing form parameter: grant_type",
+                }),
+            );
+        };
+        if grant != "client_credentials" {
+            return Answer::json(
+                400,
+                &json!({
+                    "error": "unsupported_grant_type",
+                    "error_description": "Unsupported grant_type",
+                }),
+            );
+        }
+        // The documented way is the form body, and nothing beside it.
+        if !self.client.is_in_form(seen) || seen.field("authorization").is_some() {
+            return Answer::json(
+                401,
+                &json!({
+                    "error": "invalid_client",
+                    "error_description": "Invalid client or Invalid client credentials",
+                }),
+            );
+        }
+        let token = format!("{}.{}.{}", random_hex(), random_hex(), random_hex());
+        let lifetime = self.tokens.issue(&token);
+        let answer = json!({
+            "access_token": token,
+            "expires_in": lifetime,
+            // Not "expired": this grant has no refresh token.
+            "refresh_expires_in": 0,
+            "token_type": "Bearer",
+            "not-before-policy": 0,
+            "scope": "email profile",
+        });
+        Answer::json(200, &self.tokens.finish(answer)).with("Cache-Control", "no-store")
+    }
+
+    fn is_token_call(&self, seen: &Seen) -> bool {
+        seen.path() == TOKEN_PATH
+    }
+}
+
+/// `admin.{instance}.sectigo.com`: the API behind the token server.
+pub(crate) struct Admin {
+    token_url: String,
+    tokens: Arc<Tokens>,
+}
+
+impl Admin {
+    pub(crate) fn new(token_url: String, tokens: Arc<Tokens>) -> Self {
+        Self { token_url, tokens }
+    }
+}
+
+impl Part for Admin {
+    fn answer(&self, seen: &Seen) -> Answer {
+        if seen
+            .bearer()
+            .is_some_and(|token| self.tokens.accepts(token))
+        {
+            return api(seen, seen.path());
+        }
+        // The token server's address stands here because it is not the same for every customer.
+        unknown_user().with(
+            "WWW-Authenticate",
+            format!("Bearer authorization_uri=\"{}\"", self.token_url),
+        )
+    }
+}
+
+/// `cert-manager.com`.
+pub(crate) struct CertManager {
+    login: String,
+    password: String,
+    customer_uri: String,
+    certificate_login: String,
+}
+
+impl CertManager {
+    pub(crate) fn new(logins: &Logins) -> Self {
+        Self {
+            login: logins.cert_manager_login.clone(),
+            password: logins.cert_manager_password.clone(),
+            customer_uri: logins.cert_manager_customer.clone(),
+            certificate_login: logins.cert_manager_certificate_login.clone(),
+        }
+    }
+}
+
+impl Part for CertManager {
+    fn answer(&self, seen: &Seen) -> Answer {
+        // Spelled as documented: nobody here knows whether the real server minds.
+        let login = seen.exact_field("login");
+        let customer = seen.exact_field("customerUri") == Some(&self.customer_uri);
+        let path = seen.path();
+        if path.starts_with("/private/") {
+            let certificate = seen
+                .client_cert
+                .as_ref()
+                .is_some_and(|cert| cert.approved && cert.subject == "CN=demo-sectigo");
+            let password = seen
+                .fields
+                .iter()
+                .any(|(name, _)| name.eq_ignore_ascii_case("password"));
+            if !certificate || password || !customer || login != Some(&self.certificate_login) {
+                return unknown_user();
+            }
+            return api(seen, path.trim_start_matches("/private"));
+        }
+        if !customer
+            || login != Some(&self.login)
+            || seen.exact_field("password") != Some(&self.password)
+        {
+            return unknown_user();
+        }
+        api(seen, path)
+    }
+}
+
+/// What all three logins lead to.
+fn api(seen: &Seen, path: &str) -> Answer {
+    match (seen.method.as_str(), path) {
+        ("GET", "/api/ssl/v1/types") => Answer::json(
+            200,
+            &json!([{"id": 2107, "name": "OV SSL", "description": "", "terms": [90, 365]}]),
+        ),
+        // 201 points at the vendor's own host, absolutely.
+        ("POST", "/api/organization/v1") => Answer::empty(201).with(
+            "Location",
+            format!(
+                "https://{}/api/organization/v1/6144",
+                seen.field("host").unwrap_or_default()
+            ),
+        ),
+        _ => Answer::json(404, &json!({"code": -1, "description": "Not found"})),
+    }
+}
+
+fn unknown_user() -> Answer {
+    Answer::json(401, &json!({"code": -16, "description": "Unknown user"}))
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::ServerName;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio_rustls::TlsConnector;
+
+    use super::super::tests::{answer, client, stands};
+    use super::super::{Files, Stand};
+    use super::*;
+    use crate::config::CertFiles;
+    use crate::tls::{Identity, Roots};
+
+    /// Sends the fields as they are spelled here (reqwest would change that); the whole answer.
+    async fn get(
+        stand: &Stand,
+        files: &Files,
+        identity: Option<&CertFiles>,
+        path: &str,
+        fields: &[(&str, &str)],
+    ) -> String {
+        let identity = identity.map(|files| Identity::load(files).unwrap());
+        let roots = Roots::load(&files.ca).unwrap();
+        let config = roots.client_config(identity.as_ref()).unwrap();
+        let tcp = TcpStream::connect(stand.address()).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut tls = TlsConnector::from(Arc::new(config))
+            .connect(name, tcp)
+            .await
+            .unwrap();
+        let mut head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
+        for (name, value) in fields {
+            head.extend([name, ": ", value, "\r\n"]);
+        }
+        tls.write_all((head + "\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        tls.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_token_comes_for_the_secret_in_the_form_and_for_nothing_else() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, None);
+        let token_url = stands.sectigo_auth.url() + TOKEN_PATH;
+        let Client { id, secret } = &stands.logins.sectigo;
+        let form = |secret: &str| {
+            json!({
+                "grant_type": "client_credentials", "client_id": id, "client_secret": secret,
+            })
+        };
+
+        let (status, body) = answer(client.post(&token_url).form(&form(secret))).await;
+        assert_eq!((status, &body["expires_in"]), (200, &json!(300)));
+        let types = stands.sectigo.url() + "/api/ssl/v1/types";
+        let token = body["access_token"].as_str().unwrap();
+        assert_eq!(answer(client.get(types).bearer_auth(token)).await.0, 200);
+
+        let grant = json!({"grant_type": "client_credentials"});
+        for refused in [
+            client.post(&token_url).form(&form("wrong")),
+            client
+                .post(&token_url)
+                .form(&grant)
+                .basic_auth(id, Some(secret)),
+        ] {
+            let (status, body) = answer(refused).await;
+            assert_eq!((status, &body["error"]), (401, &json!("invalid_client")));
+        }
+        let (status, _) = answer(client.post(&token_url).json(&form(secret))).await;
+        assert_eq!(status, 400);
+        assert_eq!(answer(client.get(&token_url)).await.0, 405);
+    }
+
+    #[tokio::test]
+    async fn the_api_says_in_its_401_where_tokens_come_from() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, None);
+        let types = stands.sectigo.url() + "/api/ssl/v1/types";
+
+        let response = client.get(types).bearer_auth("dead").send().await.unwrap();
+        assert_eq!(response.status(), 401);
+        let hint = response.headers()["www-authenticate"].to_str().unwrap();
+        let token_url = stands.sectigo_auth.url() + TOKEN_PATH;
+        assert_eq!(hint, format!("Bearer authorization_uri=\"{token_url}\""));
+        let body: serde_json::Value = response.json().await.unwrap();
+        assert_eq!(body, json!({"code": -16, "description": "Unknown user"}));
+    }
+
+    #[tokio::test]
+    async fn the_header_login_is_taken_in_its_exact_spelling_only() {
+        let (_dir, stands) = stands().await;
+        let logins = &stands.logins;
+        let right = [
+            ("login", logins.cert_manager_login.as_str()),
+            ("password", &logins.cert_manager_password),
+            ("customerUri", &logins.cert_manager_customer),
+        ];
+        let stand = &stands.cert_manager;
+        let path = "/api/ssl/v1/types";
+
+        let answer = get(stand, &stands.files, None, path, &right).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+
+        let mut lower = right;
+        lower[2].0 = "customeruri";
+        let mut wrong = right;
+        wrong[1].1 = "wrong";
+        let twice = [right[0], right[1], right[2], right[1]];
+        for refused in [&right[..2], &lower, &wrong, &twice] {
+            let answer = get(stand, &stands.files, None, path, refused).await;
+            assert!(
+                answer.starts_with("HTTP/1.1 401 Unauthorized\r\n"),
+                "{answer}"
+            );
+            assert!(answer.ends_with(r#"{"code":-16,"description":"Unknown user"}"#));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_private_path_demands_the_certificate_and_refuses_a_password() {
+        let (_dir, stands) = stands().await;
+        let (logins, files) = (&stands.logins, &stands.files);
+        let right = [
+            ("login", logins.cert_manager_certificate_login.as_str()),
+            ("customerUri", &logins.cert_manager_customer),
+        ];
+        let with_password = [
+            right[0],
+            right[1],
+            ("password", &logins.cert_manager_password),
+        ];
+        let stand = &stands.cert_manager;
+        let path = "/private/api/ssl/v1/types";
+
+        let answer = get(stand, files, Some(&files.sectigo), path, &right).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        let shown = stand.requests()[0].client_cert.clone().unwrap();
+        assert_eq!(
+            (shown.subject.as_str(), shown.approved),
+            ("CN=demo-sectigo", true)
+        );
+
+        for (identity, fields) in [
+            (None, &right[..]),
+            (Some(&files.foreign), &right),
+            (Some(&files.venafi), &right),
+            (Some(&files.sectigo), &with_password),
+            (Some(&files.sectigo), &right[..1]),
+        ] {
+            let answer = get(stand, files, identity, path, fields).await;
+            assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+        }
+    }
+}

@@ -1,0 +1,411 @@
+//! Venafi TPP: the token server under `/vedauth` (by client certificate, password or JWT), the API
+//! under `/vedsdk`. IIS serves both, so the case of a path means nothing. Refreshing ends the old
+//! access token at once, and a refresh token works once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::Logins;
+use super::stand::{Answer, Part, Seen};
+use super::tokens::{Tokens, random_base64};
+
+/// What a refused refresh token is answered, in the reason phrase too: clients look there.
+const GRANT_OVER: &str = "Grant has been revoked, has expired, or the refresh token is invalid";
+
+/// The server of one customer.
+pub(crate) struct Tpp {
+    client_id: String,
+    username: String,
+    password: String,
+    jwt: String,
+    tokens: Arc<Tokens>,
+    grants: Mutex<HashMap<String, Grant>>,
+}
+
+/// What a refresh token stands for.
+struct Grant {
+    access: String,
+    scope: String,
+    identity: String,
+    /// No refreshing after this.
+    end: Instant,
+    /// The same as seconds since 1970.
+    until: u64,
+}
+
+impl Tpp {
+    pub(crate) fn new(logins: &Logins, tokens: Arc<Tokens>) -> Self {
+        Self {
+            client_id: logins.venafi_client_id.clone(),
+            username: logins.venafi_username.clone(),
+            password: logins.venafi_password.clone(),
+            jwt: logins.venafi_jwt.clone(),
+            tokens,
+            grants: Mutex::default(),
+        }
+    }
+
+    /// `POST authorize/certificate`, `authorize/oauth`, `authorize/jwt`: a new grant.
+    fn authorize(&self, seen: &Seen, by: &str) -> Answer {
+        let body = match self.request(seen) {
+            Ok(body) => body,
+            Err(refused) => return refused,
+        };
+        let identity = match by {
+            "certificate" => match &seen.client_cert {
+                Some(cert) if !cert.approved => {
+                    return certificate_trouble("Certificate not signed by an approved issuer");
+                }
+                Some(cert) if cert.subject == "CN=demo-venafi" => {
+                    "local:{77338c27-877b-d041-8c62-176f256abd4d}"
+                }
+                _ => {
+                    return certificate_trouble(
+                        "Certificate did not contain an acceptable identity",
+                    );
+                }
+            },
+            "oauth" => {
+                if body["username"] != self.username || body["password"] != self.password {
+                    return error("invalid_grant", "Username/password combination not valid");
+                }
+                "AD+Active Directory:77338c27877bd0418c62176f256abd4d"
+            }
+            _ => {
+                if body["jwt"] != self.jwt {
+                    return error("invalid_grant", "The JWT is not valid");
+                }
+                "local:{0e6b3c1b-3d0c-4f4a-9c6f-5c1d4c2a7e11}"
+            }
+        };
+        let Some(scope) = body["scope"].as_str().filter(|scope| !scope.is_empty()) else {
+            return error("invalid_scope", "The requested scope is missing");
+        };
+        let lifetime = self.tokens.grant_lifetime();
+        self.grant(Grant {
+            access: String::new(),
+            scope: scope.to_owned(),
+            identity: identity.to_owned(),
+            end: Instant::now() + lifetime,
+            until: unix_time() + lifetime.as_secs(),
+        })
+    }
+
+    /// `POST authorize/token`: the grant lives on, both its tokens are new.
+    fn refresh(&self, seen: &Seen) -> Answer {
+        let body = match self.request(seen) {
+            Ok(body) => body,
+            Err(refused) => return refused,
+        };
+        let token = body["refresh_token"].as_str().unwrap_or_default();
+        let grant = self.grants.lock().remove(token);
+        match grant.filter(|grant| Instant::now() < grant.end) {
+            Some(grant) => {
+                self.tokens.revoke(&grant.access);
+                self.grant(grant)
+            }
+            None => error("invalid_grant", GRANT_OVER).because(GRANT_OVER),
+        }
+    }
+
+    /// What every POST needs: JSON, and the integration's own identifier, case and all.
+    fn request(&self, seen: &Seen) -> Result<Value, Answer> {
+        if seen.method != "POST" {
+            return Err(Answer::empty(405).with("Allow", "POST"));
+        }
+        let body = seen.json();
+        if !seen.is("application/json") || !body["client_id"].is_string() {
+            return Err(error("invalid_request", "The client_id is missing"));
+        }
+        if body["client_id"] != self.client_id {
+            return Err(error(
+                "invalid_grant",
+                "The client_id must match the Client ID of the API integration",
+            ));
+        }
+        Ok(body)
+    }
+
+    fn grant(&self, mut grant: Grant) -> Answer {
+        let (access, refresh) = (random_base64(), random_base64());
+        let lifetime = self.tokens.issue(&access);
+        let answer = json!({
+            "access_token": access,
+            "refresh_token": refresh,
+            "expires": unix_time() + lifetime,
+            "expires_in": lifetime,
+            "token_type": "Bearer",
+            "scope": grant.scope,
+            "identity": grant.identity,
+            "refresh_until": grant.until,
+        });
+        grant.access = access;
+        self.grants.lock().insert(refresh, grant);
+        Answer::json(200, &self.tokens.finish(answer))
+    }
+
+    /// `GET authorize/verify`: about the grant; hands out no token.
+    fn verify(&self, seen: &Seen) -> Answer {
+        let Some(token) = seen.bearer().filter(|token| self.tokens.accepts(token)) else {
+            return Self::unauthorized();
+        };
+        let grants = self.grants.lock();
+        let Some(grant) = grants.values().find(|grant| grant.access == token) else {
+            return Self::unauthorized();
+        };
+        Answer::json(
+            200,
+            &json!({
+                "application": self.client_id,
+                "expires_unix_time": grant.until,
+                "identity": grant.identity,
+                "scope": grant.scope,
+                "valid_for": grant.until.saturating_sub(unix_time()),
+            }),
+        )
+    }
+
+    /// `GET revoke/token`: a GET that ends the grant of the token it carries.
+    fn revoke(&self, seen: &Seen) -> Answer {
+        let mut grants = self.grants.lock();
+        let found = seen.bearer().and_then(|token| {
+            let refresh = grants
+                .iter()
+                .find(|(_, grant)| grant.access == token)
+                .map(|(refresh, _)| refresh.clone())?;
+            grants.remove(&refresh)
+        });
+        match found {
+            Some(grant) => {
+                self.tokens.revoke(&grant.access);
+                Answer::empty(200)
+            }
+            None => Answer::empty(202).because("[token] not found"),
+        }
+    }
+
+    fn api(&self, seen: &Seen, path: &str) -> Answer {
+        if !seen
+            .bearer()
+            .is_some_and(|token| self.tokens.accepts(token))
+        {
+            return Self::unauthorized();
+        }
+        match (seen.method.as_str(), path) {
+            ("GET", "/vedsdk/certificates" | "/vedsdk/certificates/") => Answer::json(
+                200,
+                &json!({"Certificates": [], "DataRange": "Certificates 0 - 0", "TotalCount": 0}),
+            ),
+            ("GET", "/vedsdk/systemstatus/version") => {
+                Answer::json(200, &json!({"Version": "24.1.0.3100"}))
+            }
+            ("POST", "/vedsdk/certificates/request") => Answer::json(
+                200,
+                &json!({"CertificateDN": "\\VED\\Policy\\demo", "Guid": "{00000000-0000-0000-0000-000000000000}"}),
+            ),
+            _ => Answer::json(404, &json!({"Error": "No such resource"})),
+        }
+    }
+
+    fn unauthorized() -> Answer {
+        Answer::json(
+            401,
+            &json!({
+                "error": "invalid_token",
+                "error_description": "The access token provided is expired, revoked, malformed, or invalid for other reasons.",
+            }),
+        )
+        .with("WWW-Authenticate", "Bearer realm=\"Venafi\"")
+    }
+}
+
+impl Part for Tpp {
+    fn answer(&self, seen: &Seen) -> Answer {
+        let path = seen.path().to_ascii_lowercase();
+        match path.as_str() {
+            "/vedauth/authorize/certificate" => self.authorize(seen, "certificate"),
+            "/vedauth/authorize/oauth" => self.authorize(seen, "oauth"),
+            "/vedauth/authorize/jwt" => self.authorize(seen, "jwt"),
+            "/vedauth/authorize/token" => self.refresh(seen),
+            "/vedauth/authorize/verify" => self.verify(seen),
+            "/vedauth/authorize/isauthserver" => {
+                Answer::empty(202).because("Venafi Authentication Server")
+            }
+            "/vedauth/revoke/token" => self.revoke(seen),
+            api if api.starts_with("/vedsdk/") => self.api(seen, api),
+            _ => Answer::empty(404),
+        }
+    }
+
+    fn is_token_call(&self, seen: &Seen) -> bool {
+        let path = seen.path().to_ascii_lowercase();
+        path.strip_prefix("/vedauth/authorize/")
+            .is_some_and(|call| matches!(call, "certificate" | "oauth" | "jwt" | "token"))
+    }
+
+    fn revoke_grants(&self) {
+        self.grants.lock().clear();
+    }
+}
+
+fn error(error: &str, description: &str) -> Answer {
+    Answer::json(
+        400,
+        &json!({"error": error, "error_description": description}),
+    )
+}
+
+/// 401 with the trouble in the reason phrase and in the text.
+fn certificate_trouble(text: &str) -> Answer {
+    Answer {
+        body: text.as_bytes().to_vec(),
+        ..Answer::empty(401)
+    }
+    .with("Content-Type", "text/plain")
+    .because(text)
+}
+
+fn unix_time() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Stands;
+    use super::super::tests::{answer, client, stands};
+    use super::*;
+
+    fn post(
+        stands: &Stands,
+        client: &reqwest::Client,
+        call: &str,
+        extra: &Value,
+    ) -> reqwest::RequestBuilder {
+        let mut body = extra.clone();
+        body["client_id"] = json!(stands.logins.venafi_client_id);
+        let url = format!("{}/vedauth/{call}", stands.venafi.url());
+        client.post(url).json(&body)
+    }
+
+    fn scope() -> Value {
+        json!({"scope": "certificate:discover,manage;configuration"})
+    }
+
+    #[tokio::test]
+    async fn a_certificate_brings_a_grant_whatever_the_case_of_the_path() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, Some(&stands.files.venafi));
+
+        let (status, body) =
+            answer(post(&stands, &client, "Authorize/Certificate", &scope())).await;
+        assert_eq!(status, 200);
+        assert!(body["access_token"].as_str().unwrap().ends_with("=="));
+        assert_eq!(body["expires_in"], 7_776_000);
+        let ahead = body["expires"].as_u64().unwrap() - unix_time();
+        assert!((7_775_990..=7_776_000).contains(&ahead), "{ahead}");
+        assert!(body["refresh_until"].as_u64() > body["expires"].as_u64());
+
+        let token = body["access_token"].as_str().unwrap();
+        for path in ["/vedauth/authorize/verify", "/VEDsdk/Certificates/"] {
+            let url = stands.venafi.url() + path;
+            assert_eq!(answer(client.get(&url)).await.0, 401, "{path}");
+            let (status, _) = answer(client.get(url).bearer_auth(token)).await;
+            assert_eq!(status, 200, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wrong_certificate_is_401_with_words() {
+        let (_dir, stands) = stands().await;
+        for (identity, words) in [
+            (
+                Some(&stands.files.foreign),
+                "Certificate not signed by an approved issuer",
+            ),
+            (
+                Some(&stands.files.sectigo),
+                "Certificate did not contain an acceptable identity",
+            ),
+            (None, "Certificate did not contain an acceptable identity"),
+        ] {
+            let client = client(&stands.files, identity);
+            let request = post(&stands, &client, "authorize/certificate", &scope());
+            let response = request.send().await.unwrap();
+            assert_eq!(response.status(), 401);
+            assert_eq!(response.text().await.unwrap(), words);
+        }
+    }
+
+    #[tokio::test]
+    async fn password_and_jwt_bring_a_grant_and_wrong_ones_400() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, None);
+        let logins = &stands.logins;
+        let mut password = scope();
+        password["username"] = json!(logins.venafi_username);
+        password["password"] = json!(logins.venafi_password);
+        let mut jwt = scope();
+        jwt["jwt"] = json!(logins.venafi_jwt);
+
+        for (call, mut body, secret) in [
+            ("authorize/oauth", password, "password"),
+            ("authorize/jwt", jwt, "jwt"),
+        ] {
+            assert_eq!(answer(post(&stands, &client, call, &body)).await.0, 200);
+            let mut without_scope = body.clone();
+            without_scope["scope"] = Value::Null;
+            let (status, answered) = answer(post(&stands, &client, call, &without_scope)).await;
+            assert_eq!((status, &answered["error"]), (400, &json!("invalid_scope")));
+            body[secret] = json!("wrong");
+            let (status, answered) = answer(post(&stands, &client, call, &body)).await;
+            assert_eq!((status, &answered["error"]), (400, &json!("invalid_grant")));
+        }
+    }
+
+    #[tokio::test]
+    async fn refreshing_ends_the_old_access_token_and_works_once() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, Some(&stands.files.venafi));
+        let verify = |token: &Value| {
+            let url = stands.venafi.url() + "/vedauth/authorize/verify";
+            client.get(url).bearer_auth(token.as_str().unwrap())
+        };
+        let (_, first) = answer(post(&stands, &client, "authorize/certificate", &scope())).await;
+        let refresh = json!({"refresh_token": first["refresh_token"]});
+        let (status, second) = answer(post(&stands, &client, "authorize/token", &refresh)).await;
+        assert_eq!(status, 200);
+        assert_eq!(second["refresh_until"], first["refresh_until"]);
+        assert_eq!(answer(verify(&first["access_token"])).await.0, 401);
+        assert_eq!(answer(verify(&second["access_token"])).await.0, 200);
+
+        let (status, body) = answer(post(&stands, &client, "authorize/token", &refresh)).await;
+        assert_eq!((status, &body["error"]), (400, &json!("invalid_grant")));
+        let raw = "Grant has been revoked";
+        assert!(body["error_description"].as_str().unwrap().starts_with(raw));
+        assert_eq!(answer(verify(&second["access_token"])).await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn a_get_of_the_revoke_path_really_revokes() {
+        let (_dir, stands) = stands().await;
+        let client = client(&stands.files, Some(&stands.files.venafi));
+        let revoke = stands.venafi.url() + "/vedauth/Revoke/Token";
+        assert_eq!(answer(client.get(&revoke)).await.0, 202);
+        let (_, grant) = answer(post(&stands, &client, "authorize/certificate", &scope())).await;
+        let token = grant["access_token"].as_str().unwrap();
+
+        assert_eq!(answer(client.get(revoke).bearer_auth(token)).await.0, 200);
+        let verify = stands.venafi.url() + "/vedauth/authorize/verify";
+        assert_eq!(answer(client.get(verify).bearer_auth(token)).await.0, 401);
+        let refresh = json!({"refresh_token": grant["refresh_token"]});
+        let (status, _) = answer(post(&stands, &client, "authorize/token", &refresh)).await;
+        assert_eq!(status, 400);
+    }
+}

@@ -1,0 +1,209 @@
+//! Everything that can stop a request, and what the caller is told about it.
+//!
+//! One enum, one table. Adding a variant makes the compiler ask for its status, its reason and its
+//! sentence; there is no other place to update. A cause never reaches a caller: it could name
+//! hosts, files or, from a careless library, a secret.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+/// Why a request was not forwarded, or why its answer is not the vendor's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// The head cannot be understood in exactly one way. Says which rule it breaks.
+    BadRequest(&'static str),
+    /// As [`Error::BadRequest`], and what follows on the connection cannot be trusted either.
+    BadFraming(&'static str),
+    /// The request target is over 16 KiB.
+    TargetTooLong,
+    /// The head is over 64 KiB.
+    HeadTooLarge,
+    /// The caller sent no credential, or one we do not know.
+    UnknownCaller,
+    /// We know the caller, and it may not do this.
+    Forbidden,
+    /// A browser sent this on behalf of a page of another site.
+    CrossSite,
+    /// The vendor's login, token or secret-showing path.
+    RefusedPath,
+    /// No vendor's prefix or host matches.
+    NoVendor,
+    /// TRACE or CONNECT.
+    MethodNotAllowed,
+    /// Over the vendor's `limits.body`.
+    BodyTooLarge,
+    /// The caller stopped sending its body.
+    BodyTimeout,
+    /// SNI and Host name different vendors.
+    Misdirected,
+    /// No connection to the vendor, or a broken one.
+    UpstreamUnreachable,
+    /// We hold no usable credential for the vendor. Says nothing about the caller's own.
+    CredentialUnavailable {
+        /// When asking again may help; 1 s to 60 s.
+        retry_after: Duration,
+    },
+    /// The vendor's `limits.in_flight` is reached.
+    Overloaded,
+    /// The vendor took too long.
+    UpstreamTimeout,
+    /// We failed.
+    Internal,
+}
+
+/// One row of the table: what a caller sees of an [`Error`].
+#[derive(Clone, Copy, Debug)]
+pub struct Verdict {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// `reason` in the body, the log line and `countersign_refused_total`. A bounded set.
+    pub reason: &'static str,
+    /// What happened and what to do, for the person who reads the body.
+    pub detail: &'static str,
+    /// The proxy error type (RFC 9209 §2.3).
+    pub proxy_error: &'static str,
+}
+
+impl Error {
+    /// What the caller is told.
+    #[must_use]
+    pub fn verdict(self) -> Verdict {
+        let (status, reason, detail, proxy_error) = match self {
+            Self::BadRequest(detail) | Self::BadFraming(detail) => (
+                StatusCode::BAD_REQUEST,
+                "bad_request",
+                detail,
+                "http_request_error",
+            ),
+            Self::TargetTooLong => (
+                StatusCode::URI_TOO_LONG,
+                "bad_request",
+                "The request target is over 16 KiB.",
+                "http_request_error",
+            ),
+            Self::HeadTooLarge => (
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "bad_request",
+                "The request head is over 64 KiB.",
+                "http_request_error",
+            ),
+            Self::UnknownCaller => (
+                StatusCode::UNAUTHORIZED,
+                "unknown_caller",
+                "Send your Countersign key, for example as X-Countersign-Key. The proxy adds the vendor's credential itself.",
+                "http_request_denied",
+            ),
+            Self::Forbidden => (
+                StatusCode::FORBIDDEN,
+                "forbidden",
+                "Your key is known but does not allow this request; ask for an entry in its allow list.",
+                "http_request_denied",
+            ),
+            Self::CrossSite => (
+                StatusCode::FORBIDDEN,
+                "forbidden",
+                "Without configured callers only programs on this machine may call, by a loopback name, and no page of a browser.",
+                "http_request_denied",
+            ),
+            Self::RefusedPath => (
+                StatusCode::FORBIDDEN,
+                "refused_path",
+                "This path logs in, hands out or revokes credentials, or is not on the vendor's allow list; the proxy does that itself.",
+                "http_request_denied",
+            ),
+            Self::NoVendor => (
+                StatusCode::NOT_FOUND,
+                "no_vendor",
+                "No vendor's prefix or host matches this request.",
+                "destination_not_found",
+            ),
+            Self::MethodNotAllowed => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "TRACE and CONNECT are not forwarded.",
+                "http_request_denied",
+            ),
+            Self::BodyTooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "body_too_large",
+                "The request body is over the vendor's limits.body.",
+                "http_request_denied",
+            ),
+            Self::BodyTimeout => (
+                StatusCode::REQUEST_TIMEOUT,
+                "bad_request",
+                "The request body stopped arriving.",
+                "http_request_error",
+            ),
+            Self::Misdirected => (
+                StatusCode::MISDIRECTED_REQUEST,
+                "misdirected",
+                "The name in the TLS handshake and the Host differ and lead to different vendors; open a connection for this host.",
+                "http_request_denied",
+            ),
+            Self::UpstreamUnreachable => (
+                StatusCode::BAD_GATEWAY,
+                "upstream_unreachable",
+                "The vendor could not be reached, failed the TLS handshake or broke the protocol; the proxy's log says which.",
+                "destination_unavailable",
+            ),
+            Self::CredentialUnavailable { .. } => (
+                // Not 401: that would tell the caller to fix a key that is fine.
+                StatusCode::SERVICE_UNAVAILABLE,
+                "credential_unavailable",
+                "The proxy holds no valid credential for this vendor at the moment; its /status says why.",
+                "proxy_internal_response",
+            ),
+            Self::Overloaded => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "overloaded",
+                "As many requests to this vendor are in flight as limits.in_flight permits.",
+                "connection_limit_reached",
+            ),
+            Self::UpstreamTimeout => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "upstream_timeout",
+                "The vendor took too long.",
+                "http_response_timeout",
+            ),
+            Self::Internal => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "The proxy failed; its log says how.",
+                "proxy_internal_error",
+            ),
+        };
+        Verdict {
+            status,
+            reason,
+            detail,
+            proxy_error,
+        }
+    }
+
+    /// `Retry-After` in seconds, where waiting helps.
+    #[must_use]
+    pub fn retry_after(self) -> Option<u64> {
+        match self {
+            Self::CredentialUnavailable { retry_after } => Some(retry_after.as_secs().clamp(1, 60)),
+            Self::Overloaded => Some(1),
+            Self::BadRequest(_)
+            | Self::BadFraming(_)
+            | Self::TargetTooLong
+            | Self::HeadTooLarge
+            | Self::UnknownCaller
+            | Self::Forbidden
+            | Self::CrossSite
+            | Self::RefusedPath
+            | Self::NoVendor
+            | Self::MethodNotAllowed
+            | Self::BodyTooLarge
+            | Self::BodyTimeout
+            | Self::Misdirected
+            | Self::UpstreamUnreachable
+            | Self::UpstreamTimeout
+            | Self::Internal => None,
+        }
+    }
+}

@@ -1,0 +1,787 @@
+//! THE REQUEST PATH, its phases in order. Never fetches a credential, takes no lock.
+//!
+//! ```text
+//! early_request_filter    timeouts of the caller's connection
+//! request_filter          head → caller → vendor → allowed? → Credential.current()
+//! upstream_peer           a finished template, the next address at each attempt
+//! upstream_request_filter strip → place
+//! upstream_response_filter 401? reject, await newer, replay once · strip · rewrite Location
+//! fail_to_proxy           the one place where an answer of our own is written
+//! logging                 one log line, one metrics update
+//! ```
+//!
+//! This file drives; what is decided, and why, is in the plain functions of `request/*`.
+
+pub mod caller;
+pub mod decide;
+pub mod headers;
+pub mod path;
+pub mod placement;
+pub mod vendor;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, LOCATION};
+use http::{HeaderMap, Method, Version};
+use pingora::ErrorSource;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::prelude::{Error as PingoraError, ErrorType, HttpPeer};
+use pingora::protocols::Digest;
+use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use tokio::time::Instant;
+
+use self::caller::{Caller, Callers};
+use self::decide::{Ask, Identity, decide};
+use self::headers::Barred;
+use self::path::Target;
+use self::vendor::{InFlight, Routes, Vendor};
+use crate::credential::Held;
+use crate::error::Error;
+use crate::metrics::VendorMetrics;
+use crate::server::logs::{AccessLog, Line};
+use crate::upstream::Upstream;
+
+/// Everything that requests need of one configuration. A request keeps the one it began with.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Who may call.
+    pub callers: Callers,
+    /// Every way in.
+    pub routes: Routes<Way>,
+    /// The fields that never pass to a vendor.
+    pub barred: Barred,
+    /// The series of requests that reach no vendor.
+    pub nobody: VendorMetrics,
+}
+
+/// A vendor and the way to its servers.
+#[derive(Debug)]
+pub struct Way {
+    /// What the request path decides with.
+    pub vendor: Arc<Vendor>,
+    /// Where it connects.
+    pub upstream: Arc<Upstream>,
+}
+
+impl AsRef<Vendor> for Way {
+    fn as_ref(&self) -> &Vendor {
+        &self.vendor
+    }
+}
+
+/// The name a TLS caller asked for in its handshake, lower-case.
+#[derive(Debug)]
+pub struct ServerName(pub Option<String>);
+
+/// The proxy as pingora drives it.
+#[derive(Debug)]
+pub struct Proxy {
+    /// The configuration in use.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Requests being served, of all vendors and none.
+    pub serving: Arc<AtomicUsize>,
+    /// A stop is under way: connections are not kept.
+    pub draining: Arc<AtomicBool>,
+    /// Where request lines go; `None`: nowhere.
+    pub access_log: Option<AccessLog>,
+}
+
+/// One request's state.
+#[derive(Debug)]
+pub struct Context {
+    started: Instant,
+    request_id: HeaderValue,
+    snapshot: Arc<Snapshot>,
+    way: Option<Arc<Way>>,
+    caller: Option<Arc<Caller>>,
+    /// The target to send upstream, query included where it stays as it is.
+    target: String,
+    callers_origin: String,
+    held: Option<Arc<Held>>,
+    /// Why we answer ourselves.
+    stop: Option<Error>,
+    attempts: u32,
+    /// This attempt's error is the 401 that is to be replayed.
+    replaying: bool,
+    replayed: bool,
+    body_in: u64,
+    upstream_since: Option<Instant>,
+    upstream_took: Option<Duration>,
+    reused: bool,
+    deadline: Option<Instant>,
+    in_flight: Option<InFlight>,
+    _serving: Serving,
+}
+
+#[derive(Debug)]
+struct Serving(Arc<AtomicUsize>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// How long a caller's connection may idle between requests, seconds. Longer than common clients
+/// keep a connection, so that the client is the one to close.
+const CALLER_KEEPALIVE: u64 = 75;
+/// How long a caller may pause within a body, and how long it may take none of an answer.
+const CALLER_IDLE: Duration = Duration::from_mins(1);
+/// How long the rest of a body that nobody wants is read, so that the answer is not lost to a
+/// reset.
+const DRAIN: Duration = Duration::from_secs(2);
+/// Bodies up to this size can be replayed: what pingora buffers.
+const REPLAYABLE: u64 = 64 * 1024;
+/// Attempts over different addresses for one request.
+const MAX_ADDRESSES: u32 = 3;
+
+#[async_trait]
+impl ProxyHttp for Proxy {
+    type CTX = Box<Context>;
+
+    fn new_ctx(&self) -> Self::CTX {
+        self.serving.fetch_add(1, Ordering::AcqRel);
+        Box::new(Context {
+            started: Instant::now(),
+            request_id: HeaderValue::from_static(""),
+            snapshot: self.snapshot.load_full(),
+            way: None,
+            caller: None,
+            target: String::new(),
+            callers_origin: String::new(),
+            held: None,
+            stop: None,
+            attempts: 0,
+            replaying: false,
+            replayed: false,
+            body_in: 0,
+            upstream_since: None,
+            upstream_took: None,
+            reused: false,
+            deadline: None,
+            in_flight: None,
+            _serving: Serving(self.serving.clone()),
+        })
+    }
+
+    async fn early_request_filter(
+        &self,
+        session: &mut Session,
+        ctx: &mut Self::CTX,
+    ) -> pingora::Result<()> {
+        // pingora's own keep-alive has no end after the first request of a connection.
+        let keepalive = (!self.draining.load(Ordering::Acquire)).then_some(CALLER_KEEPALIVE);
+        session.set_keepalive(keepalive);
+        session.set_read_timeout(Some(CALLER_IDLE));
+        session.set_write_timeout(Some(CALLER_IDLE));
+        session
+            .as_downstream_mut()
+            .set_total_drain_timeout(Some(DRAIN));
+        ctx.request_id = request_id(&session.req_header().headers);
+        Ok(())
+    }
+
+    async fn request_filter(
+        &self,
+        session: &mut Session,
+        ctx: &mut Self::CTX,
+    ) -> pingora::Result<bool> {
+        match admit(session, ctx).await {
+            Ok(()) => Ok(false),
+            Err(stop) => {
+                answer(session, ctx, stop).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn upstream_peer(
+        &self,
+        _session: &mut Session,
+        ctx: &mut Self::CTX,
+    ) -> pingora::Result<Box<HttpPeer>> {
+        let Some(way) = ctx.way.clone() else {
+            return Err(stopped(ctx, Error::Internal));
+        };
+        let attempt = ctx.attempts as usize;
+        ctx.attempts += 1;
+        ctx.replaying = false;
+        // A replay sends the buffered body through the filters again.
+        ctx.body_in = 0;
+        ctx.upstream_since = Some(Instant::now());
+        let wait = way.vendor.timeouts.connect;
+        match way.upstream.peer(attempt, wait).await {
+            Some(peer) => Ok(peer),
+            None => Err(stopped(ctx, Error::UpstreamUnreachable)),
+        }
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::unix::io::RawFd,
+        _digest: Option<&Digest>,
+        ctx: &mut Self::CTX,
+    ) -> pingora::Result<()> {
+        ctx.reused = reused;
+        if let Some(way) = &ctx.way {
+            let metrics = &way.vendor.metrics;
+            if reused {
+                metrics.reused.inc();
+            } else {
+                metrics.connected.inc();
+            }
+        }
+        Ok(())
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut Self::CTX,
+    ) -> pingora::Result<()> {
+        let Some(way) = ctx.way.clone() else {
+            return Err(stopped(ctx, Error::Internal));
+        };
+        let vendor = &way.vendor;
+        let h2 = session.as_downstream().is_http2();
+        for name in ctx
+            .snapshot
+            .barred
+            .in_request(&request.headers, vendor.cookies_pass, h2)
+        {
+            request.remove_header(&name);
+        }
+        request.set_raw_path(ctx.target.as_bytes())?;
+        request.insert_header(HOST, vendor.host.clone())?;
+        if let (Some((placement, _)), Some(held)) = (&vendor.credential, &ctx.held) {
+            for (name, value) in placement.fields(held) {
+                request.insert_header(name, value.clone())?;
+            }
+            let query = ctx.target.split_once('?').map(|(_, query)| query);
+            if let Some(query) = placement.query(held, query) {
+                let path = ctx.target.split('?').next().unwrap_or("/");
+                request.set_raw_path(format!("{path}?{query}").as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end: bool,
+        ctx: &mut Self::CTX,
+    ) -> pingora::Result<()> {
+        let Some(body) = body else { return Ok(()) };
+        ctx.body_in += body.len() as u64;
+        let limit = ctx.way.as_ref().map_or(0, |way| way.vendor.limits.body);
+        if limit > 0 && ctx.body_in > limit {
+            return Err(stopped(ctx, Error::BodyTooLarge));
+        }
+        in_time(ctx)
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        answer: &mut ResponseHeader,
+        ctx: &mut Self::CTX,
+    ) -> pingora::Result<()> {
+        let Some(way) = ctx.way.clone() else {
+            return Ok(());
+        };
+        let vendor = &way.vendor;
+        let upgraded = answer.status == 101;
+        if answer.status.is_informational() && !upgraded {
+            return Ok(());
+        }
+        if answer.status == 401 {
+            if newer_credential(session, ctx, vendor).await {
+                vendor.metrics.replayed.inc();
+                let mut again =
+                    PingoraError::explain(ErrorType::HTTPStatus(401), "credential refused");
+                again.set_retry(true);
+                return Err(again.into_up());
+            }
+            vendor.metrics.passed.inc();
+        }
+        if let Some(since) = ctx.upstream_since {
+            let took = since.elapsed();
+            ctx.upstream_took = Some(took);
+            vendor.metrics.answered(took);
+        }
+        for name in headers::barred_in_answer(&answer.headers, vendor.cookies_pass, upgraded) {
+            answer.remove_header(&name);
+        }
+        if let Some(location) = answer.headers.get(LOCATION)
+            && let Some(ours) = headers::rewrite_location(
+                location,
+                &vendor.upstream,
+                &vendor.prefix,
+                &ctx.callers_origin,
+            )
+        {
+            answer.insert_header("Location", ours)?;
+        }
+        answer.append_header("Via", VIA)?;
+        answer.insert_header("X-Request-Id", ctx.request_id.clone())
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<Bytes>,
+        _end: bool,
+        ctx: &mut Self::CTX,
+    ) -> pingora::Result<Option<Duration>> {
+        in_time(ctx).map(|()| None)
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut Self::CTX,
+        mut error: Box<PingoraError>,
+    ) -> Box<PingoraError> {
+        // Nothing has been sent: another address is as good, whatever the method.
+        let addresses = ctx.way.as_ref().map_or(0, |way| way.upstream.addresses());
+        let more = (ctx.attempts as usize) < addresses && ctx.attempts < MAX_ADDRESSES;
+        error.set_retry(more);
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<PingoraError>,
+        ctx: &mut Self::CTX,
+        reused: bool,
+    ) -> Box<PingoraError> {
+        let body_lost = session.as_ref().retry_buffer_truncated();
+        let answered = session
+            .response_written()
+            .is_some_and(|head| !head.status.is_informational());
+        if ctx.replaying {
+            error.set_retry(!body_lost && !answered);
+        } else if body_lost
+            || answered
+            || ctx.stop.is_some()
+            || !session.req_header().method.is_idempotent()
+        {
+            error.set_retry(false);
+        } else {
+            error.retry.decide_reuse(reused);
+        }
+        error
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &PingoraError,
+        ctx: &mut Self::CTX,
+    ) -> FailToProxy {
+        let stop = ctx.stop.or_else(|| classify(session, error));
+        if let Some(way) = &ctx.way {
+            tracing::warn!(
+                vendor = %way.vendor.name,
+                request_id = ctx.request_id.to_str().unwrap_or_default(),
+                reason = stop.map_or("caller_gone", |stop| stop.verdict().reason),
+                // The chain of causes without pingora's peer context, which names certificates.
+                cause = %error.etype().as_str(),
+                context = error.context.as_ref().map_or("", |context| context.as_str()),
+                detail = error.cause.as_ref().map(ToString::to_string),
+                "request failed"
+            );
+        }
+        let begun = session
+            .response_written()
+            .is_some_and(|head| !head.status.is_informational());
+        let mut code = 0;
+        if let (Some(stop), false) = (stop, begun) {
+            code = stop.verdict().status.as_u16();
+            if let Err(cause) = answer(session, ctx, stop).await {
+                tracing::debug!(%cause, "the caller left before its answer");
+            }
+        }
+        FailToProxy {
+            error_code: code,
+            can_reuse_downstream: false,
+        }
+    }
+
+    async fn logging(
+        &self,
+        session: &mut Session,
+        _error: Option<&PingoraError>,
+        ctx: &mut Self::CTX,
+    ) {
+        let took = ctx.started.elapsed();
+        // As nginx has it: 499, the caller left before there was an answer.
+        let status = session
+            .response_written()
+            .map_or(499, |head| head.status.as_u16());
+        let metrics = ctx
+            .way
+            .as_ref()
+            .map_or(&ctx.snapshot.nobody, |way| &way.vendor.metrics);
+        let caller = ctx
+            .caller
+            .as_ref()
+            .map_or(&*NO_CALLER, |caller| &caller.name);
+        let head = session.req_header();
+        metrics.finished(caller, &head.method, status, took);
+        let reason = ctx.stop.map(|stop| stop.verdict().reason);
+        if let Some(reason) = reason {
+            metrics.refused(reason);
+        }
+        if let Some(log) = &self.access_log {
+            log.write(&Line {
+                request_id: ctx.request_id.to_str().unwrap_or_default(),
+                caller: ctx.caller.as_ref().map(|caller| &*caller.name),
+                vendor: ctx.way.as_ref().map(|way| &*way.vendor.name),
+                method: head.method.as_str(),
+                path: head
+                    .raw_path()
+                    .split(|byte| *byte == b'?')
+                    .next()
+                    .unwrap_or_default(),
+                status,
+                reason,
+                client: session.client_addr(),
+                attempts: ctx.attempts,
+                generation: ctx.held.as_ref().map(|held| held.generation()),
+                duration: took,
+                upstream: ctx.upstream_took,
+                reused: ctx.reused,
+                bytes_in: session.body_bytes_read(),
+                bytes_out: session.body_bytes_sent(),
+                traceparent: head.headers.get("traceparent"),
+            });
+        }
+        ctx.in_flight = None;
+    }
+
+    /// Our own line says more, and never a query.
+    fn suppress_error_log(&self, _: &Session, _: &Self::CTX, _: &PingoraError) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _: &Session,
+        _: &Self::CTX,
+        _: &PingoraError,
+        _: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+
+    fn request_summary(&self, session: &Session, _: &Self::CTX) -> String {
+        session.req_header().method.to_string()
+    }
+}
+
+static NO_CALLER: std::sync::LazyLock<Arc<str>> = std::sync::LazyLock::new(|| Arc::from("none"));
+
+/// Takes a request in, or says why not: head, caller, vendor, permission, limits, credential.
+async fn admit(session: &mut Session, ctx: &mut Context) -> Result<(), Error> {
+    if let Some(http1) = session.as_downstream().as_http1() {
+        headers::check_raw_head(&http1.get_headers_raw_bytes())?;
+    }
+    let head = session.req_header();
+    headers::check_fields(&head.headers)?;
+    if matches!(head.method, Method::TRACE | Method::CONNECT) {
+        return Err(Error::MethodNotAllowed);
+    }
+    let (of_target, raw) = split_absolute(head.raw_path())?;
+    let of_target = of_target.or_else(|| head.uri.authority().map(http::uri::Authority::as_str));
+    let authority = headers::authority(&head.headers, of_target)?;
+    let target = Target::parse(raw)?;
+
+    let tls = session
+        .digest()
+        .and_then(|digest| digest.ssl_digest.as_deref());
+    let server_name = tls
+        .and_then(|tls| tls.extension.get::<ServerName>())
+        .and_then(|name| name.0.as_deref());
+    let snapshot = ctx.snapshot.clone();
+    let ask = Ask {
+        method: head.method.as_str(),
+        target,
+        authority,
+        server_name,
+    };
+    let identity = Identity::Shown(&snapshot.callers, &head.headers);
+    let decision = decide(&snapshot.routes, ask, identity);
+    ctx.way = decision.vendor.cloned();
+    ctx.caller = decision.caller;
+    let mut path = decision.path?;
+    let way = ctx.way.clone().ok_or(Error::NoVendor)?;
+    let vendor = &way.vendor;
+
+    if let Some(query) = target.query {
+        path.push('?');
+        path.push_str(query);
+    }
+    ctx.target = path;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    ctx.callers_origin = format!("{scheme}://{authority}");
+    let announced = head
+        .headers
+        .get(CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| vendor.limits.body > 0 && length > vendor.limits.body) {
+        return Err(Error::BodyTooLarge);
+    }
+    ctx.in_flight = Some(vendor.enter()?);
+    if !vendor.timeouts.total.is_zero() {
+        ctx.deadline = Some(ctx.started + vendor.timeouts.total);
+    }
+    if !vendor.timeouts.idle.is_zero() {
+        session.set_read_timeout(Some(vendor.timeouts.idle));
+    }
+    if let Some((_, credential)) = &vendor.credential {
+        let held = match credential.current() {
+            Ok(held) => Ok(held),
+            Err(_) => credential.wait(vendor.timeouts.token_wait).await,
+        };
+        ctx.held = Some(held.map_err(|unavailable| Error::CredentialUnavailable {
+            retry_after: unavailable.retry_after,
+        })?);
+    }
+    Ok(())
+}
+
+/// A target in absolute form as its authority and the rest, any other as it is.
+fn split_absolute(raw: &[u8]) -> Result<(Option<&str>, &[u8]), Error> {
+    if raw.starts_with(b"/") {
+        return Ok((None, raw));
+    }
+    let scheme = [&b"http://"[..], b"https://"]
+        .into_iter()
+        .find(|scheme| {
+            raw.get(..scheme.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+        })
+        .ok_or(Error::BadRequest("The path does not start with a slash."))?;
+    let rest = &raw[scheme.len()..];
+    let end = rest
+        .iter()
+        .position(|byte| matches!(byte, b'/' | b'?' | b'#'))
+        .unwrap_or(rest.len());
+    let authority = std::str::from_utf8(&rest[..end])
+        .map_err(|_| Error::BadRequest("The authority of the request target is not ASCII."))?;
+    if authority.contains('@') {
+        return Err(Error::BadRequest(
+            "The request target holds user information.",
+        ));
+    }
+    // RFC 9112 §3.2.2: an empty path is the root.
+    let path = if end == rest.len() {
+        b"/"
+    } else {
+        &rest[end..]
+    };
+    Ok((Some(authority), path))
+}
+
+/// After a 401: rejects what was sent and waits for something newer. `true`: replay.
+async fn newer_credential(session: &Session, ctx: &mut Context, vendor: &Vendor) -> bool {
+    let (Some((_, credential)), Some(held)) = (&vendor.credential, ctx.held.clone()) else {
+        return false;
+    };
+    if !held.renewable() || !vendor.retry_on_401 {
+        return false;
+    }
+    held.reject();
+    let announced = session
+        .req_header()
+        .headers
+        .get(CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let replayable = !session.as_ref().retry_buffer_truncated()
+        && announced.is_none_or(|length| length <= REPLAYABLE);
+    if ctx.replayed || !replayable {
+        return false;
+    }
+    let Some(newer) = credential
+        .newer_than(&held, vendor.timeouts.token_wait)
+        .await
+    else {
+        return false;
+    };
+    // The wait may have let more of the body through than can be sent again.
+    if session.as_ref().retry_buffer_truncated() {
+        return false;
+    }
+    ctx.held = Some(newer);
+    ctx.replayed = true;
+    ctx.replaying = true;
+    true
+}
+
+/// Ends a request from within a hook.
+fn stopped(ctx: &mut Context, stop: Error) -> Box<PingoraError> {
+    ctx.stop = Some(stop);
+    PingoraError::explain(
+        ErrorType::HTTPStatus(stop.verdict().status.as_u16()),
+        stop.verdict().reason,
+    )
+}
+
+fn in_time(ctx: &mut Context) -> pingora::Result<()> {
+    match ctx.deadline {
+        Some(deadline) if Instant::now() > deadline => Err(stopped(ctx, Error::UpstreamTimeout)),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// What a failure of pingora's means to the caller; `None` when there is no caller left.
+fn classify(session: &mut Session, error: &PingoraError) -> Option<Error> {
+    use ErrorType::{
+        ConnectTimedout, ConnectionClosed, ReadError, ReadTimedout, TLSHandshakeTimedout,
+        WriteError, WriteTimedout,
+    };
+    let timed_out = matches!(
+        error.etype(),
+        ConnectTimedout | ReadTimedout | TLSHandshakeTimedout | WriteTimedout
+    );
+    match error.esource() {
+        ErrorSource::Upstream if timed_out => {
+            // pingora's read timeout runs while the caller stalls, too.
+            let caller_stalls = matches!(error.etype(), ReadTimedout)
+                && !session.as_downstream_mut().is_body_done();
+            Some(if caller_stalls {
+                Error::BodyTimeout
+            } else {
+                Error::UpstreamTimeout
+            })
+        }
+        ErrorSource::Upstream => Some(Error::UpstreamUnreachable),
+        ErrorSource::Downstream => match error.etype() {
+            ReadTimedout => Some(Error::BodyTimeout),
+            WriteError | WriteTimedout | ReadError | ConnectionClosed => None,
+            ErrorType::H2Error => None,
+            _ => Some(Error::BadFraming(
+                "The request's head or body breaks the protocol's framing.",
+            )),
+        },
+        ErrorSource::Internal | ErrorSource::Unset => Some(Error::Internal),
+    }
+}
+
+const VIA: HeaderValue = HeaderValue::from_static("1.1 countersign");
+
+/// Writes an answer of our own: problem+json (RFC 9457) and Proxy-Status (RFC 9209).
+async fn answer(session: &mut Session, ctx: &mut Context, stop: Error) -> pingora::Result<()> {
+    ctx.stop = Some(stop);
+    let verdict = stop.verdict();
+    let id = ctx.request_id.to_str().unwrap_or_default();
+    let body = serde_json::json!({
+        "type": format!("urn:countersign:{}", verdict.reason),
+        "title": verdict.status.canonical_reason().unwrap_or("Error"),
+        "status": verdict.status.as_u16(),
+        "detail": verdict.detail,
+        "reason": verdict.reason,
+        "vendor": ctx.way.as_ref().map(|way| &*way.vendor.name),
+        "request_id": id,
+    })
+    .to_string();
+
+    let mut head = ResponseHeader::build(verdict.status, Some(10))?;
+    head.insert_header(CONTENT_TYPE, "application/problem+json")?;
+    head.insert_header(CONTENT_LENGTH, body.len())?;
+    head.insert_header("Cache-Control", "no-store")?;
+    let proxy_status = format!(
+        "countersign; error={}; details=\"{}\"",
+        verdict.proxy_error, verdict.reason
+    );
+    head.insert_header("Proxy-Status", proxy_status)?;
+    head.insert_header("Via", VIA)?;
+    head.insert_header("X-Request-Id", ctx.request_id.clone())?;
+    if let Some(seconds) = stop.retry_after() {
+        head.insert_header("Retry-After", seconds)?;
+    }
+    if stop == Error::UnknownCaller {
+        head.insert_header("WWW-Authenticate", r#"Bearer realm="countersign""#)?;
+    }
+    if stop == Error::MethodNotAllowed {
+        head.insert_header("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")?;
+    }
+    let request = session.req_header();
+    let is_head = request.method == Method::HEAD;
+    let is_grpc = request
+        .headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    if is_grpc {
+        head.insert_header("grpc-status", grpc_status(verdict.status.as_u16()))?;
+        head.insert_header("grpc-message", verdict.reason)?;
+    }
+
+    let http2 = request.version == Version::HTTP_2;
+    let body_left = !session.as_downstream_mut().is_body_done();
+    if body_left || matches!(stop, Error::BadFraming(_) | Error::HeadTooLarge) {
+        session.set_keepalive(None);
+    }
+    let downstream = session.as_downstream_mut();
+    downstream.write_response_header(Box::new(head)).await?;
+    if is_head {
+        downstream.finish_body().await?;
+    } else {
+        downstream
+            .write_response_body(Bytes::from(body), true)
+            .await?;
+        if !http2 {
+            downstream.finish_body().await?;
+        }
+    }
+    if body_left && !http2 && !matches!(stop, Error::BadFraming(_)) {
+        // Closing on unread bytes would reset the connection and could lose the answer.
+        let _ = downstream.drain_request_body().await;
+    }
+    Ok(())
+}
+
+/// <https://grpc.github.io/grpc/core/md_doc_http-grpc-status-mapping.html>
+fn grpc_status(status: u16) -> u16 {
+    match status {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502 | 503 | 504 => 14,
+        _ => 2,
+    }
+}
+
+/// The caller's own id where it is harmless in a log, else a new one: 128 random bits.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    if let Some(id) = headers.get("x-request-id")
+        && (1..=128).contains(&id.len())
+        && id
+            .as_bytes()
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+    {
+        return id.clone();
+    }
+    let mut id = [0; 32];
+    let random = fastrand::u128(..).to_be_bytes();
+    // 32 bytes of room for 16 bytes of hex: cannot fail.
+    let _ = hex::encode_to_slice(random, &mut id);
+    HeaderValue::from_bytes(&id).unwrap_or(HeaderValue::from_static("0"))
+}

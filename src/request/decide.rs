@@ -1,0 +1,109 @@
+//! Whose request this is, where it goes and whether it may. One pure function: the request path and
+//! `explain` ask the same one.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+
+use crate::error::Error;
+use crate::request::caller::{self, Caller, Callers};
+use crate::request::path::Target;
+use crate::request::vendor::{Routes, Vendor};
+
+/// What a request asks for, as far as the decision needs to know.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// The method.
+    pub method: &'a str,
+    /// The checked target.
+    pub target: Target<'a>,
+    /// Host and port, checked.
+    pub authority: &'a str,
+    /// The TLS server name, lower-case, where there was a handshake with one.
+    pub server_name: Option<&'a str>,
+}
+
+/// Who asks.
+#[derive(Debug)]
+pub enum Identity<'a> {
+    /// To be found in the request's fields.
+    Shown(&'a Callers, &'a HeaderMap),
+    /// Already known, in a dry run.
+    Known(Arc<Caller>),
+}
+
+/// The outcome: whom it is for, and either where it goes or why not.
+#[derive(Debug)]
+pub struct Decision<'a, V> {
+    /// The vendor, when one matched.
+    pub vendor: Option<&'a Arc<V>>,
+    /// The caller, when one was proven.
+    pub caller: Option<Arc<Caller>>,
+    /// The path to send upstream, or why the request stops.
+    pub path: Result<String, Error>,
+    /// The vendor's pattern that refused the path; `allow` when none of that list matched.
+    pub rule: Option<String>,
+}
+
+/// Decides. Every refusal names the vendor where one matched, so that it is counted there.
+#[must_use]
+pub fn decide<'a, V: AsRef<Vendor>>(
+    routes: &'a Routes<V>,
+    ask: Ask<'_>,
+    identity: Identity<'_>,
+) -> Decision<'a, V> {
+    let host = caller::lower(caller::host_of(ask.authority));
+    let by_host = routes.by_host(&host).is_some();
+    let found = routes.find(&host, ask.target.path);
+    let mut decision = Decision {
+        vendor: found.as_ref().map(|found| found.vendor),
+        caller: None,
+        path: Err(Error::NoVendor),
+        rule: None,
+    };
+    if let Some(name) = ask.server_name
+        && *name != *host
+        && (by_host || routes.by_host(name).is_some())
+    {
+        decision.path = Err(Error::Misdirected);
+        return decision;
+    }
+    let caller = match identity {
+        Identity::Shown(callers, headers) => callers.identify(headers, ask.authority, by_host),
+        Identity::Known(caller) => Ok(caller),
+    };
+    let caller = match caller {
+        Ok(caller) => decision.caller.insert(caller).clone(),
+        Err(stop) => {
+            decision.path = Err(stop);
+            return decision;
+        }
+    };
+    let Some(found) = found else {
+        return decision;
+    };
+    let vendor: &Vendor = (**found.vendor).as_ref();
+    if ask.target.encoded_slash && !vendor.encoded_slash_pass {
+        decision.path = Err(Error::BadRequest(
+            "The path holds an encoded slash or backslash; encoded_slash: pass would permit it for this vendor.",
+        ));
+        return decision;
+    }
+    let inner = match &ask.target.path[found.prefix..] {
+        "" => "/",
+        inner => inner,
+    };
+    if caller.grant(&vendor.name, ask.method, inner).is_none() {
+        decision.path = Err(Error::Forbidden);
+        return decision;
+    }
+    let path = vendor.upstream_path(ask.target.path, found.prefix);
+    match vendor.rules.check(ask.method, &path) {
+        Ok(()) => decision.path = Ok(path),
+        Err(rule) => {
+            decision.rule = Some(rule.map_or("allow".to_owned(), |rule| rule.pattern.clone()));
+            decision.path = Err(Error::RefusedPath);
+        }
+    }
+    decision
+}

@@ -1,0 +1,500 @@
+//! What heads must look like, and which fields never pass. Pure functions over heads and bytes.
+
+use std::collections::HashSet;
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+
+use crate::config::Upstream;
+use crate::error::Error;
+use crate::request::caller::KEY_FIELDS;
+
+/// Longest request head, bytes.
+pub const MAX_HEAD: usize = 64 * 1024;
+
+/// Connection-level fields beside `Connection` itself (RFC 9110 §7.6.1).
+pub static HOP_BY_HOP: [HeaderName; 9] = [
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// Fields by which a caller could make a vendor see another request than the one we authorised.
+static OVERRIDES: [HeaderName; 7] = [
+    HeaderName::from_static("x-original-url"),
+    HeaderName::from_static("x-rewrite-url"),
+    HeaderName::from_static("x-http-method"),
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-method-override"),
+    HeaderName::from_static("x-original-method"),
+    FORWARDED,
+];
+
+/// Checks the bytes of an HTTP/1 head: the parser behind us repairs what must not be repaired.
+///
+/// # Errors
+/// [`Error::BadFraming`] where the connection cannot be trusted any more, [`Error::BadRequest`],
+/// [`Error::TargetTooLong`] and [`Error::HeadTooLarge`].
+pub fn check_raw_head(head: &[u8]) -> Result<(), Error> {
+    let start = head
+        .iter()
+        .position(|byte| !matches!(byte, b'\r' | b'\n'))
+        .unwrap_or(head.len());
+    let head = &head[start..];
+    let first_end = head
+        .iter()
+        .position(|byte| *byte == b'\n')
+        .unwrap_or(head.len());
+    let first = head[..first_end]
+        .strip_suffix(b"\r")
+        .unwrap_or(&head[..first_end]);
+    let mut words = first.split(|byte| *byte == b' ');
+    let (method, target) = (
+        words.next().unwrap_or_default(),
+        words.next().unwrap_or_default(),
+    );
+    if target.len() > super::path::MAX_TARGET {
+        return Err(Error::TargetTooLong);
+    }
+    if head.len() > MAX_HEAD {
+        return Err(Error::HeadTooLarge);
+    }
+    if words.count() != 1 {
+        return Err(Error::BadRequest(
+            "The request line is not method, target and version with one blank between.",
+        ));
+    }
+    if method.iter().any(u8::is_ascii_lowercase) {
+        return Err(Error::BadRequest("The method is not in upper case."));
+    }
+    if target.contains(&b'#') {
+        return Err(Error::BadRequest(
+            "The request target holds a fragment (#).",
+        ));
+    }
+    let (mut lengths, mut codings) = (0, 0);
+    for line in head.split(|byte| *byte == b'\n') {
+        let colon = line.iter().position(|byte| *byte == b':').unwrap_or(0);
+        lengths += usize::from(line[..colon].eq_ignore_ascii_case(b"content-length"));
+        codings += usize::from(line[..colon].eq_ignore_ascii_case(b"transfer-encoding"));
+    }
+    if lengths > 0 && codings > 0 {
+        // The parser has dropped the length by now.
+        return Err(Error::BadFraming(
+            "Content-Length and Transfer-Encoding exclude each other.",
+        ));
+    }
+    let mut previous = 0;
+    for byte in head {
+        if *byte == b'\n' && previous != b'\r' {
+            return Err(Error::BadFraming("A line of the head ends in a bare LF."));
+        }
+        if previous == b'\r' && *byte != b'\n' {
+            return Err(Error::BadFraming("A line of the head holds a bare CR."));
+        }
+        if previous == b'\n' && matches!(byte, b' ' | b'\t') {
+            return Err(Error::BadFraming("A field is continued on a second line."));
+        }
+        previous = *byte;
+    }
+    Ok(())
+}
+
+/// Checks the parsed fields.
+///
+/// # Errors
+/// [`Error::BadFraming`] for framing that is conflicting or odd, [`Error::BadRequest`] for names
+/// with an underscore.
+pub fn check_fields(headers: &HeaderMap) -> Result<(), Error> {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    if let Some(length) = lengths.next() {
+        let digits = length.as_bytes();
+        if lengths.next().is_some() || digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+            return Err(Error::BadFraming(
+                "Content-Length is repeated or no number.",
+            ));
+        }
+    }
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next()
+        && (codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+    {
+        return Err(Error::BadFraming("Transfer-Encoding is not just chunked."));
+    }
+    if headers.keys().any(|name| name.as_str().contains('_')) {
+        return Err(Error::BadRequest(
+            "A header name holds an underscore; servers confuse it with a hyphen.",
+        ));
+    }
+    Ok(())
+}
+
+/// The authority a request is for: `Host`, or `:authority` on HTTP/2.
+///
+/// # Errors
+/// [`Error::BadRequest`] when it is missing, repeated, not the one of an absolute-form target, or
+/// holds anything but a host and a port.
+pub fn authority<'a>(headers: &'a HeaderMap, of_target: Option<&'a str>) -> Result<&'a str, Error> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => Some(host.to_str().map_err(|_| Error::BadRequest(BAD_HOST))?),
+        (None, _) => None,
+        (Some(_), Some(_)) => return Err(Error::BadRequest("Host is repeated.")),
+    };
+    let authority = match (host, of_target) {
+        (Some(host), Some(target)) if !host.eq_ignore_ascii_case(target) => {
+            return Err(Error::BadRequest(
+                "Host is not the one of the request target.",
+            ));
+        }
+        (Some(authority), _) | (None, Some(authority)) => authority,
+        (None, None) => return Err(Error::BadRequest("Host is missing.")),
+    };
+    if is_authority(authority) {
+        Ok(authority)
+    } else {
+        Err(Error::BadRequest(BAD_HOST))
+    }
+}
+
+const BAD_HOST: &str = "Host is not a host name or address with an optional port.";
+
+fn is_authority(authority: &str) -> bool {
+    let (host, port) = if let Some(literal) = authority.strip_prefix('[') {
+        let Some((address, rest)) = literal.split_once(']') else {
+            return false;
+        };
+        if address.parse::<std::net::Ipv6Addr>().is_err() {
+            return false;
+        }
+        ("v6", rest)
+    } else {
+        let colon = authority.find(':').unwrap_or(authority.len());
+        authority.split_at(colon)
+    };
+    let host_ok = !host.is_empty()
+        && host.len() <= 255
+        && host
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
+        && !host.starts_with('.')
+        && !host.contains("..");
+    let port_ok = port.is_empty()
+        || port.strip_prefix(':').is_some_and(|digits| {
+            digits.bytes().all(|byte| byte.is_ascii_digit()) && digits.parse::<u16>().is_ok()
+        });
+    host_ok && port_ok
+}
+
+/// The names that never pass from a caller to a vendor: callers' credentials, overrides, and
+/// every field that any vendor's credential uses.
+#[derive(Debug)]
+pub struct Barred {
+    names: HashSet<HeaderName>,
+}
+
+impl Barred {
+    /// `credential_fields`: the field names of all vendors' credentials.
+    pub fn new(credential_fields: impl IntoIterator<Item = HeaderName>) -> Self {
+        let mut names: HashSet<_> = credential_fields.into_iter().collect();
+        names.extend(KEY_FIELDS.iter().cloned());
+        names.extend(OVERRIDES.iter().cloned());
+        names.extend([http::header::AUTHORIZATION, PROXY_AUTHORIZATION]);
+        Self { names }
+    }
+
+    /// The barred names, for people; `Cookie` and `X-Forwarded-*` come on top.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.names.iter().map(ToString::to_string).collect()
+    }
+
+    /// Which of the request's fields must go. `h2` requests have not been through any other
+    /// hop-by-hop filter.
+    #[must_use]
+    pub fn in_request(&self, headers: &HeaderMap, cookies_pass: bool, h2: bool) -> Vec<HeaderName> {
+        headers
+            .keys()
+            .filter(|name| {
+                self.names.contains(*name)
+                    || (*name == COOKIE && !cookies_pass)
+                    || name.as_str().starts_with("x-forwarded-")
+                    || (h2 && is_h2_hop(name, headers))
+            })
+            .cloned()
+            .collect()
+    }
+}
+
+/// `te: trailers` is the one hop-by-hop field HTTP/2 permits (RFC 9113 §8.2.2).
+fn is_h2_hop(name: &HeaderName, headers: &HeaderMap) -> bool {
+    if name == TE {
+        return headers.get(TE).is_some_and(|value| value != "trailers");
+    }
+    name == CONNECTION || HOP_BY_HOP.contains(name)
+}
+
+/// Which of the answer's fields must go: hop-by-hop ones, those that `Connection` names, cookies
+/// unless they pass, and anything that claims to be our own word on the request.
+#[must_use]
+pub fn barred_in_answer(headers: &HeaderMap, cookies_pass: bool, upgrade: bool) -> Vec<HeaderName> {
+    let nominated: Vec<&[u8]> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .collect();
+    headers
+        .keys()
+        .filter(|name| {
+            if upgrade && (*name == UPGRADE || *name == CONNECTION) {
+                return false;
+            }
+            // Framing belongs to whoever writes the body.
+            if *name == TRANSFER_ENCODING || *name == CONTENT_LENGTH {
+                return false;
+            }
+            *name == CONNECTION
+                || HOP_BY_HOP.contains(name)
+                || (*name == http::header::SET_COOKIE && !cookies_pass)
+                || (name.as_str() == "proxy-status" && claims_to_be_us(headers))
+                || nominated
+                    .iter()
+                    .any(|nominee| nominee.eq_ignore_ascii_case(name.as_str().as_bytes()))
+        })
+        .cloned()
+        .collect()
+}
+
+fn claims_to_be_us(headers: &HeaderMap) -> bool {
+    headers.get_all("proxy-status").iter().any(|value| {
+        value
+            .as_bytes()
+            .to_ascii_lowercase()
+            .windows(11)
+            .any(|word| word == b"countersign")
+    })
+}
+
+/// A vendor's `Location` as the caller must follow it: through the proxy again. `None` when it
+/// points elsewhere and stays as it is.
+#[must_use]
+pub fn rewrite_location(
+    location: &HeaderValue,
+    upstream: &Upstream,
+    prefix: &str,
+    callers_origin: &str,
+) -> Option<HeaderValue> {
+    let location = location.to_str().ok()?;
+    let (path, origin) = if location.starts_with('/') && !location.starts_with("//") {
+        (location, "")
+    } else {
+        (at_upstream(location, upstream)?, callers_origin)
+    };
+    let rest = path.strip_prefix(&upstream.base)?;
+    if !rest.is_empty() && !rest.starts_with(['/', '?', '#']) {
+        return None;
+    }
+    let slash = if rest.starts_with('/') || !prefix.is_empty() {
+        ""
+    } else {
+        "/"
+    };
+    HeaderValue::from_str(&format!("{origin}{prefix}{slash}{rest}")).ok()
+}
+
+/// The path of a URL on the upstream's origin.
+fn at_upstream<'a>(location: &'a str, upstream: &Upstream) -> Option<&'a str> {
+    let url = match location.strip_prefix("//") {
+        Some(_) => location,
+        None => location.split_once(':').and_then(|(scheme, rest)| {
+            let ours = if upstream.tls { "https" } else { "http" };
+            scheme.eq_ignore_ascii_case(ours).then_some(rest)
+        })?,
+    };
+    let rest = url.strip_prefix("//")?;
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let default = if upstream.tls { ":443" } else { ":80" };
+    let ours = upstream.authority();
+    let same = authority.eq_ignore_ascii_case(&ours)
+        || authority
+            .strip_suffix(default)
+            .is_some_and(|host| host.eq_ignore_ascii_case(&ours));
+    same.then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(fields: &[(&'static str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in fields {
+            map.append(HeaderName::from_static(name), value.parse().unwrap());
+        }
+        map
+    }
+
+    #[test]
+    fn odd_heads_are_refused() {
+        for bad in [
+            "GET / HTTP/1.1\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n\tfolded\r\n\r\n",
+            "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "get / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /#x HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\rb\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ] {
+            assert!(check_raw_head(bad.as_bytes()).is_err(), "{bad:?}");
+        }
+        assert_eq!(
+            check_raw_head(b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+            Ok(())
+        );
+        let long = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(MAX_HEAD));
+        assert_eq!(check_raw_head(long.as_bytes()), Err(Error::TargetTooLong));
+        let large = format!("GET / HTTP/1.1\r\nA: {}\r\n\r\n", "a".repeat(MAX_HEAD));
+        assert_eq!(check_raw_head(large.as_bytes()), Err(Error::HeadTooLarge));
+    }
+
+    #[test]
+    fn odd_framing_is_refused() {
+        for fields in [
+            &[("content-length", "3"), ("content-length", "3")][..],
+            &[("content-length", "3, 3")],
+            &[("content-length", "+3")],
+            &[("transfer-encoding", "gzip, chunked")],
+            &[
+                ("transfer-encoding", "chunked"),
+                ("transfer-encoding", "chunked"),
+            ],
+            &[("x_forwarded_for", "1")],
+        ] {
+            assert!(check_fields(&headers(fields)).is_err(), "{fields:?}");
+        }
+        assert_eq!(check_fields(&headers(&[("content-length", "3")])), Ok(()));
+        assert_eq!(
+            check_fields(&headers(&[("transfer-encoding", "Chunked")])),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn exactly_one_strict_host() {
+        for good in [
+            "a",
+            "a.b:80",
+            "127.0.0.1:1",
+            "[::1]",
+            "[::1]:8080",
+            "A-b.example.",
+        ] {
+            assert_eq!(
+                authority(&headers(&[("host", good)]), None),
+                Ok(good),
+                "{good}"
+            );
+        }
+        for bad in [
+            "", "a b", "a/b", "u@a", "a:", "a:x", "a:70000", "[::1", "[x]", "a..b", "é",
+        ] {
+            let bad_host = authority(&headers(&[("host", bad)]), None).is_err();
+            // An empty port is permitted by the grammar (RFC 3986 §3.2.3) and by nobody's client.
+            assert!(bad_host, "{bad}");
+        }
+        assert!(authority(&headers(&[]), None).is_err());
+        assert!(authority(&headers(&[("host", "a"), ("host", "a")]), None).is_err());
+        assert!(authority(&headers(&[("host", "a")]), Some("b")).is_err());
+        assert_eq!(authority(&headers(&[]), Some("b")), Ok("b"));
+    }
+
+    #[test]
+    fn callers_credentials_and_overrides_never_pass() {
+        let barred = Barred::new([HeaderName::from_static("customeruri")]);
+        let sent = headers(&[
+            ("authorization", "x"),
+            ("cookie", "x"),
+            ("x-api-key", "x"),
+            ("password", "x"),
+            ("customeruri", "x"),
+            ("x-forwarded-for", "x"),
+            ("forwarded", "x"),
+            ("x-original-url", "x"),
+            ("x-countersign-key", "x"),
+            ("accept", "kept"),
+            ("te", "gzip"),
+            ("connection", "x"),
+            ("traceparent", "kept"),
+        ]);
+        let gone = barred.in_request(&sent, false, true);
+        let kept: Vec<_> = sent.keys().filter(|name| !gone.contains(name)).collect();
+        assert_eq!(kept, ["accept", "traceparent"]);
+    }
+
+    #[test]
+    fn what_belongs_to_a_connection_stays_on_it() {
+        let answer = headers(&[
+            ("connection", "x-private, close"),
+            ("x-private", "1"),
+            ("keep-alive", "1"),
+            ("set-cookie", "a=b"),
+            ("proxy-status", "Countersign; error=x"),
+            ("etag", "kept"),
+            ("content-length", "3"),
+        ]);
+        let gone = barred_in_answer(&answer, false, false);
+        let kept: Vec<_> = answer.keys().filter(|name| !gone.contains(name)).collect();
+        assert_eq!(kept, ["etag", "content-length"]);
+    }
+
+    #[test]
+    fn a_location_at_the_vendor_leads_through_the_proxy_again() {
+        let upstream = Upstream {
+            tls: true,
+            host: "api.example".into(),
+            port: 443,
+            base: "/base".into(),
+        };
+        let rewritten = |location: &'static str| {
+            rewrite_location(
+                &HeaderValue::from_static(location),
+                &upstream,
+                "/v",
+                "http://localhost:8080",
+            )
+            .map(|value| value.to_str().unwrap().to_owned())
+        };
+        for (location, want) in [
+            (
+                "https://api.example/base/x?y",
+                Some("http://localhost:8080/v/x?y"),
+            ),
+            (
+                "https://API.example:443/base",
+                Some("http://localhost:8080/v"),
+            ),
+            ("//api.example/base/x", Some("http://localhost:8080/v/x")),
+            ("/base/x", Some("/v/x")),
+            ("/basement", None),
+            ("https://api.example/other", None),
+            ("http://api.example/base/x", None),
+            ("https://api.example.evil/base/x", None),
+            ("https://api.example@evil/base/x", None),
+            ("relative", None),
+        ] {
+            assert_eq!(rewritten(location).as_deref(), want, "{location}");
+        }
+    }
+}

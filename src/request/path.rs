@@ -1,0 +1,496 @@
+//! The request target: what may be in it, and which rules it meets. Pure functions.
+//!
+//! The bytes that are checked and matched here are the bytes that are forwarded: nothing is
+//! repaired. A path that two servers could read differently is refused instead.
+
+use std::borrow::Cow;
+
+use crate::config::PathRule;
+use crate::error::Error;
+
+/// Longest request target, bytes.
+pub const MAX_TARGET: usize = 16 * 1024;
+
+/// A request target in origin form, split at the first `?`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target<'a> {
+    /// From the first `/` to before the `?`.
+    pub path: &'a str,
+    /// After the `?`; `Some("")` for a lone one.
+    pub query: Option<&'a str>,
+    /// The path holds `%2F` or `%5C`: only vendors with `encoded_slash: pass` take it.
+    pub encoded_slash: bool,
+}
+
+impl<'a> Target<'a> {
+    /// Checks and splits a target in origin form.
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`] for anything that servers are known to read in more than one way, and
+    /// [`Error::TargetTooLong`].
+    pub fn parse(raw: &'a [u8]) -> Result<Self, Error> {
+        if raw.len() > MAX_TARGET {
+            return Err(Error::TargetTooLong);
+        }
+        if let Some(bad) = raw.iter().find(|byte| !byte.is_ascii_graphic()) {
+            return Err(Error::BadRequest(if bad.is_ascii() {
+                "The request target holds a blank or a control character."
+            } else {
+                "The request target holds a byte outside ASCII; percent-encode it."
+            }));
+        }
+        let Ok(text) = std::str::from_utf8(raw) else {
+            return Err(Error::BadRequest("The request target is not ASCII."));
+        };
+        if text.contains('#') {
+            return Err(Error::BadRequest(
+                "The request target holds a fragment (#).",
+            ));
+        }
+        let (path, query) = match text.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (text, None),
+        };
+        let encoded_slash = check_path(path)?;
+        Ok(Self {
+            path,
+            query,
+            encoded_slash,
+        })
+    }
+}
+
+/// Whether the path holds an encoded slash or backslash.
+fn check_path(path: &str) -> Result<bool, Error> {
+    if !path.starts_with('/') {
+        return Err(Error::BadRequest("The path does not start with a slash."));
+    }
+    let bytes = path.as_bytes();
+    let mut encoded_slash = false;
+    let mut plain = true;
+    for (at, byte) in bytes.iter().enumerate() {
+        match byte {
+            b'\\' => return Err(Error::BadRequest("The path holds a backslash.")),
+            b'/' if bytes.get(at + 1) == Some(&b'/') => {
+                return Err(Error::BadRequest("The path holds an empty segment (//)."));
+            }
+            b'%' => {
+                plain = false;
+                match escaped(bytes, at) {
+                    None => {
+                        return Err(Error::BadRequest("The path holds a malformed % escape."));
+                    }
+                    Some(b'/' | b'\\') => encoded_slash = true,
+                    Some(0..=0x1f | 0x7f) => {
+                        return Err(Error::BadRequest(
+                            "The path holds an encoded control character.",
+                        ));
+                    }
+                    Some(_) => {}
+                }
+            }
+            b'.' | b';' => plain = false,
+            _ => {}
+        }
+    }
+    // Only a path with a dot, a semicolon or an escape can hold a dot segment.
+    if !plain && path.split('/').any(is_dot_segment) {
+        return Err(Error::BadRequest("The path holds a dot segment."));
+    }
+    // With encoded slashes permitted for a vendor, `..%2f` climbs as well as `../` does.
+    if encoded_slash && {
+        let decoded = decode_slashes(path);
+        decoded.contains("//") || decoded.split('/').any(is_dot_segment)
+    } {
+        return Err(Error::BadRequest("The path holds a dot segment."));
+    }
+    Ok(encoded_slash)
+}
+
+fn decode_slashes(path: &str) -> String {
+    path.replace("%2f", "/")
+        .replace("%2F", "/")
+        .replace("%5c", "/")
+        .replace("%5C", "/")
+}
+
+/// `.` and `..`, encoded or not, parameters after a `;` left out.
+fn is_dot_segment(segment: &str) -> bool {
+    let bytes = segment.as_bytes();
+    let mut dots = 0;
+    let mut at = 0;
+    while at < bytes.len() {
+        let (byte, width) = match bytes[at] {
+            b'%' => (escaped(bytes, at).unwrap_or(b'%'), 3),
+            byte => (byte, 1),
+        };
+        match byte {
+            b'.' => dots += 1,
+            b';' => break,
+            _ => return false,
+        }
+        at += width;
+    }
+    dots == 1 || dots == 2
+}
+
+fn escaped(bytes: &[u8], at: usize) -> Option<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let high = digit(*bytes.get(at + 1)?)?;
+    let low = digit(*bytes.get(at + 2)?)?;
+    u8::try_from(high * 16 + low).ok()
+}
+
+/// The `refuse:` and `allow:` lists of one vendor, ready to be asked.
+#[derive(Debug)]
+pub struct Rules {
+    refuse: Vec<PathRule>,
+    allow: Vec<PathRule>,
+    trailing_dots_ignored: bool,
+}
+
+impl Rules {
+    /// Prepares the two lists.
+    #[must_use]
+    pub fn new(refuse: &[PathRule], allow: &[PathRule], trailing_dots_ignored: bool) -> Self {
+        let lower = |rules: &[PathRule]| {
+            rules
+                .iter()
+                .map(|rule| PathRule {
+                    pattern: rule.pattern.to_ascii_lowercase(),
+                    ..rule.clone()
+                })
+                .collect()
+        };
+        Self {
+            refuse: lower(refuse),
+            allow: lower(allow),
+            trailing_dots_ignored,
+        }
+    }
+
+    /// Whether `method` on `path` (as it will be sent upstream) may pass; otherwise the pattern
+    /// that refused it, or `None` where no `allow:` pattern matched.
+    ///
+    /// # Errors
+    /// The refusing rule.
+    pub fn check(&self, method: &str, path: &str) -> Result<(), Option<&PathRule>> {
+        if self.refuse.is_empty() && self.allow.is_empty() {
+            return Ok(());
+        }
+        let plain = comparable(path, self.trailing_dots_ignored);
+        // Servers commonly serve `/token/` where `/token` was meant: a refusal covers both, an
+        // exception or a permission only what it says.
+        let without_slash = plain.strip_suffix('/').unwrap_or(&plain);
+        let refused = self.refuse.iter().find(|rule| {
+            !rule.exception
+                && applies(rule, method)
+                && (glob(&rule.pattern, &plain) || glob(&rule.pattern, without_slash))
+        });
+        if let Some(rule) = refused {
+            let excepted = self
+                .refuse
+                .iter()
+                .any(|rule| rule.exception && applies(rule, method) && glob(&rule.pattern, &plain));
+            if !excepted {
+                return Err(Some(rule));
+            }
+        }
+        let matches = |exception: bool| {
+            self.allow.iter().any(|rule| {
+                rule.exception == exception && applies(rule, method) && glob(&rule.pattern, &plain)
+            })
+        };
+        if self.allow.is_empty() || (matches(false) && !matches(true)) {
+            Ok(())
+        } else {
+            Err(None)
+        }
+    }
+}
+
+fn applies(rule: &PathRule, method: &str) -> bool {
+    rule.method.as_deref().is_none_or(|only| only == method)
+}
+
+/// The form rules are compared in: lower case, escapes of unreserved characters decoded (RFC 3986
+/// §6.2.2.2), `;parameters` dropped.
+fn comparable(path: &str, trailing_dots_ignored: bool) -> Cow<'_, str> {
+    if path
+        .bytes()
+        .all(|byte| matches!(byte, b'/' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'~'))
+    {
+        return Cow::Borrowed(path);
+    }
+    let mut plain = String::with_capacity(path.len());
+    for segment in path.split('/').skip(1) {
+        plain.push('/');
+        let start = plain.len();
+        let segment = segment.split(';').next().unwrap_or_default();
+        let bytes = segment.as_bytes();
+        let mut at = 0;
+        while at < bytes.len() {
+            let byte = match bytes[at] {
+                b'%' => match escaped(bytes, at) {
+                    Some(b';') => break,
+                    Some(byte)
+                        if is_unreserved(byte) || (trailing_dots_ignored && byte == b' ') =>
+                    {
+                        at += 2;
+                        byte
+                    }
+                    // Slashes that a vendor takes encoded separate segments for the comparison:
+                    // its own router may well decode them.
+                    Some(b'/' | b'\\') => {
+                        at += 2;
+                        b'/'
+                    }
+                    Some(_) | None => b'%',
+                },
+                byte => byte,
+            };
+            plain.push(char::from(byte.to_ascii_lowercase()));
+            at += 1;
+        }
+        if trailing_dots_ignored {
+            let kept = plain[start..].trim_end_matches(['.', ' ']).len();
+            plain.truncate(start + kept);
+        }
+    }
+    Cow::Owned(plain)
+}
+
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// Whether the whole of `text` matches `pattern`: `*` stands for any run without a `/`, `**` for
+/// any run; a pattern that ends in `/**` also matches what stands before it.
+#[must_use]
+pub fn glob(pattern: &str, text: &str) -> bool {
+    if let Some(parent) = pattern.strip_suffix("/**")
+        && !parent.is_empty()
+        && matches_all(parent.as_bytes(), text.as_bytes())
+    {
+        return true;
+    }
+    matches_all(pattern.as_bytes(), text.as_bytes())
+}
+
+/// Greedy matching with one way back per kind of star, so that no input costs more than the
+/// product of the lengths.
+fn matches_all(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    let mut segment_star: Option<(usize, usize)> = None;
+    let mut path_star: Option<(usize, usize)> = None;
+    loop {
+        if pattern[p..].starts_with(b"**") {
+            p += 2;
+            path_star = Some((p, t));
+            segment_star = None;
+            continue;
+        }
+        if pattern.get(p) == Some(&b'*') {
+            p += 1;
+            segment_star = Some((p, t));
+            continue;
+        }
+        match (pattern.get(p), text.get(t)) {
+            (None, None) => return true,
+            (Some(want), Some(have)) if want == have => {
+                p += 1;
+                t += 1;
+                continue;
+            }
+            _ => {}
+        }
+        // Widen the nearest star that can take one byte more.
+        if let Some((after, from)) = segment_star
+            && text.get(from).is_some_and(|byte| *byte != b'/')
+        {
+            segment_star = Some((after, from + 1));
+            (p, t) = (after, from + 1);
+        } else if let Some((after, from)) = path_star
+            && from < text.len()
+        {
+            path_star = Some((after, from + 1));
+            segment_star = None;
+            (p, t) = (after, from + 1);
+        } else {
+            return false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn ambiguous_targets_are_refused() {
+        for bad in [
+            "",
+            "*",
+            "a",
+            "/a/../b",
+            "/a/..",
+            "/./a",
+            "/a/%2e%2e/b",
+            "/a/.%2E",
+            "/a/..;x=1/b",
+            "/a/%2e;/b",
+            "/a//b",
+            "//a",
+            "/a\\b",
+            "/a%2",
+            "/a%zz",
+            "/a%00",
+            "/a%0a",
+            "/a#b",
+            "/a b",
+            "/a?b#c",
+            "/a\u{7f}",
+            "http://h/a",
+            "/a%2f../b",
+            "/a/..%2fb",
+            "/a%5c..%5cb",
+        ] {
+            assert!(Target::parse(bad.as_bytes()).is_err(), "{bad}");
+        }
+        assert!(Target::parse(b"/\xc3\xa9").is_err());
+        assert_eq!(
+            Target::parse(&[b'/'; MAX_TARGET + 1]),
+            Err(Error::TargetTooLong)
+        );
+    }
+
+    #[test]
+    fn ordinary_targets_pass_untouched() {
+        for (good, path, query) in [
+            ("/", "/", None),
+            ("/a/b?", "/a/b", Some("")),
+            ("/a?b=../c//d\\%zz", "/a", Some("b=../c//d\\%zz")),
+            ("/a.b/...x/%41%2e.tar", "/a.b/...x/%41%2e.tar", None),
+            ("/Voucher/*/CODE", "/Voucher/*/CODE", None),
+            ("/a;v=1/b/", "/a;v=1/b/", None),
+        ] {
+            let target = Target::parse(good.as_bytes()).unwrap();
+            assert_eq!((target.path, target.query), (path, query), "{good}");
+            assert!(!target.encoded_slash);
+        }
+        assert!(Target::parse(b"/a%2Fb").unwrap().encoded_slash);
+    }
+
+    #[test]
+    fn globs_know_segments() {
+        for (pattern, text, want) in [
+            ("/token", "/token", true),
+            ("/token*", "/tokenize", true),
+            ("/token*", "/token/x", false),
+            ("/a/*/c", "/a/b/c", true),
+            ("/a/*/c", "/a/b/b/c", false),
+            ("/a/**/c", "/a/b/b/c", true),
+            ("/v1/**", "/v1", true),
+            ("/v1/**", "/v1/x/y", true),
+            ("/v1/**", "/v10", false),
+            ("/**", "/", true),
+            ("/**/*.key", "/a/b/c.key", true),
+            ("/**/*.key", "/a/b.key/c", false),
+            ("/*/**/x*z", "/a/x/xyyz", true),
+        ] {
+            assert_eq!(glob(pattern, text), want, "{pattern} on {text}");
+        }
+    }
+
+    fn rules(refuse: &[(&str, Option<&str>, bool)], allow: &[&str]) -> Rules {
+        let refuse: Vec<_> = refuse
+            .iter()
+            .map(|(pattern, method, exception)| PathRule {
+                exception: *exception,
+                method: method.map(Into::into),
+                pattern: (*pattern).into(),
+            })
+            .collect();
+        let allow: Vec<_> = allow
+            .iter()
+            .map(|pattern| PathRule {
+                exception: false,
+                method: None,
+                pattern: (*pattern).into(),
+            })
+            .collect();
+        Rules::new(&refuse, &allow, true)
+    }
+
+    #[test]
+    fn a_refused_path_is_refused_in_every_spelling() {
+        let rules = rules(
+            &[
+                ("/vedauth/**", None, false),
+                ("/vedauth/authorize/verify", Some("GET"), true),
+                ("/Token", None, false),
+            ],
+            &[],
+        );
+        for path in [
+            "/vedauth",
+            "/VEDAUTH/x",
+            "/%76edauth/revoke/token",
+            "/vedauth;a=b/x",
+            "/vedauth./x",
+            "/vedauth%20/x",
+            "/token",
+            "/token/",
+            "/TOKEN;x",
+            "/vedauth%2frevoke",
+            "/tok%65n%3Bx",
+            "/vedauth/authorize/verify/more",
+        ] {
+            assert!(rules.check("GET", path).is_err(), "{path}");
+        }
+        assert!(rules.check("GET", "/vedauth/Authorize/Verify").is_ok());
+        assert!(rules.check("POST", "/vedauth/authorize/verify").is_err());
+        assert!(rules.check("GET", "/vedsdk/x").is_ok());
+    }
+
+    #[test]
+    fn refuse_wins_over_allow_and_allow_excludes_the_rest() {
+        let rules = rules(&[("/hr/secret", None, false)], &["/hr/**"]);
+        assert!(rules.check("GET", "/hr/v1").is_ok());
+        assert!(rules.check("GET", "/hr/secret").is_err());
+        assert_eq!(rules.check("GET", "/pm"), Err(None));
+    }
+
+    proptest! {
+        #[test]
+        fn no_target_makes_it_panic(raw in proptest::collection::vec(any::<u8>(), 0..64)) {
+            if let Ok(target) = Target::parse(&raw) {
+                let rules = rules(&[("/a*/**", None, false)], &["/**"]);
+                let _ = rules.check("GET", target.path);
+            }
+        }
+
+        #[test]
+        fn globs_agree_with_the_obvious_recursion(pattern in "/[a*/]{0,7}", text in "/[a/]{0,7}") {
+            fn slow(p: &[u8], t: &[u8]) -> bool {
+                if p.starts_with(b"**") {
+                    return (0..=t.len()).any(|n| slow(&p[2..], &t[n..]));
+                }
+                match (p.first(), t.first()) {
+                    (None, None) => true,
+                    (Some(b'*'), _) => (0..=t.len())
+                        .take_while(|n| !t[..*n].contains(&b'/'))
+                        .any(|n| slow(&p[1..], &t[n..])),
+                    (Some(a), Some(b)) if a == b => slow(&p[1..], &t[1..]),
+                    _ => false,
+                }
+            }
+            prop_assert_eq!(
+                matches_all(pattern.as_bytes(), text.as_bytes()),
+                slow(pattern.as_bytes(), text.as_bytes())
+            );
+        }
+    }
+}

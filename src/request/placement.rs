@@ -1,0 +1,102 @@
+//! Where on a request a credential goes. Pure functions, no I/O.
+
+use bytes::Bytes;
+use http::HeaderValue;
+
+use crate::config::Auth;
+use crate::credential::Held;
+
+/// How a vendor wants to be shown what we hold. A closed set: a vendor that fits none of these
+/// needs a new variant, never a special case elsewhere.
+#[derive(Clone, Debug)]
+pub enum Placement {
+    /// `Authorization`, the scheme included in the value.
+    Authorization,
+    /// Header fields by exact name; the n-th value goes into the n-th field.
+    Headers(Vec<Bytes>),
+    /// One value, already `name=value&…`, appended to the query. The names are those whose
+    /// caller-sent parameters are removed first.
+    Query(Vec<String>),
+}
+
+impl Placement {
+    /// The placement of a kind.
+    #[must_use]
+    pub fn of(auth: &Auth) -> Self {
+        match auth {
+            Auth::Headers(fields) => Self::Headers(
+                fields
+                    .iter()
+                    .map(|(name, _)| Bytes::copy_from_slice(name.as_bytes()))
+                    .collect(),
+            ),
+            Auth::Query(parameters) => {
+                Self::Query(parameters.iter().map(|(name, _)| name.clone()).collect())
+            }
+            Auth::Bearer { .. }
+            | Auth::Basic { .. }
+            | Auth::ClientCredentials(_)
+            | Auth::AuthorizationCode(_)
+            | Auth::Vedauth(_) => Self::Authorization,
+        }
+    }
+
+    /// The fields to set, each replacing whatever stands under its name.
+    pub fn fields<'a>(
+        &'a self,
+        held: &'a Held,
+    ) -> impl Iterator<Item = (Bytes, &'a HeaderValue)> + 'a {
+        let names: &'a [Bytes] = match self {
+            Self::Authorization => &AUTHORIZATION,
+            Self::Headers(names) => names,
+            Self::Query(_) => &[],
+        };
+        names.iter().cloned().zip(held.values())
+    }
+
+    /// The query to send: the caller's without parameters of our names, ours behind it. `None`
+    /// when it stays as it is.
+    #[must_use]
+    pub fn query(&self, held: &Held, callers: Option<&str>) -> Option<String> {
+        let Self::Query(names) = self else {
+            return None;
+        };
+        let ours = held.values().first()?.to_str().ok()?;
+        let mut query = String::with_capacity(callers.map_or(0, str::len) + ours.len() + 1);
+        let kept = callers
+            .unwrap_or_default()
+            .split('&')
+            .filter(|pair| !pair.is_empty() && !names.iter().any(|name| is_named(pair, name)));
+        for pair in kept {
+            query.push_str(pair);
+            query.push('&');
+        }
+        query.push_str(ours);
+        Some(query)
+    }
+}
+
+static AUTHORIZATION: [Bytes; 1] = [Bytes::from_static(b"Authorization")];
+
+/// Whether `pair` is a parameter called `name`, in any escaping and, since servers differ, in any
+/// case.
+fn is_named(pair: &str, name: &str) -> bool {
+    let raw = pair.split('=').next().unwrap_or_default().replace('+', " ");
+    percent_encoding::percent_decode_str(&raw)
+        .decode_utf8_lossy()
+        .eq_ignore_ascii_case(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_callers_parameter_of_our_name_is_recognised_in_any_spelling() {
+        for pair in ["key=x", "key", "%6bey=x", "KEY=x", "k%65y"] {
+            assert!(is_named(pair, "key"), "{pair}");
+        }
+        assert!(!is_named("keys=x", "key"));
+        assert!(!is_named("x=key", "key"));
+    }
+}

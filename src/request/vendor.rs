@@ -1,0 +1,260 @@
+//! What the request path knows of a vendor, and how it finds one: path prefix or host → vendor, a
+//! pure look-up whose cost does not grow with the number of vendors.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use http::HeaderValue;
+
+use crate::config::{self, Limits, Timeouts};
+use crate::credential::Credential;
+use crate::error::Error;
+use crate::metrics::VendorMetrics;
+use crate::request::path::Rules;
+use crate::request::placement::Placement;
+
+/// One vendor, prepared: nothing here is computed again for a request.
+#[derive(Debug)]
+pub struct Vendor {
+    /// Its name in logs, metrics and answers.
+    pub name: Arc<str>,
+    /// What stands before the vendor's own path; empty for the root.
+    pub prefix: String,
+    /// Where requests go.
+    pub upstream: config::Upstream,
+    /// The Host field that goes with it.
+    pub host: HeaderValue,
+    /// What may not pass.
+    pub rules: Rules,
+    /// Where the credential goes, and the credential; `None`: nothing is injected.
+    pub credential: Option<(Placement, Arc<Credential>)>,
+    /// How long anything may take.
+    pub timeouts: Timeouts,
+    /// How much anything may take.
+    pub limits: Limits,
+    /// `true`: Cookie and Set-Cookie pass.
+    pub cookies_pass: bool,
+    /// `true`: `%2F` and `%5C` pass.
+    pub encoded_slash_pass: bool,
+    /// `true`: a 401 renews the credential and replays the request.
+    pub retry_on_401: bool,
+    /// The vendor's series.
+    pub metrics: VendorMetrics,
+    /// Requests being served now.
+    pub in_flight: AtomicUsize,
+}
+
+impl Vendor {
+    /// Prepares a vendor.
+    ///
+    /// # Panics
+    /// Never: the configuration admits only host names that are field values.
+    #[must_use]
+    pub fn new(
+        vendor: &config::Vendor,
+        credential: Option<Arc<Credential>>,
+        metrics: VendorMetrics,
+    ) -> Self {
+        Self {
+            name: Arc::from(vendor.name.as_str()),
+            prefix: vendor.prefix.trim_end_matches('/').to_owned(),
+            upstream: vendor.upstream.clone(),
+            host: HeaderValue::from_str(&vendor.upstream.authority())
+                .expect("the configuration admits only hosts that are field values"),
+            rules: Rules::new(&vendor.refuse, &vendor.allow, vendor.trailing_dots_ignored),
+            credential: vendor.auth.as_ref().map(Placement::of).zip(credential),
+            timeouts: vendor.timeouts,
+            limits: vendor.limits,
+            cookies_pass: vendor.cookies_pass,
+            encoded_slash_pass: vendor.encoded_slash_pass,
+            retry_on_401: vendor.retry_on_401,
+            metrics,
+            in_flight: AtomicUsize::new(0),
+        }
+    }
+
+    /// The path sent upstream: the prefix, `prefix` bytes long, replaced by the base path.
+    #[must_use]
+    pub fn upstream_path(&self, path: &str, prefix: usize) -> String {
+        let rest = &path[prefix..];
+        let base = &self.upstream.base;
+        let mut sent = String::with_capacity(base.len() + rest.len() + 1);
+        sent.push_str(base);
+        sent.push_str(rest);
+        if sent.is_empty() {
+            sent.push('/');
+        }
+        sent
+    }
+
+    /// Counts one request in, until the returned guard is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`] when `limits.in_flight` is reached.
+    pub fn enter(self: &Arc<Self>) -> Result<InFlight, Error> {
+        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let guard = InFlight(self.clone());
+        self.metrics.in_flight.inc();
+        if self.limits.in_flight > 0 && before >= self.limits.in_flight {
+            return Err(Error::Overloaded);
+        }
+        Ok(guard)
+    }
+}
+
+impl AsRef<Self> for Vendor {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
+/// One request being served.
+#[derive(Debug)]
+pub struct InFlight(Arc<Vendor>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.in_flight.dec();
+    }
+}
+
+/// Every way in, each leading to a `V`.
+#[derive(Debug)]
+pub struct Routes<V> {
+    prefixes: HashMap<Box<str>, Arc<V>>,
+    hosts: HashMap<Box<str>, Arc<V>>,
+    /// Longest prefix, bytes: longer cuts of a path need not be tried.
+    longest: usize,
+}
+
+/// Where a request goes.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Found<'a, V> {
+    /// The vendor.
+    pub vendor: &'a Arc<V>,
+    /// How many bytes of the path are its prefix; 0 where the host matched.
+    pub prefix: usize,
+}
+
+impl<V> Routes<V> {
+    /// Builds the table from `(prefix, hosts, vendor)`, in any order.
+    pub fn new(vendors: impl IntoIterator<Item = (String, Vec<String>, Arc<V>)>) -> Self {
+        let mut routes = Self {
+            prefixes: HashMap::new(),
+            hosts: HashMap::new(),
+            longest: 0,
+        };
+        for (prefix, hosts, vendor) in vendors {
+            for host in hosts {
+                routes.hosts.insert(host.into_boxed_str(), vendor.clone());
+            }
+            let prefix = prefix.trim_end_matches('/');
+            routes.longest = routes.longest.max(prefix.len());
+            routes.prefixes.insert(prefix.into(), vendor);
+        }
+        routes
+    }
+
+    /// The vendor named by `host` (lower-case, without a port) or else the one with the longest
+    /// prefix of `path`. A prefix matches whole segments: `/v1` covers `/v1` and `/v1/x`, never
+    /// `/v10`.
+    #[must_use]
+    pub fn find(&self, host: &str, path: &str) -> Option<Found<'_, V>> {
+        if let Some(vendor) = self.by_host(host) {
+            return Some(Found { vendor, prefix: 0 });
+        }
+        let mut end = path.len();
+        loop {
+            if end <= self.longest
+                && let Some(vendor) = self.prefixes.get(&path[..end])
+            {
+                return Some(Found {
+                    vendor,
+                    prefix: end,
+                });
+            }
+            end = path[..end].rfind('/')?;
+        }
+    }
+
+    /// The vendor one of whose `hosts:` this is.
+    #[must_use]
+    pub fn by_host(&self, host: &str) -> Option<&Arc<V>> {
+        if self.hosts.is_empty() {
+            return None;
+        }
+        self.hosts.get(host)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn table(prefixes: &[&str]) -> Routes<String> {
+        Routes::new(
+            prefixes
+                .iter()
+                .map(|prefix| ((*prefix).to_owned(), vec![], Arc::new((*prefix).to_owned()))),
+        )
+    }
+
+    fn found<'a>(routes: &'a Routes<String>, path: &str) -> Option<(&'a str, usize)> {
+        routes
+            .find("", path)
+            .map(|found| (found.vendor.as_str(), found.prefix))
+    }
+
+    #[test]
+    fn the_longest_whole_segment_prefix_wins() {
+        let routes = table(&["/a", "/a/b"]);
+        for (path, want) in [
+            ("/a", Some(("/a", 2))),
+            ("/a/", Some(("/a", 2))),
+            ("/a/x", Some(("/a", 2))),
+            ("/a/b", Some(("/a/b", 4))),
+            ("/a/b/c", Some(("/a/b", 4))),
+            ("/a/bc", Some(("/a", 2))),
+            ("/ab", None),
+            ("/", None),
+        ] {
+            assert_eq!(found(&routes, path), want, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_root_prefix_takes_what_no_other_takes() {
+        let routes = table(&["/", "/a"]);
+        assert_eq!(found(&routes, "/a/x"), Some(("/a", 2)));
+        assert_eq!(found(&routes, "/"), Some(("/", 0)));
+        assert_eq!(found(&routes, "/x/y"), Some(("/", 0)));
+    }
+
+    #[test]
+    fn a_host_wins_over_every_prefix() {
+        let routes = Routes::new([
+            ("/a".to_owned(), vec![], Arc::new("by path")),
+            (
+                "/b".to_owned(),
+                vec!["b.internal".to_owned()],
+                Arc::new("by host"),
+            ),
+        ]);
+        let hit = routes.find("b.internal", "/a/x").unwrap();
+        assert_eq!((**hit.vendor, hit.prefix), ("by host", 0));
+        assert_eq!(**routes.find("other", "/a/x").unwrap().vendor, "by path");
+    }
+
+    proptest! {
+        #[test]
+        fn order_of_declaration_is_irrelevant(path in "(/[ab]{0,2}){0,4}") {
+            let declared = table(&["/a", "/a/b", "/b"]);
+            let reversed = table(&["/b", "/a/b", "/a"]);
+            prop_assert_eq!(found(&declared, &path), found(&reversed, &path));
+        }
+    }
+}

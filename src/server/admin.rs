@@ -1,0 +1,238 @@
+//! The admin listener: probes, metrics, `/status`, forced renewals. Never a request of a caller.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use axum::Router;
+use axum::extract::{ConnectInfo, Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{get, post};
+use serde_json::{Value, json};
+
+use super::live::{Live, Watched};
+use super::unix_seconds;
+use crate::config::ReadyWhen;
+use crate::credential::State as CredentialState;
+use crate::tls::sha256;
+
+/// What the admin listener shows and moves.
+pub(super) struct Console {
+    /// What runs now.
+    pub(super) live: Arc<Live>,
+    /// A stop is under way.
+    pub(super) draining: Arc<AtomicBool>,
+    /// When we count as ready.
+    pub(super) ready_when: ReadyWhen,
+    /// SHA-256 of the key for POSTs from elsewhere than loopback.
+    pub(super) key: Option<[u8; 32]>,
+    /// When the process started.
+    pub(super) started: SystemTime,
+}
+
+/// After this long a process is as settled as it gets.
+const SETTLED_AFTER: Duration = Duration::from_secs(30);
+
+/// The state words of `/status`, the ones of vendors without a credential included.
+const NONE: &str = "none";
+
+struct Admin {
+    console: Console,
+    /// Once ready, a vendor's trouble never makes us unready.
+    was_ready: AtomicBool,
+}
+
+/// Serves until dropped.
+pub(super) async fn serve(console: Console, socket: tokio::net::TcpListener) {
+    let admin = Arc::new(Admin {
+        console,
+        was_ready: AtomicBool::new(false),
+    });
+    let app = Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/status", get(status))
+        .route("/vendors/{name}/refresh", post(refresh))
+        .fallback(not_found)
+        .with_state(admin)
+        .into_make_service_with_connect_info::<SocketAddr>();
+    if let Err(cause) = axum::serve(socket, app).await {
+        tracing::error!(%cause, "the admin listener ended");
+    }
+}
+
+async fn not_found() -> Response {
+    let pages = "This is Countersign's admin listener. It serves:\n\
+        GET  /livez                  200 while the process lives\n\
+        GET  /readyz                 200 when callers may be sent here\n\
+        GET  /metrics                Prometheus text\n\
+        GET  /status                 vendors and their credentials, JSON\n\
+        POST /vendors/NAME/refresh   renew a credential now\n\
+        The status page is not supported yet.\n";
+    (StatusCode::NOT_FOUND, pages).into_response()
+}
+
+async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
+    if admin.console.draining.load(Ordering::Acquire) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
+    }
+    if admin.was_ready.load(Ordering::Acquire) {
+        return "ready\n".into_response();
+    }
+    let waiting = admin.console.waiting_for();
+    if waiting.is_empty() {
+        admin.was_ready.store(true, Ordering::Release);
+        return "ready\n".into_response();
+    }
+    let body = format!("waiting for {}\n", waiting.join(", "));
+    (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+    let console = &admin.console;
+    let mut states: Vec<&str> = CredentialState::ALL
+        .iter()
+        .map(|state| state.word())
+        .collect();
+    states.push(NONE);
+    for watched in &console.live.view.load().vendors {
+        let (state, expires) = match &watched.credential {
+            None => (NONE, None),
+            Some(credential) => {
+                let status = credential.status();
+                (status.state.word(), status.expires_at.map(unix_seconds))
+            }
+        };
+        console
+            .live
+            .metrics
+            .credential(&watched.vendor.name, &states, state, expires);
+    }
+    let kind = [(
+        header::CONTENT_TYPE,
+        "text/plain; version=0.0.4; charset=utf-8",
+    )];
+    (kind, console.live.metrics.text()).into_response()
+}
+
+async fn status(State(admin): State<Arc<Admin>>) -> Response {
+    let console = &admin.console;
+    let view = console.live.view.load();
+    let body = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "started": rfc3339(console.started),
+        "config": {
+            "sha256": view.sha256,
+            "loaded": rfc3339(view.loaded),
+            "last_error": console.live.last_error.load().as_deref(),
+        },
+        "vendors": view.vendors.iter().map(|watched| as_json(watched)).collect::<Vec<_>>(),
+    });
+    let fresh = [(header::CACHE_CONTROL, "no-store")];
+    (fresh, Json(body)).into_response()
+}
+
+async fn refresh(
+    State(admin): State<Arc<Admin>>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    // A page in an operator's browser can reach loopback, too.
+    let by_a_page = headers.contains_key(header::ORIGIN)
+        || headers
+            .get("sec-fetch-site")
+            .is_some_and(|site| site != "none");
+    let permitted = match admin.console.key {
+        Some(digest) if !from.ip().to_canonical().is_loopback() => shows_key(&headers, digest),
+        Some(_) => true,
+        None => from.ip().to_canonical().is_loopback(),
+    };
+    if by_a_page || !permitted {
+        let hint = "only from loopback, or with admin.key as a bearer token; never from a page\n";
+        return (StatusCode::FORBIDDEN, hint).into_response();
+    }
+    let view = admin.console.live.view.load();
+    let Some(watched) = view
+        .vendors
+        .iter()
+        .find(|watched| *watched.vendor.name == *name)
+    else {
+        return (StatusCode::NOT_FOUND, "no such vendor\n").into_response();
+    };
+    let Some(credential) = &watched.credential else {
+        return (StatusCode::CONFLICT, "this vendor has no credential\n").into_response();
+    };
+    credential.refresh_now();
+    (StatusCode::ACCEPTED, "renewal asked for\n").into_response()
+}
+
+/// Compared by digest: how long that takes says nothing about the key.
+fn shows_key(headers: &HeaderMap, digest: [u8; 32]) -> bool {
+    headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
+        .is_some_and(|key| sha256(&[key.trim().as_bytes()]) == digest)
+}
+
+impl Console {
+    /// The vendors that keep us from being ready.
+    fn waiting_for(&self) -> Vec<String> {
+        let waited = self.started.elapsed().unwrap_or_default();
+        if self.ready_when == ReadyWhen::Settled && waited >= SETTLED_AFTER {
+            return Vec::new();
+        }
+        let view = self.live.view.load();
+        let waiting: Vec<_> = view
+            .vendors
+            .iter()
+            .filter(|watched| {
+                watched.credential.as_ref().is_some_and(|credential| {
+                    let status = credential.status();
+                    match self.ready_when {
+                        ReadyWhen::Settled => !status.settled,
+                        ReadyWhen::All | ReadyWhen::Any => !status.ever_usable,
+                    }
+                })
+            })
+            .map(|watched| watched.vendor.name.to_string())
+            .collect();
+        if self.ready_when == ReadyWhen::Any && waiting.len() < view.vendors.len() {
+            return Vec::new();
+        }
+        waiting
+    }
+}
+
+fn as_json(watched: &Watched) -> Value {
+    let status = watched
+        .credential
+        .as_ref()
+        .map(|credential| credential.status());
+    let at = |pick: fn(&crate::credential::Status) -> Option<SystemTime>| {
+        status.as_ref().and_then(pick).map(rfc3339)
+    };
+    let upstream = &watched.vendor.upstream;
+    json!({
+        "name": &*watched.vendor.name,
+        "prefix": if watched.vendor.prefix.is_empty() { "/" } else { &watched.vendor.prefix },
+        "hosts": watched.hosts,
+        "upstream": format!("{}{}", upstream.origin(), upstream.base),
+        "auth": watched.auth,
+        "state": status.as_ref().map_or(NONE, |status| status.state.word()),
+        "expires_at": at(|status| status.expires_at),
+        "refresh_at": at(|status| status.refresh_at),
+        "last_refresh": at(|status| status.last_refresh),
+        "last_error": status.as_ref().and_then(|status| status.last_error.clone()),
+        "requests": watched.vendor.metrics.count(),
+        "in_flight": watched.vendor.in_flight.load(Ordering::Relaxed),
+        "breaker": "off",
+    })
+}
+
+fn rfc3339(at: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(at).to_string()
+}

@@ -1,0 +1,167 @@
+//! The way to a vendor's servers: peers prepared once per configuration, addresses kept current in
+//! the background. A request clones a finished template and never resolves a name.
+
+pub mod resolver;
+mod tls;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use pingora::protocols::{ALPN, TcpKeepalive};
+use pingora::upstreams::peer::HttpPeer;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use self::resolver::{Resolved, Resolver};
+use crate::config::{Timeouts, Vendor};
+
+/// One vendor's servers.
+pub struct Upstream {
+    /// One template per address, never empty; `None` until the name has been resolved once.
+    peers: ArcSwapOption<Vec<HttpPeer>>,
+    resolved: Notify,
+    resolving: Option<AbortHandle>,
+}
+
+impl std::fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Upstream").finish_non_exhaustive()
+    }
+}
+
+impl Upstream {
+    /// Prepares the peers of `vendor` and starts resolving its name. `generation` tells this
+    /// configuration's connections from those made under an earlier one.
+    ///
+    /// # Errors
+    /// When the client certificate or CA file cannot be used.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn start(
+        vendor: &Vendor,
+        generation: u64,
+        resolver: &Resolver,
+    ) -> Result<Arc<Self>, crate::tls::Error> {
+        let template = template(vendor, generation)?;
+        let port = vendor.upstream.port;
+        let at = move |address: IpAddr| {
+            let mut peer = template.clone();
+            peer._address = SocketAddr::new(address, port).into();
+            peer
+        };
+        if let Ok(address) = vendor.upstream.host.parse::<IpAddr>() {
+            return Ok(Arc::new(Self {
+                peers: ArcSwapOption::from_pointee(vec![at(address)]),
+                resolved: Notify::new(),
+                resolving: None,
+            }));
+        }
+        let follow = resolver.follow(vendor.upstream.host.clone());
+        let (name, link_local) = (vendor.name.clone(), vendor.allow_link_local);
+        Ok(Arc::new_cyclic(|upstream: &std::sync::Weak<Self>| {
+            let upstream = upstream.clone();
+            let publish = move |resolved: Resolved| {
+                let peers: Vec<_> = resolved
+                    .into_iter()
+                    .filter(|address| link_local || !is_link_local(*address))
+                    .map(&at)
+                    .collect();
+                let Some(upstream) = upstream.upgrade() else {
+                    return;
+                };
+                if peers.is_empty() {
+                    // The last good addresses, if any, go on serving.
+                    tracing::warn!(
+                        vendor = name,
+                        "the upstream's name leads only to link-local addresses; set allow_link_local if that is meant"
+                    );
+                    return;
+                }
+                upstream.peers.store(Some(Arc::new(peers)));
+                upstream.resolved.notify_waiters();
+            };
+            Self {
+                peers: ArcSwapOption::empty(),
+                resolved: Notify::new(),
+                resolving: Some(tokio::spawn(follow.run(publish)).abort_handle()),
+            }
+        }))
+    }
+
+    /// The peer for the n-th attempt (from 0) of one request: each attempt takes the next address.
+    /// Waits `at_most` for the very first resolution.
+    pub async fn peer(&self, attempt: usize, at_most: Duration) -> Option<Box<HttpPeer>> {
+        let pick = |peers: &Vec<HttpPeer>| Box::new(peers[attempt % peers.len()].clone());
+        if let Some(peers) = &*self.peers.load() {
+            return Some(pick(peers));
+        }
+        let resolved = self.resolved.notified();
+        // Between the look above and the registration here an answer may have come.
+        if self.peers.load().is_none() {
+            let _ = tokio::time::timeout(at_most, resolved).await;
+        }
+        self.peers.load().as_ref().map(|peers| pick(peers))
+    }
+
+    /// How many addresses there are to try.
+    #[must_use]
+    pub fn addresses(&self) -> usize {
+        self.peers.load().as_ref().map_or(0, |peers| peers.len())
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        if let Some(resolving) = &self.resolving {
+            resolving.abort();
+        }
+    }
+}
+
+/// A peer that lacks nothing but its address.
+fn template(vendor: &Vendor, generation: u64) -> Result<HttpPeer, crate::tls::Error> {
+    let upstream = &vendor.upstream;
+    let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+    let mut peer = HttpPeer::new(nowhere, upstream.tls, upstream.host.clone());
+    tls::equip(&mut peer, vendor, generation)?;
+
+    let Timeouts {
+        connect,
+        first_byte,
+        idle,
+        keepalive,
+        ..
+    } = vendor.timeouts;
+    let options = &mut peer.options;
+    // HTTP/1.1 keeps reason phrases and the spelling of header names.
+    options.alpn = ALPN::H1;
+    options.connection_timeout = limit(connect);
+    options.total_connection_timeout = limit(connect);
+    // pingora has one timeout for every read of a connection, the first included.
+    options.read_timeout =
+        limit(first_byte).and_then(|first| limit(idle).map(|idle| first.max(idle)));
+    options.write_timeout = limit(idle);
+    options.idle_timeout = limit(keepalive);
+    options.tcp_keepalive = Some(TcpKeepalive {
+        idle: Duration::from_secs(60),
+        interval: Duration::from_secs(10),
+        count: 3,
+        user_timeout: Duration::ZERO,
+    });
+    Ok(peer)
+}
+
+fn limit(duration: Duration) -> Option<Duration> {
+    (!duration.is_zero()).then_some(duration)
+}
+
+/// Where clouds keep their metadata services (RFC 3927, RFC 4291 §2.5.6).
+fn is_link_local(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}

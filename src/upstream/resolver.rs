@@ -1,0 +1,134 @@
+//! Host names → addresses, in the background, again each time an answer's lifetime ends.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_resolver::TokioResolver;
+use tokio::time::Instant;
+
+/// The addresses of one name, never empty, in the resolver's order.
+pub type Resolved = Vec<IpAddr>;
+
+/// The system's name servers and hosts file; the C library's resolver where those cannot be read.
+#[derive(Clone)]
+pub struct Resolver(Option<Arc<TokioResolver>>);
+
+impl std::fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Resolver").field(&self.0.is_some()).finish()
+    }
+}
+
+/// An answer is asked for again no sooner and no later than this, whatever its lifetime says: a
+/// lifetime of zero must not become a storm, a day's must not outlive a vendor's move.
+const SOONEST: Duration = Duration::from_secs(5);
+const LATEST: Duration = Duration::from_mins(5);
+/// After a failure; doubles up to half a minute.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+impl Resolver {
+    /// Reads the system's settings.
+    #[must_use]
+    pub fn system() -> Self {
+        let built = TokioResolver::builder_tokio().and_then(|builder| builder.build());
+        match built {
+            Ok(resolver) => Self(Some(Arc::new(resolver))),
+            Err(cause) => {
+                tracing::warn!(%cause, "the system's resolver settings cannot be read; using the C library's resolver");
+                Self(None)
+            }
+        }
+    }
+
+    /// Prepares to follow `host`.
+    #[must_use]
+    pub fn follow(&self, host: String) -> Follow {
+        Follow {
+            resolver: self.clone(),
+            host,
+        }
+    }
+
+    async fn resolve(&self, host: &str) -> Result<(Resolved, Instant), String> {
+        let (mut addresses, until): (Resolved, _) = match &self.0 {
+            Some(resolver) => {
+                let answer = resolver
+                    .lookup_ip(host)
+                    .await
+                    .map_err(|cause| cause.to_string())?;
+                let left = answer
+                    .valid_until()
+                    .saturating_duration_since(std::time::Instant::now());
+                (answer.iter().collect(), Instant::now() + left)
+            }
+            None => {
+                let answer = tokio::net::lookup_host((host, 0))
+                    .await
+                    .map_err(|cause| cause.to_string())?;
+                let until = Instant::now() + Duration::from_secs(30);
+                (answer.map(|address| address.ip()).collect(), until)
+            }
+        };
+        // The same address twice would be tried twice.
+        let mut seen = Vec::with_capacity(addresses.len());
+        addresses.retain(|address| {
+            let new = !seen.contains(address);
+            seen.push(*address);
+            new
+        });
+        // IPv4 first: a machine without IPv6 still gets AAAA answers, and each one costs a failed
+        // connect.
+        addresses.sort_by_key(IpAddr::is_ipv6);
+        if addresses.is_empty() {
+            return Err("the name has no address".into());
+        }
+        Ok((addresses, until))
+    }
+}
+
+/// One name to be followed.
+#[derive(Debug)]
+pub struct Follow {
+    resolver: Resolver,
+    host: String,
+}
+
+impl Follow {
+    /// Resolves for ever, handing every answer to `publish`. A failure publishes nothing: the last
+    /// good answer goes on serving.
+    pub async fn run(self, publish: impl Fn(Resolved) + Send + Sync) {
+        let mut retry = FIRST_RETRY;
+        loop {
+            match self.resolver.resolve(&self.host).await {
+                Ok((addresses, until)) => {
+                    retry = FIRST_RETRY;
+                    publish(addresses);
+                    let left = until.saturating_duration_since(Instant::now());
+                    tokio::time::sleep(left.clamp(SOONEST, LATEST)).await;
+                }
+                Err(cause) => {
+                    tracing::warn!(
+                        host = self.host,
+                        cause,
+                        "the upstream's name cannot be resolved"
+                    );
+                    tokio::time::sleep(retry).await;
+                    retry = (retry * 2).min(LAST_RETRY);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn localhost_is_resolved_without_a_name_server() {
+        let (addresses, _) = Resolver::system().resolve("localhost").await.unwrap();
+        assert!(addresses.iter().all(IpAddr::is_loopback), "{addresses:?}");
+    }
+}

@@ -1,0 +1,17 @@
+//! What the program promises, tried from outside: the real binary, real sockets, every port the
+//! system's choice.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+#![allow(
+    clippy::print_stdout,
+    reason = "shown when a test fails, and only then"
+)]
+#![allow(
+    unreachable_pub,
+    reason = "nothing is reachable here; `pub` says what modules offer"
+)]
+
+mod peers;
+mod routing;
+mod support;
+mod tree;

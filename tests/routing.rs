@@ -1,0 +1,346 @@
+//! What goes through unchanged, what is taken off, and what is refused: raw bytes at both ends.
+
+use std::io::{Read, Write};
+
+use countersign::demo::{self, Stand};
+
+use crate::support::{Proxy, status_of};
+
+/// The proxy in front of one echo, reached as vendor `v` below `/v` and by the host `v.internal`.
+struct Setup {
+    echo: Stand,
+    proxy: Proxy,
+    _dir: tempfile::TempDir,
+}
+
+impl Setup {
+    async fn new(more: &str) -> Self {
+        let echo = demo::echo().await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let yaml = format!(
+            "listeners: [ {{ bind: 127.0.0.1:0 }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\nvendors:\n  v:\n    upstream: {}/base\n    allow_plaintext: true\n    hosts: [ v.internal ]\n{more}",
+            echo.url()
+        );
+        let directory = dir.path().to_owned();
+        let proxy = tokio::task::spawn_blocking(move || Proxy::start(&directory, &yaml))
+            .await
+            .unwrap();
+        Self {
+            echo,
+            proxy,
+            _dir: dir,
+        }
+    }
+
+    /// One request, the connection closed after it; `head` starts with the request line.
+    fn send(&self, head: &str, body: &str) -> String {
+        let mut head = head.replace('\n', "\r\n");
+        if !head.contains("Connection: ") {
+            head.push_str("\r\nConnection: close");
+        }
+        self.proxy.raw(format!("{head}\r\n\r\n{body}"))
+    }
+
+    /// What the upstream read of the last request.
+    fn arrived(&self) -> String {
+        let requests = self.echo.requests();
+        String::from_utf8_lossy(&requests.last().unwrap().raw).into_owned()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_prefix_becomes_the_base_path_and_the_rest_stays_byte_for_byte() {
+    let setup = Setup::new("  longer:\n    prefix: /v/longer\n    upstream: http://127.0.0.1:1\n    allow_plaintext: true\n").await;
+    for (sent, arrives) in [
+        ("/v", "/base"),
+        ("/v/", "/base/"),
+        ("/v/a/B%41%7e;x=1?q=%zz&r=a//b#", ""),
+        (
+            "/v/a/B%41%7e;x=1?q=%zz&r=/../a//b",
+            "/base/a/B%41%7e;x=1?q=%zz&r=/../a//b",
+        ),
+        ("/v/x?", "/base/x?"),
+        ("/v/Voucher/*/CODE", "/base/Voucher/*/CODE"),
+    ] {
+        let answer = setup.send(&format!("GET {sent} HTTP/1.1\nHost: localhost"), "");
+        if arrives.is_empty() {
+            assert_eq!(status_of(&answer), 400, "{sent}: {answer}");
+        } else {
+            assert!(
+                answer.ends_with(&format!("GET {arrives}")),
+                "{sent}: {answer}"
+            );
+        }
+    }
+    let by_host = setup.send("GET /v/x HTTP/1.1\nHost: V.internal:81", "");
+    assert!(by_host.ends_with("GET /base/v/x"), "{by_host}");
+    let nobody = setup.send("GET /vx HTTP/1.1\nHost: localhost", "");
+    assert!(nobody.contains("\"reason\":\"no_vendor\""), "{nobody}");
+    let longest = setup.send("GET /v/longer/x HTTP/1.1\nHost: localhost", "");
+    assert!(
+        longest.contains("\"reason\":\"upstream_unreachable\""),
+        "{longest}"
+    );
+    assert!(longest.contains("\"vendor\":\"longer\""), "{longest}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn method_body_and_fields_of_one_name_arrive_in_order() {
+    let setup = Setup::new("").await;
+    let answer = setup.send(
+        "BREW /v/pot HTTP/1.1\nHost: localhost\nX-One: a\nX-CamelCase: kept\nX-One: b\nX-One: c\nContent-Length: 5",
+        "h\0llo",
+    );
+    assert_eq!(status_of(&answer), 200, "{answer}");
+    let arrived = setup.arrived();
+    assert!(
+        arrived.starts_with("BREW /base/pot HTTP/1.1\r\n"),
+        "{arrived}"
+    );
+    let ones: Vec<_> = arrived
+        .lines()
+        .filter_map(|line| line.strip_prefix("X-One: "))
+        .collect();
+    assert_eq!(ones, ["a", "b", "c"]);
+    assert!(arrived.contains("X-CamelCase: kept\r\n"), "{arrived}");
+    assert!(arrived.ends_with("\r\n\r\nh\0llo"), "{arrived}");
+    let host = setup.echo.address().to_string();
+    assert!(arrived.contains(&format!("Host: {host}\r\n")), "{arrived}");
+
+    let chunked = setup.send(
+        "POST /v/c HTTP/1.1\nHost: localhost\nTransfer-Encoding: chunked",
+        "3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
+    );
+    assert_eq!(status_of(&chunked), 200, "{chunked}");
+    assert_eq!(setup.echo.requests().last().unwrap().body, b"abcde");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_credentials_and_overrides_never_reach_the_vendor() {
+    let setup = Setup::new(
+        "    auth: { headers: { login: us, password: { value: ours }, customerUri: corp } }\n",
+    )
+    .await;
+    let answer = setup.send(
+        "GET /v/x HTTP/1.1\nHost: localhost\nAuthorization: Bearer theirs\nPROXY-AUTHORIZATION: Basic theirs\nCookie: theirs\nX-Api-Key: theirs\nX-Venafi-Api-Key: theirs\nLOGIN: theirs\nPassword: theirs\nCUSTOMERURI: theirs\nX-Countersign-Key: theirs\nX-Forwarded-For: theirs\nForwarded: theirs\nX-Original-URL: /theirs\nX-Rewrite-URL: /theirs\nX-HTTP-Method-Override: theirs\nX-Private: theirs-too\nTE: theirs\nAccept: kept\nConnection: close, X-Private, Password",
+        "",
+    );
+    assert_eq!(status_of(&answer), 200, "{answer}");
+    let arrived = setup.arrived();
+    assert!(!arrived.contains("theirs"), "{arrived}");
+    for ours in [
+        "login: us\r\n",
+        "password: ours\r\n",
+        "customerUri: corp\r\n",
+        "Accept: kept\r\n",
+    ] {
+        assert_eq!(arrived.matches(ours).count(), 1, "{ours:?} in {arrived}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_credential_replaces_the_callers_parameter_of_its_name() {
+    let setup = Setup::new("    auth: { query: { api_key: { value: \"o&r s\" } } }\n").await;
+    for (sent, arrives) in [
+        ("/v/x", "/base/x?api_key=o%26r%20s"),
+        (
+            "/v/x?a=1&API%5Fkey=theirs&b",
+            "/base/x?a=1&b&api_key=o%26r%20s",
+        ),
+    ] {
+        let answer = setup.send(&format!("GET {sent} HTTP/1.1\nHost: localhost"), "");
+        assert!(answer.ends_with(&format!("GET {arrives}")), "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heads_that_can_be_read_in_two_ways_are_refused_and_reach_nobody() {
+    let setup = Setup::new("").await;
+    for head in [
+        "GET /v/../x HTTP/1.1\nHost: localhost",
+        "GET /v/%2e%2e/x HTTP/1.1\nHost: localhost",
+        "GET /v/..;/x HTTP/1.1\nHost: localhost",
+        "GET /v//x HTTP/1.1\nHost: localhost",
+        "GET /v/%2fx HTTP/1.1\nHost: localhost",
+        "GET /v/%5cx HTTP/1.1\nHost: localhost",
+        "GET /v/\\x HTTP/1.1\nHost: localhost",
+        "GET /v/%00 HTTP/1.1\nHost: localhost",
+        "GET /v/%zz HTTP/1.1\nHost: localhost",
+        "GET /v/\u{e9} HTTP/1.1\nHost: localhost",
+        "GET /v/x#y HTTP/1.1\nHost: localhost",
+        "GET /v/x HTTP/1.1",
+        "GET /v/x HTTP/1.1\nHost: local host",
+        "GET /v/x HTTP/1.1\nHost: localhost\nHost: localhost",
+        "GET /v/x HTTP/1.1\nHost: localhost\nX_Y: 1",
+        "GET http://other/v/x HTTP/1.1\nHost: localhost",
+        "GET http://u@localhost/v/x HTTP/1.1\nHost: localhost",
+        "POST /v/x HTTP/1.1\nHost: localhost\nContent-Length: 1\nContent-Length: 1",
+        "POST /v/x HTTP/1.1\nHost: localhost\nContent-Length: 1\nTransfer-Encoding: chunked",
+        "POST /v/x HTTP/1.1\nHost: localhost\nTransfer-Encoding: gzip, chunked",
+    ] {
+        let answer = setup.send(head, "");
+        assert_eq!(status_of(&answer), 400, "{head}: {answer}");
+    }
+    let bare = setup
+        .proxy
+        .raw("GET /v/x HTTP/1.1\nHost: localhost\r\n\r\n");
+    assert!(bare.contains("\"reason\":\"bad_request\""), "{bare}");
+    let long = format!("GET /v/{} HTTP/1.1\nHost: localhost", "a".repeat(17 * 1024));
+    assert_eq!(status_of(&setup.send(&long, "")), 414);
+    let large = format!(
+        "GET /v/x HTTP/1.1\nHost: localhost\nA: {}",
+        "a".repeat(65 * 1024)
+    );
+    assert_eq!(status_of(&setup.send(&large, "")), 431);
+    assert!(setup.echo.requests().is_empty());
+
+    let absolute = setup.send("GET http://localhost/v/x HTTP/1.1\nHost: localhost", "");
+    assert!(absolute.ends_with("GET /base/x"), "{absolute}");
+    for method in ["TRACE", "CONNECT"] {
+        let answer = setup.send(&format!("{method} /v/x HTTP/1.1\nHost: localhost"), "");
+        assert_eq!(status_of(&answer), 405, "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_paths_are_refused_in_every_spelling_and_allow_lists_exclude_the_rest() {
+    let setup = Setup::new(
+        "    refuse: [ \"/base/token*\", \"!GET /base/token/info\" ]\n    allow: [ \"/base/token/**\", \"/base/api/**\" ]\n",
+    )
+    .await;
+    for (method, path, status) in [
+        ("GET", "/v/token", 403),
+        ("GET", "/v/TOKEN", 403),
+        ("GET", "/v/%74oken", 403),
+        ("GET", "/v/token;x=y", 403),
+        ("GET", "/v/token/", 403),
+        ("GET", "/v/token/info", 200),
+        ("GET", "/v/api/x", 200),
+        ("GET", "/v/other", 403),
+    ] {
+        let answer = setup.send(&format!("{method} {path} HTTP/1.1\nHost: localhost"), "");
+        assert_eq!(status_of(&answer), status, "{method} {path}: {answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_pass_untouched_but_for_what_belongs_to_a_connection_or_a_session() {
+    let setup = Setup::new("").await;
+    let origin = setup.echo.url();
+    let answer = setup.send(
+        &format!(
+            "GET /v/x?status=202&reason=Well%20Done&header=Set-Cookie:s%3D1&header=Keep-Alive:timeout%3D1&header=Location:{origin}/base/next&header=Proxy-Status:countersign;%20error%3Dx&body=hello HTTP/1.1\nHost: localhost"
+        ),
+        "",
+    );
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 202 Well Done\r\n"), "{head}");
+    assert_eq!(body, "hello");
+    assert!(head.contains("Via: 1.1 countersign"), "{head}");
+    assert!(head.contains("Location: http://localhost/v/next"), "{head}");
+    let lower = head.to_lowercase();
+    assert!(lower.contains("x-request-id: "), "{head}");
+    for gone in ["set-cookie", "keep-alive: timeout", "proxy-status"] {
+        assert!(!lower.contains(gone), "{gone} in {head}");
+    }
+    let relative = setup.send(
+        "GET /v/x?status=302&header=Location:/base/y HTTP/1.1\nHost: localhost",
+        "",
+    );
+    assert!(relative.contains("Location: /v/y\r\n"), "{relative}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_of_our_own_is_a_problem_and_keeps_the_connection_for_the_next_request() {
+    let setup = Setup::new("").await;
+    let mut kept = std::net::TcpStream::connect(setup.proxy.data).unwrap();
+    for _ in 0..2 {
+        let request = "GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        kept.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        while !answer.ends_with('}') {
+            let mut some = [0; 4096];
+            let read = kept.read(&mut some).unwrap();
+            assert_ne!(read, 0, "closed after {answer}");
+            answer.push_str(std::str::from_utf8(&some[..read]).unwrap());
+        }
+        assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    }
+    let answer = setup.send(
+        "GET /nowhere?secret=1 HTTP/1.1\nHost: localhost\nX-Request-Id: my-id.1",
+        "",
+    );
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let lower = head.to_lowercase();
+    assert!(
+        lower.contains("content-type: application/problem+json"),
+        "{head}"
+    );
+    assert!(
+        lower.contains(
+            "proxy-status: countersign; error=destination_not_found; details=\"no_vendor\""
+        ),
+        "{head}"
+    );
+    assert!(lower.contains("x-request-id: my-id.1"), "{head}");
+    let problem: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!(problem["status"], 404);
+    assert_eq!(problem["reason"], "no_vendor");
+    assert_eq!(problem["request_id"], "my-id.1");
+    assert!(!answer.contains("secret=1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_hold() {
+    let setup = Setup::new("    limits: { body: 4B, in_flight: 1 }\n").await;
+    let announced = setup.send(
+        "POST /v/x HTTP/1.1\nHost: localhost\nContent-Length: 5",
+        "12345",
+    );
+    assert_eq!(status_of(&announced), 413, "{announced}");
+    let chunked = setup.send(
+        "POST /v/x HTTP/1.1\nHost: localhost\nTransfer-Encoding: chunked",
+        "3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
+    );
+    assert_eq!(status_of(&chunked), 413, "{chunked}");
+
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| setup.send("GET /v/x?wait=1500 HTTP/1.1\nHost: localhost", ""));
+        crate::support::eventually("in flight", || {
+            let status = setup.proxy.admin("/status").1;
+            status.contains("\"in_flight\":1").then_some(())
+        });
+        let refused = setup.send("GET /v/x HTTP/1.1\nHost: localhost", "");
+        assert_eq!(status_of(&refused), 503, "{refused}");
+        assert!(refused.contains("\"reason\":\"overloaded\""), "{refused}");
+        assert_eq!(status_of(&slow.join().unwrap()), 200);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_breaks_off_is_not_ended_cleanly() {
+    let setup = Setup::new("").await;
+    let cut = setup.send("GET /v/x?size=1000&cut=10 HTTP/1.1\nHost: localhost", "");
+    let (head, body) = cut.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert!(body.len() < 1000 && !body.ends_with("0\r\n\r\n"), "{body}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_vendor_is_a_504_and_one_that_is_not_there_a_502() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let setup = Setup::new(&format!(
+        "  silent:\n    upstream: https://{}\n    timeouts: {{ connect: 300ms }}\n  slow:\n    upstream: http://{}\n    allow_plaintext: true\n    timeouts: {{ first_byte: 300ms, idle: 300ms }}\n",
+        silent.local_addr().unwrap(),
+        silent.local_addr().unwrap(),
+    ))
+    .await;
+    for vendor in ["silent", "slow"] {
+        let answer = setup.send(&format!("GET /{vendor}/x HTTP/1.1\nHost: localhost"), "");
+        assert_eq!(status_of(&answer), 504, "{vendor}: {answer}");
+        assert!(
+            answer.contains("\"reason\":\"upstream_timeout\""),
+            "{answer}"
+        );
+    }
+}

@@ -1,0 +1,184 @@
+//! The real binary, started and stopped.
+
+pub mod peers;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A running `countersign serve`. Killed when dropped.
+pub struct Proxy {
+    /// The first listener callers connect to.
+    pub data: SocketAddr,
+    /// The admin listener.
+    pub admin: SocketAddr,
+    child: Child,
+    stderr: Arc<Mutex<String>>,
+    stdout: Arc<Mutex<String>>,
+}
+
+impl Proxy {
+    /// Writes `yaml` to `dir/proxy.yaml`, serves it, and returns once `/readyz` answers 200.
+    pub fn start(dir: &Path, yaml: &str) -> Self {
+        let config = dir.join("proxy.yaml");
+        std::fs::write(&config, yaml).unwrap();
+        let mut child = countersign()
+            .arg("serve")
+            .arg("--config")
+            .arg(&config)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = Arc::new(Mutex::new(String::new()));
+        let lines = follow(child.stderr.take().unwrap(), stderr.clone());
+        let stdout = Arc::new(Mutex::new(String::new()));
+        drop(follow(child.stdout.take().unwrap(), stdout.clone()));
+        let mut proxy = Self {
+            data: SocketAddr::from(([127, 0, 0, 1], 0)),
+            admin: SocketAddr::from(([127, 0, 0, 1], 0)),
+            child,
+            stderr,
+            stdout,
+        };
+        while proxy.data.port() == 0 || proxy.admin.port() == 0 {
+            let Ok(line) = lines.recv_timeout(PATIENCE) else {
+                panic!("no addresses from serve:\n{}", proxy.stderr());
+            };
+            if let Some(address) = address_in(&line) {
+                if line.contains("admin") {
+                    proxy.admin = address;
+                } else if line.contains("listening") && proxy.data.port() == 0 {
+                    proxy.data = address;
+                }
+            }
+        }
+        eventually("ready", || (proxy.admin("/readyz").0 == 200).then_some(()));
+        proxy
+    }
+
+    /// What it has said on stderr so far.
+    pub fn stderr(&self) -> String {
+        self.stderr.lock().unwrap().clone()
+    }
+
+    /// What it has said on stdout so far: the request lines.
+    pub fn stdout(&self) -> String {
+        self.stdout.lock().unwrap().clone()
+    }
+
+    /// Sends `bytes` as they are on a new connection to the listener and reads until it closes.
+    pub fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
+        exchange(self.data, bytes.as_ref())
+    }
+
+    /// Its process id, to send signals to.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for it to end by itself and returns its exit code.
+    pub fn ended(&mut self) -> Option<i32> {
+        eventually("ended", || self.child.try_wait().unwrap()).code()
+    }
+
+    /// Status and body of `GET path` on the admin listener; status 0 when nothing came.
+    pub fn admin(&self, path: &str) -> (u16, String) {
+        let host = self.admin;
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let answer = exchange(self.admin, head.as_bytes());
+        match answer.split_once("\r\n\r\n") {
+            Some((_, body)) => (status_of(&answer), body.to_owned()),
+            None => (0, answer),
+        }
+    }
+}
+
+/// The status of a raw answer; 0 when there is none.
+pub fn status_of(answer: &str) -> u16 {
+    let status = answer.get(9..12).and_then(|status| status.parse().ok());
+    status.unwrap_or(0)
+}
+
+/// Sends `bytes` and reads until the other side closes, resets or says nothing more for long.
+pub fn exchange(to: SocketAddr, bytes: &[u8]) -> String {
+    let mut answer = Vec::new();
+    if let Ok(mut stream) = TcpStream::connect(to) {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        // A refusal may come, and the connection go, before all is written.
+        let _ = stream.write_all(bytes);
+        let _ = stream.read_to_end(&mut answer);
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        // The test's own output: cargo shows it when the test fails.
+        println!("--- countersign said:\n{}---", self.stderr());
+    }
+}
+
+/// The binary, with nothing of this machine's environment that would change what it does.
+pub fn countersign() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_countersign"));
+    for name in [
+        "COUNTERSIGN_CONFIG",
+        "RUST_LOG",
+        "HTTPS_PROXY",
+        "https_proxy",
+    ] {
+        command.env_remove(name);
+    }
+    command.env("NO_COLOR", "1").stdin(Stdio::null());
+    command
+}
+
+/// Asks until `answer` has one, at most [`PATIENCE`].
+///
+/// # Panics
+/// When it never has.
+pub fn eventually<T>(what: &str, mut answer: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = answer() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "still not {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Longer than anything here takes on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The lines of `output` as they come, also kept in `all`.
+fn follow(output: impl Read + Send + 'static, all: Arc<Mutex<String>>) -> Receiver<String> {
+    let (sender, lines) = channel();
+    thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            let mut all = all.lock().unwrap();
+            all.push_str(&line);
+            all.push('\n');
+            // Nobody need be listening any more.
+            let _ = sender.send(line);
+        }
+    });
+    lines
+}
+
+/// The value of `address=` in a log line.
+fn address_in(line: &str) -> Option<SocketAddr> {
+    let (_, rest) = line.split_once("address=")?;
+    rest.split([' ', '"'])
+        .find(|word| !word.is_empty())?
+        .parse()
+        .ok()
+}

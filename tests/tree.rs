@@ -1,0 +1,123 @@
+//! The tree keeps its shape: which part may know which, and which words may not appear.
+
+use std::path::{Path, PathBuf};
+
+/// Every source file below `src/`, with its path relative to it and its text.
+fn sources() -> Vec<(String, String)> {
+    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else {
+                found.push(path);
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    walk(&root, &mut found);
+    found
+        .into_iter()
+        .map(|path| {
+            let name = path
+                .strip_prefix(&root)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned();
+            (name, std::fs::read_to_string(path).unwrap())
+        })
+        .filter(|(name, _)| Path::new(name).extension().is_some_and(|kind| kind == "rs"))
+        .collect()
+}
+
+/// The lines of `text` that name `what` outside of comments.
+fn uses(text: &str, what: &str) -> Vec<String> {
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.starts_with("//") && line.contains(what))
+        .map(ToOwned::to_owned)
+        .collect()
+}
+
+#[test]
+fn only_what_drives_it_knows_pingora() {
+    for (name, text) in sources() {
+        let may =
+            name == "request.rs" || name.starts_with("upstream") || name.starts_with("server");
+        if !may {
+            assert_eq!(uses(&text, "pingora::"), [""; 0], "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_two_paths_share_only_the_credential() {
+    for (name, text) in sources() {
+        if name.starts_with("credential") {
+            assert_eq!(uses(&text, "crate::request"), [""; 0], "{name}");
+            assert_eq!(uses(&text, "crate::upstream"), [""; 0], "{name}");
+        }
+        if name.starts_with("request") {
+            for line in uses(&text, "crate::credential") {
+                assert!(
+                    line == "use crate::credential::Held;"
+                        || line == "use crate::credential::Credential;",
+                    "{name}: {line}"
+                );
+            }
+            assert_eq!(uses(&text, "crate::store"), [""; 0], "{name}");
+        }
+    }
+}
+
+#[test]
+fn no_vendor_is_named_outside_the_presets_and_the_demo() {
+    for (name, text) in sources() {
+        if name.starts_with("demo") || name == "cli/demo.rs" {
+            continue;
+        }
+        // Tests may use the vendors as examples.
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for vendor in [
+            "sectigo",
+            "cert-manager",
+            "certn",
+            "maxmd",
+            "venafi",
+            "certcenter",
+        ] {
+            let found: Vec<_> = uses(&code.to_lowercase(), vendor);
+            assert_eq!(found, [""; 0], "{name}");
+        }
+    }
+}
+
+#[test]
+fn modules_are_files_beside_their_folders_and_none_is_a_drawer() {
+    for (name, _) in sources() {
+        let file = name.rsplit('/').next().unwrap();
+        for drawer in [
+            "mod.rs",
+            "utils.rs",
+            "util.rs",
+            "common.rs",
+            "types.rs",
+            "helpers.rs",
+            "manager.rs",
+        ] {
+            assert_ne!(file, drawer, "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_refresh_path_uses_a_clock_that_tests_can_stop() {
+    for (name, text) in sources() {
+        if name.starts_with("credential") || name.starts_with("request") {
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            assert_eq!(uses(code, "std::time::Instant"), [""; 0], "{name}");
+        }
+    }
+}

@@ -410,7 +410,8 @@ pub enum StartError {
 }
 
 /// Starts keeping `vendor`'s credential fresh. Must be called inside a tokio runtime, which the
-/// task then lives on.
+/// task then lives on. `previous`, of the same account, serves until the first success or its own
+/// end, so that a change of configuration fails no request.
 ///
 /// # Errors
 /// When the vendor has no `auth`, or a fixed credential cannot be made from its secrets. Token
@@ -419,6 +420,7 @@ pub fn start(
     vendor: &config::Vendor,
     store: &Arc<dyn Store>,
     metrics: FetchMetrics,
+    previous: Option<Arc<Held>>,
 ) -> Result<(Arc<Credential>, Keeper), StartError> {
     let auth = vendor
         .auth
@@ -481,6 +483,12 @@ pub fn start(
             Duration::ZERO
         }
     };
+    if let Some(previous) = previous
+        && credential.renewable
+        && previous.renewable
+    {
+        credential.current.store(Some(previous));
+    }
     let credential = Arc::new(credential);
     let name = vendor.name.clone();
     let keeping = keep_fresh(credential.clone(), source, name, metrics, request_timeout);
@@ -1179,7 +1187,7 @@ mod tests {
             encryption_key: None,
         });
         let (credential, _keeper) =
-            start(&vendor(Auth::Bearer { token }), &store.unwrap(), metrics()).unwrap();
+            start(&vendor(Auth::Bearer { token }), &store.unwrap(), metrics(), None).unwrap();
 
         let held = credential.current().unwrap();
         assert_eq!(text(&held), "Bearer one");
@@ -1216,14 +1224,14 @@ mod tests {
         })
         .unwrap();
         let token = SecretRef::Env("COUNTERSIGN_NO_SUCH_VARIABLE".into());
-        let error = start(&vendor(Auth::Bearer { token }), &store, metrics()).unwrap_err();
+        let error = start(&vendor(Auth::Bearer { token }), &store, metrics(), None).unwrap_err();
         assert_eq!(
             error.to_string(),
             "vendors.acme.auth: the environment variable COUNTERSIGN_NO_SUCH_VARIABLE is not set"
         );
         let mut none = vendor(Auth::Bearer { token: value("x") });
         none.auth = None;
-        assert!(start(&none, &store, metrics()).is_err());
+        assert!(start(&none, &store, metrics(), None).is_err());
     }
 
     #[test]

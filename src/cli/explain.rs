@@ -12,7 +12,7 @@ use crate::request::decide::{Ask, Decision, Identity, decide};
 use crate::request::headers::{self, Barred};
 use crate::request::path::Target;
 use crate::request::vendor::{Routes, Vendor};
-use crate::server;
+use crate::server::live;
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -198,7 +198,7 @@ fn added(vendor: &config::Vendor) -> Vec<String> {
 }
 
 fn removed(config: &Config, vendor: Option<&config::Vendor>) -> Vec<String> {
-    let mut names = Barred::new(server::credential_fields(config)).names();
+    let mut names = Barred::new(live::credential_fields(config)).names();
     if vendor.is_some_and(|vendor| !vendor.cookies_pass) {
         names.push("cookie".into());
     }

@@ -20,7 +20,6 @@ use crate::secret::Secret;
 /// Answers on loopback from a script, and remembers what it was sent.
 pub(crate) struct TokenServer {
     pub(crate) address: SocketAddr,
-    script: Arc<Mutex<VecDeque<Reply>>>,
     seen: Arc<Mutex<Vec<Seen>>>,
     _serving: JoinSet<()>,
 }
@@ -78,7 +77,7 @@ impl TokenServer {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let tls = tls.map(|config| tokio_rustls::TlsAcceptor::from(Arc::new(config)));
         let mut serving = JoinSet::new();
-        let (replies, sink) = (script.clone(), seen.clone());
+        let (replies, sink) = (script, seen.clone());
         serving.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
@@ -97,7 +96,6 @@ impl TokenServer {
         });
         Self {
             address,
-            script,
             seen,
             _serving: serving,
         }
@@ -105,10 +103,6 @@ impl TokenServer {
 
     pub(crate) fn url(&self, path: &str) -> Url {
         format!("http://{}{path}", self.address).parse().unwrap()
-    }
-
-    pub(crate) fn then(&self, reply: Reply) {
-        self.script.lock().push_back(reply);
     }
 
     pub(crate) fn seen(&self) -> Vec<Seen> {

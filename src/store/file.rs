@@ -249,3 +249,238 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
 const LOCK_POLL: Duration = Duration::from_millis(50);
 
 const NOT_IN_FILE_NAMES: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::secret::Secret;
+
+    fn open(dir: &Path) -> FileStore {
+        open_with(dir, None)
+    }
+
+    fn open_with(dir: &Path, key: Option<&str>) -> FileStore {
+        FileStore::new(&config::Store {
+            dir: dir.to_owned(),
+            encryption_key: key.map(|key| SecretRef::Value(Secret::new(key))),
+        })
+    }
+
+    fn grant(refresh_token: &str) -> Grant {
+        Grant {
+            refresh_token: Some(Secret::new(refresh_token)),
+            ..Grant::default()
+        }
+    }
+
+    async fn stored(store: &FileStore, vendor: &str) -> String {
+        let grant = store.load(vendor).await.unwrap().unwrap();
+        grant.refresh_token.unwrap().expose().to_owned()
+    }
+
+    fn state(dir: &TempDir) -> PathBuf {
+        dir.path().join("deep/state")
+    }
+
+    #[tokio::test]
+    async fn a_grant_is_there_for_the_next_process_and_only_for_its_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = state(&dir);
+        assert!(open(&path).load("maxmd").await.unwrap().is_none());
+        assert!(!path.exists(), "looking created something");
+
+        let mut first = grant("hunter2");
+        open(&path).save("maxmd", &mut first).await.unwrap();
+        assert_eq!(first.version, 1);
+        let next = open(&path);
+        assert_eq!(stored(&next, "maxmd").await, "hunter2");
+        let _lock = next.lock("maxmd", Duration::ZERO).await.unwrap();
+
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&path), 0o700);
+        let mut files: Vec<_> = fs::read_dir(&path)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        files.sort();
+        for file in &files {
+            assert_eq!(mode(file), 0o600, "{}", file.display());
+            let content = fs::read(file).unwrap();
+            assert!(!content.windows(7).any(|part| part == b"hunter2"));
+        }
+        let names: Vec<_> = files.iter().filter_map(|file| file.file_name()).collect();
+        let expected = [
+            "encryption.key",
+            "encryption.key.lock",
+            "maxmd.grant",
+            "maxmd.lock",
+        ];
+        assert_eq!(names, expected);
+    }
+
+    #[tokio::test]
+    async fn what_somebody_else_stored_is_not_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (open(dir.path()), open(dir.path()));
+        let mut ours = grant("r1");
+        one.save("v", &mut ours).await.unwrap();
+        let mut theirs = two.load("v").await.unwrap().unwrap();
+        two.save("v", &mut theirs).await.unwrap();
+
+        let error = one.save("v", &mut ours).await.unwrap_err();
+        assert!(matches!(error, StoreError::Conflict(_)));
+        assert_eq!((ours.version, theirs.version), (1, 2));
+        let error = one.save("v", &mut grant("r0")).await.unwrap_err();
+        assert!(matches!(error, StoreError::Conflict(_)), "a first one");
+    }
+
+    #[tokio::test]
+    async fn one_holder_at_a_time_per_vendor() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (open(dir.path()), open(dir.path()));
+        let held = one.lock("v", Duration::ZERO).await.unwrap();
+        two.lock("other", Duration::ZERO).await.unwrap();
+        let error = two.lock("v", Duration::from_millis(120)).await.unwrap_err();
+        assert!(error.to_string().contains("v.lock"), "{error}");
+
+        let waiting = tokio::spawn(async move { two.lock("v", Duration::from_secs(10)).await });
+        tokio::task::yield_now().await;
+        drop(held);
+        waiting.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn another_key_or_a_damaged_file_is_named_and_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = ["11".repeat(32), "22".repeat(32)];
+        let file = dir.path().join("v.grant");
+        let ours = open_with(dir.path(), Some(&keys[0]));
+        ours.save("v", &mut grant("r1")).await.unwrap();
+        assert!(!dir.path().join("encryption.key").exists());
+
+        let sealed = fs::read(&file).unwrap();
+        let other = open_with(dir.path(), Some(&keys[1]));
+        for mut next in [
+            grant("r2"),
+            Grant {
+                version: 1,
+                ..grant("r2")
+            },
+        ] {
+            let error = other.save("v", &mut next).await.unwrap_err();
+            assert!(error.to_string().contains("v.grant"), "{error}");
+        }
+        assert!(matches!(other.load("v").await, Err(StoreError::Sealed(_))));
+        assert_eq!(fs::read(&file).unwrap(), sealed);
+
+        fs::write(&file, &sealed[..sealed.len() / 2]).unwrap();
+        let error = ours.save("v", &mut grant("r2")).await.unwrap_err();
+        assert!(matches!(error, StoreError::Sealed(_)));
+        assert_eq!(fs::read(&file).unwrap().len(), sealed.len() / 2);
+    }
+
+    #[tokio::test]
+    async fn a_lost_key_is_not_replaced_while_grants_need_it() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path()).save("v", &mut grant("r1")).await.unwrap();
+        fs::remove_file(dir.path().join("encryption.key")).unwrap();
+        let error = open(dir.path()).load("v").await.unwrap_err().to_string();
+        assert!(error.contains("encryption.key is gone"), "{error}");
+        assert!(!dir.path().join("encryption.key").exists());
+    }
+
+    #[tokio::test]
+    async fn a_bad_key_is_named_and_not_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open_with(dir.path(), Some("hunter2"));
+        let error = store
+            .save("v", &mut grant("r"))
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("32 bytes") && !error.contains("hunter2"),
+            "{error}"
+        );
+        assert!(!dir.path().join("v.grant").exists());
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_cannot_be_written_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        fs::write(&path, "a file").unwrap();
+        let error = open(&path).lock("v", Duration::ZERO).await.unwrap_err();
+        assert!(error.to_string().contains("state"), "{error}");
+        open(&path).save("v", &mut grant("r")).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_writer_left_is_neither_read_nor_in_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path());
+        let mut held = grant("r1");
+        store.save("v", &mut held).await.unwrap();
+        fs::write(dir.path().join("v.new"), "half a gra").unwrap();
+
+        assert_eq!(stored(&open(dir.path()), "v").await, "r1");
+        held.refresh_token = Some(Secret::new("r2"));
+        store.save("v", &mut held).await.unwrap();
+        assert_eq!(stored(&open(dir.path()), "v").await, "r2");
+    }
+
+    #[tokio::test]
+    async fn no_vendors_name_leads_out_of_the_directory_or_onto_another_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let store = open(&path);
+        let names = [
+            "../x",
+            "a/b",
+            ".",
+            "encryption.key",
+            "key",
+            "a.grant",
+            "a",
+            "ä",
+        ];
+        for name in names {
+            let _lock = store.lock(name, Duration::ZERO).await.unwrap();
+            store
+                .save(name, &mut grant(&format!("for {name}")))
+                .await
+                .unwrap();
+        }
+        for name in names {
+            assert_eq!(stored(&store, name).await, format!("for {name}"));
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn stores_that_start_together_make_one_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = state(&dir);
+        std::thread::scope(|scope| {
+            for n in 0..8 {
+                let path = &path;
+                scope.spawn(move || {
+                    let directory = open(path).0;
+                    let next = Grant {
+                        version: 1,
+                        ..grant("r")
+                    };
+                    directory.save(&n.to_string(), &next).unwrap();
+                });
+            }
+        });
+        let last = open(&path).0;
+        for n in 0..8 {
+            assert!(last.load(&n.to_string()).unwrap().is_some());
+        }
+    }
+}

@@ -12,6 +12,7 @@
 //!
 //! This file drives; what is decided, and why, is in the plain functions of `request/*`.
 
+pub mod answer;
 pub mod caller;
 pub mod decide;
 pub mod headers;
@@ -26,7 +27,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, LOCATION};
+use http::header::{CONTENT_LENGTH, HOST, HeaderValue, LOCATION};
 use http::{HeaderMap, Method, Version};
 use pingora::ErrorSource;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -35,6 +36,7 @@ use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use tokio::time::Instant;
 
+use self::answer::Problem;
 use self::caller::{Caller, Callers};
 use self::decide::{Ask, Identity, decide};
 use self::headers::Barred;
@@ -333,7 +335,7 @@ impl ProxyHttp for Proxy {
         {
             answer.insert_header("Location", ours)?;
         }
-        answer.append_header("Via", VIA)?;
+        answer.append_header("Via", answer::VIA)?;
         answer.insert_header("X-Request-Id", ctx.request_id.clone())
     }
 
@@ -634,6 +636,7 @@ async fn newer_credential(session: &Session, ctx: &mut Context, vendor: &Vendor)
 }
 
 /// Ends a request from within a hook.
+#[expect(clippy::unnecessary_box_returns, reason = "pingora's errors are boxed")]
 fn stopped(ctx: &mut Context, stop: Error) -> Box<PingoraError> {
     ctx.stop = Some(stop);
     PingoraError::explain(
@@ -650,6 +653,10 @@ fn in_time(ctx: &mut Context) -> pingora::Result<()> {
 }
 
 /// What a failure of pingora's means to the caller; `None` when there is no caller left.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "pingora's list of error types is open"
+)]
 fn classify(session: &mut Session, error: &PingoraError) -> Option<Error> {
     use ErrorType::{
         ConnectTimedout, ConnectionClosed, ReadError, ReadTimedout, TLSHandshakeTimedout,
@@ -673,8 +680,7 @@ fn classify(session: &mut Session, error: &PingoraError) -> Option<Error> {
         ErrorSource::Upstream => Some(Error::UpstreamUnreachable),
         ErrorSource::Downstream => match error.etype() {
             ReadTimedout => Some(Error::BodyTimeout),
-            WriteError | WriteTimedout | ReadError | ConnectionClosed => None,
-            ErrorType::H2Error => None,
+            WriteError | WriteTimedout | ReadError | ConnectionClosed | ErrorType::H2Error => None,
             _ => Some(Error::BadFraming(
                 "The request's head or body breaks the protocol's framing.",
             )),
@@ -683,56 +689,23 @@ fn classify(session: &mut Session, error: &PingoraError) -> Option<Error> {
     }
 }
 
-const VIA: HeaderValue = HeaderValue::from_static("1.1 countersign");
-
-/// Writes an answer of our own: problem+json (RFC 9457) and Proxy-Status (RFC 9209).
+/// Writes an answer of our own.
 async fn answer(session: &mut Session, ctx: &mut Context, stop: Error) -> pingora::Result<()> {
     ctx.stop = Some(stop);
-    let verdict = stop.verdict();
-    let id = ctx.request_id.to_str().unwrap_or_default();
-    let body = serde_json::json!({
-        "type": format!("urn:countersign:{}", verdict.reason),
-        "title": verdict.status.canonical_reason().unwrap_or("Error"),
-        "status": verdict.status.as_u16(),
-        "detail": verdict.detail,
-        "reason": verdict.reason,
-        "vendor": ctx.way.as_ref().map(|way| &*way.vendor.name),
-        "request_id": id,
-    })
-    .to_string();
-
-    let mut head = ResponseHeader::build(verdict.status, Some(10))?;
-    head.insert_header(CONTENT_TYPE, "application/problem+json")?;
-    head.insert_header(CONTENT_LENGTH, body.len())?;
-    head.insert_header("Cache-Control", "no-store")?;
-    let proxy_status = format!(
-        "countersign; error={}; details=\"{}\"",
-        verdict.proxy_error, verdict.reason
-    );
-    head.insert_header("Proxy-Status", proxy_status)?;
-    head.insert_header("Via", VIA)?;
-    head.insert_header("X-Request-Id", ctx.request_id.clone())?;
-    if let Some(seconds) = stop.retry_after() {
-        head.insert_header("Retry-After", seconds)?;
-    }
-    if stop == Error::UnknownCaller {
-        head.insert_header("WWW-Authenticate", r#"Bearer realm="countersign""#)?;
-    }
-    if stop == Error::MethodNotAllowed {
-        head.insert_header("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")?;
-    }
     let request = session.req_header();
     let is_head = request.method == Method::HEAD;
-    let is_grpc = request
-        .headers
-        .get(CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    if is_grpc {
-        head.insert_header("grpc-status", grpc_status(verdict.status.as_u16()))?;
-        head.insert_header("grpc-message", verdict.reason)?;
+    let http2 = request.version == Version::HTTP_2;
+    let problem = Problem::new(
+        stop,
+        ctx.way.as_ref().map(|way| &*way.vendor.name),
+        &ctx.request_id,
+        answer::is_grpc(&request.headers),
+    );
+    let mut head = ResponseHeader::build(problem.status, Some(problem.fields.len()))?;
+    for (name, value) in problem.fields {
+        head.insert_header(name, value)?;
     }
 
-    let http2 = request.version == Version::HTTP_2;
     let body_left = !session.as_downstream_mut().is_body_done();
     if body_left || matches!(stop, Error::BadFraming(_) | Error::HeadTooLarge) {
         session.set_keepalive(None);
@@ -742,9 +715,7 @@ async fn answer(session: &mut Session, ctx: &mut Context, stop: Error) -> pingor
     if is_head {
         downstream.finish_body().await?;
     } else {
-        downstream
-            .write_response_body(Bytes::from(body), true)
-            .await?;
+        downstream.write_response_body(problem.body, true).await?;
         if !http2 {
             downstream.finish_body().await?;
         }
@@ -754,18 +725,6 @@ async fn answer(session: &mut Session, ctx: &mut Context, stop: Error) -> pingor
         let _ = downstream.drain_request_body().await;
     }
     Ok(())
-}
-
-/// <https://grpc.github.io/grpc/core/md_doc_http-grpc-status-mapping.html>
-fn grpc_status(status: u16) -> u16 {
-    match status {
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 => 12,
-        429 | 502 | 503 | 504 => 14,
-        _ => 2,
-    }
 }
 
 /// The caller's own id where it is harmless in a log, else a new one: 128 random bits.

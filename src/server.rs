@@ -94,7 +94,7 @@ pub struct Running {
 ///
 /// # Panics
 /// Outside a tokio runtime.
-pub async fn start(config: Config) -> Result<Running, StartError> {
+pub fn start(config: Config) -> Result<Running, StartError> {
     crate::tls::install_provider();
     let data = config
         .listeners
@@ -232,9 +232,11 @@ impl Running {
 }
 
 fn service(proxy: Proxy, threads: usize) -> Service<HttpProxy<Proxy>> {
-    let mut conf = ServerConf::default();
-    conf.threads = threads;
-    conf.max_retries = 8;
+    let conf = ServerConf {
+        threads,
+        max_retries: 8,
+        ..ServerConf::default()
+    };
     let mut options = HttpServerOptions::default();
     // Our own 405 answers CONNECT.
     options.allow_connect_method_proxying = true;

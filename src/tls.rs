@@ -218,6 +218,10 @@ fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, String> {
     Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "errors come by value, and are done with here"
+)]
 fn unreadable(path: &Path, cause: impl ToString) -> Error {
     Error::Unreadable {
         path: path.to_owned(),

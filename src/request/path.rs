@@ -361,7 +361,7 @@ mod tests {
         }
         assert!(Target::parse(b"/\xc3\xa9").is_err());
         assert_eq!(
-            Target::parse(&[b'/'; MAX_TARGET + 1]),
+            Target::parse("/".repeat(MAX_TARGET + 1).as_bytes()),
             Err(Error::TargetTooLong)
         );
     }

@@ -1186,8 +1186,13 @@ mod tests {
             dir: dir.path().join("state"),
             encryption_key: None,
         });
-        let (credential, _keeper) =
-            start(&vendor(Auth::Bearer { token }), &store.unwrap(), metrics(), None).unwrap();
+        let (credential, _keeper) = start(
+            &vendor(Auth::Bearer { token }),
+            &store.unwrap(),
+            metrics(),
+            None,
+        )
+        .unwrap();
 
         let held = credential.current().unwrap();
         assert_eq!(text(&held), "Bearer one");

@@ -1,6 +1,6 @@
 //! The command line: arguments → command, one file per command.
 
-pub mod authorize;
+mod authorize;
 mod caller;
 pub mod check;
 mod demo;
@@ -12,9 +12,9 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
 use crate::config::{Config, Secrets};
 use crate::server::logs;
+use clap::{Args, Parser, Subcommand};
 
 /// An authenticating reverse proxy: callers prove who they are to it, it proves who it is to each
 /// vendor, and tokens are always fresh.
@@ -55,6 +55,16 @@ enum Command {
     },
     /// Say what would happen to a request, without sending it
     Explain(explain::Arguments),
+    /// Give consent once, in a browser, for an authorization_code vendor
+    Authorize {
+        /// The vendor's name in the configuration
+        vendor: String,
+        #[command(flatten)]
+        file: ConfigFile,
+        /// Accept a pasted redirect without a state parameter, unasked
+        #[arg(long)]
+        no_state: bool,
+    },
     /// Manage callers
     #[command(subcommand)]
     Caller(CallerCommand),
@@ -84,10 +94,18 @@ pub fn main() -> ExitCode {
             without_secrets,
         } => check::run(&file.config, without_secrets),
         Command::Explain(arguments) => explain::run(&arguments),
+        Command::Authorize {
+            vendor,
+            file,
+            no_state,
+        } => with_config(&file.config, |config| {
+            let outcome = on_threads(1, authorize::run(&config, &vendor, no_state));
+            failed_or_done(outcome.and_then(|done| done.map_err(|cause| cause.to_string())))
+        }),
         Command::Caller(CallerCommand::New { name }) => caller::new(&name),
         Command::Schema => schema::run(),
         Command::Demo(arguments) => {
-            logs::init();
+            logs::init(logs::LevelFilter::WARN);
             on_threads(2, demo::run(&arguments)).unwrap_or_else(|cause| failed_or_done(Err(cause)))
         }
     }

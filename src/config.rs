@@ -17,6 +17,7 @@ mod callers;
 mod document;
 mod file;
 mod listeners;
+mod passage;
 mod presets;
 mod reference;
 mod report;
@@ -24,6 +25,7 @@ mod rules;
 pub mod secret_ref;
 mod shape;
 mod units;
+mod upstream;
 mod vendors;
 
 use std::collections::HashSet;
@@ -179,6 +181,12 @@ impl Config {
     }
 }
 
+/// The header fields in which vendors' own clients send their secret, from the presets: a caller's
+/// key is looked for there, too.
+pub fn caller_key_headers() -> impl Iterator<Item = &'static str> {
+    presets::caller_key_headers()
+}
+
 /// The JSON Schema of proxy.yaml: the one that [`Config::parse`] checks files against.
 #[must_use]
 pub fn schema() -> &'static Value {
@@ -203,7 +211,7 @@ fn store(written: Option<&file::Store>, context: &mut Context<'_>) -> Store {
 }
 
 /// One place callers connect to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Listener {
     /// Address and port; port 0 lets the system choose.
     pub bind: SocketAddr,
@@ -222,7 +230,7 @@ pub struct CertFiles {
 }
 
 /// The admin listener.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Admin {
     /// Address and port; port 0 lets the system choose.
     pub bind: SocketAddr,
@@ -275,7 +283,7 @@ pub struct Caller {
 }
 
 /// Where a caller's key, or the key's digest, comes from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum ApiKey {
     /// The key's SHA-256.
     Sha256([u8; 32]),
@@ -295,7 +303,7 @@ pub struct Grant {
 }
 
 /// Where rotating refresh tokens live.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Store {
     /// Directory of the file store.
     pub dir: PathBuf,
@@ -315,7 +323,11 @@ pub enum SecretRef {
 }
 
 /// One vendor: a way in, an upstream, what may pass, one credential.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of its own in proxy.yaml"
+)]
 pub struct Vendor {
     /// Its key under `vendors:`.
     pub name: String,
@@ -335,7 +347,7 @@ pub struct Vendor {
     pub ca: Option<PathBuf>,
     /// `http://` is accepted for upstream and token URLs.
     pub allow_plaintext: bool,
-    /// Link-local addresses (169.254.0.0/16, fe80::/10) are accepted as upstream.
+    /// Link-local addresses (169.254.0.0/16, `fe80::/10`) are accepted as upstream.
     pub allow_link_local: bool,
     /// How long anything may take.
     pub timeouts: Timeouts,
@@ -406,7 +418,7 @@ pub struct PathRule {
 }
 
 /// How long anything may take; zero: no limit.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Timeouts {
     /// TCP connect, and again the TLS handshake.
     pub connect: Duration,
@@ -423,7 +435,7 @@ pub struct Timeouts {
 }
 
 /// How much anything may take; zero: no limit.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     /// Requests of one vendor at a time.
     pub in_flight: usize,
@@ -432,7 +444,7 @@ pub struct Limits {
 }
 
 /// One credential, by kind.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Auth {
     /// A fixed bearer token (RFC 6750 §2.1).
     Bearer {
@@ -475,7 +487,7 @@ impl Auth {
 }
 
 /// How long token requests may take and what an answer without a lifetime means.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TokenTimes {
     /// Assumed when the answer names no lifetime or an unreadable one.
     pub default_lifetime: Duration,
@@ -484,7 +496,7 @@ pub struct TokenTimes {
 }
 
 /// How a client shows its secret at the token endpoint.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum ClientAuth {
     /// HTTP Basic, both halves form-encoded (RFC 6749 §2.3.1).
     Basic(SecretRef),
@@ -498,7 +510,7 @@ pub enum ClientAuth {
         private_key: SecretRef,
         /// `kid` of the assertion's header.
         key_id: Option<String>,
-        /// RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 or EdDSA.
+        /// RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 or `EdDSA`.
         algorithm: String,
         /// `aud`; `None`: the token URL.
         audience: Option<String>,
@@ -508,7 +520,7 @@ pub enum ClientAuth {
 }
 
 /// `client_credentials`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ClientCredentials {
     /// Absolute https URL, or http where `allow_plaintext` permits it.
     pub token_url: url::Url,
@@ -529,7 +541,7 @@ pub struct ClientCredentials {
 }
 
 /// `authorization_code`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AuthorizationCode {
     /// Where a person consents.
     pub authorize_url: url::Url,
@@ -552,7 +564,7 @@ pub struct AuthorizationCode {
 }
 
 /// How a grant is first obtained from a vedauth server.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum VedauthGrant {
     /// `POST authorize/certificate` with this client certificate.
     Certificate(CertFiles),
@@ -568,7 +580,7 @@ pub enum VedauthGrant {
 }
 
 /// `vedauth`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Vedauth {
     /// Ends in `/vedauth`.
     pub url: url::Url,

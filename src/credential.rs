@@ -412,7 +412,8 @@ pub enum StartError {
 }
 
 /// Starts keeping `vendor`'s credential fresh. Must be called inside a tokio runtime, which the
-/// task then lives on.
+/// task then lives on. `previous`, of the same account, serves until the first success or its own
+/// end, so that a change of configuration fails no request.
 ///
 /// # Errors
 /// When the vendor has no `auth`, or a fixed credential cannot be made from its secrets. Token
@@ -421,6 +422,7 @@ pub fn start(
     vendor: &config::Vendor,
     store: &Arc<dyn Store>,
     metrics: FetchMetrics,
+    previous: Option<Arc<Held>>,
 ) -> Result<(Arc<Credential>, Keeper), StartError> {
     let auth = vendor
         .auth
@@ -483,6 +485,12 @@ pub fn start(
             Duration::ZERO
         }
     };
+    if let Some(previous) = previous
+        && credential.renewable
+        && previous.renewable
+    {
+        credential.current.store(Some(previous));
+    }
     let credential = Arc::new(credential);
     let name = vendor.name.clone();
     let keeping = keep_fresh(credential.clone(), source, name, metrics, request_timeout);
@@ -1182,8 +1190,13 @@ mod tests {
             dir: dir.path().join("state"),
             encryption_key: None,
         });
-        let (credential, _keeper) =
-            start(&vendor(Auth::Bearer { token }), &store.unwrap(), metrics()).unwrap();
+        let (credential, _keeper) = start(
+            &vendor(Auth::Bearer { token }),
+            &store.unwrap(),
+            metrics(),
+            None,
+        )
+        .unwrap();
 
         let held = credential.current().unwrap();
         assert_eq!(text(&held), "Bearer one");
@@ -1273,14 +1286,14 @@ mod tests {
         })
         .unwrap();
         let token = SecretRef::Env("COUNTERSIGN_NO_SUCH_VARIABLE".into());
-        let error = start(&vendor(Auth::Bearer { token }), &store, metrics()).unwrap_err();
+        let error = start(&vendor(Auth::Bearer { token }), &store, metrics(), None).unwrap_err();
         assert_eq!(
             error.to_string(),
             "vendors.acme.auth: the environment variable COUNTERSIGN_NO_SUCH_VARIABLE is not set"
         );
         let mut none = vendor(Auth::Bearer { token: value("x") });
         none.auth = None;
-        assert!(start(&none, &store, metrics()).is_err());
+        assert!(start(&none, &store, metrics(), None).is_err());
     }
 
     #[test]

@@ -227,6 +227,12 @@ impl Metrics {
         self.loaded.set(at);
     }
 
+    /// Counts a reload.
+    pub fn reloaded(&self, ok: bool) {
+        let outcome = if ok { "ok" } else { "error" };
+        self.reloads.with_label_values(&[outcome]).inc();
+    }
+
     /// The Prometheus text format.
     #[must_use]
     pub fn text(&self) -> String {

@@ -26,7 +26,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, LOCATION, RETRY_AFTER};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, LOCATION};
 use http::{HeaderMap, Method, Version};
 use pingora::ErrorSource;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -331,7 +331,7 @@ impl ProxyHttp for Proxy {
                 &ctx.callers_origin,
             )
         {
-            answer.insert_header(LOCATION, ours)?;
+            answer.insert_header("Location", ours)?;
         }
         answer.append_header("Via", VIA)?;
         answer.insert_header("X-Request-Id", ctx.request_id.clone())
@@ -713,7 +713,7 @@ async fn answer(session: &mut Session, ctx: &mut Context, stop: Error) -> pingor
     head.insert_header("Via", VIA)?;
     head.insert_header("X-Request-Id", ctx.request_id.clone())?;
     if let Some(seconds) = stop.retry_after() {
-        head.insert_header(RETRY_AFTER, seconds)?;
+        head.insert_header("Retry-After", seconds)?;
     }
     if stop == Error::UnknownCaller {
         head.insert_header("WWW-Authenticate", r#"Bearer realm="countersign""#)?;

@@ -1,6 +1,7 @@
 //! From a configuration to a running proxy and to its end: sockets, certificates, tasks, drain.
 
 pub mod admin;
+pub mod live;
 pub mod logs;
 mod tls;
 
@@ -10,8 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
-use http::header::{AUTHORIZATION, HeaderName};
 use pingora::apps::HttpServerOptions;
 use pingora::proxy::{HttpProxy, ProxyServiceBuilder};
 use pingora::server::Fds;
@@ -21,19 +20,13 @@ use pingora::services::listening::Service;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use self::admin::Watched;
+use self::live::Live;
 use self::logs::AccessLog;
-use crate::config::{self, Auth, Config};
-use crate::credential::{self, Keeper};
+use self::tls::ListenerCertificates;
+use crate::config::{self, Config};
+use crate::credential;
 use crate::metrics::Metrics;
-use crate::request::caller::Callers;
-use crate::request::headers::Barred;
-use crate::request::vendor::{Routes, Vendor};
-use crate::request::{Proxy, Snapshot, Way};
-use crate::store;
-use crate::tls::Identity;
-use crate::upstream::Upstream;
-use crate::upstream::resolver::Resolver;
+use crate::request::Proxy;
 
 /// Why a proxy did not start.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +72,6 @@ pub enum StartError {
 }
 
 /// A running proxy.
-#[derive(Debug)]
 pub struct Running {
     /// Where callers connect, in the configuration's order, ports as bound.
     pub listeners: Vec<SocketAddr>,
@@ -91,8 +83,8 @@ pub struct Running {
     access_log: Option<AccessLog>,
     stop: watch::Sender<bool>,
     service: JoinHandle<()>,
-    admin_task: JoinHandle<()>,
-    _keepers: Vec<Keeper>,
+    background: [JoinHandle<()>; 2],
+    live: Arc<Live>,
 }
 
 /// Starts a proxy on the current runtime. Every socket is bound when this returns.
@@ -112,41 +104,57 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (admin_socket, admin_address) = bind(config.admin.bind)?;
 
     let metrics = Arc::new(Metrics::new());
-    let mut keepers = Vec::new();
-    let (snapshot, watched) = prepare(&config, &metrics, &mut keepers)?;
-    let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
     let access_log = config.access_log.then(AccessLog::to_stdout).transpose()?;
+    let certificates = config
+        .listeners
+        .iter()
+        .enumerate()
+        .map(|(index, listener)| match &listener.tls {
+            None => Ok(None),
+            Some(files) => ListenerCertificates::start(files, &metrics)
+                .map(|certificates| Some(Arc::new(certificates)))
+                .map_err(|cause| StartError::Tls {
+                    place: format!("listeners[{index}].tls"),
+                    cause,
+                }),
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let (threads, drain, ready_when, key) = (
+        config.threads,
+        config.drain,
+        config.admin.ready_when,
+        config.admin.key,
+    );
+    let live = Arc::new(Live::start(config, metrics, certificates.clone())?);
     let draining = Arc::new(AtomicBool::new(false));
     let serving = Arc::new(AtomicUsize::new(0));
     let proxy = Proxy {
-        snapshot,
+        snapshot: live.snapshot.clone(),
         serving: serving.clone(),
         draining: draining.clone(),
         access_log: access_log.clone(),
     };
 
-    let mut service = service(proxy, config.threads);
+    let mut service = service(proxy, threads);
     let mut fds = Fds::new();
     let mut listeners = Vec::new();
-    for (index, ((socket, address), listener)) in
-        data.into_iter().zip(&config.listeners).enumerate()
+    for (index, ((socket, address), certificates)) in data.into_iter().zip(certificates).enumerate()
     {
         // pingora takes sockets that are already bound by name; binding them itself it would go on
         // without the ones it cannot get.
         let key = format!("listener:{index}");
-        match &listener.tls {
+        tracing::info!(%address, tls = certificates.is_some(), "listening");
+        match certificates {
             None => service.add_tcp(&key),
-            Some(files) => {
-                let place = |cause| StartError::Tls {
+            Some(certificates) => {
+                let settings = tls::settings(certificates).map_err(|cause| StartError::Tls {
                     place: format!("listeners[{index}].tls"),
                     cause,
-                };
-                let settings = tls::settings(files, &metrics).map_err(place)?;
+                })?;
                 service.add_tls_with_settings(&key, None, settings);
             }
         }
         fds.add(key, socket.into_raw_fd());
-        tracing::info!(%address, tls = listener.tls.is_some(), "listening");
         listeners.push(address);
     }
     let (stop, stopping) = watch::channel(false);
@@ -154,15 +162,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let service = tokio::spawn(async move { service.start_service(Some(fds), stopping, 1).await });
 
     let console = admin::Console {
-        metrics,
-        vendors: watched,
+        live: live.clone(),
         draining: draining.clone(),
-        config: admin::Loaded {
-            sha256: config.sha256.clone(),
-            at: SystemTime::now(),
-        },
-        ready_when: config.admin.ready_when,
-        key: config.admin.key,
+        ready_when,
+        key,
         started: SystemTime::now(),
     };
     admin_socket.set_nonblocking(true)?;
@@ -170,106 +173,30 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let admin_task = tokio::spawn(admin::serve(console, admin_socket));
     tracing::info!(address = %admin_address, "admin");
 
+    let watching = live.clone();
+    let watcher = tokio::spawn(async move { watching.watch().await });
+
     Ok(Running {
         listeners,
         admin: admin_address,
-        drain: config.drain,
+        drain,
         draining,
         serving,
         access_log,
         stop,
         service,
-        admin_task,
-        _keepers: keepers,
+        background: [admin_task, watcher],
+        live,
     })
 }
 
-/// Builds everything requests need of `config`.
-fn prepare(
-    config: &Config,
-    metrics: &Metrics,
-    keepers: &mut Vec<Keeper>,
-) -> Result<(Snapshot, Vec<Watched>), StartError> {
-    let callers = Callers::new(&config.callers)
-        .map_err(|(caller, cause)| StartError::Caller { caller, cause })?;
-    let resolver = Resolver::system();
-    let store = store::open(&config.store).map_err(|cause| StartError::Store(cause.to_string()))?;
-    let mut ways = Vec::new();
-    let mut watched = Vec::new();
-    for vendor in &config.vendors {
-        let upstream = Upstream::start(vendor, 1, &resolver).map_err(|cause| StartError::Tls {
-            place: format!("vendors.{}", vendor.name),
-            cause,
-        })?;
-        if let Some(files) = &vendor.client_cert
-            && let Ok(identity) = Identity::load(files)
-        {
-            let name = format!("vendors.{}.client_cert", vendor.name);
-            metrics.certificate(&name, unix_seconds(identity.not_after));
-        }
-        let credential = match vendor.auth {
-            None => None,
-            Some(_) => {
-                let (credential, keeper) =
-                    credential::start(vendor, &store, metrics.fetch(&vendor.name)).map_err(
-                        |cause| StartError::Credential {
-                            vendor: vendor.name.clone(),
-                            cause,
-                        },
-                    )?;
-                keepers.push(keeper);
-                Some(credential)
-            }
-        };
-        let prepared = Arc::new(Vendor::new(
-            vendor,
-            credential.clone(),
-            metrics.vendor(&vendor.name),
-        ));
-        watched.push(Watched {
-            vendor: prepared.clone(),
-            hosts: vendor.hosts.clone(),
-            auth: vendor.auth.as_ref().map_or("none", Auth::kind),
-            credential,
-        });
-        let way = Arc::new(Way {
-            vendor: prepared,
-            upstream,
-        });
-        ways.push((vendor.prefix.clone(), vendor.hosts.clone(), way));
-    }
-    let now = unix_seconds(SystemTime::now());
-    metrics.configuration_loaded(now);
-    let snapshot = Snapshot {
-        callers,
-        routes: Routes::new(ways),
-        barred: Barred::new(credential_fields(config)),
-        nobody: metrics.vendor("none"),
-    };
-    Ok((snapshot, watched))
-}
-
-/// The header fields that any vendor's credential uses.
-pub fn credential_fields(config: &Config) -> impl Iterator<Item = HeaderName> {
-    config
-        .vendors
-        .iter()
-        .filter_map(|vendor| vendor.auth.as_ref())
-        .flat_map(|auth| match auth {
-            Auth::Headers(fields) => fields
-                .iter()
-                .filter_map(|(name, _)| HeaderName::from_bytes(name.as_bytes()).ok())
-                .collect(),
-            Auth::Query(_) => Vec::new(),
-            Auth::Bearer { .. }
-            | Auth::Basic { .. }
-            | Auth::ClientCredentials(_)
-            | Auth::AuthorizationCode(_)
-            | Auth::Vedauth(_) => vec![AUTHORIZATION],
-        })
-}
-
 impl Running {
+    /// Reads the configuration again and takes it into use, whole or not at all. The outcome is
+    /// logged, counted and shown in `/status`.
+    pub async fn reload(&self) {
+        self.live.reload().await;
+    }
+
     /// Drains and stops: turns unready, takes new connections for `drain.delay`, then none, and
     /// gives requests in flight `drain.timeout`. Returns as soon as nothing is being served.
     pub async fn stop(self) {
@@ -294,7 +221,9 @@ impl Running {
         if left > 0 {
             tracing::warn!(left, "drain.timeout is over: requests are cut off");
         }
-        self.admin_task.abort();
+        for task in self.background {
+            task.abort();
+        }
         if let Some(log) = self.access_log {
             let _ = tokio::task::spawn_blocking(move || log.flush()).await;
         }

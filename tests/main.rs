@@ -12,6 +12,7 @@
 )]
 
 mod peers;
+mod reload;
 mod routing;
 mod support;
 mod tree;

@@ -20,7 +20,12 @@ fn sources() -> Vec<(String, String)> {
     found
         .into_iter()
         .map(|path| {
-            let name = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+            let name = path
+                .strip_prefix(&root)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned();
             (name, std::fs::read_to_string(path).unwrap())
         })
         .filter(|(name, _)| Path::new(name).extension().is_some_and(|kind| kind == "rs"))
@@ -39,7 +44,8 @@ fn uses(text: &str, what: &str) -> Vec<String> {
 #[test]
 fn only_what_drives_it_knows_pingora() {
     for (name, text) in sources() {
-        let may = name == "request.rs" || name.starts_with("upstream") || name.starts_with("server");
+        let may =
+            name == "request.rs" || name.starts_with("upstream") || name.starts_with("server");
         if !may {
             assert_eq!(uses(&text, "pingora::"), [""; 0], "{name}");
         }
@@ -56,7 +62,8 @@ fn the_two_paths_share_only_the_credential() {
         if name.starts_with("request") {
             for line in uses(&text, "crate::credential") {
                 assert!(
-                    line == "use crate::credential::Held;" || line == "use crate::credential::Credential;",
+                    line == "use crate::credential::Held;"
+                        || line == "use crate::credential::Credential;",
                     "{name}: {line}"
                 );
             }
@@ -73,7 +80,14 @@ fn no_vendor_is_named_outside_the_presets_and_the_demo() {
         }
         // Tests may use the vendors as examples.
         let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-        for vendor in ["sectigo", "cert-manager", "certn", "maxmd", "venafi", "certcenter"] {
+        for vendor in [
+            "sectigo",
+            "cert-manager",
+            "certn",
+            "maxmd",
+            "venafi",
+            "certcenter",
+        ] {
             let found: Vec<_> = uses(&code.to_lowercase(), vendor);
             assert_eq!(found, [""; 0], "{name}");
         }
@@ -84,7 +98,15 @@ fn no_vendor_is_named_outside_the_presets_and_the_demo() {
 fn modules_are_files_beside_their_folders_and_none_is_a_drawer() {
     for (name, _) in sources() {
         let file = name.rsplit('/').next().unwrap();
-        for drawer in ["mod.rs", "utils.rs", "util.rs", "common.rs", "types.rs", "helpers.rs", "manager.rs"] {
+        for drawer in [
+            "mod.rs",
+            "utils.rs",
+            "util.rs",
+            "common.rs",
+            "types.rs",
+            "helpers.rs",
+            "manager.rs",
+        ] {
             assert_ne!(file, drawer, "{name}");
         }
     }

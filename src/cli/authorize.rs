@@ -25,7 +25,7 @@ use crate::store::{self, StoreError};
 
 /// Why no consent was stored.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(super) enum Error {
     /// No such vendor.
     #[error("there is no vendor {0} in the configuration")]
     NoVendor(String),
@@ -65,7 +65,7 @@ pub enum Error {
 ///
 /// # Errors
 /// [`Error`]; nothing is stored then.
-pub async fn run(config: &Config, vendor: &str, no_state: bool) -> Result<(), Error> {
+pub(super) async fn run(config: &Config, vendor: &str, no_state: bool) -> Result<(), Error> {
     let vendor = config
         .vendors
         .iter()

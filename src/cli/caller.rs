@@ -3,9 +3,9 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use crate::tls::sha256;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use crate::tls::sha256;
 use zeroize::Zeroizing;
 
 /// Prints a new key, once, and the stanza that knows it by its digest.

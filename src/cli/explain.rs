@@ -4,7 +4,6 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Args;
 use crate::config::{self, Auth, Callers, Config, Secrets};
 use crate::error::Error;
 use crate::metrics::Metrics;
@@ -13,7 +12,8 @@ use crate::request::decide::{Ask, Decision, Identity, decide};
 use crate::request::headers::{self, Barred};
 use crate::request::path::Target;
 use crate::request::vendor::{Routes, Vendor};
-use crate::server;
+use crate::server::live;
+use clap::Args;
 use serde_json::{Value, json};
 
 use super::{ConfigFile, check};
@@ -70,7 +70,11 @@ fn explain(config: &Config, arguments: &Arguments) -> Result<Value, String> {
     let metrics = Metrics::new();
     let routes = Routes::new(config.vendors.iter().map(|vendor| {
         let prepared = Vendor::new(vendor, None, metrics.vendor(&vendor.name));
-        (vendor.prefix.clone(), vendor.hosts.clone(), Arc::new(prepared))
+        (
+            vendor.prefix.clone(),
+            vendor.hosts.clone(),
+            Arc::new(prepared),
+        )
     }));
     let caller = caller(config, arguments.caller.as_deref())?;
     let decision = decision(&routes, arguments, caller);
@@ -81,7 +85,9 @@ fn explain(config: &Config, arguments: &Arguments) -> Result<Value, String> {
     Ok(match &decision.path {
         Ok(path) => {
             let target = query.map_or(path.clone(), |query| format!("{path}?{query}"));
-            let origin = vendor.map(|vendor| vendor.upstream.origin()).unwrap_or_default();
+            let origin = vendor
+                .map(|vendor| vendor.upstream.origin())
+                .unwrap_or_default();
             json!({
                 "forwarded": true,
                 "vendor": vendor.map(|vendor| &vendor.name),
@@ -145,7 +151,9 @@ fn caller(config: &Config, name: Option<&str>) -> Result<Arc<Caller>, String> {
         return Ok(Arc::new(Caller::anyone()));
     };
     let Callers::Known(known) = &config.callers else {
-        return Err(format!("there are no callers in the configuration, so no {name:?}"));
+        return Err(format!(
+            "there are no callers in the configuration, so no {name:?}"
+        ));
     };
     known
         .iter()
@@ -153,7 +161,10 @@ fn caller(config: &Config, name: Option<&str>) -> Result<Arc<Caller>, String> {
         .map(|caller| Arc::new(Caller::new(caller)))
         .ok_or_else(|| {
             let names: Vec<_> = known.iter().map(|caller| caller.name.as_str()).collect();
-            format!("no caller is called {name:?}; there are: {}", names.join(", "))
+            format!(
+                "no caller is called {name:?}; there are: {}",
+                names.join(", ")
+            )
         })
 }
 
@@ -187,7 +198,7 @@ fn added(vendor: &config::Vendor) -> Vec<String> {
 }
 
 fn removed(config: &Config, vendor: Option<&config::Vendor>) -> Vec<String> {
-    let mut names = Barred::new(server::credential_fields(config)).names();
+    let mut names = Barred::new(live::credential_fields(config)).names();
     if vendor.is_some_and(|vendor| !vendor.cookies_pass) {
         names.push("cookie".into());
     }
@@ -226,7 +237,12 @@ fn readable(explanation: &Value) -> String {
             ("removed", "headers_removed"),
             ("never passes", "refused_paths"),
         ] {
-            for (index, one) in explanation[key].as_array().into_iter().flatten().enumerate() {
+            for (index, one) in explanation[key]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .enumerate()
+            {
                 let title = if index == 0 { title } else { "" };
                 line(title, one.as_str().unwrap_or_default());
             }

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Runs the proxy until SIGTERM or SIGINT. 0: a clean stop; 2: bad configuration; 1: anything
 /// else.
 pub(super) fn run(path: &Path) -> ExitCode {
-    logs::init();
+    logs::init(logs::LevelFilter::INFO);
     super::with_config(path, |config| {
         let threads = config.threads;
         let outcome = super::on_threads(threads, until_stopped(config));
@@ -30,9 +30,7 @@ async fn until_stopped(config: Config) -> Result<(), String> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => {
-                tracing::warn!("reloading is not supported yet: the configuration in use stays; restart to change it");
-            }
+            _ = hangup.recv() => running.reload().await,
         }
     }
     tokio::select! {

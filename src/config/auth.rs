@@ -7,7 +7,7 @@ use url::Url;
 use super::file::{self, Entries};
 use super::reference::Context;
 use super::report::{Spot, list};
-use super::vendors::web_url;
+use super::upstream::web_url;
 use crate::config::{
     Auth, AuthorizationCode, CertFiles, ClientAuth, ClientCredentials, SecretRef, TokenTimes,
     Upstream, Vedauth, VedauthGrant,
@@ -37,7 +37,7 @@ pub(super) fn auth(
     } else if let Some(basic) = &written.basic {
         self::basic(basic, &at.key("basic"), context)
     } else if let Some(Entries(headers)) = &written.headers {
-        self::headers(headers, &at.key("headers"), context)
+        Some(self::headers(headers, &at.key("headers"), context))
     } else if let Some(Entries(query)) = &written.query {
         let at = at.key("query");
         let mut read = Vec::with_capacity(query.len());
@@ -102,7 +102,7 @@ fn headers(
     written: &[(String, Option<file::PlainOrSecret>)],
     at: &Spot,
     context: &mut Context<'_>,
-) -> Option<Auth> {
+) -> Auth {
     let mut read: Vec<(String, SecretRef)> = Vec::with_capacity(written.len());
     for (name, value) in written {
         let at = at.key(name);
@@ -145,7 +145,7 @@ fn headers(
             read.push((name.clone(), secret));
         }
     }
-    Some(Auth::Headers(read))
+    Auth::Headers(read)
 }
 
 fn client_credentials(
@@ -179,6 +179,9 @@ fn client_credentials(
             );
         }
         params.extend(value.clone().map(|value| (name.clone(), value)));
+    }
+    if let Some(ClientAuth::Tls(_)) = client_auth {
+        shown_in_tls(token_url.as_ref(), &at.key("client_auth"), context);
     }
     let times = times(
         written.default_lifetime,
@@ -224,6 +227,9 @@ fn authorization_code(
             client_auth(kind, &proof, around, at, context).map(Some)
         }
     };
+    if let Some(Some(ClientAuth::Tls(_))) = client_auth {
+        shown_in_tls(token_url.as_ref(), &at.key("client_auth"), context);
+    }
     let redirect_at = at.key("redirect_uri");
     let redirect_uri = match &written.redirect_uri {
         None => {
@@ -332,6 +338,9 @@ fn vedauth(
             None
         }
     };
+    if let Some(VedauthGrant::Certificate(_)) = grant {
+        shown_in_tls(url.as_ref(), &at.key("certificate"), context);
+    }
     let times = times(
         written.default_lifetime,
         written.request_timeout,
@@ -364,6 +373,15 @@ fn login_url(
         context.report.wrong(&at, "must not have a fragment", "");
     }
     Some(url)
+}
+
+/// A client certificate proves nothing where there is no handshake.
+fn shown_in_tls(url: Option<&Url>, at: &Spot, context: &mut Context<'_>) {
+    if url.is_some_and(|url| url.scheme() != "https") {
+        let message = "a client certificate is never shown to an `http://` URL";
+        let hint = "a certificate is part of the TLS handshake: use https://";
+        context.report.wrong_key(at, message, hint);
+    }
 }
 
 fn client_id(

@@ -1,6 +1,6 @@
 //! YAML text → values, and where each of them stands.
 //!
-//! serde_yaml reads the values; it knows positions only of what it cannot read. saphyr-parser
+//! `serde_yaml` reads the values; it knows positions only of what it cannot read. saphyr-parser
 //! reads the same text once more for the positions of everything, and for what must not be there:
 //! keys that occur twice, tags, a second document.
 
@@ -112,9 +112,10 @@ fn locate(text: &str, report: &mut Report<'_>) -> bool {
                 *next += 1;
                 at.index(*next - 1)
             }
-            Some(Open::Mapping { at, key, seen }) => match key.take() {
-                Some(key) => at.key(&key),
-                None => {
+            Some(Open::Mapping { at, key, seen }) => {
+                if let Some(key) = key.take() {
+                    at.key(&key)
+                } else {
                     let Event::Scalar(written, ..) = event else {
                         report.wrong_in(here, at, "a key must be text", "");
                         return false;
@@ -132,7 +133,7 @@ fn locate(text: &str, report: &mut Report<'_>) -> bool {
                     *key = Some(written.into_owned());
                     continue;
                 }
-            },
+            }
         };
         report.places.values.insert(at.clone(), here);
         match event {
@@ -169,5 +170,5 @@ fn place(marker: Marker) -> Place {
 
 const START: Place = Place { line: 1, column: 1 };
 
-/// No setting is nested half as deeply; serde_yaml gives up at 128.
+/// No setting is nested half as deeply; `serde_yaml` gives up at 128.
 const DEEPEST: usize = 32;

@@ -33,8 +33,28 @@ pub(super) static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
         .into_root_schema_for::<File>()
         .to_value();
     forbid_null(&mut schema);
+    tell_unsupported(&mut schema);
     schema
 });
+
+/// Whoever reads the schema rather than our messages learns what is not built as well.
+fn tell_unsupported(schema: &mut Value) {
+    if let Value::Object(fields) = schema {
+        fields.values_mut().for_each(tell_unsupported);
+        let Some(built) = fields.get("x-supported").and_then(Value::as_array) else {
+            return;
+        };
+        let built: Vec<String> = built.iter().map(|value| format!("`{value}`")).collect();
+        let limit = match built.as_slice() {
+            [] => "Not supported yet.".to_owned(),
+            some => format!("Supported so far: {}.", some.join(", ")),
+        };
+        if let Some(Value::String(description)) = fields.get_mut("description") {
+            description.push(' ');
+            description.push_str(&limit);
+        }
+    }
+}
 
 /// Every field is optional in Rust, which schemars takes for "may be null". A key without a value
 /// is a mistake in proxy.yaml.
@@ -92,7 +112,7 @@ pub(super) struct File {
     /// Where rotating refresh tokens live.
     pub(super) store: Option<Store>,
     /// The vendors by name. Names are letters, digits, `.`, `_` and `-`.
-    #[schemars(required, length(min = 1))]
+    #[schemars(required, extend("minProperties" = 1))]
     pub(super) vendors: Option<Entries<Vendor>>,
 }
 
@@ -189,6 +209,7 @@ pub(super) struct Drain {
 /// `anyone`, or callers by name.
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(untagged)]
+#[schemars(extend("x-hint" = "write `anyone`, or `NAME: { api_key: …, allow: [ … ] }`"))]
 pub(super) enum Callers {
     Anyone(Anyone),
     Known(Entries<Caller>),
@@ -461,10 +482,10 @@ pub(super) struct Auth {
     /// User name and password: `Authorization: Basic …`.
     pub(super) basic: Option<Basic>,
     /// Header fields by name; the spelling is kept on HTTP/1.1.
-    #[schemars(length(min = 1))]
+    #[schemars(extend("minProperties" = 1))]
     pub(super) headers: Option<Entries<PlainOrSecret>>,
     /// Query parameters by name.
-    #[schemars(length(min = 1))]
+    #[schemars(extend("minProperties" = 1))]
     pub(super) query: Option<Entries<Secret>>,
     /// OAuth 2.0 client credentials (RFC 6749 §4.4).
     pub(super) client_credentials: Option<ClientCredentials>,

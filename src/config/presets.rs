@@ -20,6 +20,8 @@ pub(super) struct Preset {
     pub(super) allow: Vec<String>,
     #[serde(default)]
     pub(super) trailing_dots_ignored: bool,
+    #[serde(default)]
+    caller_key_headers: Vec<String>,
     /// All else, spelled as in proxy.yaml; null: the file must say it.
     #[serde(flatten)]
     settings: Map<String, Value>,
@@ -35,6 +37,12 @@ static PRESETS: LazyLock<Vec<(String, Preset)>> = LazyLock::new(|| {
 /// The names a `preset:` can have.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     PRESETS.iter().map(|(name, _)| name.as_str())
+}
+
+/// The fields in which vendors' own clients send their secret.
+pub(super) fn caller_key_headers() -> impl Iterator<Item = &'static str> {
+    let presets = PRESETS.iter();
+    presets.flat_map(|(_, preset)| preset.caller_key_headers.iter().map(String::as_str))
 }
 
 pub(super) fn find(name: &str) -> Option<&'static Preset> {
@@ -56,13 +64,12 @@ pub(super) fn apply(document: &mut Value, report: &mut Report<'_>) {
         let Some(wanted) = vendor.get("preset").and_then(Value::as_str) else {
             continue;
         };
-        match find(wanted) {
-            Some(preset) => fill(vendor, &preset.settings, &at, report),
-            None => {
-                let hint = suggest(wanted, names());
-                report.wrong(&at.key("preset"), "there is no preset of this name", hint);
-                report.unknowable(at);
-            }
+        if let Some(preset) = find(wanted) {
+            fill(vendor, &preset.settings, &at, report);
+        } else {
+            let hint = suggest(wanted, names());
+            report.wrong(&at.key("preset"), "there is no preset of this name", hint);
+            report.unknowable(at);
         }
     }
 }

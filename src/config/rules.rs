@@ -173,7 +173,7 @@ const RULES: &str = "rules are written `/path`, `GET /path` or `!GET /path`; `*`
 
 const GRANTS: &str = "grants are written `VENDOR`, `VENDOR GET,HEAD /path/**` or `*`";
 
-/// What RFC 9110 and RFC 5789 define, QUERY, and what WebDAV adds (RFC 4918, 3253, 5323, 2068).
+/// What RFC 9110 and RFC 5789 define, QUERY, and what `WebDAV` adds (RFC 4918, 3253, 5323, 2068).
 const METHODS: [&str; 19] = [
     "GET",
     "HEAD",

@@ -6,6 +6,7 @@ use zeroize::Zeroizing;
 
 use crate::config::SecretRef;
 use crate::secret::Secret;
+use crate::tls::sha256;
 
 /// A secret that cannot be read. Names the place it should be at, never its value.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +28,19 @@ pub enum SecretError {
         /// What the system said.
         cause: std::io::Error,
     },
+}
+
+/// The same place, or the same value; values are compared by digest, since secrets have no `==`.
+impl PartialEq for SecretRef {
+    fn eq(&self, other: &Self) -> bool {
+        let digest = |secret: &Secret| sha256(&[secret.expose().as_bytes()]);
+        match (self, other) {
+            (Self::Env(one), Self::Env(other)) => one == other,
+            (Self::File(one), Self::File(other)) => one == other,
+            (Self::Value(one), Self::Value(other)) => digest(one) == digest(other),
+            (Self::Env(_) | Self::File(_) | Self::Value(_), _) => false,
+        }
+    }
 }
 
 impl SecretRef {

@@ -58,7 +58,7 @@ fn number(digits: &str) -> Option<u64> {
 }
 
 /// A point in time plus any accepted duration must not overflow; nobody waits longer.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const LONGEST: Duration = Duration::from_hours(365 * 24);
 
 #[cfg(test)]
 mod tests {
@@ -72,8 +72,8 @@ mod tests {
             ("0s", Ok(Duration::ZERO)),
             ("250ms", Ok(Duration::from_millis(250))),
             ("5s", Ok(Duration::from_secs(5))),
-            ("2m", Ok(Duration::from_secs(120))),
-            ("1h", Ok(Duration::from_secs(3600))),
+            ("2m", Ok(Duration::from_mins(2))),
+            ("1h", Ok(Duration::from_hours(1))),
             ("8760h", Ok(LONGEST)),
             ("8761h", Err("is longer than a year")),
             ("99999999999999999999999s", Err("is longer than a year")),

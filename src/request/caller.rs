@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -17,16 +17,13 @@ use crate::request::path::glob;
 use crate::tls::sha256;
 
 /// The fields a caller's key may stand in by itself, beside the two authorization fields.
-pub static KEY_FIELDS: [HeaderName; 4] = [
-    HeaderName::from_static("x-countersign-key"),
-    HeaderName::from_static("x-api-key"),
-    HeaderName::from_static(VENDOR_CLIENT_KEY_FIELD),
-    HeaderName::from_static("password"),
-];
-
-/// A field in which one vendor's own clients carry their secret: with the caller's key in its
-/// place they work unchanged.
-const VENDOR_CLIENT_KEY_FIELD: &str = "x-venafi-api-key";
+pub static KEY_FIELDS: LazyLock<Vec<HeaderName>> = LazyLock::new(|| {
+    ["x-countersign-key", "x-api-key", "password"]
+        .into_iter()
+        .chain(config::caller_key_headers())
+        .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
+        .collect()
+});
 
 /// One proven caller.
 #[derive(Debug)]

@@ -12,52 +12,24 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
 
+use super::live::{Live, Watched};
 use super::unix_seconds;
 use crate::config::ReadyWhen;
-use crate::credential::{Credential, State as CredentialState};
-use crate::metrics::Metrics;
-use crate::request::vendor::Vendor;
+use crate::credential::State as CredentialState;
 use crate::tls::sha256;
 
 /// What the admin listener shows and moves.
-#[derive(Debug)]
-pub struct Console {
-    /// Every series.
-    pub metrics: Arc<Metrics>,
-    /// Every vendor.
-    pub vendors: Vec<Watched>,
+pub(super) struct Console {
+    /// What runs now.
+    pub(super) live: Arc<Live>,
     /// A stop is under way.
-    pub draining: Arc<AtomicBool>,
-    /// The configuration in use.
-    pub config: Loaded,
+    pub(super) draining: Arc<AtomicBool>,
     /// When we count as ready.
-    pub ready_when: ReadyWhen,
+    pub(super) ready_when: ReadyWhen,
     /// SHA-256 of the key for POSTs from elsewhere than loopback.
-    pub key: Option<[u8; 32]>,
+    pub(super) key: Option<[u8; 32]>,
     /// When the process started.
-    pub started: SystemTime,
-}
-
-/// One vendor as the admin listener sees it.
-#[derive(Debug)]
-pub struct Watched {
-    /// As the request path has it.
-    pub vendor: Arc<Vendor>,
-    /// Its `hosts:`.
-    pub hosts: Vec<String>,
-    /// The kind of its credential, or `none`.
-    pub auth: &'static str,
-    /// Its credential.
-    pub credential: Option<Arc<Credential>>,
-}
-
-/// A configuration in use.
-#[derive(Debug)]
-pub struct Loaded {
-    /// Of the file's bytes, hex.
-    pub sha256: String,
-    /// When it came into use.
-    pub at: SystemTime,
+    pub(super) started: SystemTime,
 }
 
 /// After this long a process is as settled as it gets.
@@ -73,7 +45,7 @@ struct Admin {
 }
 
 /// Serves until dropped.
-pub async fn serve(console: Console, socket: tokio::net::TcpListener) {
+pub(super) async fn serve(console: Console, socket: tokio::net::TcpListener) {
     let admin = Arc::new(Admin {
         console,
         was_ready: AtomicBool::new(false),
@@ -126,7 +98,7 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
         .map(|state| state.word())
         .collect();
     states.push(NONE);
-    for watched in &console.vendors {
+    for watched in &console.live.view.load().vendors {
         let (state, expires) = match &watched.credential {
             None => (NONE, None),
             Some(credential) => {
@@ -135,6 +107,7 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
             }
         };
         console
+            .live
             .metrics
             .credential(&watched.vendor.name, &states, state, expires);
     }
@@ -142,20 +115,21 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
     )];
-    (kind, console.metrics.text()).into_response()
+    (kind, console.live.metrics.text()).into_response()
 }
 
 async fn status(State(admin): State<Arc<Admin>>) -> Response {
     let console = &admin.console;
+    let view = console.live.view.load();
     let body = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "started": rfc3339(console.started),
         "config": {
-            "sha256": console.config.sha256,
-            "loaded": rfc3339(console.config.at),
-            "last_error": null,
+            "sha256": view.sha256,
+            "loaded": rfc3339(view.loaded),
+            "last_error": console.live.last_error.load().as_deref(),
         },
-        "vendors": console.vendors.iter().map(Watched::json).collect::<Vec<_>>(),
+        "vendors": view.vendors.iter().map(|watched| as_json(watched)).collect::<Vec<_>>(),
     });
     let fresh = [(header::CACHE_CONTROL, "no-store")];
     (fresh, Json(body)).into_response()
@@ -181,8 +155,8 @@ async fn refresh(
         let hint = "only from loopback, or with admin.key as a bearer token; never from a page\n";
         return (StatusCode::FORBIDDEN, hint).into_response();
     }
-    let Some(watched) = admin
-        .console
+    let view = admin.console.live.view.load();
+    let Some(watched) = view
         .vendors
         .iter()
         .find(|watched| *watched.vendor.name == *name)
@@ -206,12 +180,13 @@ fn shows_key(headers: &HeaderMap, digest: [u8; 32]) -> bool {
 
 impl Console {
     /// The vendors that keep us from being ready.
-    fn waiting_for(&self) -> Vec<&str> {
+    fn waiting_for(&self) -> Vec<String> {
         let waited = self.started.elapsed().unwrap_or_default();
         if self.ready_when == ReadyWhen::Settled && waited >= SETTLED_AFTER {
             return Vec::new();
         }
-        let waiting: Vec<_> = self
+        let view = self.live.view.load();
+        let waiting: Vec<_> = view
             .vendors
             .iter()
             .filter(|watched| {
@@ -223,41 +198,39 @@ impl Console {
                     }
                 })
             })
-            .map(|watched| &*watched.vendor.name)
+            .map(|watched| watched.vendor.name.to_string())
             .collect();
-        if self.ready_when == ReadyWhen::Any && waiting.len() < self.vendors.len() {
+        if self.ready_when == ReadyWhen::Any && waiting.len() < view.vendors.len() {
             return Vec::new();
         }
         waiting
     }
 }
 
-impl Watched {
-    fn json(&self) -> Value {
-        let status = self
-            .credential
-            .as_ref()
-            .map(|credential| credential.status());
-        let at = |pick: fn(&crate::credential::Status) -> Option<SystemTime>| {
-            status.as_ref().and_then(pick).map(rfc3339)
-        };
-        let upstream = &self.vendor.upstream;
-        json!({
-            "name": &*self.vendor.name,
-            "prefix": if self.vendor.prefix.is_empty() { "/" } else { &self.vendor.prefix },
-            "hosts": self.hosts,
-            "upstream": format!("{}{}", upstream.origin(), upstream.base),
-            "auth": self.auth,
-            "state": status.as_ref().map_or(NONE, |status| status.state.word()),
-            "expires_at": at(|status| status.expires_at),
-            "refresh_at": at(|status| status.refresh_at),
-            "last_refresh": at(|status| status.last_refresh),
-            "last_error": status.as_ref().and_then(|status| status.last_error.clone()),
-            "requests": self.vendor.metrics.count(),
-            "in_flight": self.vendor.in_flight.load(Ordering::Relaxed),
-            "breaker": "off",
-        })
-    }
+fn as_json(watched: &Watched) -> Value {
+    let status = watched
+        .credential
+        .as_ref()
+        .map(|credential| credential.status());
+    let at = |pick: fn(&crate::credential::Status) -> Option<SystemTime>| {
+        status.as_ref().and_then(pick).map(rfc3339)
+    };
+    let upstream = &watched.vendor.upstream;
+    json!({
+        "name": &*watched.vendor.name,
+        "prefix": if watched.vendor.prefix.is_empty() { "/" } else { &watched.vendor.prefix },
+        "hosts": watched.hosts,
+        "upstream": format!("{}{}", upstream.origin(), upstream.base),
+        "auth": watched.auth,
+        "state": status.as_ref().map_or(NONE, |status| status.state.word()),
+        "expires_at": at(|status| status.expires_at),
+        "refresh_at": at(|status| status.refresh_at),
+        "last_refresh": at(|status| status.last_refresh),
+        "last_error": status.as_ref().and_then(|status| status.last_error.clone()),
+        "requests": watched.vendor.metrics.count(),
+        "in_flight": watched.vendor.in_flight.load(Ordering::Relaxed),
+        "breaker": "off",
+    })
 }
 
 fn rfc3339(at: SystemTime) -> String {

@@ -11,7 +11,8 @@ use http::HeaderValue;
 use pingora::protocols::l4::socket::SocketAddr;
 use serde::Serialize;
 use tracing::Level;
-use tracing_subscriber::filter::{EnvFilter, FilterExt, LevelFilter, filter_fn};
+pub use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -20,11 +21,11 @@ const CAPPED: [&str; 8] = [
     "pingora", "h2", "hyper", "reqwest", "rustls", "tower", "axum", "hickory",
 ];
 
-/// Sends our log to stderr. `RUST_LOG` sets levels; the libraries that handle heads stay at
-/// `info` whatever it says. Calling it again changes nothing.
-pub fn init() {
+/// Sends our log to stderr. `RUST_LOG` sets levels, `default` where it says nothing; the libraries
+/// that handle heads stay at `info` whatever it says. Calling it again changes nothing.
+pub fn init(default: LevelFilter) {
     let levels = EnvFilter::builder()
-        .with_default_directive(LevelFilter::INFO.into())
+        .with_default_directive(default.into())
         .from_env_lossy();
     let capped = filter_fn(|event| {
         *event.level() <= Level::INFO || !CAPPED.iter().any(|name| event.target().starts_with(name))

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use pingora::listeners::TlsAccept;
 use pingora::listeners::tls::TlsSettings;
@@ -20,27 +21,47 @@ use crate::request::ServerName;
 use crate::tls::{Error, Identity};
 
 /// A TLS listener's settings: HTTP/2 and HTTP/1.1 by ALPN, TLS 1.2 and 1.3.
-pub(super) fn settings(files: &[CertFiles], metrics: &Metrics) -> Result<TlsSettings, Error> {
-    let mut certificates = Certificates::default();
-    for pair in files {
-        let identity = Identity::load(pair)?;
-        metrics.certificate(
-            &format!("listener {}", pair.cert.display()),
-            unix_seconds(identity.not_after),
-        );
-        certificates.add(&identity, pair)?;
-    }
+pub(super) fn settings(certificates: Arc<ListenerCertificates>) -> Result<TlsSettings, Error> {
     let unusable = |cause: Box<pingora::Error>| Error::Unreadable {
-        path: files
-            .first()
-            .map(|pair| pair.cert.clone())
-            .unwrap_or_default(),
+        path: std::path::PathBuf::new(),
         cause: cause.to_string(),
     };
     let mut settings = TlsSettings::with_callbacks(Box::new(NoteName)).map_err(unusable)?;
-    settings.set_cert_resolver(Arc::new(certificates));
+    settings.set_cert_resolver(certificates);
     settings.enable_h2();
     Ok(settings)
+}
+
+/// One listener's certificates; new handshakes use what was swapped in last.
+#[derive(Debug)]
+pub(super) struct ListenerCertificates(ArcSwap<Certificates>);
+
+impl ListenerCertificates {
+    /// Reads the files for the first time.
+    pub(super) fn start(files: &[CertFiles], metrics: &Metrics) -> Result<Self, Error> {
+        Certificates::read(files, metrics).map(|read| Self(ArcSwap::from_pointee(read)))
+    }
+
+    /// Reads the files again, changing nothing yet.
+    #[expect(clippy::unused_self, reason = "reads for this listener")]
+    pub(super) fn read(
+        &self,
+        files: &[CertFiles],
+        metrics: &Metrics,
+    ) -> Result<Certificates, Error> {
+        Certificates::read(files, metrics)
+    }
+
+    /// Serves `certificates` from now on.
+    pub(super) fn swap(&self, certificates: Certificates) {
+        self.0.store(Arc::new(certificates));
+    }
+}
+
+impl ResolvesServerCert for ListenerCertificates {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.0.load().choose(hello.server_name())
+    }
 }
 
 /// Keeps the name of each handshake, so that a request's Host can be held against it.
@@ -59,7 +80,7 @@ impl TlsAccept for NoteName {
 
 /// Certificates by the DNS names in them.
 #[derive(Debug, Default)]
-struct Certificates {
+pub(super) struct Certificates {
     /// Lower-case; wildcards as written, `*.example.org`.
     by_name: HashMap<String, Arc<CertifiedKey>>,
     /// For callers that ask for no name or an unknown one: the first.
@@ -67,6 +88,17 @@ struct Certificates {
 }
 
 impl Certificates {
+    fn read(files: &[CertFiles], metrics: &Metrics) -> Result<Self, Error> {
+        let mut certificates = Self::default();
+        for pair in files {
+            let identity = Identity::load(pair)?;
+            let name = format!("listener {}", pair.cert.display());
+            metrics.certificate(&name, unix_seconds(identity.not_after));
+            certificates.add(&identity, pair)?;
+        }
+        Ok(certificates)
+    }
+
     fn add(&mut self, identity: &Identity, files: &CertFiles) -> Result<(), Error> {
         let unusable = |cause: String| Error::Unreadable {
             path: files.cert.clone(),
@@ -89,11 +121,9 @@ impl Certificates {
         self.default.get_or_insert(key);
         Ok(())
     }
-}
 
-impl ResolvesServerCert for Certificates {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let by_name = hello.server_name().and_then(|name| {
+    fn choose(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
+        let by_name = name.and_then(|name| {
             let name = name.to_ascii_lowercase();
             self.by_name.get(&name).or_else(|| {
                 // RFC 6125 §6.4.3: a wildcard stands for exactly one label.

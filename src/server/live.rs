@@ -1,0 +1,450 @@
+//! What runs under one configuration, and how the next configuration takes over from it without a
+//! request noticing: whole or not at all, and every part that has not changed goes on as it is.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use http::header::{AUTHORIZATION, HeaderName};
+
+use super::tls::ListenerCertificates;
+use super::{StartError, unix_seconds};
+use crate::config::{
+    ApiKey, Auth, Callers as ConfiguredCallers, CertFiles, Config, SecretRef, Secrets,
+    Vendor as ConfiguredVendor,
+};
+use crate::credential::{self, Credential, Keeper};
+use crate::metrics::Metrics;
+use crate::request::caller::Callers;
+use crate::request::headers::Barred;
+use crate::request::vendor::{Routes, Vendor};
+use crate::request::{Snapshot, Way};
+use crate::store::{self, Store};
+use crate::tls::{Identity, sha256};
+use crate::upstream::Upstream;
+use crate::upstream::resolver::Resolver;
+
+/// The configuration in use and what it made run.
+pub(super) struct Live {
+    /// What requests begin with.
+    pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
+    /// What the admin listener shows.
+    pub(super) view: ArcSwap<View>,
+    /// Why the last reload was refused; `None` when it was not.
+    pub(super) last_error: ArcSwapOption<String>,
+    /// Every series.
+    pub(super) metrics: Arc<Metrics>,
+    certificates: Vec<Option<Arc<ListenerCertificates>>>,
+    resolver: Resolver,
+    store: Arc<dyn Store>,
+    /// One reload at a time; requests never come here.
+    state: tokio::sync::Mutex<State>,
+}
+
+struct State {
+    config: Config,
+    parts: HashMap<String, Part>,
+    /// Tells connections of one configuration from those of the next.
+    generation: u64,
+}
+
+/// What one vendor made run.
+#[derive(Clone)]
+struct Part {
+    config: ConfiguredVendor,
+    /// Of the certificate and CA files as they were read.
+    trust: [u8; 32],
+    way: Arc<Way>,
+    watched: Arc<Watched>,
+    keeper: Option<Arc<Keeper>>,
+}
+
+/// What the admin listener shows of a configuration.
+#[derive(Debug)]
+pub struct View {
+    /// Every vendor, in the file's order.
+    pub vendors: Vec<Arc<Watched>>,
+    /// SHA-256 of the file's bytes, hex.
+    pub sha256: String,
+    /// When it came into use.
+    pub loaded: SystemTime,
+}
+
+/// One vendor as the admin listener sees it.
+#[derive(Debug)]
+pub struct Watched {
+    /// As the request path has it.
+    pub vendor: Arc<Vendor>,
+    /// Its `hosts:`.
+    pub hosts: Vec<String>,
+    /// The kind of its credential, or `none`.
+    pub auth: &'static str,
+    /// Its credential.
+    pub credential: Option<Arc<Credential>>,
+}
+
+/// Why a new configuration was not taken into use. The one before goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// It has mistakes: all of them, a line each.
+    #[error("the configuration has mistakes:\n{0}")]
+    Mistakes(String),
+    /// It changes what only a restart can change.
+    #[error("{0} changed: that needs a restart; nothing of the new configuration is in use")]
+    NeedsRestart(&'static str),
+    /// It is valid and something it names cannot be used.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// How often files are looked at. Promised is "in use within 10 s".
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+
+impl Live {
+    /// Makes everything of `config` run.
+    pub(super) fn start(
+        config: Config,
+        metrics: Arc<Metrics>,
+        certificates: Vec<Option<Arc<ListenerCertificates>>>,
+    ) -> Result<Self, StartError> {
+        let resolver = Resolver::system();
+        let store =
+            store::open(&config.store).map_err(|cause| StartError::Store(cause.to_string()))?;
+        let making = Making {
+            metrics: &metrics,
+            resolver: &resolver,
+            store: &store,
+            generation: 1,
+        };
+        let (snapshot, view, parts) = making.all(&config, &HashMap::new())?;
+        Ok(Self {
+            snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
+            view: ArcSwap::from_pointee(view),
+            last_error: ArcSwapOption::empty(),
+            certificates,
+            resolver,
+            store,
+            state: tokio::sync::Mutex::new(State {
+                config,
+                parts,
+                generation: 1,
+            }),
+            metrics,
+        })
+    }
+
+    /// Reads the file again and takes it into use, or says why not.
+    pub(super) async fn reload(&self) {
+        let outcome = self.try_reload().await;
+        self.metrics.reloaded(outcome.is_ok());
+        match outcome {
+            Ok(sha256) => {
+                self.last_error.store(None);
+                tracing::info!(sha256, "the configuration was reloaded");
+            }
+            Err(cause) => {
+                let cause = cause.to_string();
+                tracing::error!(cause, "reload refused; the configuration in use goes on");
+                self.last_error.store(Some(Arc::new(cause)));
+            }
+        }
+    }
+
+    async fn try_reload(&self) -> Result<String, ReloadError> {
+        let mut state = self.state.lock().await;
+        let path = state.config.path.clone();
+        let config = tokio::task::spawn_blocking(move || Config::load(&path, Secrets::Resolve))
+            .await
+            .map_err(|cause| ReloadError::Mistakes(cause.to_string()))?
+            .map_err(|mistakes| {
+                let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
+                ReloadError::Mistakes(lines.join("\n"))
+            })?;
+        crate::cli::check::warn(&config.warnings);
+        needs_restart(&state.config, &config)?;
+        let generation = state.generation + 1;
+        let making = Making {
+            metrics: &self.metrics,
+            resolver: &self.resolver,
+            store: &self.store,
+            generation,
+        };
+        let (snapshot, view, parts) = making.all(&config, &state.parts)?;
+        // The last thing that can fail comes before the first that takes effect.
+        let mut certificates = Vec::new();
+        for (index, (listener, served)) in
+            config.listeners.iter().zip(&self.certificates).enumerate()
+        {
+            if let (Some(files), Some(served)) = (&listener.tls, served) {
+                let read = served
+                    .read(files, &self.metrics)
+                    .map_err(|cause| StartError::Tls {
+                        place: format!("listeners[{index}].tls"),
+                        cause,
+                    })?;
+                certificates.push((served, read));
+            }
+        }
+        for (served, read) in certificates {
+            served.swap(read);
+        }
+        let sha256 = config.sha256.clone();
+        self.snapshot.store(Arc::new(snapshot));
+        self.view.store(Arc::new(view));
+        *state = State {
+            config,
+            parts,
+            generation,
+        };
+        Ok(sha256)
+    }
+
+    /// Reloads whenever a file that the configuration is made from changes. Contents are compared,
+    /// so that every way of changing a file is seen, the symlinks Kubernetes swaps included.
+    pub(super) async fn watch(&self) {
+        let mut known = self.contents().await;
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let now = self.contents().await;
+            if now != known {
+                // A change that is refused is not tried again until the next one.
+                known = now;
+                self.reload().await;
+            }
+        }
+    }
+
+    async fn contents(&self) -> [u8; 32] {
+        let files = files_of(&self.state.lock().await.config);
+        tokio::task::spawn_blocking(move || digest(&files))
+            .await
+            .unwrap_or_default()
+    }
+}
+
+/// What it takes to make the parts of a configuration run.
+struct Making<'a> {
+    metrics: &'a Metrics,
+    resolver: &'a Resolver,
+    store: &'a Arc<dyn Store>,
+    generation: u64,
+}
+
+impl Making<'_> {
+    fn all(
+        &self,
+        config: &Config,
+        before: &HashMap<String, Part>,
+    ) -> Result<(Snapshot, View, HashMap<String, Part>), StartError> {
+        let callers = Callers::new(&config.callers)
+            .map_err(|(caller, cause)| StartError::Caller { caller, cause })?;
+        let mut ways = Vec::new();
+        let mut watched = Vec::new();
+        let mut parts = HashMap::new();
+        for vendor in &config.vendors {
+            let part = self.part(vendor, before.get(&vendor.name))?;
+            ways.push((
+                vendor.prefix.clone(),
+                vendor.hosts.clone(),
+                part.way.clone(),
+            ));
+            watched.push(part.watched.clone());
+            parts.insert(vendor.name.clone(), part);
+        }
+        let now = SystemTime::now();
+        self.metrics.configuration_loaded(unix_seconds(now));
+        let snapshot = Snapshot {
+            callers,
+            routes: Routes::new(ways),
+            barred: Barred::new(credential_fields(config)),
+            nobody: self.metrics.vendor("none"),
+        };
+        let view = View {
+            vendors: watched,
+            sha256: config.sha256.clone(),
+            loaded: now,
+        };
+        Ok((snapshot, view, parts))
+    }
+
+    /// One vendor: as it was when nothing of it changed, with the credential it had when that did
+    /// not change, new otherwise.
+    fn part(&self, vendor: &ConfiguredVendor, before: Option<&Part>) -> Result<Part, StartError> {
+        let trust = digest(&trust_files(vendor));
+        if let Some(before) = before
+            && before.config == *vendor
+            && before.trust == trust
+        {
+            return Ok(before.clone());
+        }
+        let upstream =
+            Upstream::start(vendor, self.generation, self.resolver).map_err(|cause| {
+                StartError::Tls {
+                    place: format!("vendors.{}", vendor.name),
+                    cause,
+                }
+            })?;
+        if let Some(files) = &vendor.client_cert
+            && let Ok(identity) = Identity::load(files)
+        {
+            let name = format!("vendors.{}.client_cert", vendor.name);
+            self.metrics
+                .certificate(&name, unix_seconds(identity.not_after));
+        }
+        let (credential, keeper) = self.credential(vendor, before)?.unzip();
+        let prepared = Arc::new(Vendor::new(
+            vendor,
+            credential.clone(),
+            self.metrics.vendor(&vendor.name),
+        ));
+        Ok(Part {
+            config: vendor.clone(),
+            trust,
+            way: Arc::new(Way {
+                vendor: prepared.clone(),
+                upstream,
+            }),
+            watched: Arc::new(Watched {
+                vendor: prepared,
+                hosts: vendor.hosts.clone(),
+                auth: vendor.auth.as_ref().map_or("none", Auth::kind),
+                credential,
+            }),
+            keeper,
+        })
+    }
+
+    #[expect(clippy::type_complexity, reason = "both or neither")]
+    fn credential(
+        &self,
+        vendor: &ConfiguredVendor,
+        before: Option<&Part>,
+    ) -> Result<Option<(Arc<Credential>, Arc<Keeper>)>, StartError> {
+        if vendor.auth.is_none() {
+            return Ok(None);
+        }
+        let held = before.and_then(|before| {
+            let credential = before.watched.credential.clone()?;
+            Some((&before.config, credential, before.keeper.clone()?))
+        });
+        if let Some((config, credential, keeper)) = &held
+            && config.auth == vendor.auth
+            && config.ca == vendor.ca
+            && config.client_cert == vendor.client_cert
+            && config.upstream == vendor.upstream
+        {
+            return Ok(Some((credential.clone(), keeper.clone())));
+        }
+        let previous = held
+            .filter(|(config, ..)| same_account(config, vendor))
+            .and_then(|(_, credential, _)| credential.current().ok());
+        let (credential, keeper) = credential::start(
+            vendor,
+            self.store,
+            self.metrics.fetch(&vendor.name),
+            previous,
+        )
+        .map_err(|cause| StartError::Credential {
+            vendor: vendor.name.clone(),
+            cause,
+        })?;
+        Ok(Some((credential, Arc::new(keeper))))
+    }
+}
+
+/// Whether a token issued under `before` may go on serving until `now` has brought one of its own:
+/// only for the same account at the same place.
+fn same_account(before: &ConfiguredVendor, now: &ConfiguredVendor) -> bool {
+    before.upstream == now.upstream
+        && match (&before.auth, &now.auth) {
+            (Some(Auth::ClientCredentials(before)), Some(Auth::ClientCredentials(now))) => {
+                before.token_url == now.token_url && before.client_id == now.client_id
+            }
+            (Some(Auth::AuthorizationCode(before)), Some(Auth::AuthorizationCode(now))) => {
+                before.token_url == now.token_url && before.client_id == now.client_id
+            }
+            (Some(Auth::Vedauth(before)), Some(Auth::Vedauth(now))) => {
+                before.url == now.url
+                    && before.client_id == now.client_id
+                    && before.grant == now.grant
+            }
+            _ => false,
+        }
+}
+
+fn needs_restart(before: &Config, now: &Config) -> Result<(), ReloadError> {
+    let same = [
+        ("listeners", before.listeners == now.listeners),
+        ("admin", before.admin == now.admin),
+        ("threads", before.threads == now.threads),
+        ("store", before.store == now.store),
+        ("access_log", before.access_log == now.access_log),
+    ];
+    match same.iter().find(|(_, same)| !same) {
+        Some((what, _)) => Err(ReloadError::NeedsRestart(what)),
+        None => Ok(()),
+    }
+}
+
+/// The header fields that any vendor's credential uses.
+pub fn credential_fields(config: &Config) -> impl Iterator<Item = HeaderName> {
+    config
+        .vendors
+        .iter()
+        .filter_map(|vendor| vendor.auth.as_ref())
+        .flat_map(|auth| match auth {
+            Auth::Headers(fields) => fields
+                .iter()
+                .filter_map(|(name, _)| HeaderName::from_bytes(name.as_bytes()).ok())
+                .collect(),
+            Auth::Query(_) => Vec::new(),
+            Auth::Bearer { .. }
+            | Auth::Basic { .. }
+            | Auth::ClientCredentials(_)
+            | Auth::AuthorizationCode(_)
+            | Auth::Vedauth(_) => vec![AUTHORIZATION],
+        })
+}
+
+/// Every file a reload reads. Secrets of credentials are not among them: their own tasks watch
+/// those.
+fn files_of(config: &Config) -> Vec<PathBuf> {
+    let mut files = vec![config.path.clone()];
+    let listeners = config
+        .listeners
+        .iter()
+        .filter_map(|listener| listener.tls.as_ref());
+    files.extend(listeners.flatten().flat_map(pair));
+    if let ConfiguredCallers::Known(callers) = &config.callers {
+        files.extend(callers.iter().filter_map(|caller| match &caller.api_key {
+            ApiKey::Key(SecretRef::File(path)) => Some(path.clone()),
+            ApiKey::Key(SecretRef::Env(_) | SecretRef::Value(_)) | ApiKey::Sha256(_) => None,
+        }));
+    }
+    files.extend(config.vendors.iter().flat_map(trust_files));
+    files
+}
+
+fn trust_files(vendor: &ConfiguredVendor) -> Vec<PathBuf> {
+    let identity = vendor.client_cert.iter().flat_map(pair);
+    identity.chain(vendor.ca.clone()).collect()
+}
+
+fn pair(files: &CertFiles) -> [PathBuf; 2] {
+    [files.cert.clone(), files.key.clone()]
+}
+
+/// Of the files' contents; what cannot be read counts as content, too.
+fn digest(files: &[PathBuf]) -> [u8; 32] {
+    let each: Vec<[u8; 32]> = files
+        .iter()
+        .map(|path| content(path).map_or([0; 32], |bytes| sha256(&[&bytes])))
+        .collect();
+    sha256(&each.iter().map(|digest| &digest[..]).collect::<Vec<_>>())
+}
+
+fn content(path: &Path) -> Option<zeroize::Zeroizing<Vec<u8>>> {
+    std::fs::read(path).ok().map(zeroize::Zeroizing::new)
+}

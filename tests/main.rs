@@ -11,7 +11,9 @@
     reason = "nothing is reachable here; `pub` says what modules offer"
 )]
 
+mod operating;
 mod peers;
 mod routing;
 mod support;
 mod tree;
+mod vendors;

@@ -19,10 +19,15 @@ use crate::config::{Timeouts, Vendor};
 
 /// One vendor's servers.
 pub struct Upstream {
+    known: Arc<Known>,
+    resolving: Option<AbortHandle>,
+}
+
+/// What the resolving task hands to requests.
+struct Known {
     /// One template per address, never empty; `None` until the name has been resolved once.
     peers: ArcSwapOption<Vec<HttpPeer>>,
     resolved: Notify,
-    resolving: Option<AbortHandle>,
 }
 
 impl std::fmt::Debug for Upstream {
@@ -52,26 +57,29 @@ impl Upstream {
             peer._address = SocketAddr::new(address, port).into();
             peer
         };
+        let known = Arc::new(Known {
+            peers: ArcSwapOption::empty(),
+            resolved: Notify::new(),
+        });
         if let Ok(address) = vendor.upstream.host.parse::<IpAddr>() {
+            known.peers.store(Some(Arc::new(vec![at(address)])));
             return Ok(Arc::new(Self {
-                peers: ArcSwapOption::from_pointee(vec![at(address)]),
-                resolved: Notify::new(),
+                known,
                 resolving: None,
             }));
         }
         let follow = resolver.follow(vendor.upstream.host.clone());
         let (name, link_local) = (vendor.name.clone(), vendor.allow_link_local);
-        Ok(Arc::new_cyclic(|upstream: &std::sync::Weak<Self>| {
-            let upstream = upstream.clone();
-            let publish = move |resolved: Resolved| {
+        // Its own share of what is known, not a way back to the whole: the first answer may be
+        // there (from the hosts file, say) before this function returns.
+        let publish = {
+            let known = known.clone();
+            move |resolved: Resolved| {
                 let peers: Vec<_> = resolved
                     .into_iter()
                     .filter(|address| link_local || !is_link_local(*address))
                     .map(&at)
                     .collect();
-                let Some(upstream) = upstream.upgrade() else {
-                    return;
-                };
                 if peers.is_empty() {
                     // The last good addresses, if any, go on serving.
                     tracing::warn!(
@@ -80,14 +88,13 @@ impl Upstream {
                     );
                     return;
                 }
-                upstream.peers.store(Some(Arc::new(peers)));
-                upstream.resolved.notify_waiters();
-            };
-            Self {
-                peers: ArcSwapOption::empty(),
-                resolved: Notify::new(),
-                resolving: Some(tokio::spawn(follow.run(publish)).abort_handle()),
+                known.peers.store(Some(Arc::new(peers)));
+                known.resolved.notify_waiters();
             }
+        };
+        Ok(Arc::new(Self {
+            known,
+            resolving: Some(tokio::spawn(follow.run(publish)).abort_handle()),
         }))
     }
 
@@ -95,21 +102,25 @@ impl Upstream {
     /// Waits `at_most` for the very first resolution.
     pub async fn peer(&self, attempt: usize, at_most: Duration) -> Option<Box<HttpPeer>> {
         let pick = |peers: &Vec<HttpPeer>| Box::new(peers[attempt % peers.len()].clone());
-        if let Some(peers) = &*self.peers.load() {
+        if let Some(peers) = &*self.known.peers.load() {
             return Some(pick(peers));
         }
-        let resolved = self.resolved.notified();
+        let resolved = self.known.resolved.notified();
         // Between the look above and the registration here an answer may have come.
-        if self.peers.load().is_none() {
+        if self.known.peers.load().is_none() {
             let _ = tokio::time::timeout(at_most, resolved).await;
         }
-        self.peers.load().as_ref().map(|peers| pick(peers))
+        self.known.peers.load().as_ref().map(|peers| pick(peers))
     }
 
     /// How many addresses there are to try.
     #[must_use]
     pub fn addresses(&self) -> usize {
-        self.peers.load().as_ref().map_or(0, |peers| peers.len())
+        self.known
+            .peers
+            .load()
+            .as_ref()
+            .map_or(0, |peers| peers.len())
     }
 }
 

@@ -407,6 +407,10 @@ fn each_mistake_has_its_place() {
             "preset: certm",
             "3:13: vendors.a.preset: there is no preset of this name; did you mean `certn`?",
         ),
+        (
+            "upstream: http://x.example\nallow_plaintext: true\nauth: { vedauth: { client_id: a, certificate: { cert: c, key: k } } }",
+            "5:38: vendors.a.auth.vedauth.certificate: a client certificate is never shown to",
+        ),
         // Rules.
         (
             "upstream: https://x.example\nrefuse: [ /a, token ]",

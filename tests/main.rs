@@ -13,6 +13,7 @@
 
 mod operating;
 mod peers;
+mod reload;
 mod routing;
 mod support;
 mod tree;

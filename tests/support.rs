@@ -117,6 +117,14 @@ impl Proxy {
     }
 }
 
+/// Sends a signal by its name to a process of ours.
+pub fn signal(process: u32, name: &str) {
+    let sent = Command::new("kill")
+        .args(["-s", name, &process.to_string()])
+        .status();
+    assert!(sent.unwrap().success());
+}
+
 /// The status of a raw answer; 0 when there is none.
 pub fn status_of(answer: &str) -> u16 {
     let status = answer.get(9..12).and_then(|status| status.parse().ok());

@@ -180,6 +180,9 @@ fn client_credentials(
         }
         params.extend(value.clone().map(|value| (name.clone(), value)));
     }
+    if let Some(ClientAuth::Tls(_)) = client_auth {
+        shown_in_tls(token_url.as_ref(), &at.key("client_auth"), context);
+    }
     let times = times(
         written.default_lifetime,
         written.request_timeout,
@@ -224,6 +227,9 @@ fn authorization_code(
             client_auth(kind, &proof, around, at, context).map(Some)
         }
     };
+    if let Some(Some(ClientAuth::Tls(_))) = client_auth {
+        shown_in_tls(token_url.as_ref(), &at.key("client_auth"), context);
+    }
     let redirect_at = at.key("redirect_uri");
     let redirect_uri = match &written.redirect_uri {
         None => {
@@ -332,6 +338,9 @@ fn vedauth(
             None
         }
     };
+    if let Some(VedauthGrant::Certificate(_)) = grant {
+        shown_in_tls(url.as_ref(), &at.key("certificate"), context);
+    }
     let times = times(
         written.default_lifetime,
         written.request_timeout,
@@ -364,6 +373,15 @@ fn login_url(
         context.report.wrong(&at, "must not have a fragment", "");
     }
     Some(url)
+}
+
+/// A client certificate proves nothing where there is no handshake.
+fn shown_in_tls(url: Option<&Url>, at: &Spot, context: &mut Context<'_>) {
+    if url.is_some_and(|url| url.scheme() != "https") {
+        let message = "a client certificate is never shown to an `http://` URL";
+        let hint = "a certificate is part of the TLS handshake: use https://";
+        context.report.wrong_key(at, message, hint);
+    }
 }
 
 fn client_id(

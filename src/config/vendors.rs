@@ -196,7 +196,7 @@ fn hosts<'f>(
             context.report.wrong(
                 &at,
                 "is not a host name",
-                "written `tpp.proxy.internal`: no port, no wildcard, no trailing dot",
+                "written `acme.proxy.internal`: no port, no wildcard, no trailing dot",
             );
             continue;
         }

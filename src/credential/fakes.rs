@@ -187,7 +187,7 @@ pub(crate) fn value(text: &str) -> SecretRef {
 
 pub(crate) fn times() -> TokenTimes {
     TokenTimes {
-        default_lifetime: Duration::from_secs(300),
+        default_lifetime: Duration::from_mins(5),
         request_timeout: Duration::from_secs(2),
     }
 }

@@ -323,12 +323,10 @@ mod tests {
             ])
         );
         assert!(!error.to_string().contains("hunter2"), "{error}");
-        match error {
-            TokenError::Refused { status, code, .. } => {
-                assert!(issuer.ends_grant(status, code));
-                assert!(!issuer.ends_grant(status, Some("invalid_client")));
-            }
-            other => panic!("{other:?}"),
-        }
+        let TokenError::Refused { status, code, .. } = error else {
+            panic!("{error:?}");
+        };
+        assert!(issuer.ends_grant(status, code));
+        assert!(!issuer.ends_grant(status, Some("invalid_client")));
     }
 }

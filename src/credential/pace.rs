@@ -17,7 +17,7 @@ pub(super) fn renew_after(lifetime: Duration, request_timeout: Duration) -> Dura
     let latest = if margin > lifetime / 2 {
         lifetime / 2
     } else {
-        lifetime - margin
+        lifetime.saturating_sub(margin)
     };
     lifetime
         .mul_f64(EARLIEST + (LATEST - EARLIEST) * fastrand::f64())
@@ -27,7 +27,7 @@ pub(super) fn renew_after(lifetime: Duration, request_timeout: Duration) -> Dura
 /// How long after its issue a credential is no longer used: a little before the vendor's stated
 /// end, for the time a request is under way and for clocks that run differently.
 pub(super) fn usable_for(lifetime: Duration) -> Duration {
-    lifetime - (lifetime / 20).min(Duration::from_secs(10))
+    lifetime.saturating_sub((lifetime / 20).min(Duration::from_secs(10)))
 }
 
 /// The pause after the `failures`-th temporary failure in a row (from 1): anything up to a bound

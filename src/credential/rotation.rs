@@ -170,7 +170,7 @@ impl<I: Issuer> Shared<I> {
             values,
             lifetime: Some(Lifetime {
                 total: access.lifetime,
-                end: Instant::now() + (access.lifetime - age),
+                end: Instant::now() + access.lifetime.saturating_sub(age),
             }),
         })
     }
@@ -488,8 +488,8 @@ mod tests {
             Answer {
                 access_token: Secret::new(format!("a{n}")),
                 lifetime: Lifetime {
-                    total: Duration::from_secs(3600),
-                    end: Instant::now() + Duration::from_secs(3600),
+                    total: Duration::from_hours(1),
+                    end: Instant::now() + Duration::from_hours(1),
                 },
                 refresh_token: (!reusable).then(|| Secret::new(refresh_token)),
                 refresh_until: None,
@@ -616,10 +616,10 @@ mod tests {
         }
 
         fn process(&self) -> Rotation<Client> {
-            self.process_with(self.store(), "us")
+            self.process_with(&self.store(), "us")
         }
 
-        fn process_with(&self, store: Arc<dyn Store>, name: &'static str) -> Rotation<Client> {
+        fn process_with(&self, store: &Arc<dyn Store>, name: &'static str) -> Rotation<Client> {
             let client = Client {
                 bank: self.bank.clone(),
                 store: store.clone(),
@@ -628,7 +628,7 @@ mod tests {
             };
             let vendor = vendor(Auth::Bearer { token: value("x") });
             let inputs = Inputs::new([], None, None);
-            Rotation::new(client, inputs, &store, &vendor, times())
+            Rotation::new(client, inputs, store, &vendor, times())
         }
 
         async fn stored(&self) -> Grant {
@@ -643,7 +643,7 @@ mod tests {
                 grant.access = Some(Access {
                     token: answer.access_token,
                     issued: SystemTime::now(),
-                    lifetime: Duration::from_secs(3600),
+                    lifetime: Duration::from_hours(1),
                 });
             })
             .await;
@@ -683,7 +683,7 @@ mod tests {
         );
 
         tokio::time::pause();
-        let long = timeout(Duration::from_secs(60), process.changed());
+        let long = timeout(Duration::from_mins(1), process.changed());
         assert!(long.await.is_err(), "nothing has changed");
         let scene = scene.consented().await;
         let soon = timeout(Duration::from_secs(10), process.changed());
@@ -698,7 +698,7 @@ mod tests {
         let process = scene.process();
         let issued = process.fetch().await.unwrap();
         let lifetime = issued.lifetime.unwrap();
-        assert_eq!(lifetime.total, Duration::from_secs(3600));
+        assert_eq!(lifetime.total, Duration::from_hours(1));
         assert!(lifetime.end <= Instant::now() + lifetime.total);
         assert!(scene.bank.shown().is_empty());
 
@@ -883,7 +883,7 @@ mod tests {
     #[tokio::test]
     async fn another_clients_grant_is_neither_used_nor_shown() {
         let scene = Scene::new().consented().await;
-        let other = scene.process_with(scene.store(), "somebody else");
+        let other = scene.process_with(&scene.store(), "somebody else");
         let error = other.fetch().await.unwrap_err().to_string();
         assert!(error.contains("another client_id's"), "{error}");
         assert!(scene.bank.shown().is_empty());
@@ -958,12 +958,12 @@ mod tests {
     }
 
     fn flaky(scene: &Scene, failing: &[u32]) -> Rotation<Client> {
-        let store = Arc::new(Flaky {
+        let store: Arc<dyn Store> = Arc::new(Flaky {
             inner: scene.store(),
             saves: AtomicU32::new(0),
             failing: Mutex::new(failing.to_vec()),
         });
-        scene.process_with(store, "us")
+        scene.process_with(&store, "us")
     }
 
     #[tokio::test]

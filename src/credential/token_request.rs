@@ -220,8 +220,6 @@ impl TokenClient {
             return Ok(client.clone());
         }
 
-        // Reading the system's bundle takes milliseconds, and every vendor wants it.
-        static SYSTEM: OnceLock<Roots> = OnceLock::new();
         let text = |cause: &dyn std::fmt::Display| cause.to_string();
         let roots = match &self.ca {
             Some(path) => Roots::load(path).map_err(|cause| text(&cause))?,
@@ -248,7 +246,7 @@ impl TokenClient {
         if !self.connect_timeout.is_zero() {
             builder = builder.connect_timeout(self.connect_timeout);
         }
-        let client = builder.build().map_err(|cause| describe(cause))?;
+        let client = builder.build().map_err(describe)?;
         *self.built.lock() = Some((digest, client.clone()));
         Ok(client)
     }
@@ -570,6 +568,9 @@ fn untrusting() -> Result<rustls::ClientConfig, rustls::Error> {
         .with_no_client_auth())
 }
 
+/// Reading the system's bundle takes milliseconds, and every vendor wants it.
+static SYSTEM: OnceLock<Roots> = OnceLock::new();
+
 /// RFC 6749 §5.2.
 const CODES: [&str; 6] = [
     "invalid_request",
@@ -621,21 +622,18 @@ mod tests {
 
     /// The text of a temporary failure, without the server's address.
     async fn trouble(reply: Reply) -> String {
-        match ask(reply).await.unwrap_err() {
-            TokenError::Temporary { cause, .. } => {
-                cause.split_once("/token: ").unwrap().1.to_owned()
-            }
-            other => panic!("{other:?}"),
-        }
+        let error = ask(reply).await.unwrap_err();
+        assert!(matches!(error, TokenError::Temporary { .. }), "{error:?}");
+        let text = error.to_string();
+        text.split_once("/token: ").unwrap().1.to_owned()
     }
 
     async fn refusal(status: &str, body: &str) -> (Option<&'static str>, String) {
-        match ask(answer(status, "", body)).await.unwrap_err() {
-            TokenError::Refused { code, cause, .. } => {
-                (code, cause.split_once("/token: ").unwrap().1.to_owned())
-            }
-            other => panic!("{other:?}"),
-        }
+        let error = ask(answer(status, "", body)).await.unwrap_err();
+        let TokenError::Refused { code, cause, .. } = error else {
+            panic!("{error:?}");
+        };
+        (code, cause.split_once("/token: ").unwrap().1.to_owned())
     }
 
     #[tokio::test]
@@ -812,13 +810,12 @@ mod tests {
         let url = format!("http://{}/token", listener.local_addr().unwrap());
         let url = url.parse().unwrap();
         drop(listener);
-        match client().post(&url, request()).await.unwrap_err() {
-            TokenError::Temporary { unheard, cause, .. } => {
-                assert!(unheard);
-                assert!(cause.contains("onnection refused"), "{cause}");
-            }
-            other => panic!("{other:?}"),
-        }
+        let error = client().post(&url, request()).await.unwrap_err();
+        let TokenError::Temporary { unheard, cause, .. } = error else {
+            panic!("{error:?}");
+        };
+        assert!(unheard);
+        assert!(cause.contains("onnection refused"), "{cause}");
     }
 
     #[tokio::test]
@@ -838,12 +835,11 @@ mod tests {
             ("Retry-After: -3\r\n", None),
             ("", None),
         ] {
-            match ask(answer("503 Busy", headers, "")).await.unwrap_err() {
-                TokenError::Temporary { retry_after, .. } => {
-                    assert_eq!(retry_after, seconds.map(Duration::from_secs), "{headers}");
-                }
-                other => panic!("{other:?}"),
-            }
+            let error = ask(answer("503 Busy", headers, "")).await.unwrap_err();
+            let TokenError::Temporary { retry_after, .. } = error else {
+                panic!("{error:?}");
+            };
+            assert_eq!(retry_after, seconds.map(Duration::from_secs), "{headers}");
         }
     }
 
@@ -888,12 +884,11 @@ mod tests {
         let long = format!(r#"{{"error":"{}"}}"#, "e".repeat(5000));
         assert!(refusal("400 Bad", &long).await.1.len() < 300);
         let strange = json(r#"{"access_token":"hunter2","token_type":"MAC"}"#);
-        match ask(strange).await.unwrap_err() {
-            TokenError::Refused { cause, .. } => {
-                assert!(cause.ends_with("a token of type MAC, where Bearer was expected"));
-            }
-            other => panic!("{other:?}"),
-        }
+        let error = ask(strange).await.unwrap_err();
+        let TokenError::Refused { cause, .. } = error else {
+            panic!("{error:?}");
+        };
+        assert!(cause.ends_with("a token of type MAC, where Bearer was expected"));
     }
 
     #[tokio::test]

@@ -161,7 +161,7 @@ mod tests {
             access: Some(Access {
                 token: Secret::new("access"),
                 issued: time(1_700_000_000.5),
-                lifetime: Duration::from_secs(3600),
+                lifetime: Duration::from_hours(1),
             }),
             refresh_until: Some(time(1_800_000_000.0)),
             intent: Some(Intent {

@@ -187,6 +187,11 @@ pub fn caller_key_headers() -> impl Iterator<Item = &'static str> {
     presets::caller_key_headers()
 }
 
+/// The header fields in which some vendor takes a login of its own making, from the presets.
+pub fn login_headers() -> impl Iterator<Item = &'static str> {
+    presets::login_headers()
+}
+
 /// The JSON Schema of proxy.yaml: the one that [`Config::parse`] checks files against.
 #[must_use]
 pub fn schema() -> &'static Value {

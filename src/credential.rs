@@ -1255,7 +1255,7 @@ mod tests {
             times: fakes::times(),
         });
         let metrics = metrics();
-        let (credential, _keeper) = start(&vendor(auth), &store, metrics.clone()).unwrap();
+        let (credential, _keeper) = start(&vendor(auth), &store, metrics.clone(), None).unwrap();
 
         let mut held = credential.wait(Duration::from_secs(5)).await.unwrap();
         let mut texts = vec![text(&held).to_owned()];

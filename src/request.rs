@@ -413,6 +413,9 @@ impl ProxyHttp for Proxy {
             .is_some_and(|head| !head.status.is_informational());
         let mut code = 0;
         if let (Some(stop), false) = (stop, begun) {
+            // pingora closes the connection after an error, reusable or not: the caller must be
+            // told, or its next request meets a closed door.
+            session.set_keepalive(None);
             code = stop.verdict().status.as_u16();
             if let Err(cause) = answer(session, ctx, stop).await {
                 tracing::debug!(%cause, "the caller left before its answer");

@@ -12,8 +12,10 @@
 )]
 
 mod config;
+mod operating;
 mod peers;
 mod reload;
 mod routing;
 mod support;
 mod tree;
+mod vendors;

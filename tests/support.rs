@@ -1,5 +1,6 @@
 //! The real binary, started and stopped.
 
+pub mod front;
 pub mod peers;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant};
 pub struct Proxy {
     /// The first listener callers connect to.
     pub data: SocketAddr,
+    /// All of them, in the configuration's order.
+    pub listeners: Vec<SocketAddr>,
     /// The admin listener.
     pub admin: SocketAddr,
     child: Child,
@@ -25,12 +28,25 @@ pub struct Proxy {
 impl Proxy {
     /// Writes `yaml` to `dir/proxy.yaml`, serves it, and returns once `/readyz` answers 200.
     pub fn start(dir: &Path, yaml: &str) -> Self {
+        Self::start_with(dir, yaml, &[])
+    }
+
+    /// The same, with more in its environment.
+    pub fn start_with(dir: &Path, yaml: &str, environment: &[(&str, &str)]) -> Self {
+        let proxy = Self::launch(dir, yaml, environment);
+        eventually("ready", || (proxy.admin("/readyz").0 == 200).then_some(()));
+        proxy
+    }
+
+    /// The same, and returns as soon as it listens.
+    pub fn launch(dir: &Path, yaml: &str, environment: &[(&str, &str)]) -> Self {
         let config = dir.join("proxy.yaml");
         std::fs::write(&config, yaml).unwrap();
         let mut child = countersign()
             .arg("serve")
             .arg("--config")
             .arg(&config)
+            .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -41,24 +57,26 @@ impl Proxy {
         drop(follow(child.stdout.take().unwrap(), stdout.clone()));
         let mut proxy = Self {
             data: SocketAddr::from(([127, 0, 0, 1], 0)),
+            listeners: Vec::new(),
             admin: SocketAddr::from(([127, 0, 0, 1], 0)),
             child,
             stderr,
             stdout,
         };
-        while proxy.data.port() == 0 || proxy.admin.port() == 0 {
+        // The admin listener is named last.
+        while proxy.admin.port() == 0 {
             let Ok(line) = lines.recv_timeout(PATIENCE) else {
                 panic!("no addresses from serve:\n{}", proxy.stderr());
             };
             if let Some(address) = address_in(&line) {
                 if line.contains("admin") {
                     proxy.admin = address;
-                } else if line.contains("listening") && proxy.data.port() == 0 {
-                    proxy.data = address;
+                } else if line.contains("listening") {
+                    proxy.listeners.push(address);
                 }
             }
         }
-        eventually("ready", || (proxy.admin("/readyz").0 == 200).then_some(()));
+        proxy.data = proxy.listeners[0];
         proxy
     }
 

@@ -45,6 +45,15 @@ pub(super) fn caller_key_headers() -> impl Iterator<Item = &'static str> {
     presets.flat_map(|(_, preset)| preset.caller_key_headers.iter().map(String::as_str))
 }
 
+/// The fields in which vendors take a login of their own making.
+pub(super) fn login_headers() -> impl Iterator<Item = &'static str> {
+    PRESETS.iter().flat_map(|(_, preset)| {
+        let headers = preset.settings.get("auth").map(|auth| &auth["headers"]);
+        let names = headers.and_then(Value::as_object).into_iter().flatten();
+        names.map(|(name, _)| name.as_str())
+    })
+}
+
 pub(super) fn find(name: &str) -> Option<&'static Preset> {
     let (_, preset) = PRESETS.iter().find(|(known, _)| known == name)?;
     Some(preset)

@@ -7,7 +7,7 @@ use http::header::{
     PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 
-use crate::config::Upstream;
+use crate::config::{self, Upstream};
 use crate::error::Error;
 use crate::request::caller::KEY_FIELDS;
 
@@ -195,7 +195,7 @@ fn is_authority(authority: &str) -> bool {
 }
 
 /// The names that never pass from a caller to a vendor: callers' credentials, overrides, and
-/// every field that any vendor's credential uses.
+/// every field that any vendor's credential uses, configured or known from the presets.
 #[derive(Debug)]
 pub struct Barred {
     names: HashSet<HeaderName>,
@@ -206,6 +206,10 @@ impl Barred {
     pub fn new(credential_fields: impl IntoIterator<Item = HeaderName>) -> Self {
         let mut names: HashSet<_> = credential_fields.into_iter().collect();
         names.extend(KEY_FIELDS.iter().cloned());
+        // A vendor with several ways to log in must not be offered another of them by the caller.
+        names.extend(
+            config::login_headers().filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()),
+        );
         names.extend(OVERRIDES.iter().cloned());
         names.extend([http::header::AUTHORIZATION, PROXY_AUTHORIZATION]);
         Self { names }

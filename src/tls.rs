@@ -219,6 +219,10 @@ fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, String> {
 }
 
 /// The parser's own words repeat the line it stumbled over, which may be the key.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the parser's list of errors is open"
+)]
 fn not_pem(path: &Path, cause: &pem::Error) -> Error {
     match cause {
         pem::Error::Io(cause) => unreadable(path, cause),

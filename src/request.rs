@@ -45,6 +45,7 @@ use self::vendor::{InFlight, Routes, Vendor};
 use crate::credential::Held;
 use crate::error::Error;
 use crate::metrics::VendorMetrics;
+use crate::server::accept::Guarded;
 use crate::server::logs::{AccessLog, Line};
 use crate::upstream::Upstream;
 
@@ -185,6 +186,9 @@ impl ProxyHttp for Proxy {
             .as_downstream_mut()
             .set_total_drain_timeout(Some(DRAIN));
         ctx.request_id = request_id(&session.req_header().headers);
+        if let Some(guarded) = guard(session) {
+            guarded.head_is_complete();
+        }
         Ok(())
     }
 
@@ -506,6 +510,9 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<(), Error> {
     if let Some(http1) = session.as_downstream().as_http1() {
         headers::check_raw_head(&http1.get_headers_raw_bytes())?;
     }
+    if guard(session).is_some_and(Guarded::has_odd_first_line) {
+        return Err(Error::BadFraming(headers::ODD_REQUEST_LINE));
+    }
     let head = session.req_header();
     headers::check_fields(&head.headers)?;
     if matches!(head.method, Method::TRACE | Method::CONNECT) {
@@ -568,6 +575,11 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<(), Error> {
         })?);
     }
     Ok(())
+}
+
+/// What watches over the caller's connection, on HTTP/1.
+fn guard(session: &Session) -> Option<&Guarded> {
+    session.as_downstream().stream().and_then(Guarded::of)
 }
 
 /// A target in absolute form as its authority and the rest, any other as it is.

@@ -12,6 +12,7 @@
 )]
 
 mod config;
+mod connections;
 mod operating;
 mod peers;
 mod reload;

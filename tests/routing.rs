@@ -168,6 +168,8 @@ async fn heads_that_can_be_read_in_two_ways_are_refused_and_reach_nobody() {
         "GET /v/%zz HTTP/1.1\nHost: localhost",
         "GET /v/\u{e9} HTTP/1.1\nHost: localhost",
         "GET /v/x#y HTTP/1.1\nHost: localhost",
+        "GET /v/x y HTTP/1.1\nHost: localhost",
+        "GET /v/x\ty HTTP/1.1\nHost: localhost",
         "GET /v/x HTTP/1.1",
         "GET /v/x HTTP/1.1\nHost: local host",
         "GET /v/x HTTP/1.1\nHost: localhost\nHost: localhost",

@@ -38,6 +38,10 @@ static OVERRIDES: [HeaderName; 7] = [
     FORWARDED,
 ];
 
+/// See RFC 9112 §3.
+pub const ODD_REQUEST_LINE: &str =
+    "The request line is not method, target and version in ASCII with one blank between.";
+
 /// Checks the bytes of an HTTP/1 head: the parser behind us repairs what must not be repaired.
 ///
 /// # Errors
@@ -68,9 +72,7 @@ pub fn check_raw_head(head: &[u8]) -> Result<(), Error> {
         return Err(Error::HeadTooLarge);
     }
     if words.count() != 1 {
-        return Err(Error::BadRequest(
-            "The request line is not method, target and version with one blank between.",
-        ));
+        return Err(Error::BadRequest(ODD_REQUEST_LINE));
     }
     if method.iter().any(u8::is_ascii_lowercase) {
         return Err(Error::BadRequest("The method is not in upper case."));

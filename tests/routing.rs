@@ -329,6 +329,33 @@ async fn an_answer_that_breaks_off_is_not_ended_cleanly() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_first_byte_and_the_whole_have_limits_of_their_own() {
+    let setup = Setup::new("    timeouts: { first_byte: 400ms, idle: 30s }\n").await;
+    let late = std::time::Instant::now();
+    for (head, body) in [
+        ("GET /v/x?wait=5000 HTTP/1.1\nHost: localhost", ""),
+        (
+            "POST /v/x?wait=5000 HTTP/1.1\nHost: localhost\nContent-Length: 3",
+            "abc",
+        ),
+    ] {
+        let answer = setup.send(head, body);
+        assert_eq!(status_of(&answer), 504, "{answer}");
+        assert!(
+            answer.contains("\"reason\":\"upstream_timeout\""),
+            "{answer}"
+        );
+    }
+    assert!(late.elapsed() < std::time::Duration::from_secs(4));
+    let in_time = setup.send("GET /v/x?wait=50 HTTP/1.1\nHost: localhost", "");
+    assert_eq!(status_of(&in_time), 200, "{in_time}");
+
+    let setup = Setup::new("    timeouts: { total: 500ms }\n").await;
+    let answer = setup.send("GET /v/x?wait=5000 HTTP/1.1\nHost: localhost", "");
+    assert_eq!(status_of(&answer), 504, "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_silent_vendor_is_a_504_and_one_that_is_not_there_a_502() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let setup = Setup::new(&format!(

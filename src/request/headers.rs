@@ -338,6 +338,25 @@ fn at_upstream<'a>(location: &'a str, upstream: &Upstream) -> Option<&'a str> {
     same.then_some(path)
 }
 
+/// The caller's own id where it is harmless in a log, else a new one: 128 random bits.
+#[must_use]
+pub fn request_id(headers: &HeaderMap) -> HeaderValue {
+    if let Some(id) = headers.get("x-request-id")
+        && (1..=128).contains(&id.len())
+        && id
+            .as_bytes()
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+    {
+        return id.clone();
+    }
+    let mut id = [0; 32];
+    let random = fastrand::u128(..).to_be_bytes();
+    // 32 bytes of room for 16 bytes of hex: cannot fail.
+    let _ = hex::encode_to_slice(random, &mut id);
+    HeaderValue::from_bytes(&id).unwrap_or(HeaderValue::from_static("0"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,12 +11,12 @@ use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
 use pingora::listeners::tls::Acceptor;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::stream::Stream as TcpStream;
@@ -119,9 +119,7 @@ async fn serve(
         let mut session = ServerSession::new_http1(stream);
         match settings.take() {
             None => session.set_keepalive((!*stop.borrow()).then_some(FIRST_KEEPALIVE)),
-            Some(settings) => {
-                pingora::apps::HttpPersistentSettings::apply_to_session(settings, &mut session)
-            }
+            Some(settings) => HttpPersistentSettings::apply_to_session(settings, &mut session),
         }
         let Some(reused) = door.app.process_new_http(session, &stop).await else {
             return;
@@ -144,6 +142,9 @@ pub struct Guarded {
     /// Counted in the first line of the head being read.
     blanks: AtomicU8,
     odd_line: AtomicBool,
+    /// While an answer is awaited: until when, in milliseconds since `born`; 0: no limit.
+    answer_by: AtomicU64,
+    born: Instant,
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
@@ -163,6 +164,8 @@ impl Guarded {
             phase: AtomicU8::new(BEFORE_HEAD),
             blanks: AtomicU8::new(0),
             odd_line: AtomicBool::new(false),
+            answer_by: AtomicU64::new(0),
+            born: Instant::now(),
             deadline: Some(Box::pin(sleep_until(Instant::now() + HEAD_TIME))),
         }
     }
@@ -179,6 +182,17 @@ impl Guarded {
         self.phase.store(AFTER_HEAD, Ordering::Relaxed);
     }
 
+    /// Limits the time until an answer: while one is awaited, pingora reads from the caller to
+    /// notice its leaving, and that read fails with `TimedOut` from `at` on. Its own upstream
+    /// timeouts cannot tell the first byte from the rest. `None` lifts the limit.
+    pub fn expect_answer_by(&self, at: Option<Instant>) {
+        let since = |at: Instant| {
+            let milliseconds = at.saturating_duration_since(self.born).as_millis();
+            u64::try_from(milliseconds).unwrap_or(u64::MAX).max(1)
+        };
+        self.answer_by.store(at.map_or(0, since), Ordering::Relaxed);
+    }
+
     /// Whether the head's first line held anything but two single blanks between graphic ASCII
     /// characters. The parser escapes such characters in the target, which would forward another
     /// target than the one that was sent.
@@ -188,6 +202,7 @@ impl Guarded {
     }
 
     fn expect_head(&self) {
+        self.answer_by.store(0, Ordering::Relaxed);
         self.phase.store(BEFORE_HEAD, Ordering::Relaxed);
         self.blanks.store(0, Ordering::Relaxed);
         self.odd_line.store(false, Ordering::Relaxed);
@@ -197,9 +212,8 @@ impl Guarded {
         for byte in bytes {
             match (self.phase.load(Ordering::Relaxed), byte) {
                 // Empty lines before a head are skipped (RFC 9112 §2.2).
-                (BEFORE_HEAD, b'\r' | b'\n') | (IN_LINE, b'\r') => {}
+                (BEFORE_HEAD, b'\r' | b'\n') | (IN_LINE, b'\r' | b'!'..=b'~') => {}
                 (BEFORE_HEAD, b'!'..=b'~') => self.phase.store(IN_LINE, Ordering::Relaxed),
-                (IN_LINE, b'!'..=b'~') => {}
                 (IN_LINE, b' ') => {
                     if self.blanks.fetch_add(1, Ordering::Relaxed) >= 2 {
                         self.odd_line.store(true, Ordering::Relaxed);
@@ -229,8 +243,21 @@ impl AsyncRead for Guarded {
         let read = Pin::new(&mut self.inner).poll_read(cx, buffer);
         let phase = self.phase.load(Ordering::Relaxed);
         if phase == AFTER_HEAD {
-            self.deadline = None;
-            return read;
+            let answer_by = self.answer_by.load(Ordering::Relaxed);
+            if read.is_ready() || answer_by == 0 {
+                self.deadline = None;
+                return read;
+            }
+            let at = self.born + Duration::from_millis(answer_by);
+            let deadline = self
+                .deadline
+                .get_or_insert_with(|| Box::pin(sleep_until(at)));
+            if deadline.deadline() != at {
+                deadline.as_mut().reset(at);
+            }
+            ready!(deadline.as_mut().poll(cx));
+            let late = "the answer took too long";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, late)));
         }
         if read.is_ready() {
             let new = &buffer.filled()[before..];

@@ -223,6 +223,10 @@ pub struct Listener {
     /// The certificates of a TLS listener, chosen by SNI, the first when none fits; `None`:
     /// plaintext.
     pub tls: Option<Vec<CertFiles>>,
+    /// Plaintext callers may speak HTTP/2 with prior knowledge (RFC 9113 §3.3).
+    pub h2c: bool,
+    /// Load balancers whose connections begin with a PROXY protocol header.
+    pub proxied_by: Vec<ipnet::IpNet>,
 }
 
 /// A certificate chain and its private key, both PEM files.

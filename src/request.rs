@@ -182,9 +182,13 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
-        // pingora's own keep-alive has no end after the first request of a connection.
-        let keepalive = (!self.draining.load(Ordering::Acquire)).then_some(CALLER_KEEPALIVE);
-        session.set_keepalive(keepalive);
+        // pingora's own keep-alive has no end after the first request of a connection. `None` is
+        // the caller's wish, HTTP/1.0's default included.
+        if self.draining.load(Ordering::Acquire) {
+            session.set_keepalive(None);
+        } else if session.get_keepalive().is_some() {
+            session.set_keepalive(Some(CALLER_KEEPALIVE));
+        }
         session.set_read_timeout(Some(CALLER_IDLE));
         session.set_write_timeout(Some(CALLER_IDLE));
         session

@@ -4,6 +4,7 @@ pub mod accept;
 pub mod admin;
 pub mod live;
 pub mod logs;
+mod preamble;
 mod tls;
 
 use std::net::{SocketAddr, TcpListener};
@@ -125,6 +126,11 @@ pub fn start(config: Config) -> Result<Running, StartError> {
         config.admin.ready_when,
         config.admin.key,
     );
+    let doors: Vec<_> = config
+        .listeners
+        .iter()
+        .map(|listener| (listener.h2c, listener.proxied_by.clone()))
+        .collect();
     let live = Arc::new(Live::start(config, metrics, certificates.clone())?);
     let draining = Arc::new(AtomicBool::new(false));
     let serving = Arc::new(AtomicUsize::new(0));
@@ -139,8 +145,8 @@ pub fn start(config: Config) -> Result<Running, StartError> {
     let (stop, stopping) = watch::channel(false);
     let mut listeners = Vec::new();
     let mut accepting = Vec::new();
-    for (index, ((socket, address), certificates)) in data.into_iter().zip(certificates).enumerate()
-    {
+    let sockets = data.into_iter().zip(certificates).zip(doors);
+    for (index, (((socket, address), certificates), (h2c, proxied_by))) in sockets.enumerate() {
         let tls = certificates
             .map(tls::settings)
             .transpose()
@@ -153,6 +159,8 @@ pub fn start(config: Config) -> Result<Running, StartError> {
         let door = Arc::new(Door {
             app: app.clone(),
             tls,
+            h2c,
+            proxied_by,
         });
         let socket = tokio::net::TcpListener::from_std(socket)?;
         accepting.push(tokio::spawn(accept::accept(door, socket, stopping.clone())));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use countersign::demo;
 
-use crate::support::{Proxy, status_of};
+use crate::support::{Proxy, eventually, status_of};
 
 const HEAD: &str = "GET /v/x HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
@@ -87,4 +87,89 @@ async fn a_head_has_ten_seconds_and_idle_connections_cost_others_nothing() {
         kept.join().unwrap();
     });
     drop(silent);
+}
+
+/// A proxy whose only listener is `listener`, in front of an echo.
+async fn behind(listener: &str) -> (Proxy, demo::Stand, tempfile::TempDir) {
+    let echo = demo::echo().await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = format!(
+        "listeners: [ {listener} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\nvendors:\n  v:\n    upstream: {}\n    allow_plaintext: true\n",
+        echo.url()
+    );
+    let directory = dir.path().to_owned();
+    let proxy = tokio::task::spawn_blocking(move || Proxy::start(&directory, &yaml))
+        .await
+        .unwrap();
+    (proxy, echo, dir)
+}
+
+const CLOSED: &str = "GET /v/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trusted_load_balancer_says_who_is_calling() {
+    let (proxy, _echo, _dir) =
+        behind("{ bind: 127.0.0.1:0, proxy_protocol: { trusted: [ 127.0.0.0/8 ] } }").await;
+    let first = format!("PROXY TCP4 192.0.2.7 192.0.2.1 4711 443\r\n{CLOSED}");
+    assert_eq!(status_of(&proxy.raw(first)), 200);
+    let mut second =
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x08\xc0\0\x02\x01\x12\x67\x01\xbb".to_vec();
+    second.extend_from_slice(CLOSED.as_bytes());
+    assert_eq!(status_of(&proxy.raw(second)), 200);
+    eventually("both are logged", || {
+        let log = proxy.stdout();
+        (log.contains("192.0.2.7:4711") && log.contains("192.0.2.8:4711")).then_some(())
+    });
+    // Without the header nothing is served.
+    assert_eq!(proxy.raw(CLOSED), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_no_load_balancer_cannot_say_who_is_calling() {
+    let (proxy, _echo, _dir) =
+        behind("{ bind: 127.0.0.1:0, proxy_protocol: { trusted: [ 10.0.0.0/8 ] } }").await;
+    assert_eq!(status_of(&proxy.raw(CLOSED)), 200);
+    let forged = proxy.raw(format!("PROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\n{CLOSED}"));
+    assert_ne!(status_of(&forged), 200, "{forged}");
+    assert!(!proxy.stdout().contains("192.0.2.7"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plaintext_http2_is_spoken_where_it_is_configured_and_short_requests_never_wait() {
+    let (proxy, _echo, _dir) = behind("{ bind: 127.0.0.1:0, h2c: true }").await;
+    // Shorter than the preface, then the rest.
+    let mut stream = TcpStream::connect(proxy.data).unwrap();
+    let short = "GET /v HTTP/1.0\r\n\r\n";
+    stream.write_all(short.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(status_of(&answer), 400, "{answer}");
+
+    let url = format!("http://localhost:{}/v/x", proxy.data.port());
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .http2_prior_knowledge()
+        .resolve("localhost", proxy.data)
+        .tls_backend_preconfigured(nothing_trusted())
+        .build()
+        .unwrap();
+    let answer = client.get(&url).send().await.unwrap();
+    assert_eq!(answer.version(), reqwest::Version::HTTP_2);
+    assert_eq!(answer.status(), 200);
+    assert_eq!(status_of(&proxy.raw(CLOSED)), 200);
+
+    let (plain, _echo, _dir) = behind("{ bind: 127.0.0.1:0 }").await;
+    let url = format!("http://localhost:{}/v/x", plain.data.port());
+    assert!(client.get(&url).send().await.is_err());
+}
+
+/// reqwest wants a TLS configuration even for plaintext.
+fn nothing_trusted() -> rustls::ClientConfig {
+    countersign::tls::install_provider();
+    rustls::ClientConfig::builder()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth()
 }

@@ -16,6 +16,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use ipnet::IpNet;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
 use pingora::listeners::tls::Acceptor;
 use pingora::protocols::http::ServerSession;
@@ -31,6 +32,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
+use super::preamble;
 use crate::request::Proxy;
 
 /// A whole request head, and on a new connection its first byte, must be here within this time.
@@ -49,6 +51,10 @@ pub(super) struct Door {
     pub(super) app: Arc<HttpProxy<Proxy>>,
     /// `None`: plaintext.
     pub(super) tls: Option<Acceptor>,
+    /// Plaintext callers may speak HTTP/2 with prior knowledge.
+    pub(super) h2c: bool,
+    /// Connections from here begin with a PROXY protocol header.
+    pub(super) proxied_by: Vec<IpNet>,
 }
 
 /// Takes connections until `stop` says so; those taken go on.
@@ -87,6 +93,17 @@ async fn serve(
     stop: watch::Receiver<bool>,
 ) {
     let mut socket = TcpStream::from(socket);
+    let mut from = from;
+    if preamble::is_trusted(&door.proxied_by, from) {
+        match timeout(HEAD_TIME, preamble::proxied_for(&mut socket)).await {
+            Ok(Ok(client)) => from = client.unwrap_or(from),
+            Ok(Err(cause)) => {
+                tracing::warn!(client = %from, %cause, "connection closed");
+                return;
+            }
+            Err(_) => return,
+        }
+    }
     let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
     // A new cell takes its first value.
     let _ = digest.peer_addr.set(Some(from.into()));
@@ -95,8 +112,17 @@ async fn serve(
         // Gone already.
         return;
     }
+    let mut http2 = false;
     let stream: Stream = match &door.tls {
-        None => Box::new(socket),
+        None => {
+            if door.h2c {
+                match timeout(HEAD_TIME, preamble::speaks_http2(&mut socket)).await {
+                    Ok(Ok(preface)) => http2 = preface,
+                    Ok(Err(_)) | Err(_) => return,
+                }
+            }
+            Box::new(socket)
+        }
         Some(tls) => match timeout(HANDSHAKE_TIME, tls.tls_handshake(socket)).await {
             Ok(Ok(stream)) => Box::new(stream),
             Ok(Err(cause)) => {
@@ -109,7 +135,8 @@ async fn serve(
             }
         },
     };
-    if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+    if http2 || matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+        let stream = Box::new(Guarded::http2(stream));
         door.app.process_new(stream, &stop).await;
         return;
     }
@@ -144,6 +171,8 @@ pub struct Guarded {
     odd_line: AtomicBool,
     /// While an answer is awaited: until when, in milliseconds since `born`; 0: no limit.
     answer_by: AtomicU64,
+    /// Negotiated or begun with its preface: pingora asks by ALPN.
+    http2: bool,
     born: Instant,
     deadline: Option<Pin<Box<Sleep>>>,
 }
@@ -165,8 +194,19 @@ impl Guarded {
             blanks: AtomicU8::new(0),
             odd_line: AtomicBool::new(false),
             answer_by: AtomicU64::new(0),
+            http2: false,
             born: Instant::now(),
             deadline: Some(Box::pin(sleep_until(Instant::now() + HEAD_TIME))),
+        }
+    }
+
+    /// HTTP/2 has streams, and limits of its own.
+    fn http2(inner: Stream) -> Self {
+        Self {
+            phase: AtomicU8::new(AFTER_HEAD),
+            http2: true,
+            deadline: None,
+            ..Self::new(inner)
         }
     }
 
@@ -332,6 +372,9 @@ impl Ssl for Guarded {
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
+        if self.http2 {
+            return Some(ALPN::H2);
+        }
         self.inner.selected_alpn_proto()
     }
 }

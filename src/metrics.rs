@@ -2,6 +2,7 @@
 //! never from a request. Handles are looked up once per configuration, not per request.
 
 use std::collections::HashMap;
+use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -263,7 +264,8 @@ impl Metrics {
             for family in empty.collect() {
                 let kind = format!("{:?}", family.get_field_type()).to_lowercase();
                 let (name, help) = (family.name(), family.help());
-                text += &format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
+                // Writing to memory cannot fail.
+                let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
             }
         }
         text

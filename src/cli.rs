@@ -55,7 +55,7 @@ enum Command {
     },
     /// Say what would happen to a request, without sending it
     Explain(explain::Arguments),
-    /// Give consent once, in a browser, for an authorization_code vendor
+    /// Give consent once, in a browser, for a vendor with `authorization_code`
     Authorize {
         /// The vendor's name in the configuration
         vendor: String,

@@ -552,7 +552,9 @@ async fn keep_fresh(
             board.refresh_at = None;
         });
         // Sources keep their own, shorter limits; this one only makes a forgotten one harmless.
-        let limit = request_timeout * 4 + Duration::from_secs(30);
+        let limit = request_timeout
+            .saturating_mul(4)
+            .saturating_add(Duration::from_secs(30));
         let outcome = timeout(limit, source.fetch()).await.unwrap_or_else(|_| {
             Err(FetchError::Temporary {
                 cause: format!("no outcome within {} s", limit.as_secs()),
@@ -714,7 +716,7 @@ mod tests {
     use proptest::prelude::*;
     use tokio::time::{advance, sleep};
 
-    use super::fakes::{metrics, value, vendor};
+    use super::fakes::{TokenServer, answer, json, metrics, value, vendor};
     use super::*;
     use crate::config::SecretRef;
 
@@ -1221,6 +1223,59 @@ mod tests {
                 .contains("cannot be read")
         );
         assert!(!dir.path().join("state").exists(), "the store was touched");
+    }
+
+    /// Real sockets, real time: a token of three seconds leaves a second and a half for a refused
+    /// refresh and, a second later, a new grant.
+    #[tokio::test]
+    async fn a_refused_refresh_leads_to_a_new_grant_before_the_old_token_ends() {
+        let pair = |n: u32| {
+            json(&format!(
+                r#"{{"access_token":"a{n}","refresh_token":"r{n}","expires_in":3}}"#
+            ))
+        };
+        let revoked = "400 Grant has been revoked, has expired, or the refresh token is invalid";
+        let replies = [pair(1), answer(revoked, "", ""), pair(2), pair(3)];
+        let server = TokenServer::start(replies).await;
+        let dir = tempfile::tempdir().unwrap();
+        let store = crate::store::open(&config::Store {
+            dir: dir.path().join("state"),
+            encryption_key: None,
+        })
+        .unwrap();
+        let auth = Auth::Vedauth(config::Vedauth {
+            url: server.url("/vedauth"),
+            client_id: value("MyApp"),
+            scope: None,
+            grant: config::VedauthGrant::Password {
+                username: value("svc"),
+                password: value("pw"),
+            },
+            refresh: true,
+            times: fakes::times(),
+        });
+        let metrics = metrics();
+        let (credential, _keeper) = start(&vendor(auth), &store, metrics.clone(), None).unwrap();
+
+        let mut held = credential.wait(Duration::from_secs(5)).await.unwrap();
+        let mut texts = vec![text(&held).to_owned()];
+        while texts.len() < 3 {
+            sleep(Duration::from_millis(5)).await;
+            held = credential.current().expect("a gap without any token");
+            // What is in use was stored before.
+            let grant = store.load("acme").await.unwrap().unwrap();
+            if texts.last().unwrap() != text(&held) {
+                texts.push(text(&held).to_owned());
+                let stored = grant.access.unwrap().token;
+                assert_eq!(format!("Bearer {}", stored.expose()), text(&held));
+            }
+        }
+        assert_eq!(texts, ["Bearer a1", "Bearer a2", "Bearer a3"]);
+        let paths: Vec<_> = server.seen().iter().map(|seen| seen.line.clone()).collect();
+        let path = |method| format!("POST /vedauth/authorize/{method} HTTP/1.1");
+        assert_eq!(paths, ["oauth", "token", "oauth", "token"].map(path));
+        assert_eq!(metrics.ok.get(), 3);
+        assert_eq!(metrics.duration.get_sample_count(), 3);
     }
 
     #[tokio::test]

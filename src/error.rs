@@ -68,6 +68,7 @@ pub struct Verdict {
 impl Error {
     /// What the caller is told.
     #[must_use]
+    #[expect(clippy::too_many_lines, reason = "one table")]
     pub fn verdict(self) -> Verdict {
         let (status, reason, detail, proxy_error) = match self {
             Self::BadRequest(detail) | Self::BadFraming(detail) => (

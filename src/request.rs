@@ -12,6 +12,7 @@
 //!
 //! This file drives; what is decided, and why, is in the plain functions of `request/*`.
 
+pub mod answer;
 pub mod caller;
 pub mod decide;
 pub mod headers;
@@ -26,8 +27,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, LOCATION};
-use http::{HeaderMap, Method, Version};
+use http::header::{CONTENT_LENGTH, HOST, HeaderValue, LOCATION};
+use http::{Method, Version};
 use pingora::ErrorSource;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error as PingoraError, ErrorType, HttpPeer};
@@ -35,14 +36,17 @@ use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use tokio::time::Instant;
 
+use self::answer::Problem;
 use self::caller::{Caller, Callers};
 use self::decide::{Ask, Identity, decide};
 use self::headers::Barred;
 use self::path::Target;
 use self::vendor::{InFlight, Routes, Vendor};
+use crate::config::Timeouts;
 use crate::credential::Held;
 use crate::error::Error;
 use crate::metrics::VendorMetrics;
+use crate::server::accept::Guarded;
 use crate::server::logs::{AccessLog, Line};
 use crate::upstream::Upstream;
 
@@ -113,7 +117,10 @@ pub struct Context {
     upstream_since: Option<Instant>,
     upstream_took: Option<Duration>,
     reused: bool,
+    /// `timeouts.total`.
     deadline: Option<Instant>,
+    /// `timeouts.first_byte`, once the request is out, where it is shorter than other limits.
+    answer_by: Option<Instant>,
     in_flight: Option<InFlight>,
     _serving: Serving,
 }
@@ -164,6 +171,7 @@ impl ProxyHttp for Proxy {
             upstream_took: None,
             reused: false,
             deadline: None,
+            answer_by: None,
             in_flight: None,
             _serving: Serving(self.serving.clone()),
         })
@@ -182,7 +190,10 @@ impl ProxyHttp for Proxy {
         session
             .as_downstream_mut()
             .set_total_drain_timeout(Some(DRAIN));
-        ctx.request_id = request_id(&session.req_header().headers);
+        ctx.request_id = headers::request_id(&session.req_header().headers);
+        if let Some(guarded) = guard(session) {
+            guarded.head_is_complete();
+        }
         Ok(())
     }
 
@@ -272,16 +283,22 @@ impl ProxyHttp for Proxy {
                 request.set_raw_path(format!("{path}?{query}").as_bytes())?;
             }
         }
+        if session.as_downstream_mut().is_body_done() {
+            await_answer(session, ctx);
+        }
         Ok(())
     }
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
-        _end: bool,
+        end: bool,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
+        if end {
+            await_answer(session, ctx);
+        }
         let Some(body) = body else { return Ok(()) };
         ctx.body_in += body.len() as u64;
         let limit = ctx.way.as_ref().map_or(0, |way| way.vendor.limits.body);
@@ -315,6 +332,10 @@ impl ProxyHttp for Proxy {
             }
             vendor.metrics.passed.inc();
         }
+        ctx.answer_by = None;
+        if let Some(guarded) = guard(session) {
+            guarded.expect_answer_by(ctx.deadline);
+        }
         if let Some(since) = ctx.upstream_since {
             let took = since.elapsed();
             ctx.upstream_took = Some(took);
@@ -333,7 +354,7 @@ impl ProxyHttp for Proxy {
         {
             answer.insert_header("Location", ours)?;
         }
-        answer.append_header("Via", VIA)?;
+        answer.append_header("Via", answer::VIA)?;
         answer.insert_header("X-Request-Id", ctx.request_id.clone())
     }
 
@@ -393,7 +414,17 @@ impl ProxyHttp for Proxy {
         error: &PingoraError,
         ctx: &mut Self::CTX,
     ) -> FailToProxy {
-        let stop = ctx.stop.or_else(|| classify(session, error));
+        let overdue = [ctx.deadline, ctx.answer_by]
+            .into_iter()
+            .flatten()
+            .any(|at| at <= Instant::now());
+        let stop = ctx.stop.or_else(|| {
+            if overdue {
+                Some(Error::UpstreamTimeout)
+            } else {
+                classify(session, error)
+            }
+        });
         if let Some(way) = &ctx.way {
             tracing::warn!(
                 vendor = %way.vendor.name,
@@ -504,12 +535,15 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<(), Error> {
     if let Some(http1) = session.as_downstream().as_http1() {
         headers::check_raw_head(&http1.get_headers_raw_bytes())?;
     }
+    if guard(session).is_some_and(Guarded::has_odd_first_line) {
+        return Err(Error::BadFraming(headers::ODD_REQUEST_LINE));
+    }
     let head = session.req_header();
     headers::check_fields(&head.headers)?;
     if matches!(head.method, Method::TRACE | Method::CONNECT) {
         return Err(Error::MethodNotAllowed);
     }
-    let (of_target, raw) = split_absolute(head.raw_path())?;
+    let (of_target, raw) = path::split_absolute(head.raw_path())?;
     let of_target = of_target.or_else(|| head.uri.authority().map(http::uri::Authority::as_str));
     let authority = headers::authority(&head.headers, of_target)?;
     let target = Target::parse(raw)?;
@@ -568,37 +602,25 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<(), Error> {
     Ok(())
 }
 
-/// A target in absolute form as its authority and the rest, any other as it is.
-fn split_absolute(raw: &[u8]) -> Result<(Option<&str>, &[u8]), Error> {
-    if raw.starts_with(b"/") {
-        return Ok((None, raw));
+/// Starts the time until the answer's first byte, where `first_byte` or `total` ends before
+/// pingora's own read timeout does.
+fn await_answer(session: &Session, ctx: &mut Context) {
+    let Some(way) = &ctx.way else { return };
+    let Timeouts {
+        first_byte, idle, ..
+    } = way.vendor.timeouts;
+    if !first_byte.is_zero() && (idle.is_zero() || first_byte < idle) {
+        ctx.answer_by = Some(Instant::now() + first_byte);
     }
-    let scheme = [&b"http://"[..], b"https://"]
-        .into_iter()
-        .find(|scheme| {
-            raw.get(..scheme.len())
-                .is_some_and(|start| start.eq_ignore_ascii_case(scheme))
-        })
-        .ok_or(Error::BadRequest("The path does not start with a slash."))?;
-    let rest = &raw[scheme.len()..];
-    let end = rest
-        .iter()
-        .position(|byte| matches!(byte, b'/' | b'?' | b'#'))
-        .unwrap_or(rest.len());
-    let authority = std::str::from_utf8(&rest[..end])
-        .map_err(|_| Error::BadRequest("The authority of the request target is not ASCII."))?;
-    if authority.contains('@') {
-        return Err(Error::BadRequest(
-            "The request target holds user information.",
-        ));
+    let earliest = [ctx.deadline, ctx.answer_by].into_iter().flatten().min();
+    if let (Some(guarded), Some(at)) = (guard(session), earliest) {
+        guarded.expect_answer_by(Some(at));
     }
-    // RFC 9112 §3.2.2: an empty path is the root.
-    let path = if end == rest.len() {
-        b"/"
-    } else {
-        &rest[end..]
-    };
-    Ok((Some(authority), path))
+}
+
+/// What watches over the caller's connection, on HTTP/1.
+fn guard(session: &Session) -> Option<&Guarded> {
+    session.as_downstream().stream().and_then(Guarded::of)
 }
 
 /// After a 401: rejects what was sent and waits for something newer. `true`: replay.
@@ -637,6 +659,7 @@ async fn newer_credential(session: &Session, ctx: &mut Context, vendor: &Vendor)
 }
 
 /// Ends a request from within a hook.
+#[expect(clippy::unnecessary_box_returns, reason = "pingora's errors are boxed")]
 fn stopped(ctx: &mut Context, stop: Error) -> Box<PingoraError> {
     ctx.stop = Some(stop);
     PingoraError::explain(
@@ -653,6 +676,10 @@ fn in_time(ctx: &mut Context) -> pingora::Result<()> {
 }
 
 /// What a failure of pingora's means to the caller; `None` when there is no caller left.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "pingora's list of error types is open"
+)]
 fn classify(session: &mut Session, error: &PingoraError) -> Option<Error> {
     use ErrorType::{
         ConnectTimedout, ConnectionClosed, ReadError, ReadTimedout, TLSHandshakeTimedout,
@@ -676,8 +703,7 @@ fn classify(session: &mut Session, error: &PingoraError) -> Option<Error> {
         ErrorSource::Upstream => Some(Error::UpstreamUnreachable),
         ErrorSource::Downstream => match error.etype() {
             ReadTimedout => Some(Error::BodyTimeout),
-            WriteError | WriteTimedout | ReadError | ConnectionClosed => None,
-            ErrorType::H2Error => None,
+            WriteError | WriteTimedout | ReadError | ConnectionClosed | ErrorType::H2Error => None,
             _ => Some(Error::BadFraming(
                 "The request's head or body breaks the protocol's framing.",
             )),
@@ -686,56 +712,23 @@ fn classify(session: &mut Session, error: &PingoraError) -> Option<Error> {
     }
 }
 
-const VIA: HeaderValue = HeaderValue::from_static("1.1 countersign");
-
-/// Writes an answer of our own: problem+json (RFC 9457) and Proxy-Status (RFC 9209).
+/// Writes an answer of our own.
 async fn answer(session: &mut Session, ctx: &mut Context, stop: Error) -> pingora::Result<()> {
     ctx.stop = Some(stop);
-    let verdict = stop.verdict();
-    let id = ctx.request_id.to_str().unwrap_or_default();
-    let body = serde_json::json!({
-        "type": format!("urn:countersign:{}", verdict.reason),
-        "title": verdict.status.canonical_reason().unwrap_or("Error"),
-        "status": verdict.status.as_u16(),
-        "detail": verdict.detail,
-        "reason": verdict.reason,
-        "vendor": ctx.way.as_ref().map(|way| &*way.vendor.name),
-        "request_id": id,
-    })
-    .to_string();
-
-    let mut head = ResponseHeader::build(verdict.status, Some(10))?;
-    head.insert_header(CONTENT_TYPE, "application/problem+json")?;
-    head.insert_header(CONTENT_LENGTH, body.len())?;
-    head.insert_header("Cache-Control", "no-store")?;
-    let proxy_status = format!(
-        "countersign; error={}; details=\"{}\"",
-        verdict.proxy_error, verdict.reason
-    );
-    head.insert_header("Proxy-Status", proxy_status)?;
-    head.insert_header("Via", VIA)?;
-    head.insert_header("X-Request-Id", ctx.request_id.clone())?;
-    if let Some(seconds) = stop.retry_after() {
-        head.insert_header("Retry-After", seconds)?;
-    }
-    if stop == Error::UnknownCaller {
-        head.insert_header("WWW-Authenticate", r#"Bearer realm="countersign""#)?;
-    }
-    if stop == Error::MethodNotAllowed {
-        head.insert_header("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")?;
-    }
     let request = session.req_header();
     let is_head = request.method == Method::HEAD;
-    let is_grpc = request
-        .headers
-        .get(CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    if is_grpc {
-        head.insert_header("grpc-status", grpc_status(verdict.status.as_u16()))?;
-        head.insert_header("grpc-message", verdict.reason)?;
+    let http2 = request.version == Version::HTTP_2;
+    let problem = Problem::new(
+        stop,
+        ctx.way.as_ref().map(|way| &*way.vendor.name),
+        &ctx.request_id,
+        answer::is_grpc(&request.headers),
+    );
+    let mut head = ResponseHeader::build(problem.status, Some(problem.fields.len()))?;
+    for (name, value) in problem.fields {
+        head.insert_header(name, value)?;
     }
 
-    let http2 = request.version == Version::HTTP_2;
     let body_left = !session.as_downstream_mut().is_body_done();
     if body_left || matches!(stop, Error::BadFraming(_) | Error::HeadTooLarge) {
         session.set_keepalive(None);
@@ -745,9 +738,7 @@ async fn answer(session: &mut Session, ctx: &mut Context, stop: Error) -> pingor
     if is_head {
         downstream.finish_body().await?;
     } else {
-        downstream
-            .write_response_body(Bytes::from(body), true)
-            .await?;
+        downstream.write_response_body(problem.body, true).await?;
         if !http2 {
             downstream.finish_body().await?;
         }
@@ -757,34 +748,4 @@ async fn answer(session: &mut Session, ctx: &mut Context, stop: Error) -> pingor
         let _ = downstream.drain_request_body().await;
     }
     Ok(())
-}
-
-/// <https://grpc.github.io/grpc/core/md_doc_http-grpc-status-mapping.html>
-fn grpc_status(status: u16) -> u16 {
-    match status {
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 => 12,
-        429 | 502 | 503 | 504 => 14,
-        _ => 2,
-    }
-}
-
-/// The caller's own id where it is harmless in a log, else a new one: 128 random bits.
-fn request_id(headers: &HeaderMap) -> HeaderValue {
-    if let Some(id) = headers.get("x-request-id")
-        && (1..=128).contains(&id.len())
-        && id
-            .as_bytes()
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
-    {
-        return id.clone();
-    }
-    let mut id = [0; 32];
-    let random = fastrand::u128(..).to_be_bytes();
-    // 32 bytes of room for 16 bytes of hex: cannot fail.
-    let _ = hex::encode_to_slice(random, &mut id);
-    HeaderValue::from_bytes(&id).unwrap_or(HeaderValue::from_static("0"))
 }

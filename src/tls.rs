@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest;
 use rustls::client::WebPkiServerVerifier;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore};
@@ -205,7 +205,7 @@ fn provider() -> rustls::crypto::CryptoProvider {
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     let chain = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|cause| unreadable(path, cause))?;
+        .map_err(|cause| not_pem(path, &cause))?;
     if chain.is_empty() {
         return Err(unreadable(path, "no certificate (PEM) in it"));
     }
@@ -218,9 +218,52 @@ fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, String> {
     Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }
 
+/// The parser's own words repeat the line it stumbled over, which may be the key.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the parser's list of errors is open"
+)]
+fn not_pem(path: &Path, cause: &pem::Error) -> Error {
+    match cause {
+        pem::Error::Io(cause) => unreadable(path, cause),
+        pem::Error::NoItemsFound => unreadable(path, "no PEM of the wanted kind in it"),
+        _ => unreadable(path, "what is in it is not well-formed PEM"),
+    }
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "errors come by value, and are done with here"
+)]
 fn unreadable(path: &Path, cause: impl ToString) -> Error {
     Error::Unreadable {
         path: path.to_owned(),
         cause: cause.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_file_that_lost_its_line_breaks_is_not_repeated() {
+        let dir = tempfile::tempdir().unwrap();
+        let signed = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
+        let files = CertFiles {
+            cert: dir.path().join("a.crt"),
+            key: dir.path().join("a.key"),
+        };
+        std::fs::write(&files.cert, signed.cert.pem()).unwrap();
+        let key = signed.signing_key.serialize_pem();
+        std::fs::write(&files.key, &key).unwrap();
+        assert_eq!(Identity::load(&files).unwrap().chain.len(), 1);
+
+        for broken in [key.replace('\n', ""), key.replace('\n', " ")] {
+            std::fs::write(&files.key, broken).unwrap();
+            let said = Identity::load(&files).unwrap_err();
+            let middle = &key[40..60];
+            assert!(!format!("{said} {said:?}").contains(middle), "{said:?}");
+        }
     }
 }

@@ -157,7 +157,7 @@ fn template(vendor: &Vendor, generation: u64) -> Result<HttpPeer, crate::tls::Er
     options.write_timeout = limit(idle);
     options.idle_timeout = limit(keepalive);
     options.tcp_keepalive = Some(TcpKeepalive {
-        idle: Duration::from_secs(60),
+        idle: Duration::from_mins(1),
         interval: Duration::from_secs(10),
         count: 3,
         user_timeout: Duration::ZERO,

@@ -1,8 +1,6 @@
 //! A proxy.yaml is either valid in all it says, or answered with every mistake at once: each with
 //! its place and what to do about it, and none with a secret in it.
 
-#![allow(clippy::unwrap_used)]
-
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;

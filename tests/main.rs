@@ -11,6 +11,8 @@
     reason = "nothing is reachable here; `pub` says what modules offer"
 )]
 
+mod config;
+mod connections;
 mod operating;
 mod peers;
 mod reload;

@@ -24,7 +24,7 @@ pub(super) fn new(name: &str) -> ExitCode {
         return super::failed_or_done(Err("the system gives no random bytes".into()));
     }
     // Recognisable to whoever scans repositories for leaked keys.
-    let key = Zeroizing::new(format!("csk_{}", URL_SAFE_NO_PAD.encode(&*random)));
+    let key = Zeroizing::new(format!("csk_{}", URL_SAFE_NO_PAD.encode(*random)));
     let digest = hex::encode(sha256(&[key.as_bytes()]));
     let text = Zeroizing::new(format!(
         "# The key; it is shown only now:\n{}\n\n# For proxy.yaml:\ncallers:\n  {name}:\n    api_key: {{ sha256: \"{digest}\" }}\n    allow: []   # name the vendors it may use\n",

@@ -61,7 +61,7 @@ async fn demonstrate(once: bool) -> Result<bool, Box<dyn Error>> {
     })?;
     // With `--once` the table is all that belongs on stdout.
     config.access_log = !once;
-    let running = server::start(config).await?;
+    let running = server::start(config)?;
 
     let all_right = if once {
         let rows = stands.call_all(running.listeners[0]).await?;

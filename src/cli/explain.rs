@@ -1,6 +1,7 @@
 //! `countersign explain`: what would happen to a request, without sending it.
 
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -222,10 +223,13 @@ fn readable(explanation: &Value) -> String {
     let word = |key: &str| match &explanation[key] {
         Value::String(text) => text.clone(),
         Value::Null => "-".into(),
-        other => other.to_string(),
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+            explanation[key].to_string()
+        }
     };
     let mut line = |key: &str, value: &str| {
-        text.push_str(&format!("{key:<16}{value}\n"));
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{key:<16}{value}");
     };
     if explanation["forwarded"] == true {
         line("forwarded to", &word("upstream"));

@@ -23,9 +23,7 @@ async fn until_stopped(config: Config) -> Result<(), String> {
     let mut terminate = signal(SignalKind::terminate()).map_err(|cause| cause.to_string())?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|cause| cause.to_string())?;
     let mut hangup = signal(SignalKind::hangup()).map_err(|cause| cause.to_string())?;
-    let running = server::start(config)
-        .await
-        .map_err(|cause| cause.to_string())?;
+    let running = server::start(config).map_err(|cause| cause.to_string())?;
     loop {
         tokio::select! {
             _ = terminate.recv() => break,

@@ -6,8 +6,9 @@ use super::file;
 use super::presets::Preset;
 use super::reference::Context;
 use super::report::{Spot, list};
-use super::rules::{covers, is_unreserved, path_rules};
+use super::rules::{is_unreserved, path_rules};
 use crate::config::{Auth, PathRule, Upstream};
+use crate::request::path::glob;
 
 /// The paths of the upstream's own server where tokens are asked for, handed out or revoked.
 pub(super) fn logins(auth: &Auth, upstream: &Upstream) -> Vec<Login> {
@@ -119,8 +120,9 @@ pub(super) fn rules(
         &refuse_at,
         context,
     ) {
+        let pattern = rule.pattern.to_ascii_lowercase();
         let mut never = logins.iter().flat_map(|login| &login.never);
-        if rule.exception && never.any(|path| covers(&rule.pattern, path)) {
+        if rule.exception && never.any(|path| glob(&pattern, &path.to_ascii_lowercase())) {
             context.report.wrong(
                 &refuse_at.index(nth),
                 "opens the path where this vendor's tokens are handed out",

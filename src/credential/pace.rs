@@ -13,7 +13,7 @@ pub(super) const MIN_PAUSE: Duration = Duration::from_secs(1);
 /// Drawn anew each time, so that replicas started together drift apart. The margin before the end
 /// has room for two attempts that run into their timeout; a lifetime too short for that is halved.
 pub(super) fn renew_after(lifetime: Duration, request_timeout: Duration) -> Duration {
-    let margin = (request_timeout * 2).max(MIN_MARGIN);
+    let margin = request_timeout.saturating_mul(2).max(MIN_MARGIN);
     let latest = if margin > lifetime / 2 {
         lifetime / 2
     } else {

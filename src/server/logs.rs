@@ -249,6 +249,6 @@ mod tests {
         assert_eq!(json["path"], "/a\"\u{fffd}");
         assert_eq!(json["duration_ms"], 1.5);
         assert_eq!(json["trace_id"], "0af7651916cd43dd8448eb211c80319c");
-        assert_eq!(out.iter().filter(|byte| **byte == b'\n').count(), 4);
+        assert_eq!(String::from_utf8(out).unwrap().lines().count(), 4);
     }
 }

@@ -32,7 +32,8 @@ impl Resolver {
     /// Reads the system's settings.
     #[must_use]
     pub fn system() -> Self {
-        let built = TokioResolver::builder_tokio().and_then(|builder| builder.build());
+        let built =
+            TokioResolver::builder_tokio().and_then(hickory_resolver::ResolverBuilder::build);
         match built {
             Ok(resolver) => Self(Some(Arc::new(resolver))),
             Err(cause) => {
@@ -52,24 +53,21 @@ impl Resolver {
     }
 
     async fn resolve(&self, host: &str) -> Result<(Resolved, Instant), String> {
-        let (mut addresses, until): (Resolved, _) = match &self.0 {
-            Some(resolver) => {
-                let answer = resolver
-                    .lookup_ip(host)
-                    .await
-                    .map_err(|cause| cause.to_string())?;
-                let left = answer
-                    .valid_until()
-                    .saturating_duration_since(std::time::Instant::now());
-                (answer.iter().collect(), Instant::now() + left)
-            }
-            None => {
-                let answer = tokio::net::lookup_host((host, 0))
-                    .await
-                    .map_err(|cause| cause.to_string())?;
-                let until = Instant::now() + Duration::from_secs(30);
-                (answer.map(|address| address.ip()).collect(), until)
-            }
+        let (mut addresses, until): (Resolved, _) = if let Some(resolver) = &self.0 {
+            let answer = resolver
+                .lookup_ip(host)
+                .await
+                .map_err(|cause| cause.to_string())?;
+            let left = answer
+                .valid_until()
+                .saturating_duration_since(std::time::Instant::now());
+            (answer.iter().collect(), Instant::now() + left)
+        } else {
+            let answer = tokio::net::lookup_host((host, 0))
+                .await
+                .map_err(|cause| cause.to_string())?;
+            let until = Instant::now() + Duration::from_secs(30);
+            (answer.map(|address| address.ip()).collect(), until)
         };
         // The same address twice would be tried twice.
         let mut seen = Vec::with_capacity(addresses.len());

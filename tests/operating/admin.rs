@@ -183,7 +183,7 @@ async fn status_names_each_state_a_credential_can_be_in() {
         .vendor("certcenter-oauth")
         .vendor("sectigo-oauth")
         .vendor("maxmd");
-    plan.stands.certn.set_lifetime(Duration::from_secs(2));
+    plan.stands.certn.set_lifetime(Duration::from_secs(4));
     plan.stands
         .certcenter
         .fail_next(usize::MAX, StatusCode::BAD_REQUEST);

@@ -94,10 +94,10 @@ async fn sigterm_and_sigint_end_an_idle_process_at_once_and_with_0() {
 async fn a_drain_turns_unready_at_once_serves_for_its_delay_and_lets_requests_finish() {
     let echo = demo::echo().await.unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let head = "listeners: [ { bind: 127.0.0.1:0 } ]\ndrain: { delay: 1500ms, timeout: 20s }\n";
+    let head = "listeners: [ { bind: 127.0.0.1:0 } ]\ndrain: { delay: 2500ms, timeout: 20s }\n";
     let mut proxy = Proxy::start(dir.path(), &yaml(head, &echo.url(), ""));
     let slow = tokio::spawn({
-        let url = format!("http://{}/v/x?wait=4500&body=finished", proxy.data);
+        let url = format!("http://{}/v/x?wait=6000&body=finished", proxy.data);
         async move { client().get(url).send().await.unwrap().text().await }
     });
     eventually("in flight", || (!echo.requests().is_empty()).then_some(()));
@@ -117,7 +117,7 @@ async fn a_drain_turns_unready_at_once_serves_for_its_delay_and_lets_requests_fi
     assert_eq!(last.status(), 200);
     assert_eq!(last.headers()["connection"], "close");
     assert!(
-        asked.elapsed() < Duration::from_millis(1400),
+        asked.elapsed() < Duration::from_millis(2400),
         "too slow to tell: {:?}",
         asked.elapsed()
     );
@@ -125,7 +125,7 @@ async fn a_drain_turns_unready_at_once_serves_for_its_delay_and_lets_requests_fi
     eventually("closed to new connections", || {
         refuses(proxy.data).then_some(())
     });
-    assert!(asked.elapsed() >= Duration::from_millis(1400));
+    assert!(asked.elapsed() >= Duration::from_millis(2400));
     assert!(!slow.is_finished(), "the slow one was cut or came too soon");
     assert_eq!(slow.await.unwrap().unwrap(), "finished");
     let finished = Instant::now();

@@ -148,28 +148,22 @@ async fn plaintext_http2_is_spoken_where_it_is_configured_and_short_requests_nev
     stream.read_to_string(&mut answer).unwrap();
     assert_eq!(status_of(&answer), 400, "{answer}");
 
-    let url = format!("http://localhost:{}/v/x", proxy.data.port());
-    let client = reqwest::Client::builder()
-        .no_proxy()
-        .http2_prior_knowledge()
-        .resolve("localhost", proxy.data)
-        .tls_backend_preconfigured(nothing_trusted())
-        .build()
-        .unwrap();
-    let answer = client.get(&url).send().await.unwrap();
-    assert_eq!(answer.version(), reqwest::Version::HTTP_2);
-    assert_eq!(answer.status(), 200);
+    assert_eq!(over_http2(&proxy).await, Ok(200));
     assert_eq!(status_of(&proxy.raw(CLOSED)), 200);
 
     let (plain, _echo, _dir) = behind("{ bind: 127.0.0.1:0 }").await;
-    let url = format!("http://localhost:{}/v/x", plain.data.port());
-    assert!(client.get(&url).send().await.is_err());
+    assert!(over_http2(&plain).await.is_err());
 }
 
-/// reqwest wants a TLS configuration even for plaintext.
-fn nothing_trusted() -> rustls::ClientConfig {
-    countersign::tls::install_provider();
-    rustls::ClientConfig::builder()
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth()
+/// The status of a GET by HTTP/2 with prior knowledge.
+async fn over_http2(proxy: &Proxy) -> Result<u16, String> {
+    let stream = tokio::net::TcpStream::connect(proxy.data).await.unwrap();
+    let text = |cause: h2::Error| cause.to_string();
+    let (mut sender, connection) = h2::client::handshake(stream).await.map_err(text)?;
+    let driving = tokio::spawn(connection);
+    let request = http::Request::get("http://localhost/v/x").body(()).unwrap();
+    let (answer, _) = sender.send_request(request, true).map_err(text)?;
+    let answer = answer.await.map_err(text);
+    driving.abort();
+    Ok(answer?.status().as_u16())
 }

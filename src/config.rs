@@ -356,6 +356,8 @@ pub struct Vendor {
     pub ca: Option<PathBuf>,
     /// `http://` is accepted for upstream and token URLs.
     pub allow_plaintext: bool,
+    /// Outbound CONNECT proxy for the upstream and for token URLs; `None`: as the environment says.
+    pub proxy: Option<url::Url>,
     /// Link-local addresses (169.254.0.0/16, `fe80::/10`) are accepted as upstream.
     pub allow_link_local: bool,
     /// How long anything may take.
@@ -403,6 +405,16 @@ impl Upstream {
             host
         } else {
             format!("{host}:{}", self.port)
+        }
+    }
+
+    /// Host and port, the port always written: what a CONNECT asks for.
+    #[must_use]
+    pub fn host_and_port(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
         }
     }
 

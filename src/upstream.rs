@@ -3,6 +3,7 @@
 
 pub mod resolver;
 mod tls;
+mod tunnel;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -15,7 +16,9 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use self::resolver::{Resolved, Resolver};
+use self::tunnel::Tunnel;
 use crate::config::{Timeouts, Vendor};
+use crate::outbound::Outbound;
 
 /// One vendor's servers.
 pub struct Upstream {
@@ -50,8 +53,26 @@ impl Upstream {
         generation: u64,
         resolver: &Resolver,
     ) -> Result<Arc<Self>, crate::tls::Error> {
-        let template = template(vendor, generation)?;
-        let port = vendor.upstream.port;
+        let mut template = template(vendor, generation)?;
+        let via = vendor
+            .upstream
+            .origin()
+            .parse()
+            .ok()
+            .and_then(|origin| Outbound::new(vendor.proxy.as_ref()).via(&origin));
+        let (host, port) = match &via {
+            None => (vendor.upstream.host.clone(), vendor.upstream.port),
+            Some(via) => {
+                let tunnel = Tunnel {
+                    target: vendor.upstream.host_and_port(),
+                    authorization: via.authorization.clone(),
+                    limit: vendor.timeouts.connect,
+                };
+                template.group_key ^= tunnel.key();
+                template.options.custom_l4 = Some(Arc::new(tunnel));
+                (via.host.clone(), via.port)
+            }
+        };
         let at = move |address: IpAddr| {
             let mut peer = template.clone();
             peer._address = SocketAddr::new(address, port).into();
@@ -61,14 +82,14 @@ impl Upstream {
             peers: ArcSwapOption::empty(),
             resolved: Notify::new(),
         });
-        if let Ok(address) = vendor.upstream.host.parse::<IpAddr>() {
+        if let Ok(address) = host.parse::<IpAddr>() {
             known.peers.store(Some(Arc::new(vec![at(address)])));
             return Ok(Arc::new(Self {
                 known,
                 resolving: None,
             }));
         }
-        let follow = resolver.follow(vendor.upstream.host.clone());
+        let follow = resolver.follow(host);
         let (name, link_local) = (vendor.name.clone(), vendor.allow_link_local);
         // Its own share of what is known, not a way back to the whole: the first answer may be
         // there (from the hosts file, say) before this function returns.

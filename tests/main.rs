@@ -14,6 +14,7 @@
 mod config;
 mod connections;
 mod operating;
+mod outbound;
 mod peers;
 mod reload;
 mod routing;

@@ -359,9 +359,9 @@ pub(super) struct Vendor {
     pub(super) timeouts: Option<Timeouts>,
     /// How much anything may take; 0: no limit.
     pub(super) limits: Option<Limits>,
-    /// Outbound CONNECT proxy.
-    #[schemars(extend("x-supported" = []))]
-    pub(super) proxy: Option<NotBuilt>,
+    /// `http://host:port` of an outbound CONNECT proxy, for the upstream and for token URLs.
+    /// Default: `HTTPS_PROXY` and `NO_PROXY` of the environment.
+    pub(super) proxy: Option<String>,
     /// Accepts link-local addresses (169.254.0.0/16 and the like) as upstream.
     #[schemars(extend("default" = false))]
     pub(super) allow_link_local: Option<bool>,

@@ -16,6 +16,7 @@ mod operating;
 mod peers;
 mod reload;
 mod routing;
+mod stores;
 mod support;
 mod tree;
 mod vendors;

@@ -190,9 +190,10 @@ impl Server {
             ),
             None => Client::open(url.expose()),
         };
+        // `ask` has the limit of it all.
         let limits = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(OPERATION))
-            .set_response_timeout(Some(OPERATION));
+            .set_connection_timeout(None)
+            .set_response_timeout(None);
         client
             .map_err(|error| self.failed(&error))?
             .get_multiplexed_async_connection_with_config(&limits)

@@ -583,7 +583,7 @@ async fn replicas_on_kubernetes_that_are_killed_at_random_never_try_a_token_twic
     let pki = Pki::new();
     let kubernetes = Kubernetes::start(&pki).await;
     let stage = Stage::on_kubernetes("venafi", "        request_timeout: 1s\n", &kubernetes).await;
-    killed_at_random(&stage, None, seconds(10)).await;
+    killed_at_random(&stage, None, seconds(15)).await;
 }
 
 /// How long processes are killed; COUNTERSIGN_KILL_SECONDS makes it longer.
@@ -653,7 +653,12 @@ async fn killed_at_random(stage: &Stage, store: Option<Arc<dyn Store>>, long: Du
     let extra: usize = times.values().map(|times| times - 1).sum();
     println!("{kills} kills, {} refreshes, {extra} extra", calls.len());
     assert!(extra <= kills, "{extra} extra tries, {kills} kills");
-    assert!(times.len() >= 4, "hardly anything was renewed: {calls:?}");
+    // A lock outlives its dead holder by 6 s, and meanwhile nobody renews.
+    let least = usize::try_from(long.as_secs()).unwrap() / 6;
+    assert!(
+        times.len() >= least,
+        "hardly anything was renewed: {calls:?}"
+    );
     for (token, before) in successors.lock().unwrap().iter() {
         let again = calls.iter().skip(*before).any(|(shown, _)| shown == token);
         assert!(!again, "shown again after its answer was stored");

@@ -18,6 +18,7 @@ mod outbound;
 mod peers;
 mod reload;
 mod routing;
+mod stores;
 mod support;
 mod tree;
 mod vendors;

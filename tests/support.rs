@@ -1,7 +1,9 @@
 //! The real binary, started and stopped.
 
 pub mod front;
+pub mod kubernetes;
 pub mod peers;
+pub mod redis;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

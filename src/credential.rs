@@ -24,7 +24,7 @@ mod vedauth;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
@@ -40,7 +40,7 @@ use crate::store::Store;
 use fixed::{Fixed, Shape};
 use oauth2::{ClientCredentials, CodeServer};
 use pace::MIN_PAUSE;
-use renewal::{Board, Outcome, keep_fresh};
+use renewal::{Board, Outcome, keep_fresh, wall_clock};
 use rotation::Rotation;
 use vedauth::{Unrefreshed, Vedauth};
 
@@ -54,6 +54,18 @@ trait Source: Send + Sync + 'static {
     /// Returns when an attempt may bring something else than the last one did, although none is
     /// due: a secret was changed, someone consented. May be dropped and called again.
     async fn changed(&self);
+
+    /// Digest of the account that an attempt now would be made for: when it differs from the one
+    /// a credential was issued for, that credential must not serve any longer. `None`: unknown at
+    /// the moment, or nothing the like.
+    fn account(&self) -> Option<[u8; 32]> {
+        None
+    }
+
+    /// Whether what the last attempt was made from has changed since it began.
+    fn outdated(&self) -> bool {
+        false
+    }
 }
 
 /// A credential as its source issued it.
@@ -99,6 +111,9 @@ pub struct Credential {
     current: ArcSwapOption<Held>,
     board: watch::Sender<Board>,
     operator: Notify,
+    look: Notify,
+    /// Of the newest.
+    generation: AtomicU64,
     renewable: bool,
 }
 
@@ -165,13 +180,13 @@ impl Credential {
         let board = self.board.borrow();
         Status {
             state: self.state(held.as_deref(), &board),
-            expires_at: board.expires_at,
+            expires_at: held.as_ref().and_then(|held| held.ends),
             refresh_at: board.refresh_at,
             last_refresh: board.last_refresh,
             last_error: board.last_error.clone(),
-            generation: held.as_ref().map_or(0, |held| held.generation),
+            generation: self.generation.load(Ordering::Acquire),
             settled: board.settled,
-            ever_usable: held.is_some(),
+            ever_usable: self.generation.load(Ordering::Acquire) > 0,
         }
     }
 
@@ -181,11 +196,19 @@ impl Credential {
         self.operator.notify_one();
     }
 
+    /// Secrets may have been changed: they are looked at now instead of within seconds, and the
+    /// credential is renewed only when they have.
+    pub fn look_now(&self) {
+        self.look.notify_one();
+    }
+
     fn new(renewable: bool) -> Self {
         Self {
             current: ArcSwapOption::empty(),
             board: watch::Sender::new(Board::default()),
             operator: Notify::new(),
+            look: Notify::new(),
+            generation: AtomicU64::new(0),
             renewable,
         }
     }
@@ -220,8 +243,8 @@ impl Credential {
         }
     }
 
-    /// Makes `issued` the credential of every request from now on.
-    fn publish(&self, issued: Issued) -> Arc<Held> {
+    /// Makes `issued`, of this account, the credential of every request from now on.
+    fn publish(&self, issued: Issued, account: Option<[u8; 32]>) -> Arc<Held> {
         let before = self.current.load_full();
         if let Some(before) = &before
             && !self.renewable
@@ -231,8 +254,12 @@ impl Credential {
         }
         let held = Arc::new(Held {
             values: issued.values.into_boxed_slice(),
-            generation: before.map_or(1, |before| before.generation + 1),
+            generation: self.generation.fetch_add(1, Ordering::AcqRel) + 1,
+            account,
             renewable: self.renewable,
+            ends: issued
+                .lifetime
+                .and_then(|lifetime| wall_clock(lifetime.end)),
             until: issued.lifetime.map(|lifetime| {
                 let unused = lifetime
                     .total
@@ -259,7 +286,11 @@ impl fmt::Debug for Credential {
 pub struct Held {
     values: Box<[HeaderValue]>,
     generation: u64,
+    /// See [`Source::account`].
+    account: Option<[u8; 32]>,
     renewable: bool,
+    /// The vendor's stated end, for people and dashboards.
+    ends: Option<SystemTime>,
     /// No longer used from here on.
     until: Option<Instant>,
     rejection: Notify,
@@ -370,7 +401,7 @@ impl State {
 pub struct Status {
     /// See [`State`].
     pub state: State,
-    /// The vendor's stated end of the newest credential; use stops a little earlier.
+    /// The vendor's stated end of the credential in use; use stops a little earlier.
     pub expires_at: Option<SystemTime>,
     /// When the next attempt starts by itself.
     pub refresh_at: Option<SystemTime>,
@@ -437,7 +468,7 @@ pub fn start(
             cause: cause.to_string(),
         })?;
         let credential = Credential::new(false);
-        credential.publish(issued);
+        credential.publish(issued, None);
         Ok::<_, StartError>((credential, Arc::new(fixed) as Arc<dyn Source>))
     };
     let token = |source: Arc<dyn Source>| (Credential::new(true), source);
@@ -490,6 +521,9 @@ pub fn start(
         && credential.renewable
         && previous.renewable
     {
+        credential
+            .generation
+            .store(previous.generation, Ordering::Release);
         credential.current.store(Some(previous));
     }
     let credential = Arc::new(credential);

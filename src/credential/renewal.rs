@@ -21,7 +21,6 @@ pub(super) struct Board {
     pub(super) forced_from: Option<Instant>,
     pub(super) outcome: Outcome,
     pub(super) settled: bool,
-    pub(super) expires_at: Option<SystemTime>,
     pub(super) refresh_at: Option<SystemTime>,
     pub(super) last_refresh: Option<SystemTime>,
     pub(super) last_error: Option<String>,
@@ -59,6 +58,17 @@ pub(super) async fn keep_fresh(
     let mut forced = Forced::default();
     loop {
         let started = Instant::now();
+        let account = source.account();
+        if let Some(held) = credential.current.load_full()
+            && let (Some(before), Some(now)) = (held.account, account)
+            && before != now
+        {
+            info!(
+                vendor,
+                "another account from now on: the old credential is dropped"
+            );
+            credential.current.store(None);
+        }
         credential.board.send_modify(|board| {
             board.attempting = true;
             board.refresh_at = None;
@@ -67,20 +77,26 @@ pub(super) async fn keep_fresh(
         let limit = request_timeout
             .saturating_mul(4)
             .saturating_add(Duration::from_secs(30));
-        let outcome = timeout(limit, source.fetch()).await.unwrap_or_else(|_| {
+        let mut outcome = timeout(limit, source.fetch()).await.unwrap_or_else(|_| {
             Err(FetchError::Temporary {
                 cause: format!("no outcome within {} s", limit.as_secs()),
                 retry_after: None,
             })
         });
         metrics.duration.observe(started.elapsed().as_secs_f64());
+        if source.outdated() {
+            outcome = Err(FetchError::Temporary {
+                cause: "a secret was changed while the answer was under way; it is not used".into(),
+                retry_after: Some(Duration::ZERO),
+            });
+        }
 
         let next = match outcome {
             Ok(issued) => {
                 failures = 0;
                 metrics.ok.inc();
                 let lifetime = issued.lifetime;
-                let held = credential.publish(issued);
+                let held = credential.publish(issued, account);
                 let now = Instant::now();
                 let next = lifetime.map(|Lifetime { total, end }| {
                     let margin = total.saturating_sub(pace::renew_after(total, request_timeout));
@@ -90,7 +106,6 @@ pub(super) async fn keep_fresh(
                     board.outcome = Outcome::Ok;
                     board.last_refresh = Some(SystemTime::now());
                     board.last_error = None;
-                    board.expires_at = lifetime.and_then(|lifetime| wall_clock(lifetime.end));
                 });
                 info!(
                     vendor,
@@ -179,9 +194,13 @@ async fn pause_until_due(
             if asked {
                 std::future::pending::<()>().await;
             }
-            tokio::select! {
-                () = credential.operator.notified() => {}
-                () = source.changed() => {}
+            loop {
+                tokio::select! {
+                    () = credential.operator.notified() => break,
+                    () = source.changed() => break,
+                    // Asked again, `changed` looks at once.
+                    () = credential.look.notified() => {}
+                }
             }
         };
         let alarm = async {
@@ -208,7 +227,7 @@ async fn pause_until_due(
 }
 
 /// `at` on the wall clock, for people and dashboards.
-fn wall_clock(at: Instant) -> Option<SystemTime> {
+pub(super) fn wall_clock(at: Instant) -> Option<SystemTime> {
     let now = Instant::now();
     if at >= now {
         SystemTime::now().checked_add(at - now)

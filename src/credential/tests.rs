@@ -19,6 +19,10 @@ struct Script {
     steps: Mutex<VecDeque<(Duration, Result<Token, FetchError>)>>,
     calls: Mutex<Vec<Instant>>,
     change: Notify,
+    /// The secret, and what it was at the last fetch.
+    secret: AtomicUsize,
+    read: AtomicUsize,
+    account: Mutex<Option<[u8; 32]>>,
 }
 
 #[derive(Debug)]
@@ -32,6 +36,8 @@ impl Source for Script {
     async fn fetch(&self) -> Result<Issued, FetchError> {
         let asked = Instant::now();
         self.calls.lock().push(asked);
+        self.read
+            .store(self.secret.load(Ordering::Acquire), Ordering::Release);
         let step = self.steps.lock().pop_front();
         let (delay, answer) = step.unwrap_or((Duration::ZERO, Err(down())));
         sleep(delay).await;
@@ -46,7 +52,23 @@ impl Source for Script {
     }
 
     async fn changed(&self) {
-        self.change.notified().await;
+        let secret = async {
+            while !self.outdated() {
+                sleep(Duration::from_secs(5)).await;
+            }
+        };
+        tokio::select! {
+            () = self.change.notified() => {}
+            () = secret => {}
+        }
+    }
+
+    fn account(&self) -> Option<[u8; 32]> {
+        *self.account.lock()
+    }
+
+    fn outdated(&self) -> bool {
+        self.secret.load(Ordering::Acquire) != self.read.load(Ordering::Acquire)
     }
 }
 
@@ -62,6 +84,10 @@ impl Script {
 
     fn calls(&self) -> usize {
         self.calls.lock().len()
+    }
+
+    fn change_secret(&self) {
+        self.secret.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Starts keeping a credential from this script.
@@ -377,6 +403,82 @@ async fn where_a_person_is_needed_nothing_is_tried_until_something_changes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_changed_secret_is_noticed_within_seconds_and_at_once_when_told() {
+    let script = script();
+    for n in 0..3 {
+        script.then(token(&n.to_string(), 3600));
+    }
+    let credential = Script::start(&script);
+    sleep(MINUTE).await;
+    credential.look_now();
+    sleep(MINUTE).await;
+    assert_eq!(script.calls(), 1, "nothing had changed");
+
+    script.change_secret();
+    sleep(Duration::from_secs(6)).await;
+    assert_eq!(in_use(&credential), Ok("1".into()));
+    sleep(Duration::from_secs(2)).await;
+    script.change_secret();
+    credential.look_now();
+    settle().await;
+    assert_eq!(in_use(&credential), Ok("2".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_an_old_secret_brings_late_is_not_used() {
+    let script = script();
+    let slow = Duration::from_secs(3);
+    script
+        .then(token("old", 100))
+        .after(slow, token("late", 100))
+        .then(token("new", 100));
+    let credential = Script::start(&script);
+    settle().await;
+    sleep(MIN_PAUSE).await;
+    credential.refresh_now();
+    sleep(Duration::from_secs(1)).await;
+    script.change_secret();
+
+    let mut seen = Vec::new();
+    for _ in 0..500 {
+        let text = in_use(&credential).unwrap();
+        if seen.last() != Some(&text) {
+            seen.push(text);
+        }
+        advance(Duration::from_millis(10)).await;
+    }
+    assert_eq!(seen, ["old", "new"]);
+    assert_eq!(script.calls(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_of_another_account_serves_no_longer() {
+    let script = script();
+    script.then(token("theirs", 3600));
+    script.after(Duration::from_secs(2), Err(refused()));
+    script.then(token("ours", 3600));
+    *script.account.lock() = Some([1; 32]);
+    let credential = Script::start(&script);
+    sleep(MINUTE).await;
+
+    // A file that is missing for a moment says nothing.
+    *script.account.lock() = None;
+    sleep(MINUTE).await;
+    assert_eq!(in_use(&credential), Ok("theirs".into()));
+    *script.account.lock() = Some([2; 32]);
+    script.change_secret();
+    credential.look_now();
+    settle().await;
+    assert_eq!(in_use(&credential), Err(State::Pending));
+    sleep(MINUTE).await;
+    assert_eq!(in_use(&credential), Err(State::Failed));
+    credential.refresh_now();
+    settle().await;
+    assert_eq!(in_use(&credential), Ok("ours".into()));
+    assert_eq!(credential.current().unwrap().generation(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_makes_two_attempts_come_within_a_second() {
     let script = script();
     for n in 0..200_u32 {
@@ -594,7 +696,7 @@ fn many_threads_read_whole_credentials_during_many_swaps() {
         values: vec![HeaderValue::from_str(&n.to_string()).unwrap(); 2],
         lifetime: None,
     };
-    credential.publish(issue(1));
+    credential.publish(issue(1), None);
     let swaps = 100_000;
     let done = AtomicBool::new(false);
     let reads = AtomicUsize::new(0);
@@ -613,7 +715,7 @@ fn many_threads_read_whole_credentials_during_many_swaps() {
             });
         }
         for n in 2..=swaps {
-            credential.publish(issue(n));
+            credential.publish(issue(n), None);
         }
         done.store(true, Ordering::Release);
     });
@@ -624,10 +726,11 @@ fn many_threads_read_whole_credentials_during_many_swaps() {
 #[test]
 fn nothing_printed_holds_a_value() {
     let credential = Credential::new(true);
-    let held = credential.publish(Issued {
+    let issued = Issued {
         values: vec![HeaderValue::from_static("hunter2")],
         lifetime: None,
-    });
+    };
+    let held = credential.publish(issued, None);
     let printed = format!("{credential:?} {held:?} {:?}", credential.status());
     assert!(!printed.contains("hunter2"), "{printed}");
 }

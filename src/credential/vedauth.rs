@@ -104,6 +104,19 @@ impl Issuer for Vedauth {
         Ok(hex::encode(sha256(&[parts.join("\0").as_bytes()])))
     }
 
+    fn account(&self) -> Option<[u8; 32]> {
+        let client_id = self.config.client_id.resolve().ok()?;
+        let user = match &self.config.grant {
+            VedauthGrant::Password { username, .. } => Some(username.resolve().ok()?),
+            VedauthGrant::Certificate(_) | VedauthGrant::Jwt(_) => None,
+        };
+        let url = self.config.url.as_str();
+        let user = user.as_ref().map_or("", Secret::expose);
+        Some(sha256(&[[url, client_id.expose(), user]
+            .join("\0")
+            .as_bytes()]))
+    }
+
     async fn refresh(&self, refresh_token: &Secret) -> Result<Answer, TokenError> {
         let params = vec![("refresh_token", refresh_token.clone())];
         self.post("token", params, vec![refresh_token.clone()])
@@ -135,6 +148,14 @@ impl Source for Unrefreshed {
 
     async fn changed(&self) {
         self.inputs.changed().await;
+    }
+
+    fn account(&self) -> Option<[u8; 32]> {
+        self.server.account()
+    }
+
+    fn outdated(&self) -> bool {
+        self.inputs.differ()
     }
 }
 

@@ -150,6 +150,12 @@ impl Live {
                 self.last_error.store(Some(Arc::new(cause)));
             }
         }
+        // Refused or not: what a credential is made from may have changed as well.
+        for watched in &self.view.load().vendors {
+            if let Some(credential) = &watched.credential {
+                credential.look_now();
+            }
+        }
     }
 
     async fn try_reload(&self) -> Result<String, ReloadError> {

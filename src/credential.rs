@@ -17,7 +17,9 @@ mod fixed;
 mod inputs;
 mod oauth2;
 mod pace;
+mod probe;
 mod renewal;
+mod revocation;
 mod rotation;
 mod token_request;
 mod vedauth;
@@ -40,7 +42,9 @@ use crate::store::Store;
 use fixed::{Fixed, Shape};
 use oauth2::{ClientCredentials, CodeServer};
 use pace::MIN_PAUSE;
+pub use probe::{Probed, probe};
 use renewal::{Board, Outcome, keep_fresh, wall_clock};
+use revocation::Revocation;
 use rotation::Rotation;
 use vedauth::{Unrefreshed, Vedauth};
 
@@ -418,12 +422,32 @@ pub struct Status {
 }
 
 /// Ends its credential's refresh task when dropped. The credential itself stays usable to its end.
-#[derive(Debug)]
-pub struct Keeper(AbortHandle);
+pub struct Keeper {
+    task: AbortHandle,
+    /// Where a clean stop ends the grant.
+    revocation: Option<Revocation>,
+}
+
+impl Keeper {
+    /// For a clean stop: ends the refresh task and, where the configuration asks for it, the grant
+    /// at its server, within 3 s. The outcome is logged.
+    pub async fn stop(&self) {
+        self.task.abort();
+        if let Some(revocation) = &self.revocation {
+            revocation.run().await;
+        }
+    }
+}
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
+    }
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keeper")
     }
 }
 
@@ -529,8 +553,22 @@ pub fn start(
     let credential = Arc::new(credential);
     let name = vendor.name.clone();
     let keeping = keep_fresh(credential.clone(), source, name, metrics, request_timeout);
-    let task = tokio::spawn(keeping);
-    Ok((credential, Keeper(task.abort_handle())))
+    let keeper = Keeper {
+        task: tokio::spawn(keeping).abort_handle(),
+        revocation: match auth {
+            Auth::Vedauth(config) if config.revoke_on_exit => {
+                Some(Revocation::new(config, vendor, store, credential.clone()))
+            }
+            Auth::Vedauth(_)
+            | Auth::Bearer { .. }
+            | Auth::Basic { .. }
+            | Auth::Headers(_)
+            | Auth::Query(_)
+            | Auth::ClientCredentials(_)
+            | Auth::AuthorizationCode(_) => None,
+        },
+    };
+    Ok((credential, keeper))
 }
 
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);

@@ -135,7 +135,7 @@ vendors:
       vedauth:
         client_id: x
         jwt: { env: JWT }
-        revoke_on_exit: false
+        revoke_on_exit: true
 ",
     );
 }
@@ -278,7 +278,7 @@ vendors:
     breaker: { failures: 0 }
     login: stub
     redact_echo: false
-    auth: { vedauth: { client_id: x, jwt: { env: J }, revoke_on_exit: true } }
+    auth: { vedauth: { client_id: x, jwt: { env: J } } }
 ";
     let places: Vec<String> = mistakes(text)
         .into_iter()
@@ -309,7 +309,6 @@ vendors:
             "21:5: vendors.a.breaker",
             "22:5: vendors.a.login",
             "23:5: vendors.a.redact_echo",
-            "24:55: vendors.a.auth.vedauth.revoke_on_exit",
         ]
     );
 }

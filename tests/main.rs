@@ -12,6 +12,7 @@
 )]
 
 mod config;
+mod faults;
 mod operating;
 mod peers;
 mod reload;

@@ -2,6 +2,7 @@
 
 pub mod front;
 pub mod peers;
+pub mod script;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::pace::{self, Forced, MIN_PAUSE};
-use super::{Credential, FetchError, Lifetime, Source};
+use super::{Credential, FetchError, Issued, Lifetime, Source};
 use crate::metrics::FetchMetrics;
 
 /// What the refresh task tells those who wait and those who look.
@@ -73,23 +73,8 @@ pub(super) async fn keep_fresh(
             board.attempting = true;
             board.refresh_at = None;
         });
-        // Sources keep their own, shorter limits; this one only makes a forgotten one harmless.
-        let limit = request_timeout
-            .saturating_mul(4)
-            .saturating_add(Duration::from_secs(30));
-        let mut outcome = timeout(limit, source.fetch()).await.unwrap_or_else(|_| {
-            Err(FetchError::Temporary {
-                cause: format!("no outcome within {} s", limit.as_secs()),
-                retry_after: None,
-            })
-        });
+        let outcome = attempt(source.as_ref(), request_timeout).await;
         metrics.duration.observe(started.elapsed().as_secs_f64());
-        if source.outdated() {
-            outcome = Err(FetchError::Temporary {
-                cause: "a secret was changed while the answer was under way; it is not used".into(),
-                retry_after: Some(Duration::ZERO),
-            });
-        }
 
         let next = match outcome {
             Ok(issued) => {
@@ -156,6 +141,24 @@ pub(super) async fn keep_fresh(
         )
         .await;
     }
+}
+
+/// One attempt; what it brings is dropped when it was made from secrets that are no longer there.
+async fn attempt(source: &dyn Source, request_timeout: Duration) -> Result<Issued, FetchError> {
+    // Sources keep their own, shorter limits; this one only makes a forgotten one harmless.
+    let limit = request_timeout
+        .saturating_mul(4)
+        .saturating_add(Duration::from_secs(30));
+    let temporary = |cause, retry_after| FetchError::Temporary { cause, retry_after };
+    let outcome = timeout(limit, source.fetch()).await;
+    if source.outdated() {
+        let cause = "a secret was changed while the answer was under way; it is not used";
+        return Err(temporary(cause.into(), Some(Duration::ZERO)));
+    }
+    outcome.unwrap_or_else(|_| {
+        let cause = format!("no outcome within {} s", limit.as_secs());
+        Err(temporary(cause, None))
+    })
 }
 
 /// Waits until the next attempt must start: when `next` has come, or sooner when something

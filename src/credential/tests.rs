@@ -555,7 +555,10 @@ async fn a_dropped_keeper_stops_fetching() {
         metrics(),
         MINUTE,
     ));
-    let keeper = Keeper(task.abort_handle());
+    let keeper = Keeper {
+        task: task.abort_handle(),
+        revocation: None,
+    };
     settle().await;
     drop(keeper);
     sleep(MINUTE * 60).await;
@@ -645,6 +648,7 @@ async fn a_refused_refresh_leads_to_a_new_grant_before_the_old_token_ends() {
             password: value("pw"),
         },
         refresh: true,
+        revoke_on_exit: false,
         times: fakes::times(),
     });
     let metrics = metrics();

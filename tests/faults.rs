@@ -2,9 +2,11 @@
 //! anybody's help.
 
 mod answers;
+mod replay;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -29,18 +31,31 @@ struct Setup {
 }
 
 impl Setup {
-    /// `script` answers for the token server: vendor `a`'s requests come to `/a`. `more` goes into
-    /// each vendor's `auth`.
+    /// `script` answers for the token server: vendor `a`'s requests come to `/a`. The API takes
+    /// every token. `more` goes into each vendor's `auth`.
     async fn start<F, A>(vendors: &[&str], more: &str, script: F) -> Self
     where
         F: Fn(Asked, Arc<Ledger>) -> A + Send + Sync + 'static,
         A: Future<Output = Reply> + Send + 'static,
     {
+        let api = |_, _| async { Reply::whole("200 OK", "", "done") };
+        Self::start_with(vendors, more, script, api).await
+    }
+
+    /// The same with an API of the test's own.
+    async fn start_with<F, A, G, B>(vendors: &[&str], more: &str, script: F, api: G) -> Self
+    where
+        F: Fn(Asked, Arc<Ledger>) -> A + Send + Sync + 'static,
+        A: Future<Output = Reply> + Send + 'static,
+        G: Fn(Asked, Arc<Ledger>) -> B + Send + Sync + 'static,
+        B: Future<Output = Reply> + Send + 'static,
+    {
         countersign::tls::install_provider();
         let ledger = Arc::new(Ledger::default());
         let issuing = ledger.clone();
         let tokens = Server::start(move |asked| script(asked, issuing.clone())).await;
-        let api = Server::start(|_| async { Reply::whole("200 OK", "", "done") }).await;
+        let judging = ledger.clone();
+        let api = Server::start(move |asked| api(asked, judging.clone())).await;
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("secret"), SECRET).unwrap();
         let mut yaml = String::from(
@@ -67,7 +82,7 @@ impl Setup {
             .unwrap();
         }
         let path = dir.path().to_owned();
-        let proxy = tokio::task::spawn_blocking(move || Proxy::launch(&path, &yaml, &[]));
+        let proxy = tokio::task::spawn_blocking(move || Proxy::start(&path, &yaml));
         Self {
             proxy: proxy.await.unwrap(),
             tokens,
@@ -98,14 +113,38 @@ impl Setup {
     }
 
     /// What the proxy has counted of attempts for this vendor.
-    fn attempts(&self, vendor: &str, outcome: &str) -> u64 {
+    fn attempts(&self, vendor: &str, outcome: &str) -> i64 {
+        let labels = format!("outcome=\"{outcome}\",vendor=\"{vendor}\"");
+        self.sample("credential_fetch_total", &labels)
+    }
+
+    /// A whole number that `/metrics` has for this vendor; 0 when there is none.
+    fn gauge(&self, series: &str, vendor: &str) -> i64 {
+        self.sample(series, &format!("vendor=\"{vendor}\""))
+    }
+
+    /// 401s answered with a replay, and passed on.
+    fn replayed_and_passed(&self, vendor: &str) -> (i64, i64) {
+        let count = |action| {
+            let labels = format!("action=\"{action}\",vendor=\"{vendor}\"");
+            self.sample("upstream_401_total", &labels)
+        };
+        (count("replayed"), count("passed"))
+    }
+
+    /// Forces a renewal the way an operator does; the status.
+    async fn refresh(&self, vendor: &str) -> u16 {
+        let url = format!("http://{}/vendors/{vendor}/refresh", self.proxy.admin);
+        let asked = self.client.post(url).send().await.unwrap();
+        asked.status().as_u16()
+    }
+
+    fn sample(&self, series: &str, labels: &str) -> i64 {
         let (_, text) = self.proxy.admin("/metrics");
-        let series = format!(
-            "countersign_credential_fetch_total{{outcome=\"{outcome}\",vendor=\"{vendor}\"}} "
-        );
+        let start = format!("countersign_{series}{{{labels}}} ");
         let mut lines = text.lines();
-        let value = lines.find_map(|line| line.strip_prefix(&series));
-        value.map_or(0, |value| value.parse().unwrap())
+        let value = lines.find_map(|line| line.strip_prefix(&start));
+        value.map_or(0, |value| value.split('.').next().unwrap().parse().unwrap())
     }
 
     /// When this vendor's token requests came.
@@ -147,6 +186,10 @@ impl Setup {
 #[derive(Default)]
 struct Ledger {
     issued: Mutex<HashMap<String, (Instant, Duration)>>,
+    /// From now on good answers, where the script looks here.
+    healed: AtomicBool,
+    /// Tokens that the API takes no longer, where its script looks here.
+    revoked: Mutex<HashSet<String>>,
 }
 
 impl Ledger {
@@ -156,6 +199,19 @@ impl Ledger {
         let token = format!("{}-{}", asked.target.trim_matches('/'), issued.len() + 1);
         issued.insert(token.clone(), (asked.at, lifetime));
         token
+    }
+
+    /// Ends every token issued so far.
+    fn revoke_all(&self) {
+        let issued = self.issued.lock().unwrap();
+        self.revoked.lock().unwrap().extend(issued.keys().cloned());
+    }
+
+    /// Whether the API should take this request's token.
+    fn accepts(&self, asked: &Asked) -> bool {
+        let token = asked.bearer.as_ref().unwrap();
+        let known = self.issued.lock().unwrap().contains_key(token);
+        known && !self.revoked.lock().unwrap().contains(token)
     }
 
     /// A good answer with a new token.

@@ -3,6 +3,7 @@
 
 mod answers;
 mod replay;
+mod rotation;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;

@@ -139,7 +139,7 @@ vendors:
       vedauth:
         client_id: x
         jwt: { env: JWT }
-        revoke_on_exit: false
+        revoke_on_exit: true
 ",
     );
 }
@@ -402,7 +402,7 @@ vendors:
     breaker: { failures: 0 }
     login: stub
     redact_echo: false
-    auth: { vedauth: { client_id: x, jwt: { env: J }, revoke_on_exit: true } }
+    auth: { vedauth: { client_id: x, jwt: { env: J } } }
 ";
     let places: Vec<String> = mistakes(text)
         .into_iter()
@@ -429,7 +429,6 @@ vendors:
             "vendors.a.breaker",
             "vendors.a.login",
             "vendors.a.redact_echo",
-            "vendors.a.auth.vedauth.revoke_on_exit",
         ]
     );
 }

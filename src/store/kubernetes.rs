@@ -165,25 +165,22 @@ impl Objects {
             if stored.map_or(0, |stored| stored.version) != over {
                 return Err(StoreError::Conflict(vendor.to_owned()));
             }
-            let replaced = match found {
-                Some(mut secret) => {
-                    // Absent while it is empty.
-                    if !secret["data"].is_object() {
-                        secret["data"] = Map::new().into();
-                    }
-                    secret["data"][vendor] = sealed.as_str().into();
-                    self.put(SECRETS, &self.secret, &secret).await?
+            let replaced = if let Some(mut secret) = found {
+                // Absent while it is empty.
+                if !secret["data"].is_object() {
+                    secret["data"] = Map::new().into();
                 }
-                None => {
-                    let secret = json!({
-                        "apiVersion": "v1",
-                        "kind": "Secret",
-                        "metadata": { "name": self.secret, "labels": { MANAGED_BY: "countersign" } },
-                        "type": "Opaque",
-                        "data": { vendor: sealed },
-                    });
-                    self.post(SECRETS, &secret).await?
-                }
+                secret["data"][vendor] = sealed.as_str().into();
+                self.put(SECRETS, &self.secret, &secret).await?
+            } else {
+                let secret = json!({
+                    "apiVersion": "v1",
+                    "kind": "Secret",
+                    "metadata": { "name": self.secret, "labels": { MANAGED_BY: "countersign" } },
+                    "type": "Opaque",
+                    "data": { vendor: sealed },
+                });
+                self.post(SECRETS, &secret).await?
             };
             if replaced {
                 return Ok(());

@@ -271,10 +271,10 @@ fn text(bytes: Vec<u8>) -> Result<Secret, String> {
         .map_err(|_| "a token or certificate is not text".to_owned())
 }
 
-fn failed(cause: impl ToString) -> StoreError {
+fn failed(cause: impl Into<String>) -> StoreError {
     StoreError::Remote {
         place: "the Kubernetes API".to_owned(),
-        cause: cause.to_string(),
+        cause: cause.into(),
     }
 }
 

@@ -212,6 +212,10 @@ pub struct Listener {
     /// The certificates of a TLS listener, chosen by SNI, the first when none fits; `None`:
     /// plaintext.
     pub tls: Option<Vec<CertFiles>>,
+    /// Plaintext callers may speak HTTP/2 with prior knowledge (RFC 9113 §3.3).
+    pub h2c: bool,
+    /// Load balancers whose connections begin with a PROXY protocol header.
+    pub proxied_by: Vec<ipnet::IpNet>,
 }
 
 /// A certificate chain and its private key, both PEM files.
@@ -362,6 +366,8 @@ pub struct Vendor {
     pub ca: Option<PathBuf>,
     /// `http://` is accepted for upstream and token URLs.
     pub allow_plaintext: bool,
+    /// Outbound CONNECT proxy for the upstream and for token URLs; `None`: as the environment says.
+    pub proxy: Option<url::Url>,
     /// Link-local addresses (169.254.0.0/16, `fe80::/10`) are accepted as upstream.
     pub allow_link_local: bool,
     /// How long anything may take.
@@ -409,6 +415,16 @@ impl Upstream {
             host
         } else {
             format!("{host}:{}", self.port)
+        }
+    }
+
+    /// Host and port, the port always written: what a CONNECT asks for.
+    #[must_use]
+    pub fn host_and_port(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
         }
     }
 

@@ -12,7 +12,9 @@
 )]
 
 mod config;
+mod connections;
 mod operating;
+mod outbound;
 mod peers;
 mod reload;
 mod routing;

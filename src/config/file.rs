@@ -126,11 +126,18 @@ pub(super) struct Listener {
     /// Makes it a TLS listener (HTTP/1.1 and HTTP/2 by ALPN). Absent: plain HTTP/1.1.
     pub(super) tls: Option<ListenerTls>,
     /// HTTP/2 with prior knowledge on a plain listener.
-    #[schemars(extend("default" = false, "x-supported" = [false]))]
+    #[schemars(extend("default" = false))]
     pub(super) h2c: Option<bool>,
-    /// PROXY protocol in front of every connection.
-    #[schemars(extend("x-supported" = []))]
-    pub(super) proxy_protocol: Option<NotBuilt>,
+    /// PROXY protocol, version 1 or 2, in front of connections from these load balancers.
+    pub(super) proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// Whose PROXY protocol headers are believed.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ProxyProtocol {
+    /// Networks of load balancers. Connections from elsewhere are taken as they are.
+    pub(super) trusted: Option<List<String>>,
 }
 
 /// Certificates of a TLS listener: `cert` and `key`, or `certificates` for several names.
@@ -374,9 +381,9 @@ pub(super) struct Vendor {
     pub(super) timeouts: Option<Timeouts>,
     /// How much anything may take; 0: no limit.
     pub(super) limits: Option<Limits>,
-    /// Outbound CONNECT proxy.
-    #[schemars(extend("x-supported" = []))]
-    pub(super) proxy: Option<NotBuilt>,
+    /// `http://host:port` of an outbound CONNECT proxy, for the upstream and for token URLs.
+    /// Default: `HTTPS_PROXY` and `NO_PROXY` of the environment.
+    pub(super) proxy: Option<String>,
     /// Accepts link-local addresses (169.254.0.0/16 and the like) as upstream.
     #[schemars(extend("default" = false))]
     pub(super) allow_link_local: Option<bool>,

@@ -5,8 +5,11 @@ mod caller;
 pub mod check;
 mod demo;
 mod explain;
+mod probe;
 pub mod schema;
 mod serve;
+mod status;
+mod table;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -53,6 +56,10 @@ enum Command {
         #[arg(long)]
         without_secrets: bool,
     },
+    /// Obtain each vendor's credential for real and say how it went, without using it
+    Probe(probe::Arguments),
+    /// Show a running proxy's vendors and the state of their credentials
+    Status(status::Arguments),
     /// Say what would happen to a request, without sending it
     Explain(explain::Arguments),
     /// Give consent once, in a browser, for a vendor with `authorization_code`
@@ -93,6 +100,14 @@ pub fn main() -> ExitCode {
             file,
             without_secrets,
         } => check::run(&file.config, without_secrets),
+        Command::Probe(arguments) => with_config(&arguments.file.config, |config| {
+            let outcome = on_threads(1, probe::run(&config, &arguments));
+            failed_or_done(outcome.and_then(|done| done.map_err(|cause| cause.to_string())))
+        }),
+        Command::Status(arguments) => {
+            let outcome = on_threads(1, status::run(&arguments));
+            failed_or_done(outcome.and_then(|done| done.map_err(|cause| cause.to_string())))
+        }
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Authorize {
             vendor,

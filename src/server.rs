@@ -235,6 +235,7 @@ impl Running {
         for task in self.background {
             task.abort();
         }
+        self.live.stop().await;
         if let Some(log) = self.access_log {
             let _ = tokio::task::spawn_blocking(move || log.flush()).await;
         }

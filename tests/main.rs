@@ -13,6 +13,7 @@
 
 mod config;
 mod connections;
+mod faults;
 mod operating;
 mod outbound;
 mod peers;

@@ -37,6 +37,11 @@ pub(super) trait Issuer: Send + Sync + 'static {
     /// What a grant is tied to: the server and the name we have there.
     fn binding(&self) -> Result<String, String>;
 
+    /// See [`Source::account`]: unlike [`Issuer::binding`], what was asked for does not matter.
+    fn account(&self) -> Option<[u8; 32]> {
+        None
+    }
+
     /// Shows a refresh token to the server.
     async fn refresh(&self, refresh_token: &Secret) -> Result<Answer, TokenError>;
 
@@ -106,6 +111,14 @@ impl<I: Issuer> Rotation<I> {
 
 #[async_trait]
 impl<I: Issuer> Source for Rotation<I> {
+    fn account(&self) -> Option<[u8; 32]> {
+        self.0.issuer.account()
+    }
+
+    fn outdated(&self) -> bool {
+        self.0.inputs.differ()
+    }
+
     async fn fetch(&self) -> Result<Issued, FetchError> {
         let shared = &self.0;
         shared.inputs.note();

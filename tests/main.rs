@@ -12,11 +12,14 @@
 )]
 
 mod config;
+mod connections;
 mod faults;
 mod operating;
+mod outbound;
 mod peers;
 mod reload;
 mod routing;
+mod stores;
 mod support;
 mod tree;
 mod vendors;

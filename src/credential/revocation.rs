@@ -46,7 +46,11 @@ impl Revocation {
                 return self.end(None).await;
             };
             // A renewal under way holds the lock; what it brings is the grant to end.
-            let lock = timeout(LOCK_PATIENCE, store.lock(&self.vendor, LOCK_PATIENCE)).await;
+            let lock = timeout(
+                LOCK_PATIENCE,
+                store.lock(&self.vendor, AT_MOST * 2, LOCK_PATIENCE),
+            )
+            .await;
             let Ok(Ok(_lock)) = lock else {
                 return self.end(None).await;
             };

@@ -582,7 +582,7 @@ async fn a_fixed_credential_is_there_at_once_and_follows_its_secret() {
     let path = dir.path().join("token");
     std::fs::write(&path, "one\n").unwrap();
     let token = SecretRef::File(path.clone());
-    let store = crate::store::open(&config::Store {
+    let store = crate::store::open(&config::Store::File {
         dir: dir.path().join("state"),
         encryption_key: None,
     });
@@ -634,7 +634,7 @@ async fn a_refused_refresh_leads_to_a_new_grant_before_the_old_token_ends() {
     let replies = [pair(1), answer(revoked, "", ""), pair(2), pair(3)];
     let server = TokenServer::start(replies).await;
     let dir = tempfile::tempdir().unwrap();
-    let store = crate::store::open(&config::Store {
+    let store = crate::store::open(&config::Store::File {
         dir: dir.path().join("state"),
         encryption_key: None,
     })
@@ -677,7 +677,7 @@ async fn a_refused_refresh_leads_to_a_new_grant_before_the_old_token_ends() {
 
 #[tokio::test]
 async fn a_missing_secret_is_named_at_start() {
-    let store = crate::store::open(&config::Store {
+    let store = crate::store::open(&config::Store::File {
         dir: "nowhere".into(),
         encryption_key: None,
     })

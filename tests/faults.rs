@@ -2,12 +2,15 @@
 //! anybody's help.
 
 mod answers;
+mod changes;
 mod replay;
 mod rotation;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
-use std::sync::atomic::AtomicBool;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -28,7 +31,7 @@ struct Setup {
     api: Server,
     client: reqwest::Client,
     ledger: Arc<Ledger>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Setup {
@@ -58,7 +61,7 @@ impl Setup {
         let judging = ledger.clone();
         let api = Server::start(move |asked| api(asked, judging.clone())).await;
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("secret"), SECRET).unwrap();
+        mount(dir.path(), "me", SECRET);
         let mut yaml = String::from(
             "listeners: [ { bind: 127.0.0.1:0 } ]\nadmin: { bind: 127.0.0.1:0 }\n\
              drain: { delay: 0s }\nvendors:\n",
@@ -74,7 +77,7 @@ impl Setup {
     auth:
       client_credentials:
         token_url: {tokens}
-        client_id: me
+        client_id: {{ file: id }}
         client_secret: {{ file: secret }}
         client_auth: post
         {more}
@@ -90,7 +93,7 @@ impl Setup {
             api,
             client: reqwest::Client::builder().no_proxy().build().unwrap(),
             ledger,
-            _dir: dir,
+            dir,
         }
     }
 
@@ -181,6 +184,23 @@ impl Setup {
         assert!(!self.proxy.stderr().contains(SECRET));
         assert_eq!(self.proxy.admin("/livez").0, 200);
     }
+}
+
+/// Puts the client's id and secret where the proxy reads them, both at once, the way Kubernetes
+/// mounts a Secret: the files are links through a link that is swapped.
+fn mount(dir: &Path, id: &str, secret: &str) {
+    static ROUND: AtomicUsize = AtomicUsize::new(0);
+    let round = format!("..{}", ROUND.fetch_add(1, Ordering::Relaxed));
+    std::fs::create_dir(dir.join(&round)).unwrap();
+    for (name, text) in [("id", id), ("secret", secret)] {
+        std::fs::write(dir.join(&round).join(name), text).unwrap();
+        let link = dir.join(name);
+        if !link.is_symlink() {
+            symlink(format!("..data/{name}"), link).unwrap();
+        }
+    }
+    symlink(&round, dir.join("..data_tmp")).unwrap();
+    std::fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
 }
 
 /// Which tokens were issued when, and for how long.

@@ -189,7 +189,7 @@ async fn stored(dir: &Path) -> Option<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_killed_at_any_instant_never_shows_a_refresh_token_whose_answer_it_has() {
     let seconds = std::env::var("COUNTERSIGN_KILLING_SECONDS");
-    let limit = seconds.map_or(20, |seconds| seconds.parse().unwrap());
+    let limit = seconds.map_or(15, |seconds| seconds.parse().unwrap());
     // Half of each life is spent within a token request, before or after the server has acted.
     let pauses = || {
         let some = || Duration::from_millis(fastrand::u64(0..400));
@@ -335,7 +335,7 @@ fn consent(dir: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_spent_while_the_store_cannot_be_written() {
-    let (server, grants) = server(4, at_once).await;
+    let (server, grants) = server(2, at_once).await;
     let dir = tempfile::tempdir().unwrap();
     let proxy = Proxy::start(dir.path(), &by_password(&server));
     let temporary = dir.path().join("state/v.new");

@@ -277,7 +277,6 @@ vendors:
     limits: { rate: { per_second: 5 }, honour_retry_after: true }
     breaker: { failures: 0 }
     login: stub
-    redact_echo: false
     auth: { vedauth: { client_id: x, jwt: { env: J }, revoke_on_exit: true } }
 ";
     let places: Vec<String> = mistakes(text)
@@ -308,8 +307,7 @@ vendors:
             "20:40: vendors.a.limits.honour_retry_after",
             "21:5: vendors.a.breaker",
             "22:5: vendors.a.login",
-            "23:5: vendors.a.redact_echo",
-            "24:55: vendors.a.auth.vedauth.revoke_on_exit",
+            "23:55: vendors.a.auth.vedauth.revoke_on_exit",
         ]
     );
 }

@@ -12,6 +12,7 @@
 )]
 
 mod config;
+mod echo;
 mod operating;
 mod peers;
 mod reload;

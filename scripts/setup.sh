@@ -24,6 +24,9 @@ main() {
         needs npm npm 'installs oidc-provider'
         # Not "apache2": that package would also start a web server on this machine.
         needs apache2-bin apache2 'a server that demands client certificates, to test against'
+        # Not "redis-server": that package would also start a server on this machine, and holds
+        # nothing but a link to this very program.
+        needs redis-tools redis-check-rdb 'a Redis, to test the store that replicas share'
     fi
     install_missing
     if [ "$purpose" = test ]; then

@@ -24,6 +24,7 @@ mod report;
 mod rules;
 pub mod secret_ref;
 mod shape;
+mod store;
 mod units;
 mod upstream;
 mod vendors;
@@ -155,7 +156,7 @@ impl Config {
         let listeners = listeners::listeners(file.listeners.as_ref(), &callers, &mut context);
         let admin = listeners::admin(file.admin.as_ref(), &listeners, &mut context);
         let vendors = vendors::vendors(written, &mut context);
-        let store = store(file.store.as_ref(), &mut context);
+        let store = store::store(file.store.as_ref(), &mut context);
         let or = |span: Option<file::Span>, seconds| {
             span.map_or(Duration::from_secs(seconds), |span| span.0)
         };
@@ -192,27 +193,15 @@ pub fn login_headers() -> impl Iterator<Item = &'static str> {
     presets::login_headers()
 }
 
+/// YAML that is not ours, such as a KUBECONFIG; `None`: it is none.
+pub(crate) fn yaml(text: &str) -> Option<Value> {
+    serde_yaml::from_str(text).ok()
+}
+
 /// The JSON Schema of proxy.yaml: the one that [`Config::parse`] checks files against.
 #[must_use]
 pub fn schema() -> &'static Value {
     &file::SCHEMA
-}
-
-fn store(written: Option<&file::Store>, context: &mut Context<'_>) -> Store {
-    let dir = written.and_then(|store| store.file.as_ref()?.dir.as_deref());
-    let at = Spot::default().key("store");
-    if dir.is_some_and(str::is_empty) {
-        context
-            .report
-            .wrong(&at.key("file").key("dir"), "is empty", "");
-    }
-    let encryption_key = written
-        .and_then(|store| store.encryption_key.as_ref())
-        .and_then(|key| context.encryption_key(key, &at.key("encryption_key")));
-    Store {
-        dir: context.path(dir.unwrap_or("./state")),
-        encryption_key,
-    }
 }
 
 /// One place callers connect to.
@@ -223,6 +212,10 @@ pub struct Listener {
     /// The certificates of a TLS listener, chosen by SNI, the first when none fits; `None`:
     /// plaintext.
     pub tls: Option<Vec<CertFiles>>,
+    /// Plaintext callers may speak HTTP/2 with prior knowledge (RFC 9113 §3.3).
+    pub h2c: bool,
+    /// Load balancers whose connections begin with a PROXY protocol header.
+    pub proxied_by: Vec<ipnet::IpNet>,
 }
 
 /// A certificate chain and its private key, both PEM files.
@@ -307,13 +300,34 @@ pub struct Grant {
     pub path: Option<String>,
 }
 
-/// Where rotating refresh tokens live.
+/// Where rotating refresh tokens live. An encryption key is 32 bytes as base64, hex or raw.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Store {
-    /// Directory of the file store.
-    pub dir: PathBuf,
-    /// 32 bytes as base64, hex or raw; `None`: a key is made inside `dir`.
-    pub encryption_key: Option<SecretRef>,
+pub enum Store {
+    /// A directory, for the processes of one host.
+    File {
+        /// The directory.
+        dir: PathBuf,
+        /// `None`: a key is made inside `dir`.
+        encryption_key: Option<SecretRef>,
+    },
+    /// A Redis server, shared by replicas.
+    Redis {
+        /// `redis:` or `rediss:`, user and password included.
+        url: SecretRef,
+        /// Trusted instead of the system's roots.
+        ca: Option<PathBuf>,
+        /// Encrypts what is stored.
+        encryption_key: SecretRef,
+    },
+    /// A Kubernetes Secret, shared by replicas.
+    Kubernetes {
+        /// The Secret's name.
+        secret: String,
+        /// `None`: the service account's, or the context's.
+        namespace: Option<String>,
+        /// Encrypts what is stored.
+        encryption_key: SecretRef,
+    },
 }
 
 /// Where a secret comes from; resolved anew for every use, so that rotation is noticed.
@@ -354,6 +368,8 @@ pub struct Vendor {
     pub ca: Option<PathBuf>,
     /// `http://` is accepted for upstream and token URLs.
     pub allow_plaintext: bool,
+    /// Outbound CONNECT proxy for the upstream and for token URLs; `None`: as the environment says.
+    pub proxy: Option<url::Url>,
     /// Link-local addresses (169.254.0.0/16, `fe80::/10`) are accepted as upstream.
     pub allow_link_local: bool,
     /// How long anything may take.
@@ -403,6 +419,16 @@ impl Upstream {
             host
         } else {
             format!("{host}:{}", self.port)
+        }
+    }
+
+    /// Host and port, the port always written: what a CONNECT asks for.
+    #[must_use]
+    pub fn host_and_port(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
         }
     }
 

@@ -1186,7 +1186,7 @@ mod tests {
         let path = dir.path().join("token");
         std::fs::write(&path, "one\n").unwrap();
         let token = SecretRef::File(path.clone());
-        let store = crate::store::open(&config::Store {
+        let store = crate::store::open(&config::Store::File {
             dir: dir.path().join("state"),
             encryption_key: None,
         });
@@ -1238,7 +1238,7 @@ mod tests {
         let replies = [pair(1), answer(revoked, "", ""), pair(2), pair(3)];
         let server = TokenServer::start(replies).await;
         let dir = tempfile::tempdir().unwrap();
-        let store = crate::store::open(&config::Store {
+        let store = crate::store::open(&config::Store::File {
             dir: dir.path().join("state"),
             encryption_key: None,
         })
@@ -1280,7 +1280,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_secret_is_named_at_start() {
-        let store = crate::store::open(&config::Store {
+        let store = crate::store::open(&config::Store::File {
             dir: "nowhere".into(),
             encryption_key: None,
         })

@@ -30,6 +30,7 @@ pub mod credential;
 pub mod demo;
 pub mod error;
 pub mod metrics;
+pub mod outbound;
 pub mod request;
 pub mod secret;
 pub mod server;

@@ -2,11 +2,13 @@
 //! never from a request. Handles are looked up once per configuration, not per request.
 
 use std::collections::HashMap;
+use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::Method;
+use prometheus::core::Collector;
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
@@ -243,13 +245,37 @@ impl Metrics {
     /// The Prometheus text format.
     #[must_use]
     pub fn text(&self) -> String {
+        let families = self.registry.gather();
         let mut text = Vec::new();
         // Writing to memory cannot fail; families that are inconsistent would be a bug of ours
         // and must not take the others along.
-        for family in self.registry.gather() {
-            let _ = TextEncoder::new().encode(&[family], &mut text);
+        for family in &families {
+            let _ = TextEncoder::new().encode(std::slice::from_ref(family), &mut text);
         }
-        String::from_utf8(text).unwrap_or_default()
+        let mut text = String::from_utf8(text).unwrap_or_default();
+        // The library leaves out what has no series yet; whoever writes an alert looks for it all
+        // the same.
+        let may_be_empty: [&dyn Collector; 6] = [
+            &self.requests,
+            &self.refused,
+            &self.credential_expiry,
+            &self.fetches,
+            &self.fetch_duration,
+            &self.certificate_expiry,
+        ];
+        for empty in may_be_empty {
+            let name = |known: &str| empty.desc().iter().any(|desc| desc.fq_name == known);
+            if families.iter().any(|family| name(family.name())) {
+                continue;
+            }
+            for family in empty.collect() {
+                let kind = format!("{:?}", family.get_field_type()).to_lowercase();
+                let (name, help) = (family.name(), family.help());
+                // Writing to memory cannot fail.
+                let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+            }
+        }
+        text
     }
 }
 
@@ -367,6 +393,19 @@ fn method_label(method: &Method) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_name_is_there_before_its_first_series() {
+        let text = Metrics::new().text();
+        for line in [
+            "# HELP countersign_requests_total Requests answered, whoever made the answer.",
+            "# TYPE countersign_requests_total counter",
+            "# TYPE countersign_credential_fetch_duration_seconds histogram",
+            "# TYPE countersign_credential_expiry_timestamp_seconds gauge",
+        ] {
+            assert_eq!(text.lines().filter(|had| *had == line).count(), 1, "{line}");
+        }
+    }
 
     #[test]
     fn every_series_has_help_and_type_and_counts() {

@@ -45,9 +45,11 @@ use self::headers::Barred;
 use self::path::Target;
 use self::redact::{Echoed, Needles, Redactor};
 use self::vendor::{InFlight, Routes, Vendor};
+use crate::config::Timeouts;
 use crate::credential::Held;
 use crate::error::Error;
 use crate::metrics::VendorMetrics;
+use crate::server::accept::Guarded;
 use crate::server::logs::{AccessLog, Line};
 use crate::upstream::Upstream;
 
@@ -120,7 +122,10 @@ pub struct Context {
     upstream_since: Option<Instant>,
     upstream_took: Option<Duration>,
     reused: bool,
+    /// `timeouts.total`.
     deadline: Option<Instant>,
+    /// `timeouts.first_byte`, once the request is out, where it is shorter than other limits.
+    answer_by: Option<Instant>,
     in_flight: Option<InFlight>,
     _serving: Serving,
 }
@@ -172,6 +177,7 @@ impl ProxyHttp for Proxy {
             upstream_took: None,
             reused: false,
             deadline: None,
+            answer_by: None,
             in_flight: None,
             _serving: Serving(self.serving.clone()),
         })
@@ -182,15 +188,22 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
-        // pingora's own keep-alive has no end after the first request of a connection.
-        let keepalive = (!self.draining.load(Ordering::Acquire)).then_some(CALLER_KEEPALIVE);
-        session.set_keepalive(keepalive);
+        // pingora's own keep-alive has no end after the first request of a connection. `None` is
+        // the caller's wish, HTTP/1.0's default included.
+        if self.draining.load(Ordering::Acquire) {
+            session.set_keepalive(None);
+        } else if session.get_keepalive().is_some() {
+            session.set_keepalive(Some(CALLER_KEEPALIVE));
+        }
         session.set_read_timeout(Some(CALLER_IDLE));
         session.set_write_timeout(Some(CALLER_IDLE));
         session
             .as_downstream_mut()
             .set_total_drain_timeout(Some(DRAIN));
-        ctx.request_id = request_id(&session.req_header().headers);
+        ctx.request_id = headers::request_id(&session.req_header().headers);
+        if let Some(guarded) = guard(session) {
+            guarded.head_is_complete();
+        }
         Ok(())
     }
 
@@ -280,16 +293,22 @@ impl ProxyHttp for Proxy {
                 request.set_raw_path(format!("{path}?{query}").as_bytes())?;
             }
         }
+        if session.as_downstream_mut().is_body_done() {
+            await_answer(session, ctx);
+        }
         Ok(())
     }
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
-        _end: bool,
+        end: bool,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
+        if end {
+            await_answer(session, ctx);
+        }
         let Some(body) = body else { return Ok(()) };
         ctx.body_in += body.len() as u64;
         let limit = ctx.way.as_ref().map_or(0, |way| way.vendor.limits.body);
@@ -331,6 +350,10 @@ impl ProxyHttp for Proxy {
         ctx.redactor = needles
             .filter(|_| !upgraded)
             .map(|needles| Redactor::new(needles, &answer.headers));
+        ctx.answer_by = None;
+        if let Some(guarded) = guard(session) {
+            guarded.expect_answer_by(ctx.deadline);
+        }
         if let Some(since) = ctx.upstream_since {
             let took = since.elapsed();
             ctx.upstream_took = Some(took);
@@ -442,7 +465,17 @@ impl ProxyHttp for Proxy {
         error: &PingoraError,
         ctx: &mut Self::CTX,
     ) -> FailToProxy {
-        let stop = ctx.stop.or_else(|| classify(session, error));
+        let overdue = [ctx.deadline, ctx.answer_by]
+            .into_iter()
+            .flatten()
+            .any(|at| at <= Instant::now());
+        let stop = ctx.stop.or_else(|| {
+            if overdue {
+                Some(Error::UpstreamTimeout)
+            } else {
+                classify(session, error)
+            }
+        });
         if let Some(way) = &ctx.way {
             tracing::warn!(
                 vendor = %way.vendor.name,
@@ -553,12 +586,15 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<(), Error> {
     if let Some(http1) = session.as_downstream().as_http1() {
         headers::check_raw_head(&http1.get_headers_raw_bytes())?;
     }
+    if guard(session).is_some_and(Guarded::has_odd_first_line) {
+        return Err(Error::BadFraming(headers::ODD_REQUEST_LINE));
+    }
     let head = session.req_header();
     headers::check_fields(&head.headers)?;
     if matches!(head.method, Method::TRACE | Method::CONNECT) {
         return Err(Error::MethodNotAllowed);
     }
-    let (of_target, raw) = split_absolute(head.raw_path())?;
+    let (of_target, raw) = path::split_absolute(head.raw_path())?;
     let of_target = of_target.or_else(|| head.uri.authority().map(http::uri::Authority::as_str));
     let authority = headers::authority(&head.headers, of_target)?;
     let target = Target::parse(raw)?;
@@ -617,37 +653,25 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<(), Error> {
     Ok(())
 }
 
-/// A target in absolute form as its authority and the rest, any other as it is.
-fn split_absolute(raw: &[u8]) -> Result<(Option<&str>, &[u8]), Error> {
-    if raw.starts_with(b"/") {
-        return Ok((None, raw));
+/// Starts the time until the answer's first byte, where `first_byte` or `total` ends before
+/// pingora's own read timeout does.
+fn await_answer(session: &Session, ctx: &mut Context) {
+    let Some(way) = &ctx.way else { return };
+    let Timeouts {
+        first_byte, idle, ..
+    } = way.vendor.timeouts;
+    if !first_byte.is_zero() && (idle.is_zero() || first_byte < idle) {
+        ctx.answer_by = Some(Instant::now() + first_byte);
     }
-    let scheme = [&b"http://"[..], b"https://"]
-        .into_iter()
-        .find(|scheme| {
-            raw.get(..scheme.len())
-                .is_some_and(|start| start.eq_ignore_ascii_case(scheme))
-        })
-        .ok_or(Error::BadRequest("The path does not start with a slash."))?;
-    let rest = &raw[scheme.len()..];
-    let end = rest
-        .iter()
-        .position(|byte| matches!(byte, b'/' | b'?' | b'#'))
-        .unwrap_or(rest.len());
-    let authority = std::str::from_utf8(&rest[..end])
-        .map_err(|_| Error::BadRequest("The authority of the request target is not ASCII."))?;
-    if authority.contains('@') {
-        return Err(Error::BadRequest(
-            "The request target holds user information.",
-        ));
+    let earliest = [ctx.deadline, ctx.answer_by].into_iter().flatten().min();
+    if let (Some(guarded), Some(at)) = (guard(session), earliest) {
+        guarded.expect_answer_by(Some(at));
     }
-    // RFC 9112 §3.2.2: an empty path is the root.
-    let path = if end == rest.len() {
-        b"/"
-    } else {
-        &rest[end..]
-    };
-    Ok((Some(authority), path))
+}
+
+/// What watches over the caller's connection, on HTTP/1.
+fn guard(session: &Session) -> Option<&Guarded> {
+    session.as_downstream().stream().and_then(Guarded::of)
 }
 
 /// After a 401: rejects what was sent and waits for something newer. `true`: replay.
@@ -822,22 +846,4 @@ async fn answer(session: &mut Session, ctx: &mut Context, stop: Error) -> pingor
         let _ = downstream.drain_request_body().await;
     }
     Ok(())
-}
-
-/// The caller's own id where it is harmless in a log, else a new one: 128 random bits.
-fn request_id(headers: &HeaderMap) -> HeaderValue {
-    if let Some(id) = headers.get("x-request-id")
-        && (1..=128).contains(&id.len())
-        && id
-            .as_bytes()
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
-    {
-        return id.clone();
-    }
-    let mut id = [0; 32];
-    let random = fastrand::u128(..).to_be_bytes();
-    // 32 bytes of room for 16 bytes of hex: cannot fail.
-    let _ = hex::encode_to_slice(random, &mut id);
-    HeaderValue::from_bytes(&id).unwrap_or(HeaderValue::from_static("0"))
 }

@@ -1,25 +1,25 @@
 //! From a configuration to a running proxy and to its end: sockets, certificates, tasks, drain.
 
+pub mod accept;
 pub mod admin;
 pub mod live;
 pub mod logs;
+mod preamble;
 mod tls;
 
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use pingora::apps::HttpServerOptions;
-use pingora::proxy::{HttpProxy, ProxyServiceBuilder};
-use pingora::server::Fds;
+use pingora::apps::{HttpServerOptions, ServerApp};
+use pingora::listeners::tls::TlsSettings;
+use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
-use pingora::services::Service as _;
-use pingora::services::listening::Service;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use self::accept::Door;
 use self::live::Live;
 use self::logs::AccessLog;
 use self::tls::ListenerCertificates;
@@ -82,7 +82,8 @@ pub struct Running {
     serving: Arc<AtomicUsize>,
     access_log: Option<AccessLog>,
     stop: watch::Sender<bool>,
-    service: JoinHandle<()>,
+    app: Arc<HttpProxy<Proxy>>,
+    accepting: Vec<JoinHandle<()>>,
     background: [JoinHandle<()>; 2],
     live: Arc<Live>,
 }
@@ -125,6 +126,11 @@ pub fn start(config: Config) -> Result<Running, StartError> {
         config.admin.ready_when,
         config.admin.key,
     );
+    let doors: Vec<_> = config
+        .listeners
+        .iter()
+        .map(|listener| (listener.h2c, listener.proxied_by.clone()))
+        .collect();
     let live = Arc::new(Live::start(config, metrics, certificates.clone())?);
     let draining = Arc::new(AtomicBool::new(false));
     let serving = Arc::new(AtomicUsize::new(0));
@@ -135,31 +141,31 @@ pub fn start(config: Config) -> Result<Running, StartError> {
         access_log: access_log.clone(),
     };
 
-    let mut service = service(proxy, threads);
-    let mut fds = Fds::new();
+    let app = Arc::new(app(proxy, threads));
+    let (stop, stopping) = watch::channel(false);
     let mut listeners = Vec::new();
-    for (index, ((socket, address), certificates)) in data.into_iter().zip(certificates).enumerate()
-    {
-        // pingora takes sockets that are already bound by name; binding them itself it would go on
-        // without the ones it cannot get.
-        let key = format!("listener:{index}");
-        tracing::info!(%address, tls = certificates.is_some(), "listening");
-        match certificates {
-            None => service.add_tcp(&key),
-            Some(certificates) => {
-                let settings = tls::settings(certificates).map_err(|cause| StartError::Tls {
-                    place: format!("listeners[{index}].tls"),
-                    cause,
-                })?;
-                service.add_tls_with_settings(&key, None, settings);
-            }
-        }
-        fds.add(key, socket.into_raw_fd());
+    let mut accepting = Vec::new();
+    let sockets = data.into_iter().zip(certificates).zip(doors);
+    for (index, (((socket, address), certificates), (h2c, proxied_by))) in sockets.enumerate() {
+        let tls = certificates
+            .map(tls::settings)
+            .transpose()
+            .map_err(|cause| StartError::Tls {
+                place: format!("listeners[{index}].tls"),
+                cause,
+            })?
+            .map(TlsSettings::build);
+        tracing::info!(%address, tls = tls.is_some(), "listening");
+        let door = Arc::new(Door {
+            app: app.clone(),
+            tls,
+            h2c,
+            proxied_by,
+        });
+        let socket = tokio::net::TcpListener::from_std(socket)?;
+        accepting.push(tokio::spawn(accept::accept(door, socket, stopping.clone())));
         listeners.push(address);
     }
-    let (stop, stopping) = watch::channel(false);
-    let fds = Arc::new(parking_lot::Mutex::new(fds));
-    let service = tokio::spawn(async move { service.start_service(Some(fds), stopping, 1).await });
 
     let console = admin::Console {
         live: live.clone(),
@@ -184,7 +190,8 @@ pub fn start(config: Config) -> Result<Running, StartError> {
         serving,
         access_log,
         stop,
-        service,
+        app,
+        accepting,
         background: [admin_task, watcher],
         live,
     })
@@ -210,10 +217,14 @@ impl Running {
     /// Takes no more connections and gives requests in flight `timeout`.
     pub async fn stop_now(self, timeout: Duration) {
         self.draining.store(true, Ordering::Release);
-        // No receiver: the service has ended already.
+        // No receiver: every listener has ended already.
         let _ = self.stop.send(true);
         let deadline = tokio::time::Instant::now() + timeout;
-        let _ = tokio::time::timeout_at(deadline, self.service).await;
+        for listener in self.accepting {
+            let _ = tokio::time::timeout_at(deadline, listener).await;
+        }
+        // Ends connections between two requests.
+        self.app.cleanup().await;
         while self.serving.load(Ordering::Acquire) > 0 && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -231,20 +242,19 @@ impl Running {
     }
 }
 
-fn service(proxy: Proxy, threads: usize) -> Service<HttpProxy<Proxy>> {
+fn app(proxy: Proxy, threads: usize) -> HttpProxy<Proxy> {
     let conf = ServerConf {
         threads,
         max_retries: 8,
         ..ServerConf::default()
     };
+    let mut app = http_proxy(&Arc::new(conf), proxy);
     let mut options = HttpServerOptions::default();
     // Our own 405 answers CONNECT.
     options.allow_connect_method_proxying = true;
     options.h2_idle_timeout = Some(Duration::from_secs(75));
-    ProxyServiceBuilder::new(&Arc::new(conf), proxy)
-        .name("countersign")
-        .server_options(options)
-        .build()
+    app.server_options = Some(options);
+    app
 }
 
 fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {

@@ -5,14 +5,19 @@
 //! it is used. `credential/rotation.rs` keeps that order; a [`Store`] makes it possible.
 
 mod file;
+mod kubernetes;
+mod lease;
+mod redis;
 mod seal;
 
 use std::fmt;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use aws_lc_rs::rand;
 
 use crate::config;
 use crate::secret::Secret;
@@ -21,39 +26,125 @@ use crate::secret::Secret;
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Keeps every other holder of the same store from spending `vendor`'s grant until the lock
-    /// is dropped or its process ends.
+    /// is dropped or its process ends. Where the store does not see processes end, the lock of one
+    /// that did is free `lease` later.
     ///
     /// # Errors
     /// [`StoreError::Locked`] when somebody else has it for all of `at_most`, others when the
     /// store cannot be used.
-    async fn lock(&self, vendor: &str, at_most: Duration) -> Result<Lock, StoreError>;
+    async fn lock(
+        &self,
+        vendor: &str,
+        lease: Duration,
+        at_most: Duration,
+    ) -> Result<Lock, StoreError>;
 
-    /// What is stored; `None`: nothing was ever. Needs no lock.
+    /// What is stored; `None`: nothing is. Needs no lock.
     ///
     /// # Errors
     /// When something is stored and cannot be read.
     async fn load(&self, vendor: &str) -> Result<Option<Grant>, StoreError>;
 
-    /// Stores `grant`, durably, if what is stored still has its version, and counts that version
-    /// up. To be called under the lock.
+    /// Stores `next`, durably, if what is stored has the version `over` (0: nothing is stored).
+    /// May be repeated when its outcome is unknown.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when something else was stored in the meantime, others when the
-    /// store cannot be written, or holds something that must not be lost.
-    async fn save(&self, vendor: &str, grant: &mut Grant) -> Result<(), StoreError>;
+    /// [`StoreError::Conflict`] when something else is stored, others when the store cannot be
+    /// written, or holds something that must not be lost.
+    async fn replace(&self, vendor: &str, over: u64, next: &Grant) -> Result<(), StoreError>;
+
+    /// Stores `grant` over the version it has, and counts that up. To be called under the lock.
+    ///
+    /// # Errors
+    /// Those of [`Store::replace`]; the version is then as it was.
+    async fn save(&self, vendor: &str, grant: &mut Grant) -> Result<(), StoreError> {
+        let over = grant.version;
+        grant.version = version_after(over);
+        let saved = self.replace(vendor, over, grant).await;
+        if saved.is_err() {
+            grant.version = over;
+        }
+        saved
+    }
 }
 
-/// The configured store. Nothing is read or created before a vendor needs it.
+/// The version that follows `version`.
+///
+/// The first is the time in milliseconds: a grant obtained after a store has lost everything is
+/// newer than any that a process still remembers from before.
+fn version_after(version: u64) -> u64 {
+    if version > 0 {
+        return version + 1;
+    }
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+/// Tells one holder of a lock from every other.
+fn new_holder() -> Result<String, StoreError> {
+    let mut bytes = [0; 16];
+    rand::fill(&mut bytes)
+        .map_err(|_| StoreError::Key("the system gave no random bytes".to_owned()))?;
+    Ok(hex::encode(bytes))
+}
+
+/// The configured store. Nothing is read, created or connected to before a vendor needs it.
 ///
 /// # Errors
-/// None today; stores that connect to something will have some.
+/// None today.
 pub fn open(config: &config::Store) -> Result<Arc<dyn Store>, StoreError> {
-    Ok(Arc::new(file::FileStore::new(config)))
+    Ok(match config {
+        config::Store::File {
+            dir,
+            encryption_key,
+        } => Arc::new(file::FileStore::new(dir, encryption_key.as_ref())),
+        config::Store::Redis {
+            url,
+            ca,
+            encryption_key,
+        } => Arc::new(redis::RedisStore::new(url, ca.as_ref(), encryption_key)),
+        config::Store::Kubernetes {
+            secret,
+            namespace,
+            encryption_key,
+        } => Arc::new(kubernetes::KubernetesStore::new(
+            secret,
+            namespace.as_ref(),
+            encryption_key,
+        )),
+    })
 }
 
-/// Held while a grant is spent; dropping it lets others.
-pub struct Lock {
-    _held: Box<dyn Send + Sync>,
+/// Held while a grant is spent; dropping it lets others, a moment later.
+pub struct Lock(Kind);
+
+enum Kind {
+    /// The system keeps it, and lets go however its holder ends.
+    File { _held: File },
+    /// It lapses when it is not prolonged.
+    Lease(lease::Held),
+}
+
+impl Lock {
+    /// Whether somebody else may hold it by now, because its holder was paused, or cut off from
+    /// the store, for longer than the lease.
+    #[must_use]
+    pub fn lapsed(&self) -> bool {
+        match &self.0 {
+            Kind::File { .. } => false,
+            Kind::Lease(held) => held.lapsed(),
+        }
+    }
+
+    /// Lets others have it before this returns: for processes that are about to end.
+    pub async fn release(self) {
+        match self.0 {
+            Kind::File { .. } => {}
+            Kind::Lease(held) => held.release().await,
+        }
+    }
 }
 
 impl fmt::Debug for Lock {
@@ -65,7 +156,7 @@ impl fmt::Debug for Lock {
 /// What a vendor granted us, as it is stored.
 #[derive(Clone, Debug, Default)]
 pub struct Grant {
-    /// Counts what was stored for this vendor; 0: nothing yet.
+    /// Grows with each that is stored for this vendor; 0: none was yet.
     pub version: u64,
     /// Digest of whom it was granted to, and by which server: a refresh token must never be shown
     /// to another server, nor with another client's name.
@@ -110,7 +201,7 @@ pub enum StoreError {
     Conflict(String),
     /// Somebody else is spending.
     #[error("another process holds {0}")]
-    Locked(PathBuf),
+    Locked(String),
     /// The system said no.
     #[error("{path}: {cause}")]
     Io {
@@ -119,12 +210,20 @@ pub enum StoreError {
         /// What the system said.
         cause: std::io::Error,
     },
+    /// A server was not reached, did not answer in time, or said no.
+    #[error("{place}: {cause}")]
+    Remote {
+        /// The server.
+        place: String,
+        /// What it or the network said.
+        cause: String,
+    },
     /// There, and unreadable. Never overwritten.
     #[error(
         "{0} cannot be decrypted: it is damaged, or was written with another encryption_key; \
-         restore the key, or move the file away and obtain a new grant"
+         restore the key, or move it away and obtain a new grant"
     )]
-    Sealed(PathBuf),
+    Sealed(String),
     /// The key cannot be read.
     #[error("store.encryption_key: {0}")]
     Key(String),

@@ -3,6 +3,7 @@
 
 pub mod resolver;
 mod tls;
+mod tunnel;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -15,7 +16,9 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use self::resolver::{Resolved, Resolver};
+use self::tunnel::Tunnel;
 use crate::config::{Timeouts, Vendor};
+use crate::outbound::Outbound;
 
 /// One vendor's servers.
 pub struct Upstream {
@@ -50,8 +53,26 @@ impl Upstream {
         generation: u64,
         resolver: &Resolver,
     ) -> Result<Arc<Self>, crate::tls::Error> {
-        let template = template(vendor, generation)?;
-        let port = vendor.upstream.port;
+        let mut template = template(vendor, generation)?;
+        let via = vendor
+            .upstream
+            .origin()
+            .parse()
+            .ok()
+            .and_then(|origin| Outbound::new(vendor.proxy.as_ref()).via(&origin));
+        let (host, port) = match &via {
+            None => (vendor.upstream.host.clone(), vendor.upstream.port),
+            Some(via) => {
+                let tunnel = Tunnel {
+                    target: vendor.upstream.host_and_port(),
+                    authorization: via.authorization.clone(),
+                    limit: vendor.timeouts.connect,
+                };
+                template.group_key ^= tunnel.key();
+                template.options.custom_l4 = Some(Arc::new(tunnel));
+                (via.host.clone(), via.port)
+            }
+        };
         let at = move |address: IpAddr| {
             let mut peer = template.clone();
             peer._address = SocketAddr::new(address, port).into();
@@ -61,14 +82,14 @@ impl Upstream {
             peers: ArcSwapOption::empty(),
             resolved: Notify::new(),
         });
-        if let Ok(address) = vendor.upstream.host.parse::<IpAddr>() {
+        if let Ok(address) = host.parse::<IpAddr>() {
             known.peers.store(Some(Arc::new(vec![at(address)])));
             return Ok(Arc::new(Self {
                 known,
                 resolving: None,
             }));
         }
-        let follow = resolver.follow(vendor.upstream.host.clone());
+        let follow = resolver.follow(host);
         let (name, link_local) = (vendor.name.clone(), vendor.allow_link_local);
         // Its own share of what is known, not a way back to the whole: the first answer may be
         // there (from the hosts file, say) before this function returns.
@@ -174,5 +195,106 @@ fn is_link_local(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use rcgen::{CertificateParams, KeyPair, SerialNumber};
+
+    use super::*;
+    use crate::config::{CertFiles, Config, Secrets};
+
+    fn vendor(dir: &Path, stanza: &str) -> Vendor {
+        let text = format!("vendors:\n  v:\n    upstream: https://a.test\n{stanza}");
+        let config = Config::parse(&text, &dir.join("proxy.yaml"), Secrets::FormOnly);
+        config.unwrap().vendors.remove(0)
+    }
+
+    /// A self-signed certificate; all of them have the serial number 1.
+    fn certificate(dir: &Path, name: &str) -> CertFiles {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
+        params.serial_number = Some(SerialNumber::from(1_u64));
+        let certificate = params.self_signed(&key).unwrap();
+        let files = CertFiles {
+            cert: dir.join(format!("{name}.crt")),
+            key: dir.join(format!("{name}.key")),
+        };
+        std::fs::write(&files.cert, certificate.pem()).unwrap();
+        std::fs::write(&files.key, key.serialize_pem()).unwrap();
+        files
+    }
+
+    #[test]
+    fn connections_are_kept_apart_by_vendor_certificate_issuer_and_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, other) = (
+            certificate(dir.path(), "one"),
+            certificate(dir.path(), "other"),
+        );
+        let plain = vendor(dir.path(), "");
+        let with = |change: &dyn Fn(&mut Vendor)| {
+            let mut vendor = plain.clone();
+            change(&mut vendor);
+            vendor
+        };
+        let vendors = [
+            plain.clone(),
+            with(&|vendor| vendor.name = "w".into()),
+            // pingora itself would let these two share: their serial numbers are equal.
+            with(&|vendor| vendor.client_cert = Some(one.clone())),
+            with(&|vendor| vendor.client_cert = Some(other.clone())),
+            with(&|vendor| vendor.ca = Some(one.cert.clone())),
+            with(&|vendor| vendor.ca = Some(other.cert.clone())),
+        ];
+        let mut keys: Vec<u64> = vendors
+            .iter()
+            .map(|vendor| template(vendor, 1).unwrap().group_key)
+            .collect();
+        keys.push(template(&plain, 2).unwrap().group_key);
+        assert_eq!(keys[0], template(&plain, 1).unwrap().group_key);
+        let distinct: std::collections::HashSet<_> = keys.iter().collect();
+        assert_eq!(distinct.len(), keys.len(), "{keys:?}");
+    }
+
+    #[test]
+    fn every_timeout_of_a_peer_is_set() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = template(&vendor(dir.path(), ""), 1).unwrap().options;
+        assert_eq!(options.connection_timeout, Some(Duration::from_secs(5)));
+        assert_eq!(
+            options.total_connection_timeout,
+            Some(Duration::from_secs(5))
+        );
+        assert_eq!(options.read_timeout, Some(Duration::from_mins(1)));
+        assert_eq!(options.write_timeout, Some(Duration::from_mins(1)));
+        assert_eq!(options.idle_timeout, Some(Duration::from_secs(30)));
+        assert!(options.verify_cert && options.verify_hostname);
+    }
+
+    #[tokio::test]
+    async fn each_attempt_of_a_request_takes_the_next_address() {
+        let dir = tempfile::tempdir().unwrap();
+        let template = template(&vendor(dir.path(), ""), 1).unwrap();
+        let addresses = ["192.0.2.1:443", "192.0.2.2:443"];
+        let peers = addresses.map(|address| {
+            let mut peer = template.clone();
+            peer._address = address.parse::<SocketAddr>().unwrap().into();
+            peer
+        });
+        let upstream = Upstream {
+            known: Arc::new(Known {
+                peers: ArcSwapOption::from_pointee(peers.to_vec()),
+                resolved: Notify::new(),
+            }),
+            resolving: None,
+        };
+        for (attempt, address) in [(0, addresses[0]), (1, addresses[1]), (2, addresses[0])] {
+            let peer = upstream.peer(attempt, Duration::ZERO).await.unwrap();
+            assert_eq!(peer._address.to_string(), address);
+        }
     }
 }

@@ -13,10 +13,13 @@
 
 mod config;
 mod echo;
+mod connections;
 mod operating;
+mod outbound;
 mod peers;
 mod reload;
 mod routing;
+mod stores;
 mod support;
 mod tree;
 mod vendors;

@@ -171,6 +171,8 @@ async fn heads_that_can_be_read_in_two_ways_are_refused_and_reach_nobody() {
         "GET /v/%zz HTTP/1.1\nHost: localhost",
         "GET /v/\u{e9} HTTP/1.1\nHost: localhost",
         "GET /v/x#y HTTP/1.1\nHost: localhost",
+        "GET /v/x y HTTP/1.1\nHost: localhost",
+        "GET /v/x\ty HTTP/1.1\nHost: localhost",
         "GET /v/x HTTP/1.1",
         "GET /v/x HTTP/1.1\nHost: local host",
         "GET /v/x HTTP/1.1\nHost: localhost\nHost: localhost",
@@ -327,6 +329,33 @@ async fn an_answer_that_breaks_off_is_not_ended_cleanly() {
     let (head, body) = cut.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     assert!(body.len() < 1000 && !body.ends_with("0\r\n\r\n"), "{body}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_byte_and_the_whole_have_limits_of_their_own() {
+    let setup = Setup::new("    timeouts: { first_byte: 400ms, idle: 30s }\n").await;
+    let late = std::time::Instant::now();
+    for (head, body) in [
+        ("GET /v/x?wait=5000 HTTP/1.1\nHost: localhost", ""),
+        (
+            "POST /v/x?wait=5000 HTTP/1.1\nHost: localhost\nContent-Length: 3",
+            "abc",
+        ),
+    ] {
+        let answer = setup.send(head, body);
+        assert_eq!(status_of(&answer), 504, "{answer}");
+        assert!(
+            answer.contains("\"reason\":\"upstream_timeout\""),
+            "{answer}"
+        );
+    }
+    assert!(late.elapsed() < std::time::Duration::from_secs(4));
+    let in_time = setup.send("GET /v/x?wait=50 HTTP/1.1\nHost: localhost", "");
+    assert_eq!(status_of(&in_time), 200, "{in_time}");
+
+    let setup = Setup::new("    timeouts: { total: 500ms }\n").await;
+    let answer = setup.send("GET /v/x?wait=5000 HTTP/1.1\nHost: localhost", "");
+    assert_eq!(status_of(&answer), 504, "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,9 @@
 //! The real binary, started and stopped.
 
 pub mod front;
+pub mod kubernetes;
 pub mod peers;
+pub mod redis;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -100,6 +102,12 @@ impl Proxy {
         self.child.id()
     }
 
+    /// Ends it without a warning.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// Waits for it to end by itself and returns its exit code.
     pub fn ended(&mut self) -> Option<i32> {
         eventually("ended", || self.child.try_wait().unwrap()).code()
@@ -114,6 +122,45 @@ impl Proxy {
             Some((_, body)) => (status_of(&answer), body.to_owned()),
             None => (0, answer),
         }
+    }
+}
+
+/// What a command that ends by itself said.
+#[derive(Debug)]
+pub struct Ran {
+    /// Its exit code.
+    pub code: Option<i32>,
+    /// What it wrote.
+    pub stdout: String,
+    /// What it complained about.
+    pub stderr: String,
+}
+
+/// Runs the binary in `dir` until it ends.
+///
+/// # Panics
+/// When it goes on for longer than [`PATIENCE`].
+pub fn run(dir: &Path, arguments: &[&str]) -> Ran {
+    let child = countersign()
+        .args(arguments)
+        .current_dir(dir)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let id = child.id();
+    let (done, outcome) = channel();
+    thread::spawn(move || done.send(child.wait_with_output()));
+    let Ok(output) = outcome.recv_timeout(PATIENCE) else {
+        signal(id, "KILL");
+        panic!("countersign {arguments:?} does not end");
+    };
+    let output = output.unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Ran {
+        code: output.status.code(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
     }
 }
 
@@ -150,8 +197,7 @@ pub fn exchange_bytes(to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
         // The test's own output: cargo shows it when the test fails.
         println!("--- countersign said:\n{}---", self.stderr());
     }

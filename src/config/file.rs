@@ -126,11 +126,18 @@ pub(super) struct Listener {
     /// Makes it a TLS listener (HTTP/1.1 and HTTP/2 by ALPN). Absent: plain HTTP/1.1.
     pub(super) tls: Option<ListenerTls>,
     /// HTTP/2 with prior knowledge on a plain listener.
-    #[schemars(extend("default" = false, "x-supported" = [false]))]
+    #[schemars(extend("default" = false))]
     pub(super) h2c: Option<bool>,
-    /// PROXY protocol in front of every connection.
-    #[schemars(extend("x-supported" = []))]
-    pub(super) proxy_protocol: Option<NotBuilt>,
+    /// PROXY protocol, version 1 or 2, in front of connections from these load balancers.
+    pub(super) proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// Whose PROXY protocol headers are believed.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ProxyProtocol {
+    /// Networks of load balancers. Connections from elsewhere are taken as they are.
+    pub(super) trusted: Option<List<String>>,
 }
 
 /// Certificates of a TLS listener: `cert` and `key`, or `certificates` for several names.
@@ -268,19 +275,18 @@ pub(super) struct ApiKey {
     pub(super) value: Option<String>,
 }
 
-/// Where rotating refresh tokens live.
+/// Where rotating refresh tokens live: `file`, `redis` or `kubernetes`. Default: `file`.
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Store {
-    /// A directory of this host.
+    /// A directory, for the processes of this host.
     pub(super) file: Option<FileStore>,
-    /// A Redis shared by replicas.
-    #[schemars(extend("x-supported" = []))]
-    pub(super) redis: Option<NotBuilt>,
-    /// A Kubernetes Secret shared by replicas.
-    #[schemars(extend("x-supported" = []))]
-    pub(super) kubernetes: Option<NotBuilt>,
-    /// 32 bytes as base64, hex or raw. Absent: a key is made inside the directory.
+    /// A Redis server, shared by replicas.
+    pub(super) redis: Option<RedisStore>,
+    /// A Kubernetes Secret, shared by replicas.
+    pub(super) kubernetes: Option<KubernetesStore>,
+    /// 32 bytes as base64, hex or raw. Required for `redis` and `kubernetes`; absent, `file` makes
+    /// a key inside its directory.
     pub(super) encryption_key: Option<Secret>,
 }
 
@@ -291,6 +297,29 @@ pub(super) struct FileStore {
     /// The directory; made when absent.
     #[schemars(extend("default" = "./state"))]
     pub(super) dir: Option<String>,
+}
+
+/// The Redis store.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RedisStore {
+    /// `redis://[USER:PASSWORD@]HOST[:PORT][/DB]`, or `rediss://…` for TLS.
+    #[schemars(required)]
+    pub(super) url: Option<Secret>,
+    /// PEM bundle to trust instead of the system roots, for `rediss://`.
+    pub(super) ca: Option<String>,
+}
+
+/// The Kubernetes store. Inside a cluster its service account is used, elsewhere `KUBECONFIG`.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct KubernetesStore {
+    /// Name of the Secret; made when absent. Beside it, each vendor has a Lease.
+    #[schemars(required, extend("format" = "object-name"))]
+    pub(super) secret: Option<String>,
+    /// Its namespace. Default: the service account's, or the context's.
+    #[schemars(extend("format" = "namespace"))]
+    pub(super) namespace: Option<String>,
 }
 
 /// A secret, never bare text: where it is to be found.
@@ -352,9 +381,9 @@ pub(super) struct Vendor {
     pub(super) timeouts: Option<Timeouts>,
     /// How much anything may take; 0: no limit.
     pub(super) limits: Option<Limits>,
-    /// Outbound CONNECT proxy.
-    #[schemars(extend("x-supported" = []))]
-    pub(super) proxy: Option<NotBuilt>,
+    /// `http://host:port` of an outbound CONNECT proxy, for the upstream and for token URLs.
+    /// Default: `HTTPS_PROXY` and `NO_PROXY` of the environment.
+    pub(super) proxy: Option<String>,
     /// Accepts link-local addresses (169.254.0.0/16 and the like) as upstream.
     #[schemars(extend("default" = false))]
     pub(super) allow_link_local: Option<bool>,

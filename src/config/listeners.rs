@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use ipnet::IpNet;
+
 use super::file;
 use super::reference::Context;
 use super::report::Spot;
@@ -18,6 +20,8 @@ pub(super) fn listeners(
         return vec![Listener {
             bind: loopback(8080),
             tls: None,
+            h2c: false,
+            proxied_by: Vec::new(),
         }];
     };
     let mut listeners: Vec<Listener> = Vec::new();
@@ -28,6 +32,19 @@ pub(super) fn listeners(
             .tls
             .as_ref()
             .map(|tls| certificates(tls, &at.key("tls"), context));
+        let h2c = entry.h2c == Some(true);
+        if h2c && tls.is_some() {
+            context.report.wrong(
+                &at.key("h2c"),
+                "a TLS listener negotiates HTTP/2 in the handshake",
+                "leave `h2c` out",
+            );
+        }
+        let proxied_by = entry
+            .proxy_protocol
+            .as_ref()
+            .map(|written| networks(written, &at.key("proxy_protocol"), context))
+            .unwrap_or_default();
         let Some(bind) = entry.bind.as_ref().and_then(|bind| bind.parse().ok()) else {
             continue;
         };
@@ -45,7 +62,12 @@ pub(super) fn listeners(
                 .report
                 .wrong(&at, "another listener has this address", "");
         }
-        listeners.push(Listener { bind, tls });
+        listeners.push(Listener {
+            bind,
+            tls,
+            h2c,
+            proxied_by,
+        });
     }
     listeners
 }
@@ -80,6 +102,34 @@ pub(super) fn admin(
         ready_when,
         key,
     }
+}
+
+/// Reads `trusted:` of `proxy_protocol:`; a bare address is a network of one.
+fn networks(written: &file::ProxyProtocol, at: &Spot, context: &mut Context<'_>) -> Vec<IpNet> {
+    let at = at.key("trusted");
+    let Some(trusted) = &written.trusted else {
+        context.report.missing(
+            &at,
+            "the load balancers' networks, for example [ 10.0.0.0/8 ]",
+        );
+        return Vec::new();
+    };
+    let mut networks = Vec::new();
+    for (nth, network) in trusted.iter().enumerate() {
+        let Some(network) = network else { continue };
+        let parsed = network
+            .parse::<IpNet>()
+            .or_else(|_| network.parse::<IpAddr>().map(IpNet::from));
+        match parsed {
+            Ok(network) => networks.push(network.trunc()),
+            Err(_) => context.report.wrong(
+                &at.index(nth),
+                "is not a network",
+                "networks are written 10.0.0.0/8 or 2001:db8::/32",
+            ),
+        }
+    }
+    networks
 }
 
 fn certificates(

@@ -244,8 +244,33 @@ fn formatted(format: &str, text: &str) -> (Result<(), &'static str>, &'static st
             },
             "names have letters, digits and `_`; the secret itself does not belong here",
         ),
+        "object-name" => (
+            if text.len() <= 253 && text.split('.').all(is_dns_label) {
+                Ok(())
+            } else {
+                Err("is not the name of a Kubernetes object")
+            },
+            "names have lower-case letters, digits, `-` and `.`, and begin and end with a letter or digit",
+        ),
+        "namespace" => (
+            if is_dns_label(text) {
+                Ok(())
+            } else {
+                Err("is not the name of a Kubernetes namespace")
+            },
+            "names have at most 63 lower-case letters, digits and `-`",
+        ),
         _ => (Ok(()), ""),
     }
+}
+
+/// RFC 1123 §2.1, in lower case.
+fn is_dns_label(text: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=63).contains(&text.len())
+        && text.bytes().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
 }
 
 fn wrong_type(schema: &Value, value: &mut Value, at: &Spot, hint: &str, report: &mut Report<'_>) {
@@ -397,6 +422,8 @@ mod tests {
             "format socket-address",
             "format sha256",
             "format environment-variable",
+            "format object-name",
+            "format namespace",
         ];
         // Said elsewhere: `pattern` is what `format` checks, for editors; the unsigned formats are
         // `minimum` and the type's size.

@@ -111,6 +111,10 @@ fn vendor<'f>(
         client_cert,
         ca,
         allow_plaintext,
+        proxy: entry
+            .proxy
+            .as_deref()
+            .and_then(|written| proxy(written, &at.key("proxy"), context)),
         allow_link_local: entry.allow_link_local.unwrap_or(false),
         timeouts: timeouts(entry.timeouts.as_ref()),
         limits: Limits {
@@ -133,6 +137,38 @@ fn vendor<'f>(
         redact_echo: entry.redact_echo.unwrap_or(true),
         trailing_dots_ignored: preset.is_some_and(|preset| preset.trailing_dots_ignored),
     })
+}
+
+/// Reads `proxy:`: an origin, and nothing in it that is secret.
+fn proxy(written: &str, at: &Spot, context: &mut Context<'_>) -> Option<url::Url> {
+    let url = url::Url::parse(written)
+        .ok()
+        .filter(|url| url.scheme() == "http" && url.host().is_some());
+    let Some(url) = url else {
+        context.report.wrong(
+            at,
+            "is not the address of an outbound proxy",
+            "written `http://egress.example:3128`",
+        );
+        return None;
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        context.report.wrong(
+            at,
+            "holds a user name or password",
+            "leave `proxy` out and put the whole URL into the environment variable HTTPS_PROXY",
+        );
+        return None;
+    }
+    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+        context.report.wrong(
+            at,
+            "holds more than scheme, host and port",
+            "written `http://egress.example:3128`",
+        );
+        return None;
+    }
+    Some(url)
 }
 
 fn prefix<'f>(

@@ -11,7 +11,7 @@ use url::{Url, form_urlencoded};
 
 use super::client_auth::random;
 use super::oauth2::CodeServer;
-use super::rotation::Issuer;
+use super::rotation::{Issuer, lease};
 use crate::config::{AuthorizationCode, Vendor};
 use crate::secret::Secret;
 use crate::store::{Access, Grant, Lock, Store, StoreError};
@@ -69,8 +69,10 @@ impl Consent {
 
     /// Proves that a grant could be stored, before a person is asked for one.
     pub(crate) async fn prepare(&self) -> Result<(), StoreError> {
-        let _lock = self.lock().await?;
-        self.store.load(&self.vendor).await.map(drop)
+        let lock = self.lock().await?;
+        let loaded = self.store.load(&self.vendor).await;
+        lock.release().await;
+        loaded.map(drop)
     }
 
     /// Where the person consents (RFC 6749 §4.1.1, RFC 7636 §4.3).
@@ -135,7 +137,15 @@ impl Consent {
     /// the old grant meanwhile.
     pub(crate) async fn complete(&self, code: Secret) -> Result<Granted, String> {
         let text = |cause: StoreError| cause.to_string();
-        let _lock = self.lock().await.map_err(text)?;
+        let lock = self.lock().await.map_err(text)?;
+        let granted = self.exchange(code).await;
+        // The process ends soon, and a running proxy waits for it.
+        lock.release().await;
+        granted
+    }
+
+    async fn exchange(&self, code: Secret) -> Result<Granted, String> {
+        let text = |cause: StoreError| cause.to_string();
         let stored = self.store.load(&self.vendor).await.map_err(text)?;
         let binding = self.server.binding()?;
         let exchange = self.server.exchange(code, self.verifier.clone());
@@ -167,7 +177,9 @@ impl Consent {
 
     async fn lock(&self) -> Result<Lock, StoreError> {
         // A running proxy holds it for two token requests at most.
-        let patience = self.config.times.request_timeout * 3 + Duration::from_secs(5);
-        self.store.lock(&self.vendor, patience).await
+        let request_timeout = self.config.times.request_timeout;
+        let patience = request_timeout * 3 + Duration::from_secs(5);
+        let lease = lease(request_timeout);
+        self.store.lock(&self.vendor, lease, patience).await
     }
 }

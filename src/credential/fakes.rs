@@ -210,6 +210,7 @@ pub(crate) fn vendor(auth: Auth) -> Vendor {
         ca: None,
         allow_plaintext: true,
         allow_link_local: false,
+        proxy: None,
         timeouts: Timeouts {
             connect: Duration::from_secs(1),
             first_byte: Duration::ZERO,

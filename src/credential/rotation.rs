@@ -8,6 +8,10 @@
 //! intent found without a result (a crash, an answer lost on the wire) is one more try with the
 //! same refresh token: its server either never had it, or says that it is dead, and both are
 //! clear answers.
+//!
+//! Replicas that share a store share the grant: whoever is first to renew has the lock, the others
+//! find the new access token in the store, where they look before they spend and every few
+//! seconds. A store that comes back without what it held gets it back from whoever saw the newest.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,7 +23,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
-use super::inputs::{Inputs, POLL};
+use super::inputs::Inputs;
 use super::token_request::{Answer, TokenError};
 use super::{FetchError, Issued, Lifetime, Source, pace};
 use crate::config::{TokenTimes, Vendor};
@@ -62,11 +66,23 @@ struct Shared<I> {
 struct Known {
     /// The access token that was last handed out: handing it out again helps nobody.
     handed_out: Option<[u8; 32]>,
-    /// What the store held when we last looked.
+    /// What the store held when an attempt last looked.
     stored: Option<[u8; 32]>,
-    /// What was bought and could not be stored, with the refresh token it cost. Not used until it
-    /// is stored.
-    unsaved: Option<(Grant, Option<String>)>,
+    /// The newest that was ever seen there.
+    newest: Option<Grant>,
+    /// When the store last could not be read.
+    store_failed: Option<Instant>,
+    /// Not used until it is stored.
+    unsaved: Option<Unsaved>,
+}
+
+/// What was bought and could not be stored.
+struct Unsaved {
+    grant: Grant,
+    /// The refresh token it cost.
+    cost: Option<String>,
+    /// Kept, so that nobody shows that refresh token again.
+    lock: Lock,
 }
 
 impl<I: Issuer> Rotation<I> {
@@ -94,51 +110,162 @@ impl<I: Issuer> Source for Rotation<I> {
         let shared = &self.0;
         shared.inputs.note();
         let binding = shared.issuer.binding().map_err(FetchError::Rejected)?;
-        if let Some(issued) = shared.adopt(shared.load().await?.as_ref(), &binding) {
+        let unsaved = shared.known.lock().unsaved.take();
+        if let Some(unsaved) = unsaved.filter(|unsaved| unsaved.grant.binding == binding) {
+            let storing = shared.clone();
+            return detached(async move { storing.keep(unsaved).await }).await;
+        }
+        if let Some(issued) = shared.adopt(shared.load(None).await?.as_ref(), &binding) {
             return Ok(issued);
         }
-        // Whoever has the lock holds it for one or two requests.
+        // Whoever has the lock holds it for one or two requests, or has died with it.
         let patience = shared.request_timeout * 2 + Duration::from_secs(5);
-        let lock = shared.store.lock(&shared.vendor, patience).await?;
-        let grant = shared.load().await?;
+        let lease = lease(shared.request_timeout);
+        let lock = shared.store.lock(&shared.vendor, lease, patience).await?;
+        let mut grant = shared.load(Some(&lock)).await?;
+        if shared.may_be_bought_already(grant.as_ref()) {
+            sleep(STORE_POLL * 2).await;
+            grant = shared.load(Some(&lock)).await?;
+        }
         if let Some(issued) = shared.adopt(grant.as_ref(), &binding) {
             return Ok(issued);
         }
-        // From here on nobody's impatience may lose the answer.
         let spending = shared.clone();
-        tokio::spawn(async move {
+        detached(async move {
             spending
                 .spend(lock, grant.unwrap_or_default(), binding)
                 .await
         })
         .await
-        .unwrap_or_else(|_| Err(temporary("the refresh was interrupted".to_owned())))
     }
 
     async fn changed(&self) {
+        let shared = &self.0;
         let stored = async {
             loop {
-                sleep(POLL).await;
-                // A store that is down is no news; neither is its return.
-                if let Ok(grant) = self.0.store.load(&self.0.vendor).await
-                    && self.0.known.lock().stored != digest(grant.as_ref())
-                {
-                    return;
+                sleep(STORE_POLL).await;
+                // A store that is down is no news; neither is its return, unless something waits
+                // to be stored.
+                match shared.look().await {
+                    Ok(Seen::Stored(grant)) => {
+                        let known = shared.known.lock();
+                        if known.unsaved.is_some() || known.stored != digest(grant.as_ref()) {
+                            return;
+                        }
+                    }
+                    Ok(Seen::Lost { over, newest }) => {
+                        // Nobody waits for it here; the next look sees whether it worked.
+                        let _ = shared.put_back(over, &newest, None).await;
+                    }
+                    Err(_) => {}
                 }
             }
         };
         tokio::select! {
             () = stored => {}
-            () = self.0.inputs.changed() => {}
+            () = shared.inputs.changed() => {}
         }
     }
 }
 
+/// Nobody's impatience may lose an answer: `work` goes on when its caller does not.
+async fn detached(
+    work: impl Future<Output = Result<Issued, FetchError>> + Send + 'static,
+) -> Result<Issued, FetchError> {
+    tokio::spawn(work)
+        .await
+        .unwrap_or_else(|_| Err(temporary("the refresh was interrupted".to_owned())))
+}
+
 impl<I: Issuer> Shared<I> {
-    async fn load(&self) -> Result<Option<Grant>, FetchError> {
-        let grant = self.store.load(&self.vendor).await?;
+    /// What is stored, after a store that has lost it got it back.
+    async fn load(&self, under: Option<&Lock>) -> Result<Option<Grant>, FetchError> {
+        let grant = match self.look().await? {
+            Seen::Stored(grant) => grant,
+            Seen::Lost { over, newest } => {
+                self.put_back(over, &newest, under).await?;
+                match self.look().await? {
+                    Seen::Stored(grant) => grant,
+                    Seen::Lost { newest, .. } => Some(*newest),
+                }
+            }
+        };
         self.known.lock().stored = digest(grant.as_ref());
         Ok(grant)
+    }
+
+    async fn look(&self) -> Result<Seen, StoreError> {
+        let looked = self.store.load(&self.vendor).await;
+        let mut known = self.known.lock();
+        if looked.is_err() {
+            known.store_failed = Some(Instant::now());
+        }
+        let stored = looked?;
+        let over = stored.as_ref().map_or(0, |grant| grant.version);
+        if let Some(newest) = &known.newest
+            && newest.version > over
+        {
+            return Ok(Seen::Lost {
+                over,
+                newest: Box::new(newest.clone()),
+            });
+        }
+        known.newest.clone_from(&stored);
+        Ok(Seen::Stored(stored))
+    }
+
+    /// Gives the newest grant we know to a store that was flushed, restored from an old copy, or
+    /// lost its last moments in a failover.
+    ///
+    /// Another replica may know a newer one, or be about to store one. So nobody spends this one
+    /// for as long as a lease.
+    async fn put_back(
+        &self,
+        over: u64,
+        newest: &Grant,
+        under: Option<&Lock>,
+    ) -> Result<(), StoreError> {
+        let lease = lease(self.request_timeout);
+        let lock = match under {
+            Some(_) => None,
+            // Whoever else has it spends something newer, or does the same as we.
+            None => {
+                let lock = self.store.lock(&self.vendor, lease, Duration::ZERO);
+                lock.await.ok()
+            }
+        };
+        self.store.replace(&self.vendor, over, newest).await?;
+        warn!(
+            vendor = self.vendor,
+            "the store had lost its newest tokens; they have been put back"
+        );
+        if under.is_some() {
+            sleep(lease).await;
+        } else if let Some(lock) = lock {
+            tokio::spawn(async move {
+                sleep(lease).await;
+                drop(lock);
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether another replica may be holding the answer to this very refresh token, because the
+    /// store was away when it came: it stores it as soon as it can.
+    fn may_be_bought_already(&self, grant: Option<&Grant>) -> bool {
+        let intent = grant.and_then(|grant| grant.intent.as_ref());
+        intent.is_some()
+            && self
+                .known
+                .lock()
+                .store_failed
+                .is_some_and(|failed| failed.elapsed() < STORE_POLL * 5)
+    }
+
+    async fn save(&self, grant: &mut Grant) -> Result<(), StoreError> {
+        self.store.save(&self.vendor, grant).await?;
+        self.note(grant);
+        Ok(())
     }
 
     /// The stored access token, when it is ours, still good and new to us: another process, an
@@ -182,13 +309,6 @@ impl<I: Issuer> Shared<I> {
         mut grant: Grant,
         binding: String,
     ) -> Result<Issued, FetchError> {
-        let unsaved = self.known.lock().unsaved.take();
-        if let Some((bought, cost)) = unsaved
-            && bought.binding == binding
-        {
-            return self.keep(lock, bought, cost).await;
-        }
-
         let mut why_none = "no consent is stored".to_owned();
         if grant.binding != binding {
             if !grant.binding.is_empty() {
@@ -244,7 +364,7 @@ impl<I: Issuer> Shared<I> {
     /// Shows the refresh token to its server, with the intent stored around it.
     async fn refresh(
         &self,
-        _under: &Lock,
+        under: &Lock,
         grant: &mut Grant,
         refresh_token: &Secret,
     ) -> Result<Refreshed, FetchError> {
@@ -258,7 +378,13 @@ impl<I: Issuer> Shared<I> {
             at: SystemTime::now(),
             tries: before.as_ref().map_or(0, |intent| intent.tries) + 1,
         });
-        self.store.save(&self.vendor, grant).await?;
+        self.save(grant).await?;
+        if under.lapsed() {
+            // Paused for so long, or so long without the store, that somebody else may be at it.
+            return Err(temporary(
+                "the lock has lapsed before it was used".to_owned(),
+            ));
+        }
 
         let error = match self.issuer.refresh(refresh_token).await {
             Ok(answer) => return Ok(Refreshed::Bought(answer)),
@@ -268,7 +394,7 @@ impl<I: Issuer> Shared<I> {
             // What became of the refresh token is unknown, and the intent stays to say so.
             TokenError::Temporary { unheard: false, .. } => Err(error.into()),
             TokenError::Refused { status, code, .. } if self.issuer.ends_grant(*status, *code) => {
-                if let Some(stored) = self.load().await?
+                if let Some(stored) = self.load(Some(under)).await?
                     && stored.refresh_token.as_ref().map(fingerprint) != Some(shown)
                 {
                     return Ok(Refreshed::Superseded(Box::new(stored)));
@@ -276,14 +402,13 @@ impl<I: Issuer> Shared<I> {
                 // Never to be shown again, not even after a restart.
                 grant.refresh_token = None;
                 grant.intent = None;
-                self.store.save(&self.vendor, grant).await?;
-                self.note(grant);
+                self.save(grant).await?;
                 Ok(Refreshed::Dead(error.to_string()))
             }
             TokenError::Temporary { .. } | TokenError::Refused { .. } | TokenError::NotSent(_) => {
                 // Not spent: no trace of it may count against the next try.
                 grant.intent = before;
-                if let Err(cause) = self.store.save(&self.vendor, grant).await {
+                if let Err(cause) = self.save(grant).await {
                     warn!(
                         vendor = self.vendor,
                         "an intent stays in the store: {cause}"
@@ -317,7 +442,7 @@ impl<I: Issuer> Shared<I> {
             at: SystemTime::now(),
             tries: 1,
         });
-        self.store.save(&self.vendor, &mut grant).await?;
+        self.save(&mut grant).await?;
         let answer = asking.await?;
         self.store_answer(lock, grant, answer, None).await
     }
@@ -347,32 +472,39 @@ impl<I: Issuer> Shared<I> {
             issued: SystemTime::now() - age,
             lifetime: answer.lifetime.total,
         });
-        self.keep(lock, grant, cost).await
+        self.keep(Unsaved { grant, cost, lock }).await
     }
 
     /// Stores what was bought, then hands it out.
-    async fn keep(
-        &self,
-        lock: Lock,
-        mut grant: Grant,
-        cost: Option<String>,
-    ) -> Result<Issued, FetchError> {
+    async fn keep(&self, bought: Unsaved) -> Result<Issued, FetchError> {
+        let Unsaved {
+            mut grant,
+            cost,
+            lock,
+        } = bought;
         let mut saved = self.store.save(&self.vendor, &mut grant).await;
         if matches!(saved, Err(StoreError::Conflict(_)))
-            && let Ok(Some(stored)) = self.store.load(&self.vendor).await
+            && let Ok(stored) = self.store.load(&self.vendor).await
         {
-            if stored.refresh_token.as_ref().map(fingerprint) == cost {
-                // Ours is the successor of what is there.
-                grant.version = stored.version;
-                saved = self.store.save(&self.vendor, &mut grant).await;
-            } else {
-                // Somebody consented anew while we could not write.
+            let over = stored.as_ref().map_or(0, |stored| stored.version);
+            let refresh_token = stored.as_ref().and_then(|s| s.refresh_token.as_ref());
+            if over < grant.version || refresh_token.map(fingerprint) == cost {
+                // Ours is the successor of what is there, or of what was.
+                let mut next = grant.clone();
+                next.version = grant.version.max(over) + 1;
+                saved = self.store.replace(&self.vendor, over, &next).await;
+                if saved.is_ok() {
+                    grant = next;
+                }
+            } else if let Some(stored) = stored {
+                // It is ours, and only the confirmation was lost; or somebody consented anew while
+                // we could not write.
                 grant = stored;
                 saved = Ok(());
             }
         }
         if let Err(cause) = saved {
-            self.known.lock().unsaved = Some((grant, cost));
+            self.known.lock().unsaved = Some(Unsaved { grant, cost, lock });
             return Err(temporary(format!(
                 "new tokens were issued and cannot be stored; they are kept and not used until \
                  they are: {cause}"
@@ -390,8 +522,20 @@ impl<I: Issuer> Shared<I> {
     }
 
     fn note(&self, grant: &Grant) {
-        self.known.lock().stored = digest(Some(grant));
+        let mut known = self.known.lock();
+        known.stored = digest(Some(grant));
+        known.newest = Some(grant.clone());
     }
+}
+
+/// What a look into the store found.
+enum Seen {
+    Stored(Option<Grant>),
+    /// Something older than we know, of the version `over`, or nothing (0).
+    Lost {
+        over: u64,
+        newest: Box<Grant>,
+    },
 }
 
 /// What came of showing a refresh token.
@@ -432,6 +576,14 @@ fn digest(grant: Option<&Grant>) -> Option<[u8; 32]> {
         ])
     })
 }
+
+/// How long a lock outlives its holder: one request, and the store's own operations around it.
+pub(super) fn lease(request_timeout: Duration) -> Duration {
+    request_timeout + Duration::from_secs(5)
+}
+
+/// How often is looked for what another replica, or a person, has stored.
+const STORE_POLL: Duration = Duration::from_secs(2);
 
 /// How often an answer may be lost after the first time before a server that grants without a
 /// person is asked for a new grant.
@@ -608,7 +760,7 @@ mod tests {
         fn store(&self) -> Arc<dyn Store> {
             let dir = self.dir.path().join("state");
             let encryption_key = None;
-            store::open(&config::Store {
+            store::open(&config::Store::File {
                 dir,
                 encryption_key,
             })
@@ -937,15 +1089,20 @@ mod tests {
 
     #[async_trait]
     impl Store for Flaky {
-        async fn lock(&self, vendor: &str, at_most: Duration) -> Result<Lock, StoreError> {
-            self.inner.lock(vendor, at_most).await
+        async fn lock(
+            &self,
+            vendor: &str,
+            lease: Duration,
+            at_most: Duration,
+        ) -> Result<Lock, StoreError> {
+            self.inner.lock(vendor, lease, at_most).await
         }
 
         async fn load(&self, vendor: &str) -> Result<Option<Grant>, StoreError> {
             self.inner.load(vendor).await
         }
 
-        async fn save(&self, vendor: &str, grant: &mut Grant) -> Result<(), StoreError> {
+        async fn replace(&self, vendor: &str, over: u64, next: &Grant) -> Result<(), StoreError> {
             let n = self.saves.fetch_add(1, Ordering::SeqCst) + 1;
             if self.failing.lock().contains(&n) {
                 return Err(StoreError::Io {
@@ -953,7 +1110,7 @@ mod tests {
                     cause: std::io::Error::other("disk full"),
                 });
             }
-            self.inner.save(vendor, grant).await
+            self.inner.replace(vendor, over, next).await
         }
     }
 

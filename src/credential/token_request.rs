@@ -25,6 +25,7 @@ use url::form_urlencoded;
 use super::pace::MIN_PAUSE;
 use super::{FetchError, Issued, Lifetime};
 use crate::config::{self, CertFiles, TokenTimes};
+use crate::outbound::Outbound;
 use crate::secret::Secret;
 use crate::tls::{Identity, Roots};
 
@@ -33,6 +34,7 @@ pub(super) struct TokenClient {
     identity: Option<CertFiles>,
     ca: Option<PathBuf>,
     allow_plaintext: bool,
+    proxy: Option<Url>,
     connect_timeout: Duration,
     times: TokenTimes,
     /// With the digest of the files it was made from.
@@ -134,6 +136,7 @@ impl TokenClient {
             identity,
             ca: vendor.ca.clone(),
             allow_plaintext: vendor.allow_plaintext,
+            proxy: vendor.proxy.clone(),
             connect_timeout: vendor.timeouts.connect,
             times,
             built: Mutex::new(None),
@@ -227,9 +230,11 @@ impl TokenClient {
         };
         let identity = self.identity.as_ref().map(Identity::load).transpose();
         let identity = identity.map_err(|cause| text(&cause))?;
+        let outbound = Outbound::new(self.proxy.as_ref());
         let mut builder = Client::builder()
             .redirect(redirect::Policy::none())
-            .no_proxy()
+            // Turns reqwest's own idea of the environment off as well.
+            .proxy(reqwest::Proxy::custom(move |url| outbound.url(url)))
             .https_only(!self.allow_plaintext)
             // A connection that died unnoticed would make the outcome of a request unknown, and
             // token requests are rare.

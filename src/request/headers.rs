@@ -38,6 +38,10 @@ static OVERRIDES: [HeaderName; 7] = [
     FORWARDED,
 ];
 
+/// See RFC 9112 §3.
+pub const ODD_REQUEST_LINE: &str =
+    "The request line is not method, target and version in ASCII with one blank between.";
+
 /// Checks the bytes of an HTTP/1 head: the parser behind us repairs what must not be repaired.
 ///
 /// # Errors
@@ -68,9 +72,7 @@ pub fn check_raw_head(head: &[u8]) -> Result<(), Error> {
         return Err(Error::HeadTooLarge);
     }
     if words.count() != 1 {
-        return Err(Error::BadRequest(
-            "The request line is not method, target and version with one blank between.",
-        ));
+        return Err(Error::BadRequest(ODD_REQUEST_LINE));
     }
     if method.iter().any(u8::is_ascii_lowercase) {
         return Err(Error::BadRequest("The method is not in upper case."));
@@ -334,6 +336,25 @@ fn at_upstream<'a>(location: &'a str, upstream: &Upstream) -> Option<&'a str> {
             .strip_suffix(default)
             .is_some_and(|host| host.eq_ignore_ascii_case(&ours));
     same.then_some(path)
+}
+
+/// The caller's own id where it is harmless in a log, else a new one: 128 random bits.
+#[must_use]
+pub fn request_id(headers: &HeaderMap) -> HeaderValue {
+    if let Some(id) = headers.get("x-request-id")
+        && (1..=128).contains(&id.len())
+        && id
+            .as_bytes()
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+    {
+        return id.clone();
+    }
+    let mut id = [0; 32];
+    let random = fastrand::u128(..).to_be_bytes();
+    // 32 bytes of room for 16 bytes of hex: cannot fail.
+    let _ = hex::encode_to_slice(random, &mut id);
+    HeaderValue::from_bytes(&id).unwrap_or(HeaderValue::from_static("0"))
 }
 
 #[cfg(test)]

@@ -60,6 +60,43 @@ impl<'a> Target<'a> {
     }
 }
 
+/// A target in absolute form as its authority and the rest, one in origin form as it is (RFC 9112
+/// §3.2).
+///
+/// # Errors
+/// [`Error::BadRequest`] for any other form and for user information.
+pub fn split_absolute(raw: &[u8]) -> Result<(Option<&str>, &[u8]), Error> {
+    if raw.starts_with(b"/") {
+        return Ok((None, raw));
+    }
+    let scheme = [&b"http://"[..], b"https://"]
+        .into_iter()
+        .find(|scheme| {
+            raw.get(..scheme.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+        })
+        .ok_or(Error::BadRequest("The path does not start with a slash."))?;
+    let rest = &raw[scheme.len()..];
+    let end = rest
+        .iter()
+        .position(|byte| matches!(byte, b'/' | b'?' | b'#'))
+        .unwrap_or(rest.len());
+    let authority = std::str::from_utf8(&rest[..end])
+        .map_err(|_| Error::BadRequest("The authority of the request target is not ASCII."))?;
+    if authority.contains('@') {
+        return Err(Error::BadRequest(
+            "The request target holds user information.",
+        ));
+    }
+    // RFC 9112 §3.2.2: an empty path is the root.
+    let path = if end == rest.len() {
+        b"/"
+    } else {
+        &rest[end..]
+    };
+    Ok((Some(authority), path))
+}
+
 /// Whether the path holds an encoded slash or backslash.
 fn check_path(path: &str) -> Result<bool, Error> {
     if !path.starts_with('/') {

@@ -15,8 +15,8 @@ use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
 use super::seal::{KEY_LEN, Seal};
-use super::{Grant, Lock, Store, StoreError};
-use crate::config::{self, SecretRef};
+use super::{Grant, Kind, Lock, Store, StoreError};
+use crate::config::SecretRef;
 
 /// The file store.
 pub(super) struct FileStore(Arc<Directory>);
@@ -29,10 +29,10 @@ struct Directory {
 }
 
 impl FileStore {
-    pub(super) fn new(config: &config::Store) -> Self {
+    pub(super) fn new(dir: &Path, key: Option<&SecretRef>) -> Self {
         Self(Arc::new(Directory {
-            path: config.dir.clone(),
-            key: config.encryption_key.clone(),
+            path: dir.to_owned(),
+            key: key.cloned(),
             seal: OnceLock::new(),
         }))
     }
@@ -51,7 +51,12 @@ impl FileStore {
 
 #[async_trait]
 impl Store for FileStore {
-    async fn lock(&self, vendor: &str, at_most: Duration) -> Result<Lock, StoreError> {
+    async fn lock(
+        &self,
+        vendor: &str,
+        _lease: Duration,
+        at_most: Duration,
+    ) -> Result<Lock, StoreError> {
         let deadline = Instant::now() + at_most;
         let path = self.0.file(vendor, "lock");
         loop {
@@ -63,12 +68,11 @@ impl Store for FileStore {
                 })
                 .await?;
             if let Some(file) = locked {
-                return Ok(Lock {
-                    _held: Box::new(file),
-                });
+                return Ok(Lock(Kind::File { _held: file }));
             }
             if Instant::now() >= deadline {
-                return Err(StoreError::Locked(self.0.file(vendor, "lock")));
+                let path = self.0.file(vendor, "lock");
+                return Err(StoreError::Locked(path.display().to_string()));
             }
             sleep(LOCK_POLL).await;
         }
@@ -80,14 +84,10 @@ impl Store for FileStore {
             .await
     }
 
-    async fn save(&self, vendor: &str, grant: &mut Grant) -> Result<(), StoreError> {
-        let vendor = vendor.to_owned();
-        let mut next = grant.clone();
-        next.version += 1;
-        self.blocking(move |directory| directory.save(&vendor, &next))
-            .await?;
-        grant.version += 1;
-        Ok(())
+    async fn replace(&self, vendor: &str, over: u64, next: &Grant) -> Result<(), StoreError> {
+        let (vendor, next) = (vendor.to_owned(), next.clone());
+        self.blocking(move |directory| directory.replace_grant(&vendor, over, &next))
+            .await
     }
 }
 
@@ -100,13 +100,15 @@ impl Directory {
             Err(cause) => return Err(io_error(&path)(cause)),
         };
         let grant = self.seal()?.open(vendor, &sealed);
-        grant.ok_or(StoreError::Sealed(path)).map(Some)
+        grant
+            .ok_or_else(|| StoreError::Sealed(path.display().to_string()))
+            .map(Some)
     }
 
-    fn save(&self, vendor: &str, next: &Grant) -> Result<(), StoreError> {
+    fn replace_grant(&self, vendor: &str, over: u64, next: &Grant) -> Result<(), StoreError> {
         self.create()?;
         let stored = self.load(vendor)?.map_or(0, |stored| stored.version);
-        if stored + 1 != next.version {
+        if stored != over {
             return Err(StoreError::Conflict(vendor.to_owned()));
         }
         let sealed = self.seal()?.seal(vendor, next);
@@ -123,17 +125,7 @@ impl Directory {
             return Ok(seal);
         }
         let seal = match &self.key {
-            Some(key) => {
-                let bytes = key
-                    .resolve_bytes()
-                    .map_err(|cause| StoreError::Key(cause.to_string()))?;
-                Seal::new(&bytes).ok_or_else(|| {
-                    StoreError::Key(format!(
-                        "{} does not hold 32 bytes as base64, hex or raw",
-                        key.describe()
-                    ))
-                })?
-            }
+            Some(key) => Seal::from_ref(key)?,
             None => self.own_key()?,
         };
         Ok(self.seal.get_or_init(|| seal))
@@ -259,15 +251,15 @@ mod tests {
     use super::*;
     use crate::secret::Secret;
 
+    const LEASE: Duration = Duration::from_secs(15);
+
     fn open(dir: &Path) -> FileStore {
         open_with(dir, None)
     }
 
     fn open_with(dir: &Path, key: Option<&str>) -> FileStore {
-        FileStore::new(&config::Store {
-            dir: dir.to_owned(),
-            encryption_key: key.map(|key| SecretRef::Value(Secret::new(key))),
-        })
+        let key = key.map(|key| SecretRef::Value(Secret::new(key)));
+        FileStore::new(dir, key.as_ref())
     }
 
     fn grant(refresh_token: &str) -> Grant {
@@ -295,10 +287,10 @@ mod tests {
 
         let mut first = grant("hunter2");
         open(&path).save("maxmd", &mut first).await.unwrap();
-        assert_eq!(first.version, 1);
+        assert!(first.version > 0);
         let next = open(&path);
         assert_eq!(stored(&next, "maxmd").await, "hunter2");
-        let _lock = next.lock("maxmd", Duration::ZERO).await.unwrap();
+        let _lock = next.lock("maxmd", LEASE, Duration::ZERO).await.unwrap();
 
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&path), 0o700);
@@ -333,7 +325,7 @@ mod tests {
 
         let error = one.save("v", &mut ours).await.unwrap_err();
         assert!(matches!(error, StoreError::Conflict(_)));
-        assert_eq!((ours.version, theirs.version), (1, 2));
+        assert_eq!(theirs.version, ours.version + 1);
         let error = one.save("v", &mut grant("r0")).await.unwrap_err();
         assert!(matches!(error, StoreError::Conflict(_)), "a first one");
     }
@@ -342,12 +334,16 @@ mod tests {
     async fn one_holder_at_a_time_per_vendor() {
         let dir = tempfile::tempdir().unwrap();
         let (one, two) = (open(dir.path()), open(dir.path()));
-        let held = one.lock("v", Duration::ZERO).await.unwrap();
-        two.lock("other", Duration::ZERO).await.unwrap();
-        let error = two.lock("v", Duration::from_millis(120)).await.unwrap_err();
+        let held = one.lock("v", LEASE, Duration::ZERO).await.unwrap();
+        two.lock("other", LEASE, Duration::ZERO).await.unwrap();
+        let error = two
+            .lock("v", LEASE, Duration::from_millis(120))
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("v.lock"), "{error}");
 
-        let waiting = tokio::spawn(async move { two.lock("v", Duration::from_secs(10)).await });
+        let waiting =
+            tokio::spawn(async move { two.lock("v", LEASE, Duration::from_secs(10)).await });
         tokio::task::yield_now().await;
         drop(held);
         waiting.await.unwrap().unwrap();
@@ -414,7 +410,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         fs::write(&path, "a file").unwrap();
-        let error = open(&path).lock("v", Duration::ZERO).await.unwrap_err();
+        let error = open(&path)
+            .lock("v", LEASE, Duration::ZERO)
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("state"), "{error}");
         open(&path).save("v", &mut grant("r")).await.unwrap_err();
     }
@@ -449,7 +448,7 @@ mod tests {
             "ä",
         ];
         for name in names {
-            let _lock = store.lock(name, Duration::ZERO).await.unwrap();
+            let _lock = store.lock(name, LEASE, Duration::ZERO).await.unwrap();
             store
                 .save(name, &mut grant(&format!("for {name}")))
                 .await
@@ -474,7 +473,7 @@ mod tests {
                         version: 1,
                         ..grant("r")
                     };
-                    directory.save(&n.to_string(), &next).unwrap();
+                    directory.replace_grant(&n.to_string(), 0, &next).unwrap();
                 });
             }
         });

@@ -9,13 +9,27 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{Access, Grant, Intent};
+use super::{Access, Grant, Intent, StoreError};
+use crate::config::SecretRef;
 use crate::secret::Secret;
 
 /// Encrypts and decrypts grants.
 pub(super) struct Seal(RandomizedNonceKey);
 
 impl Seal {
+    /// From the configured key.
+    pub(super) fn from_ref(key: &SecretRef) -> Result<Self, StoreError> {
+        let bytes = key
+            .resolve_bytes()
+            .map_err(|cause| StoreError::Key(cause.to_string()))?;
+        Self::new(&bytes).ok_or_else(|| {
+            StoreError::Key(format!(
+                "{} does not hold 32 bytes as base64, hex or raw",
+                key.describe()
+            ))
+        })
+    }
+
     /// From a key as people write it: 32 bytes raw, in hex or in base64 of either alphabet.
     pub(super) fn new(key: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(key).map_or("", str::trim);

@@ -97,24 +97,28 @@ impl Follow {
     /// Resolves for ever, handing every answer to `publish`. A failure publishes nothing: the last
     /// good answer goes on serving.
     pub async fn run(self, publish: impl Fn(Resolved) + Send + Sync) {
-        let mut retry = FIRST_RETRY;
-        loop {
-            match self.resolver.resolve(&self.host).await {
-                Ok((addresses, until)) => {
-                    retry = FIRST_RETRY;
-                    publish(addresses);
-                    let left = until.saturating_duration_since(Instant::now());
-                    tokio::time::sleep(left.clamp(SOONEST, LATEST)).await;
-                }
-                Err(cause) => {
-                    tracing::warn!(
-                        host = self.host,
-                        cause,
-                        "the upstream's name cannot be resolved"
-                    );
-                    tokio::time::sleep(retry).await;
-                    retry = (retry * 2).min(LAST_RETRY);
-                }
+        let resolve = || self.resolver.resolve(&self.host);
+        keep_resolving(&self.host, resolve, publish).await;
+    }
+}
+
+async fn keep_resolving<F>(host: &str, resolve: impl Fn() -> F, publish: impl Fn(Resolved))
+where
+    F: Future<Output = Result<(Resolved, Instant), String>>,
+{
+    let mut retry = FIRST_RETRY;
+    loop {
+        match resolve().await {
+            Ok((addresses, until)) => {
+                retry = FIRST_RETRY;
+                publish(addresses);
+                let left = until.saturating_duration_since(Instant::now());
+                tokio::time::sleep(left.clamp(SOONEST, LATEST)).await;
+            }
+            Err(cause) => {
+                tracing::warn!(host, cause, "the upstream's name cannot be resolved");
+                tokio::time::sleep(retry).await;
+                retry = (retry * 2).min(LAST_RETRY);
             }
         }
     }
@@ -122,11 +126,52 @@ impl Follow {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
 
     #[tokio::test]
     async fn localhost_is_resolved_without_a_name_server() {
         let (addresses, _) = Resolver::system().resolve("localhost").await.unwrap();
         assert!(addresses.iter().all(IpAddr::is_loopback), "{addresses:?}");
+    }
+
+    /// When each answer of `script` (a lifetime in seconds, or a failure) was asked for and
+    /// published, seconds from the start.
+    async fn timeline(script: &[Result<u64, ()>]) -> (Vec<f64>, Vec<f64>) {
+        let start = Instant::now();
+        let since = || (start.elapsed().as_secs_f64() * 10.0).round() / 10.0;
+        let (asked, published) = (RefCell::new(Vec::new()), RefCell::new(Vec::new()));
+        let resolve = || async {
+            let step = asked.borrow().len();
+            asked.borrow_mut().push(since());
+            match script.get(step) {
+                Some(Ok(seconds)) => Ok((
+                    vec![IpAddr::from([192, 0, 2, 1])],
+                    Instant::now() + Duration::from_secs(*seconds),
+                )),
+                Some(Err(())) => Err("no answer".to_owned()),
+                None => std::future::pending().await,
+            }
+        };
+        let publish = |_| published.borrow_mut().push(since());
+        let day = Duration::from_hours(24);
+        let _ = tokio::time::timeout(day, keep_resolving("a.test", resolve, publish)).await;
+        (asked.take(), published.take())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_is_resolved_again_as_its_lifetime_ends_within_bounds() {
+        let (asked, published) = timeline(&[Ok(60), Ok(0), Ok(86_400), Ok(60)]).await;
+        assert_eq!(asked, [0.0, 60.0, 65.0, 365.0, 425.0]);
+        assert_eq!(published, [0.0, 60.0, 65.0, 365.0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_publishes_nothing_and_is_tried_again_ever_later() {
+        let script = [Ok(60), Err(()), Err(()), Err(()), Ok(60), Err(())];
+        let (asked, published) = timeline(&script).await;
+        assert_eq!(asked, [0.0, 60.0, 60.5, 61.5, 63.5, 123.5, 124.0]);
+        assert_eq!(published, [0.0, 63.5]);
     }
 }

@@ -1,15 +1,18 @@
 //! The real binary in front of the stand-in vendors, and a caller of it who holds no vendor's
 //! secret but tries logins of its own.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use countersign::demo::{Seen, Stand, Stands};
+use countersign::tls::Roots;
 use reqwest::RequestBuilder;
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::task::JoinSet;
 
-use super::Proxy;
+use super::{PATIENCE, Proxy, countersign};
 
 /// What the caller shows in every field that carries a login at one of the vendors. It occurs
 /// nowhere else, so a vendor that has read it was shown what the caller sent.
@@ -31,7 +34,7 @@ pub struct Plan {
     /// What the proxy will be in front of.
     pub stands: Stands,
     dir: TempDir,
-    head: String,
+    admin: String,
     vendors: String,
     environment: Vec<(&'static str, &'static str)>,
 }
@@ -47,7 +50,7 @@ impl Plan {
         Self {
             stands,
             dir,
-            head: String::new(),
+            admin: String::new(),
             vendors: String::new(),
             environment: Vec::new(),
         }
@@ -71,9 +74,9 @@ impl Plan {
         self
     }
 
-    /// With more at the top level of the file.
-    pub fn head(mut self, yaml: &str) -> Self {
-        self.head.push_str(yaml);
+    /// With more in the admin listener's entry, comma first.
+    pub fn admin(mut self, more: &str) -> Self {
+        self.admin.push_str(more);
         self
     }
 
@@ -92,13 +95,13 @@ impl Plan {
 
     /// The whole file.
     pub fn yaml(&self) -> String {
-        let (head, vendors) = (&self.head, &self.vendors);
+        let (admin, vendors) = (&self.admin, &self.vendors);
         format!(
             "\
 listeners: [ {{ bind: 127.0.0.1:0 }} ]
-admin: {{ bind: 127.0.0.1:0 }}
+admin: {{ bind: 127.0.0.1:0{admin} }}
 drain: {{ delay: 0s }}
-{head}callers:
+callers:
   app: {{ api_key: {{ file: secrets/caller }}, allow: [ \"*\" ] }}
 vendors:
 {vendors}"
@@ -108,6 +111,62 @@ vendors:
     /// Where the file will be, and its certificates and secrets are.
     pub fn dir(&self) -> &std::path::Path {
         self.dir.path()
+    }
+
+    /// With a person's consent to `maxmd`, by `countersign authorize` and pasting.
+    pub async fn consented(self) -> Self {
+        let (code, said) = self.authorize(str::to_owned).await;
+        assert_eq!(code, Some(0), "{said}");
+        self
+    }
+
+    /// Runs `countersign authorize maxmd`, opens the address it prints, pastes what `paste` makes
+    /// of the address the browser was sent to, and returns the exit code and all that was said.
+    pub async fn authorize(&self, paste: impl FnOnce(&str) -> String) -> (Option<i32>, String) {
+        std::fs::write(self.dir().join("proxy.yaml"), self.yaml()).unwrap();
+        let mut authorize = tokio::process::Command::from(countersign())
+            .args(["authorize", "maxmd"])
+            .current_dir(self.dir())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut stdin = authorize.stdin.take();
+        let mut stdout = BufReader::new(authorize.stdout.take().unwrap()).lines();
+        let exchange = async {
+            let mut said = String::new();
+            let mut paste = Some(paste);
+            // The address stands alone on a line.
+            while let Some(line) = stdout.next_line().await.unwrap() {
+                said += &line;
+                if !line.starts_with("https://") {
+                    continue;
+                }
+                let browser = reqwest::Client::builder()
+                    .no_proxy()
+                    .redirect(reqwest::redirect::Policy::none())
+                    .tls_backend_preconfigured(
+                        Roots::load(&self.stands.files.ca)
+                            .unwrap()
+                            .client_config(None)
+                            .unwrap(),
+                    )
+                    .build()
+                    .unwrap();
+                let sent = answer(browser.get(&line)).await;
+                assert_eq!(sent.status, 302, "{sent:?}");
+                let pasted = paste.take().unwrap()(sent.header("location")) + "\n";
+                // Closed after it: nothing more will be typed.
+                let mut stdin = stdin.take().unwrap();
+                stdin.write_all(pasted.as_bytes()).await.unwrap();
+            }
+            let output = authorize.wait_with_output().await.unwrap();
+            said += &String::from_utf8(output.stderr).unwrap();
+            (output.status.code(), said)
+        };
+        tokio::time::timeout(PATIENCE, exchange).await.unwrap()
     }
 
     /// Starts the proxy and waits until it is ready.
@@ -164,6 +223,13 @@ impl Front {
             request = request.header(name, DECOY);
         }
         request
+    }
+
+    /// Kills the proxy and starts it again with the same file and state.
+    pub fn restart(&mut self) {
+        let yaml = std::fs::read_to_string(self.dir.path().join("proxy.yaml")).unwrap();
+        self.proxy.kill();
+        self.proxy = Proxy::start(self.dir.path(), &yaml);
     }
 
     /// Sends `count` such GETs at once.
@@ -256,11 +322,6 @@ pub async fn answer(request: RequestBuilder) -> Answer {
 pub fn only(mut seen: Vec<Seen>) -> Seen {
     assert_eq!(seen.len(), 1, "{seen:?}");
     seen.remove(0)
-}
-
-/// What proves who sent the request: names in their spelling, in the order of the wire.
-pub fn login(seen: &Seen) -> Vec<(String, String)> {
-    seen.login()
 }
 
 /// The tokens that were shown to `stand`, each once.

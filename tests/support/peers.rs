@@ -178,7 +178,7 @@ impl Apache {
         let mut process = Process::spawn(command, "apache2-bin", file("stderr.log"));
         // Its process number is written once the port is bound.
         let running = eventually("running: apache2", || {
-            let ended = process.child.try_wait().unwrap().is_some();
+            let ended = process.has_ended();
             (ended || file("apache.pid").exists()).then_some(!ended)
         });
         let apache = Self {
@@ -213,7 +213,8 @@ impl Drop for Apache {
 /// What apache2 answers at `/private/api/profile`.
 pub const PROFILE: &str = "{\"id\":7}\n";
 
-const ENDS_WITH_STDIN: &str = r#"
+/// A shell that runs its arguments as a server and ends it with its own standard input.
+pub const ENDS_WITH_STDIN: &str = r#"
 exec 3<&0
 "$@" &
 server=$!
@@ -360,7 +361,7 @@ fn here() -> PathBuf {
 }
 
 /// A server that ends when its standard input does, so that it cannot outlive a killed test.
-struct Process {
+pub struct Process {
     child: Child,
     stdin: Option<ChildStdin>,
     log: PathBuf,
@@ -368,7 +369,7 @@ struct Process {
 
 impl Process {
     /// Runs `command`, its stderr going to the file `log`; `package` is where Debian has it.
-    fn spawn(mut command: Command, package: &str, log: PathBuf) -> Self {
+    pub fn spawn(mut command: Command, package: &str, log: PathBuf) -> Self {
         let file = std::fs::File::create(&log).unwrap();
         let mut child = command
             .stdin(Stdio::piped())
@@ -383,14 +384,21 @@ impl Process {
         Self { child, stdin, log }
     }
 
-    fn assert_running(&mut self) {
+    /// Panics with its log when it has ended.
+    pub fn assert_running(&mut self) {
         if let Some(status) = self.child.try_wait().unwrap() {
             let said = std::fs::read_to_string(&self.log).unwrap_or_default();
             panic!("the server ended at once ({status}):\n{said}");
         }
     }
 
-    fn end(&mut self) {
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Ends it and waits until it has.
+    pub fn end(&mut self) {
         drop(self.stdin.take());
         // Nothing runs on when the test is over.
         let _ = self.child.wait();

@@ -1,0 +1,400 @@
+//! Taking connections in: a bound on their number, a limit for the TLS handshake and for every
+//! request head, and only then pingora.
+//!
+//! pingora's own loop has none of these: a silent caller holds a connection for a minute, one that
+//! dribbles a head holds it for ever, and a plaintext listener that also speaks HTTP/2 waits
+//! without end for the first 24 bytes.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use ipnet::IpNet;
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
+use pingora::listeners::tls::Acceptor;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::l4::stream::Stream as TcpStream;
+use pingora::protocols::tls::{ALPN, SslDigest};
+use pingora::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream,
+    TimingDigest, UniqueID,
+};
+use pingora::proxy::HttpProxy;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+
+use super::preamble;
+use crate::request::Proxy;
+
+/// A whole request head, and on a new connection its first byte, must be here within this time.
+const HEAD_TIME: Duration = Duration::from_secs(10);
+/// A TLS handshake must be done within this time.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// Connections of one listener at a time; further ones wait in the system's queue, as nginx has
+/// it. Leaves room for upstream connections below the usual limit of open files.
+const MAX_CONNECTIONS: usize = 16 * 1024;
+/// Between requests, before pingora is told anything else.
+const FIRST_KEEPALIVE: u64 = 60;
+
+/// One listener's way in.
+pub(super) struct Door {
+    /// Who serves.
+    pub(super) app: Arc<HttpProxy<Proxy>>,
+    /// `None`: plaintext.
+    pub(super) tls: Option<Acceptor>,
+    /// Plaintext callers may speak HTTP/2 with prior knowledge.
+    pub(super) h2c: bool,
+    /// Connections from here begin with a PROXY protocol header.
+    pub(super) proxied_by: Vec<IpNet>,
+}
+
+/// Takes connections until `stop` says so; those taken go on.
+pub(super) async fn accept(door: Arc<Door>, listener: TcpListener, stop: watch::Receiver<bool>) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut stopping = stop.clone();
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return;
+        };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopping.wait_for(|stop| *stop) => return,
+        };
+        match accepted {
+            Ok((socket, from)) => {
+                let (door, stop) = (door.clone(), stop.clone());
+                tokio::spawn(async move {
+                    serve(&door, socket, from, stop).await;
+                    drop(slot);
+                });
+            }
+            Err(cause) => {
+                tracing::error!(%cause, "a connection could not be taken");
+                // Out of files or memory: the next attempt would fail as fast.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve(
+    door: &Door,
+    socket: tokio::net::TcpStream,
+    from: SocketAddr,
+    stop: watch::Receiver<bool>,
+) {
+    let mut socket = TcpStream::from(socket);
+    let mut from = from;
+    if preamble::is_trusted(&door.proxied_by, from) {
+        match timeout(HEAD_TIME, preamble::proxied_for(&mut socket)).await {
+            Ok(Ok(client)) => from = client.unwrap_or(from),
+            Ok(Err(cause)) => {
+                tracing::warn!(client = %from, %cause, "connection closed");
+                return;
+            }
+            Err(_) => return,
+        }
+    }
+    let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
+    // A new cell takes its first value.
+    let _ = digest.peer_addr.set(Some(from.into()));
+    socket.set_socket_digest(digest);
+    if socket.set_nodelay().is_err() {
+        // Gone already.
+        return;
+    }
+    let mut http2 = false;
+    let stream: Stream = match &door.tls {
+        None => {
+            if door.h2c {
+                match timeout(HEAD_TIME, preamble::speaks_http2(&mut socket)).await {
+                    Ok(Ok(preface)) => http2 = preface,
+                    Ok(Err(_)) | Err(_) => return,
+                }
+            }
+            Box::new(socket)
+        }
+        Some(tls) => match timeout(HANDSHAKE_TIME, tls.tls_handshake(socket)).await {
+            Ok(Ok(stream)) => Box::new(stream),
+            Ok(Err(cause)) => {
+                tracing::debug!(client = %from, %cause, "TLS handshake failed");
+                return;
+            }
+            Err(_) => {
+                tracing::debug!(client = %from, "TLS handshake not done in time");
+                return;
+            }
+        },
+    };
+    if http2 || matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+        let stream = Box::new(Guarded::http2(stream));
+        door.app.process_new(stream, &stop).await;
+        return;
+    }
+    let mut stream: Stream = Box::new(Guarded::new(stream));
+    let mut settings = None;
+    loop {
+        let mut session = ServerSession::new_http1(stream);
+        match settings.take() {
+            None => session.set_keepalive((!*stop.borrow()).then_some(FIRST_KEEPALIVE)),
+            Some(settings) => HttpPersistentSettings::apply_to_session(settings, &mut session),
+        }
+        let Some(reused) = door.app.process_new_http(session, &stop).await else {
+            return;
+        };
+        let (kept, persistent) = reused.consume();
+        if let Some(guarded) = Guarded::of(&kept) {
+            guarded.expect_head();
+        }
+        (stream, settings) = (kept, persistent);
+    }
+}
+
+/// An HTTP/1 connection that gives a head so much time and no more, and remembers what the parser
+/// would repair in its first line.
+#[derive(Debug)]
+pub struct Guarded {
+    inner: Stream,
+    /// One of the constants below.
+    phase: AtomicU8,
+    /// Counted in the first line of the head being read.
+    blanks: AtomicU8,
+    odd_line: AtomicBool,
+    /// While an answer is awaited: until when, in milliseconds since `born`; 0: no limit.
+    answer_by: AtomicU64,
+    /// Negotiated or begun with its preface: pingora asks by ALPN.
+    http2: bool,
+    born: Instant,
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// Nothing of a head has come yet.
+const BEFORE_HEAD: u8 = 0;
+/// Its first line is coming.
+const IN_LINE: u8 = 1;
+/// The rest of it is coming.
+const IN_FIELDS: u8 = 2;
+/// It is complete: bodies have limits of their own.
+const AFTER_HEAD: u8 = 3;
+
+impl Guarded {
+    fn new(inner: Stream) -> Self {
+        Self {
+            inner,
+            phase: AtomicU8::new(BEFORE_HEAD),
+            blanks: AtomicU8::new(0),
+            odd_line: AtomicBool::new(false),
+            answer_by: AtomicU64::new(0),
+            http2: false,
+            born: Instant::now(),
+            deadline: Some(Box::pin(sleep_until(Instant::now() + HEAD_TIME))),
+        }
+    }
+
+    /// HTTP/2 has streams, and limits of its own.
+    fn http2(inner: Stream) -> Self {
+        Self {
+            phase: AtomicU8::new(AFTER_HEAD),
+            http2: true,
+            deadline: None,
+            ..Self::new(inner)
+        }
+    }
+
+    /// The guard of a connection, where it has one.
+    #[must_use]
+    pub fn of(stream: &Stream) -> Option<&Self> {
+        // The box is itself a stream, hence the explicit way to what is in it.
+        (**stream).as_any().downcast_ref()
+    }
+
+    /// Tells that the head has been read.
+    pub fn head_is_complete(&self) {
+        self.phase.store(AFTER_HEAD, Ordering::Relaxed);
+    }
+
+    /// Limits the time until an answer: while one is awaited, pingora reads from the caller to
+    /// notice its leaving, and that read fails with `TimedOut` from `at` on. Its own upstream
+    /// timeouts cannot tell the first byte from the rest. `None` lifts the limit.
+    pub fn expect_answer_by(&self, at: Option<Instant>) {
+        let since = |at: Instant| {
+            let milliseconds = at.saturating_duration_since(self.born).as_millis();
+            u64::try_from(milliseconds).unwrap_or(u64::MAX).max(1)
+        };
+        self.answer_by.store(at.map_or(0, since), Ordering::Relaxed);
+    }
+
+    /// Whether the head's first line held anything but two single blanks between graphic ASCII
+    /// characters. The parser escapes such characters in the target, which would forward another
+    /// target than the one that was sent.
+    #[must_use]
+    pub fn has_odd_first_line(&self) -> bool {
+        self.odd_line.load(Ordering::Relaxed)
+    }
+
+    fn expect_head(&self) {
+        self.answer_by.store(0, Ordering::Relaxed);
+        self.phase.store(BEFORE_HEAD, Ordering::Relaxed);
+        self.blanks.store(0, Ordering::Relaxed);
+        self.odd_line.store(false, Ordering::Relaxed);
+    }
+
+    fn note(&self, bytes: &[u8]) {
+        for byte in bytes {
+            match (self.phase.load(Ordering::Relaxed), byte) {
+                // Empty lines before a head are skipped (RFC 9112 §2.2).
+                (BEFORE_HEAD, b'\r' | b'\n') | (IN_LINE, b'\r' | b'!'..=b'~') => {}
+                (BEFORE_HEAD, b'!'..=b'~') => self.phase.store(IN_LINE, Ordering::Relaxed),
+                (IN_LINE, b' ') => {
+                    if self.blanks.fetch_add(1, Ordering::Relaxed) >= 2 {
+                        self.odd_line.store(true, Ordering::Relaxed);
+                    }
+                }
+                (IN_LINE, b'\n') => {
+                    self.phase.store(IN_FIELDS, Ordering::Relaxed);
+                    return;
+                }
+                (BEFORE_HEAD | IN_LINE, _) => {
+                    self.phase.store(IN_LINE, Ordering::Relaxed);
+                    self.odd_line.store(true, Ordering::Relaxed);
+                }
+                _ => return,
+            }
+        }
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(cx, buffer);
+        let phase = self.phase.load(Ordering::Relaxed);
+        if phase == AFTER_HEAD {
+            let answer_by = self.answer_by.load(Ordering::Relaxed);
+            if read.is_ready() || answer_by == 0 {
+                self.deadline = None;
+                return read;
+            }
+            let at = self.born + Duration::from_millis(answer_by);
+            let deadline = self
+                .deadline
+                .get_or_insert_with(|| Box::pin(sleep_until(at)));
+            if deadline.deadline() != at {
+                deadline.as_mut().reset(at);
+            }
+            ready!(deadline.as_mut().poll(cx));
+            let late = "the answer took too long";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, late)));
+        }
+        if read.is_ready() {
+            let new = &buffer.filled()[before..];
+            if new.is_empty() {
+                return read;
+            }
+            if self.deadline.is_none() {
+                // The first bytes of a later head: silence before it is keep-alive's business.
+                let deadline = Instant::now() + HEAD_TIME;
+                self.deadline = Some(Box::pin(sleep_until(deadline)));
+            }
+            if phase != IN_FIELDS {
+                self.note(new);
+            }
+            return read;
+        }
+        if let Some(deadline) = &mut self.deadline {
+            ready!(deadline.as_mut().poll(cx));
+            let slow = "the request head took too long";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, slow)));
+        }
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[async_trait]
+impl Shutdown for Guarded {
+    async fn shutdown(&mut self) {
+        self.inner.shutdown().await;
+    }
+}
+
+impl UniqueID for Guarded {
+    fn id(&self) -> i32 {
+        self.inner.id()
+    }
+}
+
+impl Ssl for Guarded {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.inner.get_ssl_digest()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        if self.http2 {
+            return Some(ALPN::H2);
+        }
+        self.inner.selected_alpn_proto()
+    }
+}
+
+impl GetTimingDigest for Guarded {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.inner.get_timing_digest()
+    }
+}
+
+impl GetProxyDigest for Guarded {
+    fn get_proxy_digest(&self) -> Option<Arc<pingora::protocols::raw_connect::ProxyDigest>> {
+        self.inner.get_proxy_digest()
+    }
+}
+
+impl GetSocketDigest for Guarded {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.inner.get_socket_digest()
+    }
+}
+
+impl Peek for Guarded {}

@@ -1,0 +1,466 @@
+//! Grants in a Kubernetes Secret, shared by replicas: one encrypted entry per vendor, and beside
+//! it one Lease per vendor as the lock. Nothing but the API server is needed.
+//!
+//! The API server compares `resourceVersion` at every update, so that no change is lost; no
+//! watching: who waits for another replica's token looks every few seconds.
+//!
+//! What the service account needs, with `secret: countersign-state` and a vendor `acme`:
+//!
+//! ```yaml
+//! rules:
+//!   - { apiGroups: [ "" ], resources: [ secrets ], resourceNames: [ countersign-state ], verbs: [ get, update ] }
+//!   - { apiGroups: [ coordination.k8s.io ], resources: [ leases ], resourceNames: [ countersign-state-acme ], verbs: [ get, update ] }
+//!   # Only while they do not exist yet: `create` cannot be granted by name.
+//!   - { apiGroups: [ "" ], resources: [ secrets ], verbs: [ create ] }
+//!   - { apiGroups: [ coordination.k8s.io ], resources: [ leases ], verbs: [ create ] }
+//! ```
+
+mod cluster;
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use http::{Method, StatusCode};
+use parking_lot::Mutex;
+use serde_json::{Map, Value, json};
+use tokio::time::{Instant, sleep, timeout};
+
+use self::cluster::{Answer, Cluster};
+use super::lease::{Held, Leases};
+use super::seal::Seal;
+use super::{Grant, Kind, Lock, Store, StoreError, new_holder};
+use crate::config::SecretRef;
+use crate::tls::sha256;
+
+/// The Kubernetes store.
+pub(super) struct KubernetesStore(Arc<Objects>);
+
+struct Objects {
+    cluster: Cluster,
+    secret: String,
+    namespace: Option<String>,
+    key: SecretRef,
+    /// Read when first needed.
+    seal: OnceLock<Seal>,
+    /// Which version of somebody else's Lease we saw, and since when, by vendor.
+    watched: Mutex<HashMap<String, (String, Instant)>>,
+}
+
+impl KubernetesStore {
+    pub(super) fn new(secret: &str, namespace: Option<&String>, key: &SecretRef) -> Self {
+        Self(Arc::new(Objects {
+            cluster: Cluster::from_environment(),
+            secret: secret.to_owned(),
+            namespace: namespace.cloned(),
+            key: key.clone(),
+            seal: OnceLock::new(),
+            watched: Mutex::default(),
+        }))
+    }
+}
+
+#[async_trait]
+impl Store for KubernetesStore {
+    async fn lock(
+        &self,
+        vendor: &str,
+        lease: Duration,
+        at_most: Duration,
+    ) -> Result<Lock, StoreError> {
+        let deadline = Instant::now() + at_most;
+        let holder = new_holder()?;
+        loop {
+            let asked = Instant::now();
+            if self.0.in_time(self.0.take(vendor, &holder, lease)).await? {
+                let held = Held::new(self.0.clone(), vendor, holder, lease, asked);
+                return Ok(Lock(Kind::Lease(held)));
+            }
+            if Instant::now() >= deadline {
+                let name = self.0.lease_name(vendor);
+                return Err(StoreError::Locked(format!("the Lease {name}")));
+            }
+            sleep(LOCK_POLL).await;
+        }
+    }
+
+    async fn load(&self, vendor: &str) -> Result<Option<Grant>, StoreError> {
+        let secret = self.0.in_time(self.0.secret()).await?;
+        self.0.grant_in(secret.as_ref(), vendor)
+    }
+
+    async fn replace(&self, vendor: &str, over: u64, next: &Grant) -> Result<(), StoreError> {
+        self.0.in_time(self.0.replace(vendor, over, next)).await
+    }
+}
+
+#[async_trait]
+impl Leases for Objects {
+    async fn prolong(
+        &self,
+        vendor: &str,
+        holder: &str,
+        lease: Duration,
+    ) -> Result<bool, StoreError> {
+        let prolonging = async {
+            let name = self.lease_name(vendor);
+            let mut found = self.get(LEASES, &name).await?;
+            if let Some(found) = &mut found
+                && found["spec"]["holderIdentity"] == holder
+            {
+                found["spec"]["renewTime"] = micro_time(SystemTime::now());
+                found["spec"]["leaseDurationSeconds"] = whole_seconds(lease).into();
+                return self.put(LEASES, &name, found).await;
+            }
+            Ok(false)
+        };
+        self.in_time(prolonging).await
+    }
+
+    async fn end(&self, vendor: &str, holder: &str) -> Result<(), StoreError> {
+        let ending = async {
+            let name = self.lease_name(vendor);
+            let mut found = self.get(LEASES, &name).await?;
+            if let Some(found) = &mut found
+                && found["spec"]["holderIdentity"] == holder
+                && let Some(spec) = found["spec"].as_object_mut()
+            {
+                spec.remove("holderIdentity");
+                self.put(LEASES, &name, found).await?;
+            }
+            Ok(())
+        };
+        self.in_time(ending).await
+    }
+}
+
+impl Objects {
+    /// `None`: there is no such Secret.
+    async fn secret(&self) -> Result<Option<Value>, StoreError> {
+        self.get(SECRETS, &self.secret).await
+    }
+
+    fn grant_in(&self, secret: Option<&Value>, vendor: &str) -> Result<Option<Grant>, StoreError> {
+        // Every vendor's name can be a key there: letters, digits, `-`, `_` and `.`.
+        let entry = secret.and_then(|secret| secret["data"][vendor].as_str());
+        let Some(entry) = entry else {
+            return Ok(None);
+        };
+        let sealed = BASE64_STANDARD.decode(entry).ok();
+        let seal = self.seal()?;
+        let grant = sealed.and_then(|sealed| seal.open(vendor, &sealed));
+        grant
+            .ok_or_else(|| StoreError::Sealed(format!("{vendor} in the Secret {}", self.secret)))
+            .map(Some)
+    }
+
+    async fn replace(&self, vendor: &str, over: u64, next: &Grant) -> Result<(), StoreError> {
+        let sealed = BASE64_STANDARD.encode(self.seal()?.seal(vendor, next));
+        loop {
+            let found = self.secret().await?;
+            let stored = self.grant_in(found.as_ref(), vendor)?;
+            if stored.map_or(0, |stored| stored.version) != over {
+                return Err(StoreError::Conflict(vendor.to_owned()));
+            }
+            let replaced = match found {
+                Some(mut secret) => {
+                    // Absent while it is empty.
+                    if !secret["data"].is_object() {
+                        secret["data"] = Map::new().into();
+                    }
+                    secret["data"][vendor] = sealed.as_str().into();
+                    self.put(SECRETS, &self.secret, &secret).await?
+                }
+                None => {
+                    let secret = json!({
+                        "apiVersion": "v1",
+                        "kind": "Secret",
+                        "metadata": { "name": self.secret, "labels": { MANAGED_BY: "countersign" } },
+                        "type": "Opaque",
+                        "data": { vendor: sealed },
+                    });
+                    self.post(SECRETS, &secret).await?
+                }
+            };
+            if replaced {
+                return Ok(());
+            }
+            // Another vendor's entry, perhaps; ours is compared again.
+            sleep(Duration::from_millis(fastrand::u64(10..50))).await;
+        }
+    }
+
+    /// Takes the lock when it is free; `false`: it is not, or somebody else was faster.
+    async fn take(&self, vendor: &str, holder: &str, lease: Duration) -> Result<bool, StoreError> {
+        let name = self.lease_name(vendor);
+        let now = micro_time(SystemTime::now());
+        let Some(mut found) = self.get(LEASES, &name).await? else {
+            let lease = json!({
+                "apiVersion": "coordination.k8s.io/v1",
+                "kind": "Lease",
+                "metadata": { "name": name, "labels": { MANAGED_BY: "countersign" } },
+                "spec": {
+                    "holderIdentity": holder,
+                    "leaseDurationSeconds": whole_seconds(lease),
+                    "acquireTime": now,
+                    "renewTime": now,
+                    "leaseTransitions": 0,
+                },
+            });
+            return self.post(LEASES, &lease).await;
+        };
+        let theirs = found["spec"]["holderIdentity"]
+            .as_str()
+            .is_some_and(|theirs| !theirs.is_empty() && theirs != holder);
+        if theirs && !self.is_over(vendor, &found) {
+            return Ok(false);
+        }
+        let transitions = found["spec"]["leaseTransitions"].as_u64().unwrap_or(0);
+        found["spec"] = json!({
+            "holderIdentity": holder,
+            "leaseDurationSeconds": whole_seconds(lease),
+            "acquireTime": now,
+            "renewTime": now,
+            "leaseTransitions": transitions + 1,
+        });
+        self.put(LEASES, &name, &found).await
+    }
+
+    /// Whether a Lease's holder has failed to prolong it. Clocks differ between nodes: what counts
+    /// is that we have seen no change for its whole duration, or that it was over long ago.
+    fn is_over(&self, vendor: &str, lease: &Value) -> bool {
+        let spec = &lease["spec"];
+        let duration = Duration::from_secs(spec["leaseDurationSeconds"].as_u64().unwrap_or(0));
+        let renewed = spec["renewTime"].as_str().unwrap_or_default();
+        let renewed = humantime::parse_rfc3339(renewed).unwrap_or(SystemTime::UNIX_EPOCH);
+        if renewed + duration + CLOCKS_DIFFER < SystemTime::now() {
+            return true;
+        }
+        let version = lease["metadata"]["resourceVersion"].to_string();
+        let mut watched = self.watched.lock();
+        let (seen, since) = watched
+            .entry(vendor.to_owned())
+            .or_insert_with(|| (version.clone(), Instant::now()));
+        if *seen != version {
+            (*seen, *since) = (version, Instant::now());
+        }
+        since.elapsed() >= duration
+    }
+
+    /// `None`: there is none.
+    async fn get(&self, of: Collection, name: &str) -> Result<Option<Value>, StoreError> {
+        let answer = self.ask(Method::GET, of, Some(name), None).await?;
+        match answer.status {
+            StatusCode::OK => Ok(Some(answer.body)),
+            StatusCode::NOT_FOUND => Ok(None),
+            _ => Err(answer.refusal()),
+        }
+    }
+
+    /// `false`: it has changed, or is gone, since it was read.
+    async fn put(&self, of: Collection, name: &str, object: &Value) -> Result<bool, StoreError> {
+        let answer = self.ask(Method::PUT, of, Some(name), Some(object)).await?;
+        match answer.status {
+            StatusCode::OK | StatusCode::CREATED => Ok(true),
+            StatusCode::CONFLICT | StatusCode::NOT_FOUND => Ok(false),
+            _ => Err(answer.refusal()),
+        }
+    }
+
+    /// `false`: somebody else has made it meanwhile.
+    async fn post(&self, of: Collection, object: &Value) -> Result<bool, StoreError> {
+        let answer = self.ask(Method::POST, of, None, Some(object)).await?;
+        match answer.status {
+            StatusCode::OK | StatusCode::CREATED => Ok(true),
+            StatusCode::CONFLICT => Ok(false),
+            _ => Err(answer.refusal()),
+        }
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        of: Collection,
+        name: Option<&str>,
+        body: Option<&Value>,
+    ) -> Result<Answer, StoreError> {
+        let Collection { group, plural } = of;
+        let name = name.map(|name| format!("/{name}")).unwrap_or_default();
+        let path = |namespace: &str| format!("{group}/namespaces/{namespace}/{plural}{name}");
+        self.cluster
+            .ask(method, self.namespace.as_deref(), path, body)
+            .await
+    }
+
+    /// `SECRET-VENDOR` where that is a name that Kubernetes takes; where it is not, made one, and
+    /// told from the others by a digest.
+    fn lease_name(&self, vendor: &str) -> String {
+        let plain = format!("{}-{vendor}", self.secret);
+        let label = |text: &str| {
+            let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+            !text.is_empty()
+                && text.bytes().all(inner)
+                && !text.starts_with('-')
+                && !text.ends_with('-')
+        };
+        if plain.len() <= MAX_NAME && plain.split('.').all(label) {
+            return plain;
+        }
+        let digest = hex::encode(&sha256(&[vendor.as_bytes()])[..8]);
+        let tame: String = vendor
+            .bytes()
+            .take(32)
+            .map(|b| match b.to_ascii_lowercase() {
+                b if b.is_ascii_lowercase() || b.is_ascii_digit() => char::from(b),
+                _ => '-',
+            })
+            .collect();
+        let room = MAX_NAME - digest.len() - tame.len() - 4;
+        let secret: String = self.secret.chars().take(room).collect();
+        let secret = secret.trim_end_matches(['-', '.']);
+        format!("{secret}-x{tame}x-{digest}")
+    }
+
+    async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        timeout(OPERATION, work).await.unwrap_or_else(|_| {
+            Err(StoreError::Remote {
+                place: "the Kubernetes API".to_owned(),
+                cause: format!("no answer within {OPERATION:?}"),
+            })
+        })
+    }
+
+    fn seal(&self) -> Result<&Seal, StoreError> {
+        if let Some(seal) = self.seal.get() {
+            return Ok(seal);
+        }
+        let seal = Seal::from_ref(&self.key)?;
+        Ok(self.seal.get_or_init(|| seal))
+    }
+}
+
+/// Objects of one kind.
+#[derive(Clone, Copy)]
+struct Collection {
+    group: &'static str,
+    plural: &'static str,
+}
+
+const SECRETS: Collection = Collection {
+    group: "/api/v1",
+    plural: "secrets",
+};
+const LEASES: Collection = Collection {
+    group: "/apis/coordination.k8s.io/v1",
+    plural: "leases",
+};
+
+/// Kubernetes' own type for these times: RFC 3339 with microseconds.
+fn micro_time(at: SystemTime) -> Value {
+    humantime::format_rfc3339_micros(at).to_string().into()
+}
+
+fn whole_seconds(lease: Duration) -> u64 {
+    lease.as_secs() + u64::from(lease.subsec_nanos() > 0)
+}
+
+/// One operation, all its requests included.
+const OPERATION: Duration = Duration::from_secs(3);
+
+/// Waiting for another replica's token request. The API server is for others too.
+const LOCK_POLL: Duration = Duration::from_millis(500);
+
+/// No two nodes' clocks are further apart, or their tokens would not work either.
+const CLOCKS_DIFFER: Duration = Duration::from_mins(1);
+
+/// Of an object's name, in bytes.
+const MAX_NAME: usize = 253;
+
+/// The recommended label.
+const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+
+    fn objects(secret: &str) -> Objects {
+        let key = SecretRef::Value(Secret::new("11".repeat(32)));
+        Arc::into_inner(KubernetesStore::new(secret, None, &key).0).unwrap()
+    }
+
+    #[test]
+    fn every_vendor_has_a_lease_of_its_own_with_a_name_that_kubernetes_takes() {
+        assert_eq!(objects("state").lease_name("acme"), "state-acme");
+        let long = "s".repeat(253);
+        let mut names = Vec::new();
+        for secret in ["state", "a.b", &long] {
+            for vendor in [
+                "a",
+                "A",
+                "a_",
+                "_a",
+                "a.",
+                "a.b",
+                "a-b",
+                "a_b",
+                "-",
+                &"x".repeat(300),
+            ] {
+                let name = objects(secret).lease_name(vendor);
+                assert!(name.len() <= MAX_NAME, "{name}");
+                for label in name.split('.') {
+                    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+                    assert!(label.chars().all(fits), "{name}");
+                    assert!(!label.is_empty(), "{name}");
+                    assert!(!label.starts_with('-') && !label.ends_with('-'), "{name}");
+                }
+                names.push(name);
+            }
+        }
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_is_over_when_it_does_not_change_for_its_duration_whatever_the_clocks_say() {
+        let objects = objects("state");
+        let lease = |version: &str, renewed: SystemTime| {
+            json!({
+                "metadata": { "resourceVersion": version },
+                "spec": {
+                    "holderIdentity": "other",
+                    "leaseDurationSeconds": 15,
+                    "renewTime": micro_time(renewed),
+                },
+            })
+        };
+        let now = SystemTime::now();
+        // Another node's clock may be ahead or behind.
+        for renewed in [
+            now,
+            now + Duration::from_mins(10),
+            now - Duration::from_secs(50),
+        ] {
+            let vendor = format!("{renewed:?}");
+            assert!(!objects.is_over(&vendor, &lease("1", renewed)));
+            sleep(Duration::from_secs(14)).await;
+            assert!(!objects.is_over(&vendor, &lease("1", renewed)));
+            assert!(!objects.is_over(&vendor, &lease("2", renewed)));
+            sleep(Duration::from_secs(14)).await;
+            assert!(!objects.is_over(&vendor, &lease("2", renewed)));
+            sleep(Duration::from_secs(1)).await;
+            assert!(objects.is_over(&vendor, &lease("2", renewed)));
+        }
+        let long_ago = lease("3", now - Duration::from_mins(2));
+        assert!(objects.is_over("v", &long_ago));
+    }
+}

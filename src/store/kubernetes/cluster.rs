@@ -1,0 +1,408 @@
+//! The way to the API server: a pod's service account, else a KUBECONFIG.
+//!
+//! Everything is read again for each request, because Kubernetes replaces a pod's token every
+//! hour. Of a KUBECONFIG the current context's server, token or certificate are understood; a
+//! login by a command is not.
+
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use http::{Method, StatusCode};
+use parking_lot::Mutex;
+use reqwest::{Certificate, Client, Identity, redirect};
+use serde_json::Value;
+
+use crate::config;
+use crate::secret::Secret;
+use crate::store::StoreError;
+use crate::tls::{Roots, sha256};
+
+/// Where the API server is and who we are there.
+pub(super) struct Cluster {
+    place: Place,
+    /// With the digest of what it was made from.
+    built: Mutex<Option<([u8; 32], Client)>>,
+}
+
+enum Place {
+    Pod {
+        /// `https://HOST:PORT`.
+        server: String,
+        /// Token, CA and namespace.
+        account: PathBuf,
+    },
+    /// The files that KUBECONFIG names; the first that is there is read.
+    Kubeconfig(Vec<PathBuf>),
+}
+
+/// What the API server said.
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) body: Value,
+}
+
+impl Answer {
+    /// Anything unexpected, in the server's own words: it names who may not do what.
+    pub(super) fn refusal(&self) -> StoreError {
+        let said = self.body["message"].as_str().unwrap_or_default();
+        let printable = |c: char| if c.is_control() { '?' } else { c };
+        let said: String = said.chars().take(300).map(printable).collect();
+        failed(format!("{} {said}", self.status).trim_end())
+    }
+}
+
+/// What one request needs.
+struct Access {
+    server: String,
+    namespace: String,
+    /// PEM; `None`: the system's roots.
+    ca: Option<Vec<u8>>,
+    token: Option<Secret>,
+    /// Certificate and key, PEM.
+    identity: Option<Secret>,
+}
+
+impl Cluster {
+    pub(super) fn from_environment() -> Self {
+        let variable = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
+        let place = if let Some(host) = variable("KUBERNETES_SERVICE_HOST") {
+            let host = if host.contains(':') {
+                format!("[{host}]")
+            } else {
+                host
+            };
+            let port = variable("KUBERNETES_SERVICE_PORT").unwrap_or_else(|| "443".to_owned());
+            Place::Pod {
+                server: format!("https://{host}:{port}"),
+                account: SERVICE_ACCOUNT.into(),
+            }
+        } else if let Some(files) = variable("KUBECONFIG") {
+            Place::Kubeconfig(std::env::split_paths(&files).collect())
+        } else {
+            let home = variable("HOME").unwrap_or_default();
+            Place::Kubeconfig(vec![Path::new(&home).join(".kube/config")])
+        };
+        Self {
+            place,
+            built: Mutex::new(None),
+        }
+    }
+
+    /// One request for the object or collection at `path` of a namespace, ours by default.
+    pub(super) async fn ask(
+        &self,
+        method: Method,
+        namespace: Option<&str>,
+        path: impl FnOnce(&str) -> String,
+        body: Option<&Value>,
+    ) -> Result<Answer, StoreError> {
+        let access = self.place.access().map_err(failed)?;
+        let namespace = namespace.unwrap_or(&access.namespace);
+        let url = format!("{}{}", access.server, path(namespace));
+        let mut request = self.client(&access).map_err(failed)?.request(method, url);
+        if let Some(token) = &access.token {
+            let value = token.to_header("Bearer ");
+            let value = value.map_err(|_| failed("the token cannot be sent"))?;
+            request = request.header(http::header::AUTHORIZATION, value);
+        }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request
+            .send()
+            .await
+            .map_err(|error| failed(describe(error)))?;
+        let status = answer.status();
+        // Not always JSON: what stands before the API server answers in its own way.
+        let body = answer
+            .bytes()
+            .await
+            .map_err(|error| failed(describe(error)))?;
+        Ok(Answer {
+            status,
+            body: serde_json::from_slice(&body).unwrap_or_default(),
+        })
+    }
+
+    /// Made anew when a CA or certificate is another than before.
+    fn client(&self, access: &Access) -> Result<Client, String> {
+        let ca = access.ca.as_deref();
+        let identity = access.identity.as_ref();
+        let digest = sha256(&[
+            &sha256(&[ca.unwrap_or_default()]),
+            identity.map_or(&[], |identity| identity.expose().as_bytes()),
+        ]);
+        if let Some((made_from, client)) = &*self.built.lock()
+            && *made_from == digest
+        {
+            return Ok(client.clone());
+        }
+        let roots = match ca {
+            Some(pem) => Certificate::from_pem_bundle(pem).map_err(describe)?,
+            None => Roots::system()
+                .certificates
+                .iter()
+                .filter_map(|der| Certificate::from_der(der).ok())
+                .collect(),
+        };
+        let mut builder = Client::builder()
+            .tls_certs_only(roots)
+            .https_only(true)
+            .redirect(redirect::Policy::none())
+            .no_proxy()
+            .user_agent(concat!("countersign/", env!("CARGO_PKG_VERSION")));
+        if let Some(identity) = identity {
+            // What the parser says may repeat a line of the key.
+            let identity = Identity::from_pem(identity.expose().as_bytes())
+                .map_err(|_| "the client certificate or its key is no PEM".to_owned())?;
+            builder = builder.identity(identity);
+        }
+        let client = builder.build().map_err(describe)?;
+        *self.built.lock() = Some((digest, client.clone()));
+        Ok(client)
+    }
+}
+
+impl Place {
+    fn access(&self) -> Result<Access, String> {
+        match self {
+            Self::Pod { server, account } => {
+                let namespace = read(&account.join("namespace"))?;
+                Ok(Access {
+                    server: server.clone(),
+                    namespace: String::from_utf8_lossy(&namespace).trim().to_owned(),
+                    ca: Some(read(&account.join("ca.crt"))?),
+                    token: Some(text(read(&account.join("token"))?)?),
+                    identity: None,
+                })
+            }
+            Self::Kubeconfig(files) => {
+                let file = files.iter().find(|file| file.exists()).ok_or(
+                    "this is no pod (KUBERNETES_SERVICE_HOST is not set), and there is no KUBECONFIG",
+                )?;
+                let wrong = |cause: String| format!("{}: {cause}", file.display());
+                let yaml = String::from_utf8(read(file)?).unwrap_or_default();
+                let config = config::yaml(&yaml).ok_or_else(|| wrong("is not YAML".to_owned()))?;
+                current_context(&config, file.parent().unwrap_or(Path::new(""))).map_err(wrong)
+            }
+        }
+    }
+}
+
+/// The current context of a KUBECONFIG; its relative paths are relative to `dir`.
+fn current_context(config: &Value, dir: &Path) -> Result<Access, String> {
+    let entry = |list: &str, kind: &str, name: &Value| {
+        let entries = config[list].as_array().into_iter().flatten();
+        let mut named = entries.filter(|entry| entry["name"] == *name);
+        let found = named.next().map(|entry| entry[kind].clone());
+        found.ok_or_else(|| format!("has no {kind} {name}"))
+    };
+    let context = entry("contexts", "context", &config["current-context"])?;
+    let cluster = entry("clusters", "cluster", &context["cluster"])?;
+    let user = entry("users", "user", &context["user"])?;
+
+    for (of, key) in [
+        (&cluster, "insecure-skip-tls-verify"),
+        (&cluster, "tls-server-name"),
+        (&cluster, "proxy-url"),
+        (&user, "exec"),
+        (&user, "auth-provider"),
+        (&user, "username"),
+    ] {
+        if !of[key].is_null() && of[key] != false {
+            return Err(format!(
+                "its current context uses `{key}`, which is not supported; a service account's \
+                 token or a client certificate is"
+            ));
+        }
+    }
+    // What is given in the file itself wins over the name of a file.
+    let content = |of: &Value, key: &str| -> Result<Option<Vec<u8>>, String> {
+        if let Some(data) = of[format!("{key}-data")].as_str() {
+            let bytes = BASE64_STANDARD.decode(data.trim());
+            return bytes
+                .map(Some)
+                .map_err(|_| format!("`{key}-data` is no base64"));
+        }
+        of[key]
+            .as_str()
+            .map(|path| read(&dir.join(path)))
+            .transpose()
+    };
+    let token = match (user["token"].as_str(), user["tokenFile"].as_str()) {
+        (Some(token), _) => Some(Secret::new(token)),
+        (None, Some(path)) => Some(text(read(&dir.join(path))?)?),
+        (None, None) => None,
+    };
+    let certificate = content(&user, "client-certificate")?;
+    let key = content(&user, "client-key")?;
+    let identity = match (certificate, key) {
+        (Some(mut pem), Some(key)) => {
+            pem.push(b'\n');
+            pem.extend(key);
+            Some(text(pem)?)
+        }
+        (None, None) => None,
+        (Some(_), None) | (None, Some(_)) => {
+            return Err("one of `client-certificate` and `client-key` is missing".to_owned());
+        }
+    };
+    let server = cluster["server"].as_str().unwrap_or_default();
+    Ok(Access {
+        server: server.trim_end_matches('/').to_owned(),
+        namespace: context["namespace"]
+            .as_str()
+            .unwrap_or("default")
+            .to_owned(),
+        ca: content(&cluster, "certificate-authority")?,
+        token,
+        identity,
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|cause| format!("{}: {cause}", path.display()))
+}
+
+fn text(bytes: Vec<u8>) -> Result<Secret, String> {
+    String::from_utf8(bytes)
+        .map(Secret::new)
+        .map_err(|_| "a token or certificate is not text".to_owned())
+}
+
+fn failed(cause: impl ToString) -> StoreError {
+    StoreError::Remote {
+        place: "the Kubernetes API".to_owned(),
+        cause: cause.to_string(),
+    }
+}
+
+/// With its causes, which reqwest leaves to its readers, and without the URL.
+fn describe(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+/// Where every pod finds its own.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
+        let path = dir.join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_pods_token_is_read_again_for_each_request() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in [
+            ("token", "one\n"),
+            ("ca.crt", "PEM"),
+            ("namespace", "apps\n"),
+        ] {
+            write(dir.path(), name, text);
+        }
+        let pod = Place::Pod {
+            server: "https://10.0.0.1:443".to_owned(),
+            account: dir.path().to_owned(),
+        };
+        let access = pod.access().unwrap();
+        assert_eq!(access.server, "https://10.0.0.1:443");
+        assert_eq!(access.namespace, "apps");
+        assert_eq!(access.ca.as_deref(), Some(&b"PEM"[..]));
+        assert_eq!(access.token.unwrap().expose(), "one");
+
+        write(dir.path(), "token", "two");
+        assert_eq!(pod.access().unwrap().token.unwrap().expose(), "two");
+        fs::remove_file(dir.path().join("token")).unwrap();
+        assert!(pod.access().err().unwrap().contains("token"));
+    }
+
+    fn kubeconfig(dir: &Path, cluster: &str, user: &str) -> Result<Access, String> {
+        let yaml = format!(
+            "
+apiVersion: v1
+kind: Config
+current-context: ours
+contexts:
+- {{ name: other, context: {{ cluster: none, user: none }} }}
+- {{ name: ours, context: {{ cluster: c, user: u, namespace: apps }} }}
+clusters:
+- name: c
+  cluster: {{ server: \"https://api.example:6443/\", {cluster} }}
+users:
+- name: u
+  user: {{ {user} }}
+"
+        );
+        let file = write(dir, "kubeconfig", &yaml);
+        Place::Kubeconfig(vec![dir.join("none"), file]).access()
+    }
+
+    #[test]
+    fn a_kubeconfig_gives_its_current_contexts_server_and_login() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "ca.pem", "CA");
+        write(dir.path(), "token", "from a file\n");
+        let inline = kubeconfig(
+            dir.path(),
+            "certificate-authority-data: Q0E=",
+            "token: t, tokenFile: token",
+        )
+        .unwrap();
+        assert_eq!(inline.server, "https://api.example:6443");
+        assert_eq!(inline.namespace, "apps");
+        assert_eq!(inline.ca.as_deref(), Some(&b"CA"[..]));
+        assert_eq!(inline.token.unwrap().expose(), "t");
+
+        let files = kubeconfig(
+            dir.path(),
+            "certificate-authority: ca.pem",
+            "tokenFile: token",
+        );
+        let files = files.unwrap();
+        assert_eq!(files.ca.as_deref(), Some(&b"CA"[..]));
+        assert_eq!(files.token.unwrap().expose(), "from a file");
+
+        let user = "client-certificate-data: Q0VSVA==, client-key-data: S0VZ";
+        let identity = kubeconfig(dir.path(), "", user).unwrap().identity;
+        assert_eq!(identity.unwrap().expose(), "CERT\nKEY");
+    }
+
+    #[test]
+    fn what_a_kubeconfig_asks_for_and_cannot_be_done_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for (cluster, user, named) in [
+            ("", "exec: { command: x }", "`exec`"),
+            (
+                "insecure-skip-tls-verify: true",
+                "token: t",
+                "`insecure-skip-tls-verify`",
+            ),
+            ("certificate-authority: no.pem", "token: t", "no.pem"),
+            ("", "tokenFile: none", "none"),
+            ("", "client-key-data: S0VZ", "`client-key`"),
+            ("certificate-authority-data: '%'", "", "no base64"),
+        ] {
+            let error = kubeconfig(dir.path(), cluster, user).err().unwrap();
+            assert!(error.contains(named), "{error}");
+        }
+        let skipped = kubeconfig(dir.path(), "insecure-skip-tls-verify: false", "token: t");
+        assert!(skipped.is_ok());
+        let none = Place::Kubeconfig(vec![dir.path().join("none")]).access();
+        assert!(none.err().unwrap().contains("KUBECONFIG"));
+    }
+}

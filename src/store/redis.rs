@@ -1,0 +1,305 @@
+//! Grants in a Redis, shared by replicas: a hash per vendor with the encrypted grant and its
+//! version, and beside it the lock, a key that lapses.
+//!
+//! Every operation is one command or script on one key, and ends within [`OPERATION`] whatever the
+//! server does. No watching: who waits for another replica's token looks every few seconds.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use redis::aio::MultiplexedConnection;
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind,
+    TlsCertificates, cmd,
+};
+use tokio::time::{Instant, sleep, timeout};
+use url::Url;
+
+use super::lease::{Held, Leases};
+use super::seal::Seal;
+use super::{Grant, Kind, Lock, Store, StoreError, new_holder};
+use crate::config::SecretRef;
+
+/// The Redis store.
+pub(super) struct RedisStore(Arc<Server>);
+
+struct Server {
+    url: SecretRef,
+    ca: Option<PathBuf>,
+    key: SecretRef,
+    /// Read when first needed.
+    seal: OnceLock<Seal>,
+    /// The one that last worked.
+    connection: Mutex<Option<MultiplexedConnection>>,
+}
+
+impl RedisStore {
+    pub(super) fn new(url: &SecretRef, ca: Option<&PathBuf>, key: &SecretRef) -> Self {
+        Self(Arc::new(Server {
+            url: url.clone(),
+            ca: ca.cloned(),
+            key: key.clone(),
+            seal: OnceLock::new(),
+            connection: Mutex::new(None),
+        }))
+    }
+}
+
+#[async_trait]
+impl Store for RedisStore {
+    async fn lock(
+        &self,
+        vendor: &str,
+        lease: Duration,
+        at_most: Duration,
+    ) -> Result<Lock, StoreError> {
+        let deadline = Instant::now() + at_most;
+        let holder = new_holder()?;
+        let mut take = cmd("EVAL");
+        take.arg(TAKE)
+            .arg(1)
+            .arg(lock_key(vendor))
+            .arg(&holder)
+            .arg(milliseconds(lease));
+        loop {
+            let asked = Instant::now();
+            if self.0.ask(&take).await? {
+                let held = Held::new(self.0.clone(), vendor, holder, lease, asked);
+                return Ok(Lock(Kind::Lease(held)));
+            }
+            if Instant::now() >= deadline {
+                let place = self.0.place();
+                let key = lock_key(vendor);
+                return Err(StoreError::Locked(format!("{key} in {place}")));
+            }
+            sleep(LOCK_POLL).await;
+        }
+    }
+
+    async fn load(&self, vendor: &str) -> Result<Option<Grant>, StoreError> {
+        let mut get = cmd("HMGET");
+        get.arg(grant_key(vendor)).arg(VERSION).arg(SEALED);
+        let (version, sealed): (Option<u64>, Option<Vec<u8>>) = self.0.ask(&get).await?;
+        let Some(sealed) = sealed else {
+            return Ok(None);
+        };
+        self.0
+            .seal()?
+            .open(vendor, &sealed)
+            // The version outside is what is compared; it must not say anything else.
+            .filter(|grant| Some(grant.version) == version)
+            .map(Some)
+            .ok_or_else(|| {
+                let place = self.0.place();
+                StoreError::Sealed(format!("{} in {place}", grant_key(vendor)))
+            })
+    }
+
+    async fn replace(&self, vendor: &str, over: u64, next: &Grant) -> Result<(), StoreError> {
+        let sealed = self.0.seal()?.seal(vendor, next);
+        let mut replace = cmd("EVAL");
+        replace
+            .arg(REPLACE)
+            .arg(1)
+            .arg(grant_key(vendor))
+            .arg(over)
+            .arg(next.version)
+            .arg(sealed);
+        if self.0.ask::<bool>(&replace).await? {
+            return Ok(());
+        }
+        Err(StoreError::Conflict(vendor.to_owned()))
+    }
+}
+
+#[async_trait]
+impl Leases for Server {
+    async fn prolong(
+        &self,
+        vendor: &str,
+        holder: &str,
+        lease: Duration,
+    ) -> Result<bool, StoreError> {
+        let mut prolong = cmd("EVAL");
+        prolong
+            .arg(PROLONG)
+            .arg(1)
+            .arg(lock_key(vendor))
+            .arg(holder)
+            .arg(milliseconds(lease));
+        self.ask(&prolong).await
+    }
+
+    async fn end(&self, vendor: &str, holder: &str) -> Result<(), StoreError> {
+        let mut end = cmd("EVAL");
+        end.arg(END).arg(1).arg(lock_key(vendor)).arg(holder);
+        self.ask::<bool>(&end).await.map(drop)
+    }
+}
+
+impl Server {
+    /// The answer to `command`, which must do no harm when it is carried out twice.
+    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
+        let answered = timeout(OPERATION, async {
+            let known = self.connection.lock().clone();
+            if let Some(mut connection) = known {
+                match command.query_async(&mut connection).await {
+                    // The server was restarted, or replaced by another, since it was last asked.
+                    Err(error) if lost(&error) => {}
+                    answer => return answer.map_err(|error| self.failed(&error)),
+                }
+            }
+            let mut connection = self.connect().await?;
+            let answer = command.query_async(&mut connection).await;
+            let answer = answer.map_err(|error| self.failed(&error))?;
+            *self.connection.lock() = Some(connection);
+            Ok(answer)
+        });
+        let answer = answered
+            .await
+            .unwrap_or_else(|_| Err(self.remote(format!("no answer within {OPERATION:?}"))));
+        if let Err(StoreError::Remote { .. }) = &answer {
+            // The next one looks for the server anew.
+            *self.connection.lock() = None;
+        }
+        answer
+    }
+
+    /// With the URL's user and password as they are now.
+    async fn connect(&self) -> Result<MultiplexedConnection, StoreError> {
+        let url = self.url.resolve();
+        let url = url.map_err(|cause| self.remote(format!("its URL: {cause}")))?;
+        let roots = self
+            .ca
+            .as_ref()
+            .map(|path| {
+                std::fs::read(path)
+                    .map_err(|cause| self.remote(format!("{}: {cause}", path.display())))
+            })
+            .transpose()?;
+        let client = match roots {
+            Some(roots) => Client::build_with_tls(
+                url.expose(),
+                TlsCertificates {
+                    client_tls: None,
+                    root_cert: Some(roots),
+                },
+            ),
+            None => Client::open(url.expose()),
+        };
+        // `ask` has the limit of it all.
+        let limits = AsyncConnectionConfig::new()
+            .set_connection_timeout(None)
+            .set_response_timeout(None);
+        client
+            .map_err(|error| self.failed(&error))?
+            .get_multiplexed_async_connection_with_config(&limits)
+            .await
+            .map_err(|error| self.failed(&error))
+    }
+
+    fn seal(&self) -> Result<&Seal, StoreError> {
+        if let Some(seal) = self.seal.get() {
+            return Ok(seal);
+        }
+        let seal = Seal::from_ref(&self.key)?;
+        Ok(self.seal.get_or_init(|| seal))
+    }
+
+    /// What went wrong, without what a server may quote of a login.
+    fn failed(&self, error: &RedisError) -> StoreError {
+        let said = error.to_string();
+        let url = self.url.resolve().ok();
+        let url = url.and_then(|url| Url::parse(url.expose()).ok());
+        let quoted = url.is_some_and(|url| {
+            let login = [url.password().unwrap_or_default(), url.username()];
+            login.iter().any(|part| {
+                let plain = percent_encoding::percent_decode_str(part).decode_utf8_lossy();
+                !part.is_empty() && (said.contains(*part) || said.contains(&*plain))
+            })
+        });
+        self.remote(if quoted {
+            format!(
+                "{} (the rest is left out: it quotes the login)",
+                error.category()
+            )
+        } else {
+            said
+        })
+    }
+
+    fn remote(&self, cause: String) -> StoreError {
+        StoreError::Remote {
+            place: self.place(),
+            cause,
+        }
+    }
+
+    /// The URL without user, password and options.
+    fn place(&self) -> String {
+        let url = self.url.resolve().ok();
+        let url = url.and_then(|url| Url::parse(url.expose()).ok());
+        let Some(url) = url else {
+            return "the Redis of store.redis.url".to_owned();
+        };
+        let host = url.host_str().unwrap_or("localhost");
+        let port = url.port().unwrap_or(6379);
+        format!("{}://{host}:{port}{}", url.scheme(), url.path())
+    }
+}
+
+/// Whether another connection may do better.
+fn lost(error: &RedisError) -> bool {
+    error.is_connection_dropped()
+        || error.is_unrecoverable_error()
+        // A primary that has become a replica; its name may lead to the new one by now.
+        || error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
+}
+
+fn grant_key(vendor: &str) -> String {
+    format!("countersign:{vendor}:grant")
+}
+
+fn lock_key(vendor: &str) -> String {
+    format!("countersign:{vendor}:lock")
+}
+
+fn milliseconds(lease: Duration) -> u64 {
+    u64::try_from(lease.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// One operation, connecting included.
+const OPERATION: Duration = Duration::from_secs(3);
+
+/// Waiting for another replica's token request, which takes tenths of a second.
+const LOCK_POLL: Duration = Duration::from_millis(100);
+
+/// Fields of a grant's hash.
+const VERSION: &str = "version";
+const SEALED: &str = "sealed";
+
+/// 1: stored, or stored already (no two sealed grants are the same); 0: something else is.
+const REPLACE: &str = "
+local stored = redis.call('HMGET', KEYS[1], 'version', 'sealed')
+if stored[2] == ARGV[3] then return 1 end
+if (stored[1] or '0') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'version', ARGV[2], 'sealed', ARGV[3])
+return 1";
+
+/// Like `SET NX PX`, and it may be repeated.
+const TAKE: &str = "
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1";
+
+const PROLONG: &str = "
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])";
+
+const END: &str = "
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('DEL', KEYS[1])";

@@ -1,0 +1,169 @@
+//! How long a connection may do nothing, and what it costs the others.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use countersign::demo;
+
+use crate::support::{Proxy, eventually, status_of};
+
+const HEAD: &str = "GET /v/x HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+/// How long the other side keeps `stream` open while `next` says what to send each 100 ms.
+fn closed_after(mut stream: TcpStream, mut next: impl FnMut() -> Option<u8>) -> Duration {
+    stream
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(25) {
+        if let Some(byte) = next()
+            && stream.write_all(&[byte]).is_err()
+        {
+            return started.elapsed();
+        }
+        match stream.read(&mut [0; 1024]) {
+            Ok(0) => return started.elapsed(),
+            Ok(_) => {}
+            Err(cause) if cause.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return started.elapsed(),
+        }
+    }
+    panic!("still open");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_has_ten_seconds_and_idle_connections_cost_others_nothing() {
+    let echo = demo::echo().await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = format!(
+        "listeners: [ {{ bind: 127.0.0.1:0 }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\nvendors:\n  v:\n    upstream: {}\n    allow_plaintext: true\n",
+        echo.url()
+    );
+    let directory = dir.path().to_owned();
+    let proxy = tokio::task::spawn_blocking(move || Proxy::start(&directory, &yaml))
+        .await
+        .unwrap();
+    let connect = || TcpStream::connect(proxy.data).unwrap();
+    let limit = Duration::from_secs(8)..Duration::from_secs(16);
+
+    // Five hundred callers that say nothing, and one that does.
+    let silent: Vec<_> = (0..500).map(|_| connect()).collect();
+    let close = HEAD.replace("Host", "Connection: close\r\nHost");
+    assert_eq!(status_of(&proxy.raw(&close)), 200);
+
+    std::thread::scope(|scope| {
+        let nothing = scope.spawn(|| closed_after(connect(), || None));
+        let dribbled = scope.spawn(|| {
+            let mut endless = HEAD.trim_end().bytes().chain(std::iter::repeat(b'x'));
+            closed_after(connect(), move || endless.next())
+        });
+        let second = scope.spawn(|| {
+            let mut stream = connect();
+            stream.write_all(HEAD.as_bytes()).unwrap();
+            let read = stream.read(&mut [0; 1024]).unwrap();
+            assert!(read > 0);
+            let mut half = HEAD[..20].bytes();
+            closed_after(stream, move || half.next())
+        });
+        let kept = scope.spawn(|| {
+            let mut stream = connect();
+            for pause in [0, 12] {
+                std::thread::sleep(Duration::from_secs(pause));
+                stream.write_all(HEAD.as_bytes()).unwrap();
+                let mut answer = [0; 1024];
+                let read = stream.read(&mut answer).unwrap();
+                assert_eq!(status_of(&String::from_utf8_lossy(&answer[..read])), 200);
+            }
+        });
+        for (what, waited) in [
+            ("nothing", nothing),
+            ("dribbled", dribbled),
+            ("second", second),
+        ] {
+            let waited = waited.join().unwrap();
+            assert!(limit.contains(&waited), "{what}: {waited:?}");
+        }
+        kept.join().unwrap();
+    });
+    drop(silent);
+}
+
+/// A proxy whose only listener is `listener`, in front of an echo.
+async fn behind(listener: &str) -> (Proxy, demo::Stand, tempfile::TempDir) {
+    let echo = demo::echo().await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = format!(
+        "listeners: [ {listener} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\nvendors:\n  v:\n    upstream: {}\n    allow_plaintext: true\n",
+        echo.url()
+    );
+    let directory = dir.path().to_owned();
+    let proxy = tokio::task::spawn_blocking(move || Proxy::start(&directory, &yaml))
+        .await
+        .unwrap();
+    (proxy, echo, dir)
+}
+
+const CLOSED: &str = "GET /v/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trusted_load_balancer_says_who_is_calling() {
+    let (proxy, _echo, _dir) =
+        behind("{ bind: 127.0.0.1:0, proxy_protocol: { trusted: [ 127.0.0.0/8 ] } }").await;
+    let first = format!("PROXY TCP4 192.0.2.7 192.0.2.1 4711 443\r\n{CLOSED}");
+    assert_eq!(status_of(&proxy.raw(first)), 200);
+    let mut second =
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x08\xc0\0\x02\x01\x12\x67\x01\xbb".to_vec();
+    second.extend_from_slice(CLOSED.as_bytes());
+    assert_eq!(status_of(&proxy.raw(second)), 200);
+    eventually("both are logged", || {
+        let log = proxy.stdout();
+        (log.contains("192.0.2.7:4711") && log.contains("192.0.2.8:4711")).then_some(())
+    });
+    // Without the header nothing is served.
+    assert_eq!(proxy.raw(CLOSED), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_no_load_balancer_cannot_say_who_is_calling() {
+    let (proxy, _echo, _dir) =
+        behind("{ bind: 127.0.0.1:0, proxy_protocol: { trusted: [ 10.0.0.0/8 ] } }").await;
+    assert_eq!(status_of(&proxy.raw(CLOSED)), 200);
+    let forged = proxy.raw(format!("PROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\n{CLOSED}"));
+    assert_ne!(status_of(&forged), 200, "{forged}");
+    assert!(!proxy.stdout().contains("192.0.2.7"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plaintext_http2_is_spoken_where_it_is_configured_and_short_requests_never_wait() {
+    let (proxy, _echo, _dir) = behind("{ bind: 127.0.0.1:0, h2c: true }").await;
+    // Shorter than the preface, then the rest.
+    let mut stream = TcpStream::connect(proxy.data).unwrap();
+    let short = "GET /v HTTP/1.0\r\n\r\n";
+    stream.write_all(short.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(status_of(&answer), 400, "{answer}");
+
+    assert_eq!(over_http2(&proxy).await, Ok(200));
+    assert_eq!(status_of(&proxy.raw(CLOSED)), 200);
+
+    let (plain, _echo, _dir) = behind("{ bind: 127.0.0.1:0 }").await;
+    assert!(over_http2(&plain).await.is_err());
+}
+
+/// The status of a GET by HTTP/2 with prior knowledge.
+async fn over_http2(proxy: &Proxy) -> Result<u16, String> {
+    let stream = tokio::net::TcpStream::connect(proxy.data).await.unwrap();
+    let text = |cause: h2::Error| cause.to_string();
+    let (mut sender, connection) = h2::client::handshake(stream).await.map_err(text)?;
+    let driving = tokio::spawn(connection);
+    let request = http::Request::get("http://localhost/v/x").body(()).unwrap();
+    let (answer, _) = sender.send_request(request, true).map_err(text)?;
+    let answer = answer.await.map_err(text);
+    driving.abort();
+    Ok(answer?.status().as_u16())
+}

@@ -1,0 +1,260 @@
+//! `check`, `explain`, `schema` and the conventions all commands share.
+
+use serde_json::{Value, json};
+
+use crate::support::front::Plan;
+use crate::support::{countersign, run};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_accepts_the_file_that_serve_runs_and_sends_nothing() {
+    let plan = every_vendor().await;
+    std::fs::write(plan.dir().join("proxy.yaml"), plan.yaml()).unwrap();
+
+    let checked = run(plan.dir(), &["check"]);
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+    assert!(checked.stdout.contains("9 vendors"), "{checked:?}");
+    assert_eq!(checked.stderr, "");
+    for stand in plan.stands.all() {
+        assert!(stand.connections().is_empty(), "{}", stand.url());
+    }
+
+    // Secrets are read unless only their form is asked for; either way none is printed.
+    std::fs::remove_file(plan.dir().join("secrets/certn")).unwrap();
+    let missing = run(plan.dir(), &["check"]);
+    assert_eq!(missing.code, Some(2), "{missing:?}");
+    let line = missing.stderr.lines().next().unwrap();
+    assert!(
+        line.contains("proxy.yaml:") && line.contains("secrets/certn"),
+        "{line}"
+    );
+    let form = run(plan.dir(), &["check", "--without-secrets"]);
+    assert_eq!(form.code, Some(0), "{form:?}");
+}
+
+#[test]
+fn check_reports_every_mistake_with_its_place_and_a_hint() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "\
+listeners: [ { bind: 127.0.0.1:0 } ]
+drain: { delay: 5 }
+vendors:
+  a:
+    upstream: http://a.example
+    timeout: { connect: 5s }
+  b:
+    preset: certnn
+    upstream: https://b.example
+";
+    std::fs::write(dir.path().join("other.yaml"), text).unwrap();
+    let checked = run(dir.path(), &["check", "--config", "other.yaml"]);
+    assert_eq!(checked.code, Some(2), "{checked:?}");
+    assert_eq!(checked.stdout, "");
+    let lines: Vec<&str> = checked.stderr.lines().collect();
+    for (place, hint) in [
+        ("other.yaml:2:17: ", "5s"),
+        ("other.yaml:5:15: ", "allow_plaintext"),
+        ("other.yaml:6:5: ", "`timeouts`"),
+        ("other.yaml:8:13: ", "`certn`"),
+    ] {
+        let line = lines.iter().find(|line| line.contains(place));
+        assert!(
+            line.is_some_and(|line| line.contains(hint)),
+            "{place}{hint} in\n{}",
+            checked.stderr
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_says_where_a_request_goes_and_what_is_put_on_it_masked() {
+    let plan = every_vendor().await;
+    std::fs::write(plan.dir().join("proxy.yaml"), plan.yaml()).unwrap();
+
+    let path = "/sectigo/api/ssl/v1/types?size=2";
+    let text = run(plan.dir(), &["explain", "GET", path]);
+    assert_eq!(text.code, Some(0), "{text:?}");
+    let upstream = format!("{}/api/ssl/v1/types?size=2", plan.stands.cert_manager.url());
+    for said in [&*upstream, "sectigo", "customerUri: ***", "password: ***"] {
+        assert!(text.stdout.contains(said), "{said} in\n{}", text.stdout);
+    }
+    let told = run(plan.dir(), &["explain", "--json", "GET", path]);
+    assert_eq!(told.code, Some(0));
+    let told: Value = serde_json::from_str(&told.stdout).unwrap();
+    assert_eq!(told["forwarded"], true);
+    assert_eq!(told["vendor"], "sectigo");
+    assert_eq!(told["preset"], "sectigo");
+    assert_eq!(told["upstream"], *upstream);
+    let removed = told["headers_removed"].as_array().unwrap();
+    for name in ["authorization", "cookie", "x-api-key", "login"] {
+        assert!(removed.contains(&json!(name)), "{name} in {removed:?}");
+    }
+    for secret in [
+        &plan.stands.logins.cert_manager_password,
+        &plan.stands.logins.caller_key,
+    ] {
+        assert!(!text.stdout.contains(secret.as_str()));
+    }
+
+    for (arguments, status, reason) in [
+        (&["GET", "/nowhere"][..], 404, "no_vendor"),
+        (&["POST", "/certn/TOKEN/"], 403, "refused_path"),
+        (&["GET", "/certn/../x"], 400, "bad_request"),
+        (&["TRACE", "/certn/x"], 405, "method_not_allowed"),
+        (&["DELETE", "/certn/x", "--caller", "app"], 200, ""),
+    ] {
+        let mut all = vec!["explain", "--json"];
+        all.extend(arguments);
+        let told = run(plan.dir(), &all);
+        let code = i32::from(status != 200);
+        assert_eq!(told.code, Some(code), "{arguments:?}: {told:?}");
+        let told: Value = serde_json::from_str(&told.stdout).unwrap();
+        assert_eq!(told["forwarded"], status == 200, "{arguments:?}");
+        if status != 200 {
+            assert_eq!(
+                (&told["status"], &told["reason"]),
+                (&json!(status), &json!(reason))
+            );
+            all.retain(|word| *word != "--json");
+            let text = run(plan.dir(), &all);
+            assert_eq!(text.code, Some(1));
+            assert!(text.stdout.contains(reason), "{text:?}");
+        }
+    }
+    let refused = run(plan.dir(), &["explain", "--json", "POST", "/certn/TOKEN/"]);
+    let refused: Value = serde_json::from_str(&refused.stdout).unwrap();
+    assert_eq!(refused["rule"], "/token", "the rule that refused it");
+    for stand in plan.stands.all() {
+        assert!(stand.connections().is_empty(), "{}", stand.url());
+    }
+}
+
+#[test]
+fn explain_knows_hosts_and_what_a_caller_may_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "\
+callers:
+  ci: { api_key: { value: k }, allow: [ \"v GET /x/**\" ] }
+vendors:
+  v: { upstream: \"https://v.example/base\", hosts: [ v.internal ] }
+";
+    std::fs::write(dir.path().join("proxy.yaml"), text).unwrap();
+    let explain = |arguments: &[&str]| {
+        let mut all = vec!["explain", "--json"];
+        all.extend(arguments);
+        let told = run(dir.path(), &all);
+        let value: Value = serde_json::from_str(&told.stdout).unwrap();
+        (told.code, value)
+    };
+    let (code, told) = explain(&["GET", "/x", "--host", "v.internal:8443"]);
+    assert_eq!(code, Some(0), "{told}");
+    assert_eq!(told["upstream"], "https://v.example/base/x");
+    let (code, told) = explain(&["GET", "/v/x/y", "--caller", "ci"]);
+    assert_eq!(code, Some(0), "{told}");
+    let (code, told) = explain(&["POST", "/v/x/y", "--caller", "ci"]);
+    assert_eq!((code, &told["reason"]), (Some(1), &json!("forbidden")));
+    let unknown = run(
+        dir.path(),
+        &["explain", "GET", "/v/x", "--caller", "nobody"],
+    );
+    assert_eq!(unknown.code, Some(1));
+    assert!(unknown.stderr.contains("ci"), "{unknown:?}");
+}
+
+#[test]
+fn the_printed_schema_knows_every_key_of_the_sample() {
+    let dir = tempfile::tempdir().unwrap();
+    let printed = run(dir.path(), &["schema"]);
+    assert_eq!(printed.code, Some(0), "{printed:?}");
+    let schema: Value = serde_json::from_str(&printed.stdout).unwrap();
+    let sample: Value = serde_yaml::from_str(include_str!("../../proxy.yaml")).unwrap();
+    accepts(&schema, &schema, &sample, "");
+    let unknown: Value = json!({"vendors": {"v": {"upstrem": "https://v.example"}}});
+    let unknown = std::panic::catch_unwind(|| accepts(&schema, &schema, &unknown, ""));
+    assert!(unknown.is_err(), "this test sees an unknown key");
+}
+
+#[test]
+fn every_command_has_help_and_a_version() {
+    let dir = tempfile::tempdir().unwrap();
+    for command in [
+        &[][..],
+        &["serve"],
+        &["check"],
+        &["explain"],
+        &["authorize"],
+        &["caller"],
+        &["caller", "new"],
+        &["schema"],
+        &["demo"],
+    ] {
+        for flag in ["--help", "--version"] {
+            let mut all = command.to_vec();
+            all.push(flag);
+            let said = run(dir.path(), &all);
+            assert_eq!(said.code, Some(0), "{all:?}: {said:?}");
+            assert!(!said.stdout.is_empty() && said.stderr.is_empty(), "{all:?}");
+            assert!(!said.stdout.contains('\u{1b}'), "colour without a terminal");
+        }
+    }
+    let version = run(dir.path(), &["--version"]).stdout;
+    assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
+    assert_eq!(run(dir.path(), &["no-such-command"]).code, Some(2));
+}
+
+#[test]
+fn the_environment_can_name_the_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "vendors: { v: { upstream: \"https://v.example\" } }\n";
+    std::fs::write(dir.path().join("elsewhere.yaml"), text).unwrap();
+    let output = countersign()
+        .arg("check")
+        .env("COUNTERSIGN_CONFIG", "elsewhere.yaml")
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// The demo's vendors, all of them.
+async fn every_vendor() -> Plan {
+    let mut plan = Plan::new().await;
+    for (_, stanza) in plan.stands.stanzas() {
+        plan = plan.stanza_of(&stanza);
+    }
+    plan
+}
+
+/// Panics where `schema` has no place for a key of `value`.
+fn accepts(root: &Value, schema: &Value, value: &Value, at: &str) {
+    if let Some(name) = schema["$ref"].as_str() {
+        let pointer = name.strip_prefix('#').unwrap();
+        return accepts(root, root.pointer(pointer).unwrap(), value, at);
+    }
+    if let Some(choices) = schema["anyOf"].as_array() {
+        let of_its_type = choices.iter().find(|choice| {
+            let choice = match choice["$ref"].as_str() {
+                Some(name) => root.pointer(name.strip_prefix('#').unwrap()).unwrap(),
+                None => *choice,
+            };
+            (choice["type"] == "object") == value.is_object()
+        });
+        return accepts(root, of_its_type.unwrap(), value, at);
+    }
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let known = schema["properties"].get(name);
+                let any = &schema["additionalProperties"];
+                let of = known.or(any.is_object().then_some(any));
+                let of = of.unwrap_or_else(|| panic!("{at}/{name} is not in the schema"));
+                accepts(root, of, value, &format!("{at}/{name}"));
+            }
+        }
+        Value::Array(items) => {
+            for (nth, item) in items.iter().enumerate() {
+                accepts(root, &schema["items"], item, &format!("{at}/{nth}"));
+            }
+        }
+        Value::String(_) | Value::Number(_) | Value::Bool(_) | Value::Null => {}
+    }
+}

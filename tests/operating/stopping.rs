@@ -1,0 +1,165 @@
+//! How `serve` ends: not started, not bound, stopped, drained.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use countersign::demo;
+
+use super::{HEAD, client, get, yaml};
+use crate::support::{Proxy, eventually, run, signal, status_of};
+
+#[test]
+fn a_bad_configuration_ends_with_2_and_every_mistake_in_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "\
+listeners: [ { bind: 127.0.0.1:0 } ]
+admin: { bind: 127.0.0.1:0 }
+vendors:
+  v:
+    upstrem: https://v.example
+    auth: { bearer: { token: { env: COUNTERSIGN_TEST_UNSET } } }
+  w:
+    upstream: ftp://w.example
+    auth: { bearer: { token: { file: not-there } } }
+    breaker: { failures: 3 }
+";
+    std::fs::write(dir.path().join("proxy.yaml"), text).unwrap();
+
+    let served = run(dir.path(), &["serve"]);
+    assert_eq!(served.code, Some(2), "{served:?}");
+    assert_eq!(served.stdout, "");
+    assert!(!served.stderr.contains("listening"), "{}", served.stderr);
+    for (place, what) in [
+        ("proxy.yaml:5:5: ", "did you mean `upstream`"),
+        ("proxy.yaml:6:", "COUNTERSIGN_TEST_UNSET"),
+        ("proxy.yaml:8:", "https://"),
+        ("proxy.yaml:9:", "not-there"),
+        ("proxy.yaml:10:5: ", "not supported yet"),
+    ] {
+        let mut lines = served.stderr.lines();
+        let line = lines.find(|line| line.contains(place));
+        assert!(
+            line.is_some_and(|line| line.contains(what)),
+            "{place}{what} in\n{}",
+            served.stderr
+        );
+    }
+    let checked = run(dir.path(), &["check"]);
+    assert_eq!((checked.code, checked.stderr), (Some(2), served.stderr));
+
+    let nowhere = run(dir.path(), &["serve", "--config", "nowhere.yaml"]);
+    assert_eq!(nowhere.code, Some(2), "{nowhere:?}");
+    assert!(nowhere.stderr.contains("nowhere.yaml"), "{nowhere:?}");
+}
+
+#[test]
+fn a_listener_that_cannot_bind_ends_the_process_with_1() {
+    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap();
+    let any = "127.0.0.1:0".to_owned();
+    for (listener, admin) in [(taken.to_string(), any.clone()), (any, taken.to_string())] {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!(
+            "listeners: [ {{ bind: 127.0.0.1:0 }}, {{ bind: \"{listener}\" }} ]\nadmin: {{ bind: \"{admin}\" }}\nvendors: {{ v: {{ upstream: \"https://127.0.0.1:1\" }} }}\n"
+        );
+        std::fs::write(dir.path().join("proxy.yaml"), text).unwrap();
+        let served = run(dir.path(), &["serve"]);
+        assert_eq!(served.code, Some(1), "{served:?}");
+        assert!(served.stderr.contains(&taken.to_string()), "{served:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_and_sigint_end_an_idle_process_at_once_and_with_0() {
+    let echo = demo::echo().await.unwrap();
+    for name in ["TERM", "INT"] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut proxy = Proxy::start(dir.path(), &yaml(HEAD, &echo.url(), ""));
+        // A caller that keeps its connection is no reason to stay.
+        let kept = client();
+        let url = format!("http://{}/v/x", proxy.data);
+        assert_eq!(kept.get(&url).send().await.unwrap().status(), 200);
+        let silent = TcpStream::connect(proxy.data).unwrap();
+
+        let asked = Instant::now();
+        signal(proxy.id(), name);
+        assert_eq!(proxy.ended(), Some(0), "{name}: {}", proxy.stderr());
+        let took = asked.elapsed();
+        assert!(took < Duration::from_secs(3), "{name}: {took:?}");
+        drop(silent);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_turns_unready_at_once_serves_for_its_delay_and_lets_requests_finish() {
+    let echo = demo::echo().await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let head = "listeners: [ { bind: 127.0.0.1:0 } ]\ndrain: { delay: 2500ms, timeout: 20s }\n";
+    let mut proxy = Proxy::start(dir.path(), &yaml(head, &echo.url(), ""));
+    let slow = tokio::spawn({
+        let url = format!("http://{}/v/x?wait=6000&body=finished", proxy.data);
+        async move { client().get(url).send().await.unwrap().text().await }
+    });
+    eventually("in flight", || (!echo.requests().is_empty()).then_some(()));
+    // Connections that last do not get around it.
+    let kept = client();
+    let url = format!("http://{}/v/x?body=kept", proxy.data);
+    assert_eq!(kept.get(&url).send().await.unwrap().status(), 200);
+
+    let asked = Instant::now();
+    signal(proxy.id(), "TERM");
+    eventually("unready", || {
+        (proxy.admin("/readyz") == (503, "draining\n".to_owned())).then_some(())
+    });
+    assert_eq!(proxy.admin("/livez").0, 200);
+    assert_eq!(get(&proxy, "/v/x?body=new", &[]).await.body, "new");
+    let last = kept.get(&url).send().await.unwrap();
+    assert_eq!(last.status(), 200);
+    assert_eq!(last.headers()["connection"], "close");
+    assert!(
+        asked.elapsed() < Duration::from_millis(2400),
+        "too slow to tell: {:?}",
+        asked.elapsed()
+    );
+
+    eventually("closed to new connections", || {
+        refuses(proxy.data).then_some(())
+    });
+    assert!(asked.elapsed() >= Duration::from_millis(2400));
+    assert!(!slow.is_finished(), "the slow one was cut or came too soon");
+    assert_eq!(slow.await.unwrap().unwrap(), "finished");
+    let finished = Instant::now();
+    assert_eq!(proxy.ended(), Some(0));
+    assert!(finished.elapsed() < Duration::from_secs(2));
+    // Its line was written before the end.
+    eventually("the last line", || {
+        (proxy.stdout().lines().count() == 4).then_some(())
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_outlast_the_drain_are_cut_off() {
+    let echo = demo::echo().await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let head = "listeners: [ { bind: 127.0.0.1:0 } ]\ndrain: { delay: 0s, timeout: 1s }\n";
+    let mut proxy = Proxy::start(dir.path(), &yaml(head, &echo.url(), ""));
+    let request = "GET /v/x?wait=60000 HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let address = proxy.data;
+    let cut =
+        tokio::task::spawn_blocking(move || crate::support::exchange(address, request.as_bytes()));
+    eventually("in flight", || (!echo.requests().is_empty()).then_some(()));
+
+    let asked = Instant::now();
+    signal(proxy.id(), "TERM");
+    assert_eq!(proxy.ended(), Some(0), "{}", proxy.stderr());
+    let took = asked.elapsed();
+    assert!(
+        took >= Duration::from_millis(900) && took < Duration::from_secs(5),
+        "{took:?}"
+    );
+    assert_ne!(status_of(&cut.await.unwrap()), 200);
+}
+
+fn refuses(address: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err()
+}

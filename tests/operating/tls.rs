@@ -1,0 +1,279 @@
+//! TLS listeners: both protocols by ALPN, certificates by SNI, and no way around the name that
+//! was asked for.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign::demo::{self, Stand};
+use countersign::tls::Roots;
+use http::Request;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose,
+};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::yaml;
+use crate::support::Proxy;
+use crate::support::front::{Answer, answer};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_1_and_2_are_chosen_by_alpn() {
+    let setup = Setup::new("").await;
+    let answered = setup
+        .over_h1("localhost", "localhost", "/v/x?body=one")
+        .await;
+    assert_eq!((answered.status, answered.body.as_str()), (200, "one"));
+
+    let (status, body) = setup
+        .over_h2("localhost", "localhost", "/v/x?body=two")
+        .await;
+    assert_eq!((status, body.as_str()), (200, "two"));
+    // The vendor is spoken to as always.
+    let requests = setup.echo.requests();
+    for seen in &requests {
+        assert!(String::from_utf8_lossy(&seen.raw).contains(" HTTP/1.1\r\n"));
+        let host = setup.echo.address().to_string();
+        assert_eq!(seen.field("host"), Some(host.as_str()));
+    }
+    assert_eq!(requests.len(), 2);
+
+    let stream = setup.connect("localhost", &[b"h2", b"http/1.1"]).await;
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let stream = setup.connect("localhost", &[]).await;
+    assert_eq!(stream.get_ref().1.alpn_protocol(), None);
+    let line = setup.proxy.stdout();
+    assert!(line.contains("\"method\":\"GET\""), "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_of_paths_headers_and_callers_hold_over_http_2_too() {
+    let setup = Setup::new("  app: { api_key: { value: the-key }, allow: [ v ] }\n").await;
+    let (status, body) = setup.over_h2("localhost", "localhost", "/v/x").await;
+    assert_eq!(status, 401, "{body}");
+    assert!(body.contains("unknown_caller"), "{body}");
+
+    let key = [
+        ("x-countersign-key", "the-key"),
+        ("login", "theirs"),
+        ("cookie", "theirs"),
+    ];
+    let (status, body) = setup
+        .h2("localhost", "localhost", "/v/x?echo=host", &key)
+        .await;
+    assert_eq!((status, body), (200, setup.echo.address().to_string()));
+    assert!(!setup.echo.has_read("theirs") && !setup.echo.has_read("the-key"));
+    for (target, wanted) in [("/v/../x", 400), ("/w/x", 404), ("/v//x", 400)] {
+        let (status, body) = setup.h2("localhost", "localhost", target, &key).await;
+        assert_eq!(status, wanted, "{target}: {body}");
+    }
+    assert_eq!(setup.echo.requests().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_chosen_by_the_name_asked_for() {
+    let setup = Setup::new("").await;
+    for (name, shown) in [
+        ("localhost", "localhost"),
+        ("one.test", "one.test"),
+        ("TWO.test", "two.test"),
+        ("any.wild.test", "*.wild.test"),
+    ] {
+        let stream = setup.connect(name, &[]).await;
+        assert_eq!(names_of(&stream), [shown], "{name}");
+    }
+    // An unknown name gets the first, which does not convince a careful caller.
+    let refused = setup.try_connect("three.test", &[]).await;
+    assert!(refused.is_err());
+    // One label only.
+    assert!(setup.try_connect("a.b.wild.test", &[]).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_other_than_the_name_asked_for_is_misdirected_when_either_is_a_vendors() {
+    // `v` is reached by host one.test as well; two.test is nobody's.
+    let setup = Setup::new(" anyone\n").await;
+    for (name, host, wanted) in [
+        ("one.test", "one.test", 200),
+        ("one.test", "ONE.test:443", 200),
+        ("one.test", "two.test", 421),
+        ("two.test", "one.test", 421),
+        ("localhost", "one.test", 421),
+        ("one.test", "localhost", 421),
+        ("two.test", "two.test", 404),
+        ("two.test", "localhost", 404),
+    ] {
+        let target = "/no-prefix?body=by-host";
+        let h1 = setup.over_h1(name, host, target).await;
+        assert_eq!(h1.status, wanted, "h1 {name} {host}: {h1:?}");
+        let (status, body) = setup.over_h2(name, host, target).await;
+        assert_eq!(status, wanted, "h2 {name} {host}: {body}");
+        match wanted {
+            200 => assert_eq!((h1.body.as_str(), body.as_str()), ("by-host", "by-host")),
+            421 => {
+                assert_eq!(h1.json()["reason"], "misdirected");
+                assert!(body.contains("misdirected"), "{body}");
+            }
+            _ => assert_eq!(h1.json()["reason"], "no_vendor"),
+        }
+    }
+    assert_eq!(setup.echo.requests().len(), 4);
+}
+
+/// A TLS listener with four certificates in front of an echo, which is vendor `v`, by its prefix
+/// and by the host one.test.
+struct Setup {
+    echo: Stand,
+    proxy: Proxy,
+    roots: Roots,
+    _dir: tempfile::TempDir,
+}
+
+impl Setup {
+    /// `callers`: what follows that key; nothing: no such key.
+    async fn new(callers: &str) -> Self {
+        countersign::tls::install_provider();
+        let dir = tempfile::tempdir().unwrap();
+        certificates(dir.path());
+        let echo = demo::echo().await.unwrap();
+        let callers = match callers {
+            "" => String::new(),
+            inline if inline.starts_with(" anyone") => format!("callers:{inline}"),
+            entries => format!("callers:\n{entries}"),
+        };
+        let head = format!(
+            "drain: {{ delay: 0s }}
+listeners:
+  - bind: 127.0.0.1:0
+    tls:
+      certificates:
+        - {{ cert: localhost.pem, key: localhost.key }}
+        - {{ cert: one.pem, key: one.key }}
+        - {{ cert: two.pem, key: two.key }}
+        - {{ cert: wild.pem, key: wild.key }}
+{callers}"
+        );
+        let text = yaml(&head, &echo.url(), "    hosts: [ one.test ]\n");
+        let proxy = Proxy::start(dir.path(), &text);
+        let roots = Roots::load(&dir.path().join("ca.pem")).unwrap();
+        Self {
+            echo,
+            proxy,
+            roots,
+            _dir: dir,
+        }
+    }
+
+    async fn over_h1(&self, name: &str, host: &str, target: &str) -> Answer {
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .resolve(name, SocketAddr::from(([127, 0, 0, 1], 0)))
+            .timeout(Duration::from_secs(20))
+            .tls_backend_preconfigured(self.roots.client_config(None).unwrap())
+            .build()
+            .unwrap();
+        let url = format!("https://{name}:{}{target}", self.proxy.data.port());
+        answer(client.get(url).header("Host", host)).await
+    }
+
+    async fn over_h2(&self, name: &str, host: &str, target: &str) -> (u16, String) {
+        self.h2(name, host, target, &[]).await
+    }
+
+    async fn h2(
+        &self,
+        name: &str,
+        host: &str,
+        target: &str,
+        fields: &[(&str, &str)],
+    ) -> (u16, String) {
+        let exchange = async {
+            let stream = self.connect(name, &[b"h2"]).await;
+            assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+            let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+            let driving = tokio::spawn(connection);
+            let mut request = Request::get(format!("https://{host}{target}"));
+            for (name, value) in fields {
+                request = request.header(*name, *value);
+            }
+            let request = request.body(()).unwrap();
+            let (response, _) = sender.send_request(request, true).unwrap();
+            let response = response.await.unwrap();
+            let status = response.status().as_u16();
+            let mut stream = response.into_body();
+            let mut body = Vec::new();
+            while let Some(some) = stream.data().await {
+                let some = some.unwrap();
+                stream.flow_control().release_capacity(some.len()).unwrap();
+                body.extend_from_slice(&some);
+            }
+            driving.abort();
+            (status, String::from_utf8(body).unwrap())
+        };
+        tokio::time::timeout(Duration::from_secs(20), exchange)
+            .await
+            .unwrap()
+    }
+
+    async fn connect(&self, name: &str, protocols: &[&[u8]]) -> TlsStream<TcpStream> {
+        self.try_connect(name, protocols).await.unwrap()
+    }
+
+    async fn try_connect(
+        &self,
+        name: &str,
+        protocols: &[&[u8]],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        let mut config: ClientConfig = self.roots.client_config(None).unwrap();
+        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+        let tcp = TcpStream::connect(self.proxy.data).await?;
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        TlsConnector::from(Arc::new(config))
+            .connect(name, tcp)
+            .await
+    }
+}
+
+/// A CA as ca.pem, and a certificate for each name.
+fn certificates(dir: &Path) {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    std::fs::write(dir.join("ca.pem"), ca.pem()).unwrap();
+    for (file, name) in [
+        ("localhost", "localhost"),
+        ("one", "one.test"),
+        ("two", "two.test"),
+        ("wild", "*.wild.test"),
+    ] {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let leaf = params.signed_by(&key, &ca).unwrap();
+        std::fs::write(dir.join(format!("{file}.pem")), leaf.pem()).unwrap();
+        std::fs::write(dir.join(format!("{file}.key")), key.serialize_pem()).unwrap();
+    }
+}
+
+/// The DNS names of the certificate the server showed.
+fn names_of(stream: &TlsStream<TcpStream>) -> Vec<String> {
+    use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+    let shown = stream.get_ref().1.peer_certificates().unwrap();
+    let (_, leaf) = X509Certificate::from_der(&shown[0]).unwrap();
+    let names = leaf.subject_alternative_name().unwrap().unwrap();
+    let mut found = Vec::new();
+    for name in &names.value.general_names {
+        if let GeneralName::DNSName(name) = name {
+            found.push((*name).to_owned());
+        }
+    }
+    found
+}

@@ -1,0 +1,129 @@
+//! The way out through a company's CONNECT proxy, for requests and for token calls alike.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::front::Plan;
+
+/// A CONNECT proxy that notes the heads it was sent.
+struct Egress {
+    address: SocketAddr,
+    heads: Arc<Mutex<Vec<String>>>,
+    /// What it answers.
+    status: &'static str,
+}
+
+impl Egress {
+    async fn start(status: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let egress = Self {
+            address: listener.local_addr().unwrap(),
+            heads: Arc::default(),
+            status,
+        };
+        let heads = egress.heads.clone();
+        tokio::spawn(async move {
+            loop {
+                let (caller, _) = listener.accept().await.unwrap();
+                tokio::spawn(relay(caller, heads.clone(), status));
+            }
+        });
+        egress
+    }
+
+    fn heads(&self) -> Vec<String> {
+        self.heads.lock().clone()
+    }
+}
+
+async fn relay(mut caller: TcpStream, heads: Arc<Mutex<Vec<String>>>, status: &str) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if caller.read_buf(&mut head).await.unwrap_or(0) == 0 {
+            return;
+        }
+    }
+    let head = String::from_utf8(head).unwrap();
+    let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
+    heads.lock().push(head);
+    let answer = format!("HTTP/1.1 {status}\r\nX-Proxy: yes\r\n\r\n");
+    if caller.write_all(answer.as_bytes()).await.is_err() || !status.starts_with('2') {
+        return;
+    }
+    if let Ok(mut vendor) = TcpStream::connect(target).await {
+        let _ = copy_bidirectional(&mut caller, &mut vendor).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_and_token_calls_go_through_the_vendors_proxy_and_reuse_its_tunnels() {
+    let egress = Egress::start("200 Connection established").await;
+    let proxy = format!("    proxy: http://{}\n", egress.address);
+    let plan = Plan::new()
+        .await
+        .vendor_with("certn", &proxy)
+        .vendor("sectigo");
+    let front = plan.start();
+    for _ in 0..3 {
+        assert_eq!(front.answer("/certn/hr/v1/applicants/").await.status, 200);
+    }
+    assert_eq!(front.answer("/sectigo/api/ssl/v1/types").await.status, 200);
+
+    let certn = front.stands.certn.address();
+    let heads = egress.heads();
+    let expected = format!("CONNECT {certn} HTTP/1.1\r\n");
+    assert!(
+        heads.iter().all(|head| head.starts_with(&expected)),
+        "{heads:?}"
+    );
+    // One for the token, one for three requests; sectigo has no proxy.
+    assert_eq!(heads.len(), 2, "{heads:?}");
+    assert!(!heads.concat().contains("Proxy-Authorization"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_environments_proxy_is_used_with_its_password_and_its_exceptions() {
+    let egress = Egress::start("200 OK").await;
+    let url = format!("http://us:p%40ss@{}", egress.address);
+    let plan = Plan::new().await.vendor("certn");
+    let front = plan
+        .environment("HTTPS_PROXY", Box::leak(url.into_boxed_str()))
+        .start();
+    assert_eq!(front.answer("/certn/hr/v1/applicants/").await.status, 200);
+    let heads = egress.heads();
+    assert_eq!(heads.len(), 2, "{heads:?}");
+    for head in heads {
+        let lower = head.to_lowercase();
+        assert!(
+            lower.contains("proxy-authorization: basic dxm6cebzcw=="),
+            "{head}"
+        );
+    }
+
+    let egress = Egress::start("200 OK").await;
+    let url = format!("http://{}", egress.address);
+    let front = Plan::new()
+        .await
+        .vendor("certn")
+        .environment("HTTPS_PROXY", Box::leak(url.into_boxed_str()))
+        .environment("NO_PROXY", "127.0.0.0/8")
+        .start();
+    assert_eq!(front.answer("/certn/hr/v1/applicants/").await.status, 200);
+    assert_eq!(egress.heads(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_refuses_is_a_502_and_nothing_goes_around_it() {
+    let egress = Egress::start("407 Proxy Authentication Required").await;
+    let proxy = format!("    proxy: http://{}\n", egress.address);
+    let front = Plan::new().await.vendor_with("sectigo", &proxy).start();
+    let answer = front.answer("/sectigo/api/ssl/v1/types").await;
+    assert_eq!(answer.status, 502);
+    assert_eq!(answer.json()["reason"], "upstream_unreachable");
+    assert!(front.stands.cert_manager.requests().is_empty());
+    assert_eq!(egress.status, "407 Proxy Authentication Required");
+}

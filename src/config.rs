@@ -339,6 +339,8 @@ pub enum SecretRef {
     File(PathBuf),
     /// Written into the configuration itself.
     Value(Secret),
+    /// No secret, and written where a secret may stand.
+    Plain(String),
 }
 
 /// One vendor: a way in, an upstream, what may pass, one credential.
@@ -384,6 +386,8 @@ pub struct Vendor {
     pub allow: Vec<PathRule>,
     /// `%2F` and `%5C` may occur in a path.
     pub encoded_slash_pass: bool,
+    /// Our own credential is masked where an answer repeats it.
+    pub redact_echo: bool,
     /// Trailing dots and blanks of a segment are ignored when rules are compared, as the vendor's
     /// server ignores them (Windows).
     pub trailing_dots_ignored: bool,

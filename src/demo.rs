@@ -130,7 +130,8 @@ impl Stands {
 }
 
 /// An upstream without login, in plaintext, that answers as the query tells it to: `status`,
-/// `reason`, `header=Name:value`, `size`, `body`, `echo=Name`, `cut`, `wait` (milliseconds).
+/// `reason`, `header=Name:value`, `size`, `body`, `echo=Name`, `into=Name:field`, `code=gzip`, `cut`,
+/// `wait` (milliseconds).
 ///
 /// # Errors
 /// When no port of 127.0.0.1 is free.

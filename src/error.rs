@@ -46,6 +46,8 @@ pub enum Error {
     },
     /// The vendor's `limits.in_flight` is reached.
     Overloaded,
+    /// The vendor's compressed answer repeats our credential.
+    CredentialEchoed,
     /// The vendor took too long.
     UpstreamTimeout,
     /// We failed.
@@ -162,6 +164,12 @@ impl Error {
                 "As many requests to this vendor are in flight as limits.in_flight permits.",
                 "connection_limit_reached",
             ),
+            Self::CredentialEchoed => (
+                StatusCode::BAD_GATEWAY,
+                "credential_echoed",
+                "The vendor's compressed answer repeats the credential the proxy added; ask without Accept-Encoding and it is masked instead.",
+                "http_response_incomplete",
+            ),
             Self::UpstreamTimeout => (
                 StatusCode::GATEWAY_TIMEOUT,
                 "upstream_timeout",
@@ -203,6 +211,7 @@ impl Error {
             | Self::BodyTimeout
             | Self::Misdirected
             | Self::UpstreamUnreachable
+            | Self::CredentialEchoed
             | Self::UpstreamTimeout
             | Self::Internal => None,
         }

@@ -36,6 +36,7 @@ pub struct Metrics {
     fetches: IntCounterVec,
     fetch_duration: HistogramVec,
     upstream_401: IntCounterVec,
+    echoes: IntCounterVec,
     connections: IntCounterVec,
     certificate_expiry: GaugeVec,
     reloads: IntCounterVec,
@@ -128,6 +129,11 @@ impl Metrics {
                 "401 answers of a vendor: replayed with a newer credential, or passed to the caller.",
                 &["vendor", "action"],
             ),
+            echoes: counter(
+                "countersign_echo_redacted_total",
+                "Places where a vendor's answer repeated our credential: masked, or broken off.",
+                &["vendor"],
+            ),
             connections: counter(
                 "countersign_upstream_connections_total",
                 "Upstream connections taken for a request, new or from the pool.",
@@ -186,6 +192,7 @@ impl Metrics {
             in_flight: self.in_flight.with_label_values(&[name]),
             replayed: self.upstream_401.with_label_values(&[name, "replayed"]),
             passed: self.upstream_401.with_label_values(&[name, "passed"]),
+            echoes: self.echoes.with_label_values(&[name]),
             connected: self.connections.with_label_values(&[name, "false"]),
             reused: self.connections.with_label_values(&[name, "true"]),
         }
@@ -317,6 +324,8 @@ pub struct VendorMetrics {
     pub replayed: IntCounter,
     /// 401 answers that reached a caller.
     pub passed: IntCounter,
+    /// Places where an answer repeated our credential.
+    pub echoes: IntCounter,
     /// Requests that opened a connection.
     pub connected: IntCounter,
     /// Requests that took one from the pool.

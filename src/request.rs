@@ -6,6 +6,7 @@
 //! upstream_peer           a finished template, the next address at each attempt
 //! upstream_request_filter strip → place
 //! upstream_response_filter 401? reject, await newer, replay once · strip · rewrite Location
+//! upstream_response_body_filter  our own credential masked, or the answer broken off
 //! fail_to_proxy           the one place where an answer of our own is written
 //! logging                 one log line, one metrics update
 //! ```
@@ -18,6 +19,7 @@ pub mod decide;
 pub mod headers;
 pub mod path;
 pub mod placement;
+pub mod redact;
 pub mod vendor;
 
 use std::sync::Arc;
@@ -28,7 +30,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HOST, HeaderValue, LOCATION};
-use http::{Method, Version};
+use http::{HeaderMap, Method, Version};
 use pingora::ErrorSource;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error as PingoraError, ErrorType, HttpPeer};
@@ -41,6 +43,7 @@ use self::caller::{Caller, Callers};
 use self::decide::{Ask, Identity, decide};
 use self::headers::Barred;
 use self::path::Target;
+use self::redact::{Echoed, Needles, Redactor};
 use self::vendor::{InFlight, Routes, Vendor};
 use crate::config::Timeouts;
 use crate::credential::Held;
@@ -107,6 +110,8 @@ pub struct Context {
     target: String,
     callers_origin: String,
     held: Option<Arc<Held>>,
+    /// Masks our credential in the answer's body.
+    redactor: Option<Redactor>,
     /// Why we answer ourselves.
     stop: Option<Error>,
     attempts: u32,
@@ -162,6 +167,7 @@ impl ProxyHttp for Proxy {
             target: String::new(),
             callers_origin: String::new(),
             held: None,
+            redactor: None,
             stop: None,
             attempts: 0,
             replaying: false,
@@ -323,6 +329,10 @@ impl ProxyHttp for Proxy {
         };
         let vendor = &way.vendor;
         let upgraded = answer.status == 101;
+        let needles = needles(ctx, vendor);
+        if let Some(needles) = &needles {
+            mask_head(needles, answer, vendor)?;
+        }
         if answer.status.is_informational() && !upgraded {
             return Ok(());
         }
@@ -336,6 +346,10 @@ impl ProxyHttp for Proxy {
             }
             vendor.metrics.passed.inc();
         }
+        // After a 101 the bytes belong to another protocol.
+        ctx.redactor = needles
+            .filter(|_| !upgraded)
+            .map(|needles| Redactor::new(needles, &answer.headers));
         ctx.answer_by = None;
         if let Some(guarded) = guard(session) {
             guarded.expect_answer_by(ctx.deadline);
@@ -365,11 +379,44 @@ impl ProxyHttp for Proxy {
     fn upstream_response_body_filter(
         &self,
         _session: &mut Session,
-        _body: &mut Option<Bytes>,
-        _end: bool,
+        body: &mut Option<Bytes>,
+        end: bool,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<Option<Duration>> {
+        if let (Some(redactor), Some(way)) = (&mut ctx.redactor, &ctx.way) {
+            match redactor.pass(body, end) {
+                Ok(0) => {}
+                Ok(masked) => way.vendor.metrics.echoes.inc_by(masked),
+                Err(Echoed) => {
+                    way.vendor.metrics.echoes.inc();
+                    return Err(stopped(ctx, Error::CredentialEchoed));
+                }
+            }
+        }
         in_time(ctx).map(|()| None)
+    }
+
+    fn upstream_response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        trailers: &mut HeaderMap,
+        ctx: &mut Self::CTX,
+    ) -> pingora::Result<()> {
+        if let (Some(redactor), Some(way)) = (&ctx.redactor, &ctx.way) {
+            let masked = redactor.needles().mask_fields(trailers);
+            way.vendor.metrics.echoes.inc_by(masked);
+        }
+        Ok(())
+    }
+
+    /// The last bytes of a body take the place of its trailers where both cannot be had.
+    async fn response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        _trailers: &mut HeaderMap,
+        ctx: &mut Self::CTX,
+    ) -> pingora::Result<Option<Bytes>> {
+        Ok(ctx.redactor.as_mut().and_then(Redactor::finish))
     }
 
     fn fail_to_connect(
@@ -660,6 +707,53 @@ async fn newer_credential(session: &Session, ctx: &mut Context, vendor: &Vendor)
     ctx.replayed = true;
     ctx.replaying = true;
     true
+}
+
+/// What must not come back to the caller of this request.
+fn needles(ctx: &Context, vendor: &Vendor) -> Option<Arc<Needles>> {
+    let (placement, _) = vendor.credential.as_ref()?;
+    vendor.echo.as_ref()?.needles(placement, ctx.held.as_ref()?)
+}
+
+fn mask_head(
+    needles: &Needles,
+    answer: &mut ResponseHeader,
+    vendor: &Vendor,
+) -> pingora::Result<()> {
+    let mut masked = 0;
+    let names: Vec<_> = answer
+        .headers
+        .iter()
+        .filter(|(_, value)| needles.occur_in(value.as_bytes()))
+        .map(|(name, _)| name.clone())
+        .collect();
+    for name in names {
+        let mut fields: HeaderMap = answer
+            .headers
+            .get_all(&name)
+            .iter()
+            .map(|value| (name.clone(), value.clone()))
+            .collect();
+        masked += needles.mask_fields(&mut fields);
+        let spelled = answer
+            .case_header_iter()
+            .map(|(spelled, _)| spelled.as_slice())
+            .find(|spelled| spelled.eq_ignore_ascii_case(name.as_str().as_bytes()))
+            .unwrap_or(name.as_str().as_bytes());
+        let spelled = Bytes::copy_from_slice(spelled);
+        answer.remove_header(&name);
+        for value in fields.values().cloned() {
+            answer.append_header(spelled.clone(), value)?;
+        }
+    }
+    if let Some(reason) = answer.get_reason_phrase()
+        && let (found @ 1.., Some(reason)) = needles.masked(reason.as_bytes())
+    {
+        masked += found;
+        answer.set_reason_phrase(std::str::from_utf8(&reason).ok())?;
+    }
+    vendor.metrics.echoes.inc_by(masked);
+    Ok(())
 }
 
 /// Ends a request from within a hook.

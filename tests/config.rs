@@ -401,7 +401,6 @@ vendors:
     limits: { rate: { per_second: 5 }, honour_retry_after: true }
     breaker: { failures: 0 }
     login: stub
-    redact_echo: false
     auth: { vedauth: { client_id: x, jwt: { env: J } } }
 ";
     let places: Vec<String> = mistakes(text)
@@ -428,7 +427,6 @@ vendors:
             "vendors.a.limits.honour_retry_after",
             "vendors.a.breaker",
             "vendors.a.login",
-            "vendors.a.redact_echo",
         ]
     );
 }

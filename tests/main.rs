@@ -13,6 +13,7 @@
 
 mod config;
 mod connections;
+mod echo;
 mod faults;
 mod operating;
 mod outbound;

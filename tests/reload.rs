@@ -59,7 +59,7 @@ fn yaml(listener: &str, vendors: &str) -> String {
 
 fn vendor(name: &str, upstream: &str, key: &str) -> String {
     format!(
-        "  {name}:\n    upstream: {upstream}\n    allow_plaintext: true\n    auth: {{ headers: {{ X-Key: {key} }} }}\n"
+        "  {name}:\n    upstream: {upstream}\n    allow_plaintext: true\n    auth: {{ headers: {{ X-Key: {key} }} }}\n    redact_echo: false\n"
     )
 }
 

@@ -140,7 +140,10 @@ async fn callers_credentials_and_overrides_never_reach_the_vendor() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_query_credential_replaces_the_callers_parameter_of_its_name() {
-    let setup = Setup::new("    auth: { query: { api_key: { value: \"o&r s\" } } }\n").await;
+    let setup = Setup::new(
+        "    auth: { query: { api_key: { value: \"o&r s\" } } }\n    redact_echo: false\n",
+    )
+    .await;
     for (sent, arrives) in [
         ("/v/x", "/base/x?api_key=o%26r%20s"),
         (

@@ -181,6 +181,11 @@ pub fn status_of(answer: &str) -> u16 {
 
 /// Sends `bytes` and reads until the other side closes, resets or says nothing more for long.
 pub fn exchange(to: SocketAddr, bytes: &[u8]) -> String {
+    String::from_utf8_lossy(&exchange_bytes(to, bytes)).into_owned()
+}
+
+/// The same, for answers that are no text.
+pub fn exchange_bytes(to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut answer = Vec::new();
     if let Ok(mut stream) = TcpStream::connect(to) {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -188,7 +193,7 @@ pub fn exchange(to: SocketAddr, bytes: &[u8]) -> String {
         let _ = stream.write_all(bytes);
         let _ = stream.read_to_end(&mut answer);
     }
-    String::from_utf8_lossy(&answer).into_owned()
+    answer
 }
 
 impl Drop for Proxy {

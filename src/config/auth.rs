@@ -12,6 +12,7 @@ use crate::config::{
     Auth, AuthorizationCode, CertFiles, ClientAuth, ClientCredentials, SecretRef, TokenTimes,
     Upstream, Vedauth, VedauthGrant,
 };
+use crate::secret::Secret;
 
 /// What of the vendor its credential depends on.
 #[derive(Clone, Copy)]
@@ -81,9 +82,12 @@ fn basic(written: &file::Basic, at: &Spot, context: &mut Context<'_>) -> Option<
     let name_at = at.key("username");
     let username = need(written.username.as_ref(), &name_at, context)
         .and_then(|username| context.plain_or_secret(username, &name_at));
-    if let Some(SecretRef::Value(name)) = &username
-        && name.expose().contains(':')
-    {
+    let known = match &username {
+        Some(SecretRef::Value(name)) => name.expose(),
+        Some(SecretRef::Plain(name)) => name,
+        Some(SecretRef::Env(_) | SecretRef::File(_)) | None => "",
+    };
+    if known.contains(':') {
         let hint = "Basic puts a colon between user name and password (RFC 7617 §2)";
         context
             .report
@@ -140,8 +144,11 @@ fn headers(
                 "`{ env: NAME }` or `{ file: PATH }` keep it out",
             );
         }
-        if let Some(secret) = context.plain_or_secret(value, &at) {
+        if let Some(mut secret) = context.plain_or_secret(value, &at) {
             context.header_value(&secret, &at);
+            if looks_secret && let SecretRef::Plain(text) = secret {
+                secret = SecretRef::Value(Secret::new(text));
+            }
             read.push((name.clone(), secret));
         }
     }

@@ -413,9 +413,10 @@ pub(super) struct Vendor {
     /// Whether %2F and %5C may occur in a path.
     #[schemars(extend("default" = "refuse"))]
     pub(super) encoded_slash: Option<EncodedSlash>,
-    /// Masks our own credential where the vendor's answer repeats it.
-    #[schemars(extend("x-supported" = []))]
-    pub(super) redact_echo: Option<NotBuilt>,
+    /// Masks our own credential where the vendor's answer repeats it: raw, base64, URL-encoded or
+    /// JSON-escaped, at the same length. A compressed answer is broken off instead.
+    #[schemars(extend("default" = true))]
+    pub(super) redact_echo: Option<bool>,
 }
 
 /// How TLS to the upstream is spoken.

@@ -51,13 +51,17 @@ impl Context<'_> {
                 value: Some(text), ..
             } => {
                 let at = at.key("value");
-                let secret = self.plain(text, &at)?;
+                let secret = Secret::new(text);
+                if secret.expose().is_empty() {
+                    self.report.wrong(&at, "is empty", "");
+                    return None;
+                }
                 self.report.warn(
                     &at,
                     "a secret is written into the configuration",
                     "`{ env: NAME }` or `{ file: PATH }` keep it out",
                 );
-                (secret, at)
+                (SecretRef::Value(secret), at)
             }
             file::Secret {
                 env: None,
@@ -80,24 +84,23 @@ impl Context<'_> {
         at: &Spot,
     ) -> Option<SecretRef> {
         match written {
-            file::PlainOrSecret::Plain(text) => self.plain(text, at),
+            file::PlainOrSecret::Plain(text) => {
+                let text = text.trim();
+                if text.is_empty() {
+                    self.report.wrong(at, "is empty", "");
+                    return None;
+                }
+                Some(SecretRef::Plain(text.to_owned()))
+            }
             file::PlainOrSecret::Secret(secret) => self.secret(secret, at),
         }
-    }
-
-    fn plain(&mut self, text: &str, at: &Spot) -> Option<SecretRef> {
-        let secret = Secret::new(text);
-        if secret.expose().is_empty() {
-            self.report.wrong(at, "is empty", "");
-            return None;
-        }
-        Some(SecretRef::Value(secret))
     }
 
     /// What must fit into a header field's value, does it? Said only of secrets that are there.
     pub(super) fn header_value(&mut self, secret: &SecretRef, at: &Spot) {
         let known = match secret {
             SecretRef::Value(secret) => secret.clone(),
+            SecretRef::Plain(text) => Secret::new(text.as_str()),
             SecretRef::Env(_) | SecretRef::File(_) if self.secrets == Secrets::FormOnly => return,
             SecretRef::Env(_) | SecretRef::File(_) => match secret.resolve() {
                 Ok(secret) => secret,
@@ -181,7 +184,9 @@ impl Context<'_> {
     ) -> Option<SecretRef> {
         let secret = self.secret(written, at)?;
         let bytes = match (&secret, self.secrets) {
-            (SecretRef::Value(_), _) | (_, Secrets::Resolve) => secret.resolve_bytes().ok()?,
+            (SecretRef::Value(_) | SecretRef::Plain(_), _) | (_, Secrets::Resolve) => {
+                secret.resolve_bytes().ok()?
+            }
             (SecretRef::Env(_) | SecretRef::File(_), Secrets::FormOnly) => return Some(secret),
         };
         let text = std::str::from_utf8(&bytes).unwrap_or_default().trim();

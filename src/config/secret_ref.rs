@@ -35,10 +35,12 @@ impl PartialEq for SecretRef {
     fn eq(&self, other: &Self) -> bool {
         let digest = |secret: &Secret| sha256(&[secret.expose().as_bytes()]);
         match (self, other) {
-            (Self::Env(one), Self::Env(other)) => one == other,
+            (Self::Env(one), Self::Env(other)) | (Self::Plain(one), Self::Plain(other)) => {
+                one == other
+            }
             (Self::File(one), Self::File(other)) => one == other,
             (Self::Value(one), Self::Value(other)) => digest(one) == digest(other),
-            (Self::Env(_) | Self::File(_) | Self::Value(_), _) => false,
+            (Self::Env(_) | Self::File(_) | Self::Value(_) | Self::Plain(_), _) => false,
         }
     }
 }
@@ -80,6 +82,7 @@ impl SecretRef {
                     })
             }
             Self::Value(secret) => Ok(Zeroizing::new(secret.expose().as_bytes().to_vec())),
+            Self::Plain(text) => Ok(Zeroizing::new(text.as_bytes().to_vec())),
         }
     }
 
@@ -89,7 +92,7 @@ impl SecretRef {
         match self {
             Self::Env(name) => format!("the environment variable {name}"),
             Self::File(path) => format!("the file {}", path.display()),
-            Self::Value(_) => "the value in the configuration".to_owned(),
+            Self::Value(_) | Self::Plain(_) => "the value in the configuration".to_owned(),
         }
     }
 }

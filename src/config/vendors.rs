@@ -134,6 +134,7 @@ fn vendor<'f>(
         refuse,
         allow,
         encoded_slash_pass: matches!(entry.encoded_slash, Some(file::EncodedSlash::Pass)),
+        redact_echo: entry.redact_echo.unwrap_or(true),
         trailing_dots_ignored: preset.is_some_and(|preset| preset.trailing_dots_ignored),
     })
 }

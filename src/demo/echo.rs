@@ -8,13 +8,19 @@
 //! | `header` | `Name:value`, may repeat |
 //! | `size` | a body of this many `x` |
 //! | `body` | the body itself |
-//! | `echo` | the body is the value of this request field |
+//! | `echo` | the value of this request field, behind what `size` or `body` gave before |
+//! | `into` | `Name:field`: an answer field that holds the value of this request field |
+//! | `code` | `gzip`: the body so far in that coding, stored rather than compressed |
 //! | `cut` | closes the connection after this many bytes of the body |
 //! | `wait` | milliseconds before the answer |
 //!
 //! Without `size`, `body` and `echo` the body is `METHOD target`.
 
+use std::io::Write;
 use std::time::Duration;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
 
 use super::stand::{Answer, Part, Seen};
 
@@ -24,8 +30,8 @@ pub(crate) struct Echo;
 impl Part for Echo {
     fn answer(&self, seen: &Seen) -> Answer {
         let mut answer = Answer::empty(200);
-        answer.body = format!("{} {}", seen.method, seen.target).into_bytes();
         let (_, query) = seen.target.split_once('?').unwrap_or_default();
+        let mut given = false;
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             // A number that is none is a mistake in the test: it gets 0 and finds out.
             let number = || value.parse::<usize>().unwrap_or(0);
@@ -37,13 +43,38 @@ impl Part for Echo {
                     answer.fields.push((name.to_owned(), value.to_owned()));
                 }
                 "size" => answer.body = vec![b'x'; number()],
-                "body" => answer.body = value.into_owned().into_bytes(),
-                "echo" => answer.body = seen.field(&value).unwrap_or_default().into(),
+                "body" => answer.body = value.as_bytes().to_vec(),
+                "echo" => {
+                    let echoed = seen.field(&value).unwrap_or_default();
+                    answer.body.extend_from_slice(echoed.as_bytes());
+                }
+                "into" => {
+                    let (name, field) = value.split_once(':').unwrap_or((&value, ""));
+                    let echoed = seen.field(field).unwrap_or_default().to_owned();
+                    answer.fields.push((name.to_owned(), echoed));
+                }
+                "code" => {
+                    answer.body = gzip(&answer.body);
+                    answer
+                        .fields
+                        .push(("Content-Encoding".to_owned(), "gzip".to_owned()));
+                }
                 "cut" => answer.cut = Some(number()),
                 "wait" => answer.wait = Duration::from_millis(value.parse().unwrap_or(0)),
                 _ => {}
             }
+            given |= matches!(name.as_ref(), "size" | "body" | "echo");
+        }
+        if !given {
+            answer.body = format!("{} {}", seen.method, seen.target).into_bytes();
         }
         answer
     }
+}
+
+fn gzip(body: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::none());
+    // Writing to memory cannot fail; what came out tells a test if it did.
+    let _ = encoder.write_all(body);
+    encoder.finish().unwrap_or_default()
 }

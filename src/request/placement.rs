@@ -1,9 +1,12 @@
 //! Where on a request a credential goes. Pure functions, no I/O.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::HeaderValue;
+use zeroize::Zeroizing;
 
-use crate::config::Auth;
+use crate::config::{Auth, SecretRef};
 use crate::credential::Held;
 
 /// How a vendor wants to be shown what we hold. A closed set: a vendor that fits none of these
@@ -13,7 +16,12 @@ pub enum Placement {
     /// `Authorization`, the scheme included in the value.
     Authorization,
     /// Header fields by exact name; the n-th value goes into the n-th field.
-    Headers(Vec<Bytes>),
+    Headers {
+        /// Their names, spelled as configured.
+        names: Vec<Bytes>,
+        /// Which of the values are secrets.
+        secret: Vec<bool>,
+    },
     /// One value, already `name=value&…`, appended to the query. The names are those whose
     /// caller-sent parameters are removed first.
     Query(Vec<String>),
@@ -24,12 +32,16 @@ impl Placement {
     #[must_use]
     pub fn of(auth: &Auth) -> Self {
         match auth {
-            Auth::Headers(fields) => Self::Headers(
-                fields
+            Auth::Headers(fields) => Self::Headers {
+                names: fields
                     .iter()
                     .map(|(name, _)| Bytes::copy_from_slice(name.as_bytes()))
                     .collect(),
-            ),
+                secret: fields
+                    .iter()
+                    .map(|(_, value)| !matches!(value, SecretRef::Plain(_)))
+                    .collect(),
+            },
             Auth::Query(parameters) => {
                 Self::Query(parameters.iter().map(|(name, _)| name.clone()).collect())
             }
@@ -48,10 +60,38 @@ impl Placement {
     ) -> impl Iterator<Item = (Bytes, &'a HeaderValue)> + 'a {
         let names: &'a [Bytes] = match self {
             Self::Authorization => &AUTHORIZATION,
-            Self::Headers(names) => names,
+            Self::Headers { names, .. } => names,
             Self::Query(_) => &[],
         };
         names.iter().cloned().zip(held.values())
+    }
+
+    /// What of it must not come back to a caller.
+    #[must_use]
+    pub fn secrets(&self, held: &Held) -> Vec<Zeroizing<Vec<u8>>> {
+        let mut secrets = Vec::new();
+        match self {
+            Self::Authorization => {
+                for value in held.values() {
+                    after_scheme(value.as_bytes(), &mut secrets);
+                }
+            }
+            Self::Headers { secret, .. } => {
+                for (value, _) in held.values().iter().zip(secret).filter(|(_, is)| **is) {
+                    secrets.push(Zeroizing::new(value.as_bytes().to_vec()));
+                    after_scheme(value.as_bytes(), &mut secrets);
+                }
+            }
+            Self::Query(_) => {
+                let pairs = held.values().iter().map(HeaderValue::as_bytes);
+                for pair in pairs.flat_map(|query| query.split(|byte| *byte == b'&')) {
+                    let value = pair.splitn(2, |byte| *byte == b'=').nth(1);
+                    let value = percent_encoding::percent_decode(value.unwrap_or_default());
+                    secrets.push(Zeroizing::new(value.collect()));
+                }
+            }
+        }
+        secrets
     }
 
     /// The query to send: the caller's without parameters of our names, ours behind it. `None`
@@ -73,6 +113,25 @@ impl Placement {
         }
         query.push_str(ours);
         Some(query)
+    }
+}
+
+/// The secrets in `Bearer SECRET`, `Basic base64(NAME:SECRET)` and the like.
+fn after_scheme(value: &[u8], into: &mut Vec<Zeroizing<Vec<u8>>>) {
+    let Some(blank) = value.iter().position(|byte| *byte == b' ') else {
+        return;
+    };
+    let (scheme, rest) = (&value[..blank], value[blank..].trim_ascii());
+    if !scheme.iter().all(u8::is_ascii_alphabetic) {
+        return;
+    }
+    into.push(Zeroizing::new(rest.to_vec()));
+    if scheme.eq_ignore_ascii_case(b"basic")
+        && let Ok(pair) = STANDARD.decode(rest).map(Zeroizing::new)
+        && let Some(colon) = pair.iter().position(|byte| *byte == b':')
+    {
+        into.push(Zeroizing::new(pair[colon + 1..].to_vec()));
+        into.push(pair);
     }
 }
 

@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::metrics::VendorMetrics;
 use crate::request::path::Rules;
 use crate::request::placement::Placement;
+use crate::request::redact::Prepared;
 
 /// One vendor, prepared: nothing here is computed again for a request.
 #[derive(Debug)]
@@ -39,6 +40,8 @@ pub struct Vendor {
     pub encoded_slash_pass: bool,
     /// `true`: a 401 renews the credential and replays the request.
     pub retry_on_401: bool,
+    /// Makes what to search answers for; `None`: nothing.
+    pub echo: Option<Prepared>,
     /// The vendor's series.
     pub metrics: VendorMetrics,
     /// Requests being served now.
@@ -69,6 +72,7 @@ impl Vendor {
             cookies_pass: vendor.cookies_pass,
             encoded_slash_pass: vendor.encoded_slash_pass,
             retry_on_401: vendor.retry_on_401,
+            echo: vendor.redact_echo.then(Prepared::default),
             metrics,
             in_flight: AtomicUsize::new(0),
         }

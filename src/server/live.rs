@@ -438,7 +438,8 @@ fn files_of(config: &Config) -> Vec<PathBuf> {
     if let ConfiguredCallers::Known(callers) = &config.callers {
         files.extend(callers.iter().filter_map(|caller| match &caller.api_key {
             ApiKey::Key(SecretRef::File(path)) => Some(path.clone()),
-            ApiKey::Key(SecretRef::Env(_) | SecretRef::Value(_)) | ApiKey::Sha256(_) => None,
+            ApiKey::Key(SecretRef::Env(_) | SecretRef::Value(_) | SecretRef::Plain(_))
+            | ApiKey::Sha256(_) => None,
         }));
     }
     files.extend(config.vendors.iter().flat_map(trust_files));

@@ -1,0 +1,931 @@
+//! Our own credential, masked where a vendor's answer repeats it: callers hold no vendor secrets,
+//! and an endpoint that shows the request it was sent must not hand them one. Pure functions over
+//! bytes.
+//!
+//! ```text
+//! Held ──secrets──▶ spellings ──▶ Needles ──▶ Redactor ◀─ the answer's body, chunk by chunk
+//! ```
+//!
+//! Text is masked in place, byte for byte, so that lengths stay true. At the end of a chunk only a
+//! true beginning of a spelling is held back until more is known. A compressed body is decoded
+//! alongside and never changed: a match breaks it off.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::sync::Arc;
+
+use aho_corasick::{AhoCorasick, Input, MatchKind};
+use arc_swap::ArcSwapOption;
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use brotli_decompressor::DecompressorWriter;
+use bytes::{Bytes, BytesMut};
+use flate2::write::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue};
+use zeroize::Zeroizing;
+
+use crate::credential::Held;
+use crate::request::placement::Placement;
+
+/// The needles of a vendor's newest credential, made once for each.
+#[derive(Debug, Default)]
+pub struct Prepared(ArcSwapOption<(u64, Option<Arc<Needles>>)>);
+
+impl Prepared {
+    /// What to look for in an answer to a request that carried `held`. `None`: nothing of it is
+    /// secret, or nothing long enough to be told from ordinary text.
+    #[must_use]
+    pub fn needles(&self, placement: &Placement, held: &Held) -> Option<Arc<Needles>> {
+        let known = self.0.load();
+        if let Some(known) = known.as_deref()
+            && known.0 == held.generation()
+        {
+            return known.1.clone();
+        }
+        let needles = Needles::new(&placement.secrets(held)).map(Arc::new);
+        // Answers to requests with an older credential do not push the newer one out.
+        if known
+            .as_deref()
+            .is_none_or(|known| known.0 < held.generation())
+        {
+            let made = (held.generation(), needles.clone());
+            self.0.store(Some(Arc::new(made)));
+        }
+        needles
+    }
+}
+
+/// Shorter secrets occur in ordinary text by accident; masking them would spoil answers.
+const SHORTEST: usize = 4;
+/// Base64 of a part of a secret, shorter than this, may be an accident as well.
+const SHORTEST_BASE64: usize = 12;
+/// How much of an anchor is searched for; the rest is compared where that is found.
+const ANCHOR: usize = 16;
+/// The longest way to write one byte: `\u002b`.
+const WIDEST: usize = 6;
+/// Stands for each masked byte, unless a secret or a way to write one holds it: then the next.
+const MASKS: &[u8] = b"*#-_.~!@$xX0";
+
+/// What one vendor's credential is, ready to be searched for in every spelling.
+///
+/// A spelling writes each character in any of the ways of [`spelled`]. No encoder in use escapes
+/// letters and digits, so the longest run of those in a secret is searched for, and what stands
+/// around it is compared.
+pub struct Needles {
+    secrets: Vec<Zeroizing<Vec<u8>>>,
+    anchors: AhoCorasick,
+    /// For each anchor, the secrets it may be part of, and where in them it stands.
+    anchored: Vec<Vec<(usize, usize)>>,
+    /// The bytes that a spelling may begin with.
+    begins: [bool; 256],
+    longest: usize,
+    mask: u8,
+}
+
+impl Needles {
+    /// `None` when there is nothing to search for.
+    #[must_use]
+    pub fn new(plain: &[Zeroizing<Vec<u8>>]) -> Option<Self> {
+        let mut secrets = Vec::new();
+        for secret in plain.iter().filter(|secret| secret.len() >= SHORTEST) {
+            secrets.push(secret.clone());
+            let parts = base64_of(secret).into_iter();
+            secrets.extend(parts.filter(|part| part.len() >= SHORTEST_BASE64));
+        }
+        secrets.sort_by(|one, other| one.cmp(other));
+        secrets.dedup_by(|one, other| **one == **other);
+        let longest = secrets.iter().map(|secret| secret.len()).max()?;
+
+        let mut begins = [false; 256];
+        let mut wanted: Vec<(Vec<u8>, (usize, usize))> = Vec::new();
+        for (nth, secret) in secrets.iter().enumerate() {
+            let first = secret[0];
+            for begin in [first, b'%', b'\\'] {
+                begins[usize::from(begin)] = true;
+            }
+            begins[usize::from(b'+')] |= first == b' ';
+            let run = longest_plain_run(secret);
+            if run.is_empty() {
+                // All of it may be escaped: search for how it begins.
+                let first = [first];
+                let mut ways = vec![first.to_vec(), b"%".to_vec(), b"\\".to_vec()];
+                ways.extend((first == [b' ']).then(|| b"+".to_vec()));
+                wanted.extend(ways.into_iter().map(|way| (way, (nth, 0))));
+            } else {
+                let run = run.start..run.end.min(run.start + ANCHOR);
+                wanted.push((secret[run.clone()].to_vec(), (nth, run.start)));
+            }
+        }
+        // At no place does more than one anchor begin: the shorter one stands for both.
+        wanted.sort();
+        let mut anchors: Vec<Vec<u8>> = Vec::new();
+        let mut anchored: Vec<Vec<(usize, usize)>> = Vec::new();
+        for (anchor, place) in wanted {
+            match (anchors.last(), anchored.last_mut()) {
+                (Some(last), Some(places)) if anchor.starts_with(last) => places.push(place),
+                _ => {
+                    anchors.push(anchor);
+                    anchored.push(vec![place]);
+                }
+            }
+        }
+        let is_free = |mask: &&u8| !secrets.iter().any(|secret| secret.contains(mask));
+        let mask = *MASKS.iter().find(is_free).unwrap_or(&b'*');
+        Some(Self {
+            anchors: AhoCorasick::builder()
+                .match_kind(MatchKind::LeftmostFirst)
+                .build(&anchors)
+                .ok()?,
+            anchored,
+            secrets,
+            begins,
+            longest,
+            mask,
+        })
+    }
+
+    /// Whether a complete text holds a spelling.
+    #[must_use]
+    pub fn occur_in(&self, text: &[u8]) -> bool {
+        self.find(text).next().is_some()
+    }
+
+    /// Masks a complete text. How many places were masked; the text is `Some` when any was.
+    #[must_use]
+    pub fn masked(&self, text: &[u8]) -> (u64, Option<Vec<u8>>) {
+        let found = merged(self.find(text).collect());
+        if found.is_empty() {
+            return (0, None);
+        }
+        let count = found.len() as u64;
+        let mut copy = text.to_vec();
+        for one in found {
+            copy[one].fill(self.mask);
+        }
+        (count, Some(copy))
+    }
+
+    /// Masks field values. How many places were masked.
+    pub fn mask_fields(&self, fields: &mut HeaderMap) -> u64 {
+        let mut count = 0;
+        for value in fields.values_mut() {
+            if let (found @ 1.., Some(masked)) = self.masked(value.as_bytes())
+                && let Ok(masked) = HeaderValue::from_bytes(&masked)
+            {
+                *value = masked;
+                count += found;
+            }
+        }
+        count
+    }
+
+    /// Every spelling in `text`, in any order; they may overlap.
+    fn find(&self, text: &[u8]) -> impl Iterator<Item = Range<usize>> {
+        let mut from = 0;
+        let hits = std::iter::from_fn(move || {
+            let input = Input::new(text).span(from..text.len());
+            let hit = self.anchors.find(input)?;
+            from = hit.start() + 1;
+            Some(hit)
+        });
+        hits.flat_map(move |hit| {
+            let places = &self.anchored[hit.pattern().as_usize()];
+            places.iter().filter_map(move |(nth, offset)| {
+                let secret = &self.secrets[*nth];
+                let end = forwards(&secret[*offset..], &text[hit.start()..]).longest?;
+                let start = backwards(&secret[..*offset], &text[..hit.start()])?;
+                Some(start..hit.start() + end)
+            })
+        })
+    }
+
+    /// Where the text ends in the beginning of a spelling: the earliest such place, or its end.
+    fn unfinished(&self, text: &[u8]) -> usize {
+        let from = text.len().saturating_sub(self.longest * WIDEST);
+        (from..text.len())
+            .filter(|at| self.begins[usize::from(text[*at])])
+            .find(|at| {
+                let mut secrets = self.secrets.iter();
+                secrets.any(|secret| forwards(secret, &text[*at..]).more)
+            })
+            .unwrap_or(text.len())
+    }
+}
+
+impl fmt::Debug for Needles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Needles")
+            .field("secrets", &self.secrets.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The characters of `secret`'s base64 that are the same wherever it stands in a longer text.
+fn base64_of(secret: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
+    let mut parts = Vec::new();
+    for before in 0..3 {
+        let shifted = Zeroizing::new([&b"\0\0"[..before], secret].concat());
+        // A character holds 6 bits; those that share bits with a neighbour vary.
+        let (first, end) = ((before * 8).div_ceil(6), shifted.len() * 8 / 6);
+        for alphabet in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
+            let text = Zeroizing::new(alphabet.encode(&shifted));
+            parts.push(Zeroizing::new(text.as_bytes()[first..end].to_vec()));
+        }
+    }
+    parts
+}
+
+/// Of the characters that are written in one way only, by every encoder.
+fn longest_plain_run(secret: &[u8]) -> Range<usize> {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._".contains(byte);
+    let mut longest = 0..0;
+    let mut start = 0;
+    for (at, byte) in secret.iter().enumerate() {
+        if !is_plain(byte) {
+            start = at + 1;
+        } else if at + 1 - start > longest.len() {
+            longest = start..at + 1;
+        }
+    }
+    longest
+}
+
+/// Ranges in order, none touching another.
+fn merged(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    ranges.sort_by_key(|range| range.start);
+    let mut merged: Vec<Range<usize>> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
+/// How `secret` compares with the beginning of a text.
+#[derive(Clone, Copy)]
+struct Compared {
+    /// The length of its longest spelling there.
+    longest: Option<usize>,
+    /// The text is the beginning of a spelling, and too short to tell.
+    more: bool,
+}
+
+fn forwards(secret: &[u8], text: &[u8]) -> Compared {
+    let mut more = false;
+    // A character may have been written in two ways that both fit, as `\` and as `\\`.
+    let mut ends = Places::one(0);
+    let mut rest = secret;
+    while !rest.is_empty() && !ends.is_empty() {
+        let (unit, next) = rest.split_at(first_unit(rest));
+        let mut reached = Places::default();
+        for end in ends.iter() {
+            let there = &text[end..];
+            spelled(unit, there.first().copied(), |spelling, any_case| {
+                let both = spelling.len().min(there.len());
+                if same(&spelling[..both], &there[..both], any_case) {
+                    if both == spelling.len() {
+                        reached.add(end + both);
+                    } else {
+                        more = true;
+                    }
+                }
+            });
+        }
+        (ends, rest) = (reached, next);
+    }
+    Compared {
+        longest: ends.iter().max(),
+        more,
+    }
+}
+
+/// Where the longest spelling of `secret` begins that ends where `text` does.
+fn backwards(secret: &[u8], text: &[u8]) -> Option<usize> {
+    let mut starts = Places::one(text.len());
+    let mut rest = secret;
+    while !rest.is_empty() && !starts.is_empty() {
+        let (next, unit) = rest.split_at(rest.len() - last_unit(rest));
+        let mut reached = Places::default();
+        for start in starts.iter() {
+            spelled(unit, None, |spelling, any_case| {
+                if let Some(at) = start.checked_sub(spelling.len())
+                    && same(spelling, &text[at..start], any_case)
+                {
+                    reached.add(at);
+                }
+            });
+        }
+        (starts, rest) = (reached, next);
+    }
+    starts.iter().min()
+}
+
+/// The length of the character at the start: bytes that are no UTF-8 each count as one.
+fn first_unit(text: &[u8]) -> usize {
+    let is_character = |length: &usize| {
+        text.get(..*length)
+            .is_some_and(|unit| std::str::from_utf8(unit).is_ok())
+    };
+    (1..=4).find(is_character).unwrap_or(1)
+}
+
+/// The same at the end.
+fn last_unit(text: &[u8]) -> usize {
+    let is_character = |length: &usize| {
+        text.len()
+            .checked_sub(*length)
+            .is_some_and(|start| std::str::from_utf8(&text[start..]).is_ok())
+    };
+    (1..=4).find(is_character).unwrap_or(1)
+}
+
+/// The ways to write one character: as it is, percent-encoded (RFC 3986 §2.1), as `+` for a blank
+/// (HTML forms), escaped as JSON demands or permits (RFC 8259 §7). With each, whether letters may
+/// have either case in it. `begin` is what it begins with, where that is known.
+fn spelled(unit: &[u8], begin: Option<u8>, mut way: impl FnMut(&[u8], bool)) {
+    way(unit, false);
+    if begin.is_some_and(|begin| !matches!(begin, b'%' | b'+' | b'\\')) {
+        return;
+    }
+    let mut escaped = [0; 12];
+    for (place, byte) in escaped.chunks_mut(3).zip(unit) {
+        place[0] = b'%';
+        place[1..].copy_from_slice(&hex_digits(*byte));
+    }
+    way(&escaped[..unit.len() * 3], true);
+    match unit {
+        b" " => way(b"+", false),
+        [byte @ (b'"' | b'\\' | b'/')] => way(&[b'\\', *byte], false),
+        _ => {}
+    }
+    let character = std::str::from_utf8(unit)
+        .ok()
+        .and_then(|unit| unit.chars().next());
+    if let Some(character) = character {
+        let mut units = [0; 2];
+        let units = character.encode_utf16(&mut units);
+        for (place, unit) in escaped.chunks_mut(6).zip(units.iter()) {
+            let [high, low] = unit.to_be_bytes();
+            place[..2].copy_from_slice(b"\\u");
+            place[2..4].copy_from_slice(&hex_digits(high));
+            place[4..].copy_from_slice(&hex_digits(low));
+        }
+        way(&escaped[..units.len() * 6], true);
+    }
+}
+
+fn hex_digits(byte: u8) -> [u8; 2] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    [
+        DIGITS[usize::from(byte >> 4)],
+        DIGITS[usize::from(byte & 15)],
+    ]
+}
+
+fn same(one: &[u8], other: &[u8], any_case: bool) -> bool {
+    one == other || (any_case && one.eq_ignore_ascii_case(other))
+}
+
+/// A few places in a text.
+#[derive(Default)]
+struct Places {
+    at: [usize; 8],
+    count: usize,
+}
+
+impl Places {
+    fn one(at: usize) -> Self {
+        let mut places = Self::default();
+        places.add(at);
+        places
+    }
+
+    fn add(&mut self, at: usize) {
+        // More than 8 at once takes a secret of nothing but backslashes; some of them are enough.
+        if self.count < self.at.len() && !self.iter().any(|known| known == at) {
+            self.at[self.count] = at;
+            self.count += 1;
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    fn iter(&self) -> impl Iterator<Item = usize> {
+        self.at[..self.count].iter().copied()
+    }
+}
+
+/// A compressed answer repeats our credential: nothing more of it may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the vendor's compressed answer repeats our credential")]
+pub struct Echoed;
+
+/// One answer's body on its way to the caller.
+#[derive(Debug)]
+pub struct Redactor {
+    needles: Arc<Needles>,
+    body: Body,
+    /// Beginnings shorter than this are not waited for.
+    waits_from: usize,
+}
+
+enum Body {
+    /// As it is, or in a coding that we do not know. The first `masked` bytes of what is held back
+    /// belong to a spelling that began before it.
+    Text { held: Bytes, masked: usize },
+    /// Compressed. `held` are chunks, whole, that end within the credential.
+    Coded { decoder: Decoder, held: BytesMut },
+    /// Compressed, by its own account; nothing of it has come yet.
+    Unread(Coding),
+}
+
+#[derive(Clone, Copy)]
+enum Coding {
+    Gzip,
+    Deflate,
+    Brotli,
+}
+
+/// Chunks that are held back although nothing comes out of them are given up on here, bytes.
+const HELD: usize = 1 << 20;
+/// In compressed bodies a shorter beginning of the credential is nobody's secret, and is not worth
+/// stopping a stream for.
+const BEGINNING: usize = 8;
+
+impl Redactor {
+    /// For the body of an answer with these fields.
+    #[must_use]
+    pub fn new(needles: Arc<Needles>, fields: &HeaderMap) -> Self {
+        let coding = fields
+            .get(CONTENT_ENCODING)
+            .map(|coding| coding.as_bytes().trim_ascii().to_ascii_lowercase());
+        let body = match coding.as_deref() {
+            Some(b"gzip" | b"x-gzip") => Body::Unread(Coding::Gzip),
+            Some(b"deflate") => Body::Unread(Coding::Deflate),
+            Some(b"br") => Body::Unread(Coding::Brotli),
+            _ => Body::text(),
+        };
+        // A message of gRPC ends where it ends; its receiver must not wait for the next one.
+        let is_grpc = fields
+            .get(CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        Self {
+            needles,
+            body,
+            waits_from: if is_grpc { BEGINNING } else { 1 },
+        }
+    }
+
+    /// What is searched for.
+    #[must_use]
+    pub fn needles(&self) -> &Needles {
+        &self.needles
+    }
+
+    /// Takes the next chunk and leaves in its place what may be sent, which may be nothing. `end`:
+    /// there is no further one. How many spellings were masked.
+    ///
+    /// # Errors
+    /// [`Echoed`]: the answer must be broken off.
+    pub fn pass(&mut self, chunk: &mut Option<Bytes>, end: bool) -> Result<u64, Echoed> {
+        let taken = chunk.take().unwrap_or_default();
+        if let (Body::Unread(coding), Some(first)) = (&self.body, taken.first()) {
+            self.body = Body::begun(*coding, *first, &self.needles);
+        }
+        let (sent, masked) = match &mut self.body {
+            Body::Text { held, masked } => {
+                let (text, masked) = (join(held, taken), *masked);
+                self.text(&text, masked, end)
+            }
+            Body::Coded { decoder, held } => match decoder.read(&taken) {
+                Decoded::Clean { unfinished } => {
+                    held.extend_from_slice(&taken);
+                    if unfinished >= BEGINNING && !end {
+                        if held.len() > HELD {
+                            return Err(Echoed);
+                        }
+                        (Bytes::new(), 0)
+                    } else {
+                        (held.split().freeze(), 0)
+                    }
+                }
+                Decoded::Echoed => return Err(Echoed),
+                // Its receiver cannot decode it either, and is left with the bytes.
+                Decoded::Broken => {
+                    let text = join(&held.split().freeze(), taken);
+                    self.text(&text, 0, end)
+                }
+            },
+            Body::Unread(_) => (taken, 0),
+        };
+        *chunk = Some(sent);
+        Ok(masked)
+    }
+
+    /// What is held back, when the body has ended without saying so: before trailers.
+    #[must_use]
+    pub fn finish(&mut self) -> Option<Bytes> {
+        let mut rest = None;
+        self.pass(&mut rest, true).ok()?;
+        rest.filter(|rest| !rest.is_empty())
+    }
+
+    /// `text` as it may be sent, and how many places were masked; its first `known` bytes belong to
+    /// a spelling that began before. The rest is held back.
+    fn text(&mut self, text: &Bytes, known: usize, end: bool) -> (Bytes, u64) {
+        let mut cut = text.len();
+        if !end {
+            let unfinished = self.needles.unfinished(text);
+            if cut - unfinished >= self.waits_from {
+                cut = unfinished;
+            }
+        }
+        let mut found: Vec<_> = self.needles.find(text).collect();
+        if known > 0 {
+            found.push(0..known);
+        }
+        let found = merged(found);
+        let over = found
+            .iter()
+            .filter(|one| one.start < cut || known > 0 && one.start == 0)
+            .map(|one| one.end.saturating_sub(cut));
+        self.body = Body::Text {
+            masked: over.max().unwrap_or(0),
+            held: Bytes::copy_from_slice(&text[cut..]),
+        };
+        if found.is_empty() {
+            return (text.slice(..cut), 0);
+        }
+        let mut sent = BytesMut::from(&text[..cut]);
+        // What began before was counted before.
+        let mut count = 0;
+        for one in found.into_iter().filter(|one| one.start < cut) {
+            count += u64::from(known == 0 || one.start > 0);
+            sent[one.start..one.end.min(cut)].fill(self.needles.mask);
+        }
+        (sent.freeze(), count)
+    }
+}
+
+impl Body {
+    fn text() -> Self {
+        Self::Text {
+            held: Bytes::new(),
+            masked: 0,
+        }
+    }
+
+    /// A compressed body by its first byte. What is not what it says is text.
+    fn begun(coding: Coding, first: u8, needles: &Arc<Needles>) -> Self {
+        let watch = Watch {
+            needles: needles.clone(),
+            tail: Vec::new(),
+            echoed: false,
+        };
+        let decoder = match coding {
+            // RFC 1952 §2.3.1.
+            Coding::Gzip if first != 0x1f => return Self::text(),
+            Coding::Gzip => Decoder::Gzip(Box::new(MultiGzDecoder::new(watch))),
+            // RFC 9110 §8.4.1.2 means zlib's format (RFC 1950 §2.2); some servers send bare
+            // deflate.
+            Coding::Deflate if first & 15 == 8 => Decoder::Zlib(Box::new(ZlibDecoder::new(watch))),
+            Coding::Deflate => Decoder::Deflate(Box::new(DeflateDecoder::new(watch))),
+            Coding::Brotli => Decoder::Brotli(Box::new(DecompressorWriter::new(watch, OUTPUT))),
+        };
+        Self::Coded {
+            decoder,
+            held: BytesMut::new(),
+        }
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Text { .. } => "Text",
+            Self::Coded { .. } => "Coded",
+            Self::Unread(_) => "Unread",
+        })
+    }
+}
+
+fn join(held: &Bytes, next: Bytes) -> Bytes {
+    if held.is_empty() {
+        return next;
+    }
+    let mut text = BytesMut::with_capacity(held.len() + next.len());
+    text.extend_from_slice(held);
+    text.extend_from_slice(&next);
+    text.freeze()
+}
+
+/// Decodes a body only to look at it. What comes out is searched in pieces of [`OUTPUT`] bytes at
+/// most and forgotten.
+enum Decoder {
+    Gzip(Box<MultiGzDecoder<Watch>>),
+    Zlib(Box<ZlibDecoder<Watch>>),
+    Deflate(Box<DeflateDecoder<Watch>>),
+    Brotli(Box<DecompressorWriter<Watch>>),
+}
+
+const OUTPUT: usize = 32 * 1024;
+
+/// What decoding a chunk has shown.
+enum Decoded {
+    /// The text so far ends in this many bytes of a spelling.
+    Clean {
+        unfinished: usize,
+    },
+    Echoed,
+    Broken,
+}
+
+impl Decoder {
+    fn read(&mut self, chunk: &[u8]) -> Decoded {
+        let (outcome, watch) = match self {
+            Self::Gzip(decoder) => (feed(decoder, chunk), decoder.get_ref()),
+            Self::Zlib(decoder) => (feed(decoder, chunk), decoder.get_ref()),
+            Self::Deflate(decoder) => (feed(decoder, chunk), decoder.get_ref()),
+            Self::Brotli(decoder) => (feed(decoder, chunk), decoder.get_ref()),
+        };
+        if watch.echoed {
+            Decoded::Echoed
+        } else if outcome.is_err() {
+            Decoded::Broken
+        } else {
+            Decoded::Clean {
+                unfinished: watch.tail.len(),
+            }
+        }
+    }
+}
+
+fn feed(decoder: &mut impl Write, chunk: &[u8]) -> io::Result<()> {
+    decoder.write_all(chunk)?;
+    decoder.flush()
+}
+
+/// Where decoded text goes.
+struct Watch {
+    needles: Arc<Needles>,
+    /// The text's end, as far as it is the beginning of a spelling.
+    tail: Vec<u8>,
+    echoed: bool,
+}
+
+impl Write for Watch {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        self.tail.extend_from_slice(text);
+        self.echoed |= self.needles.occur_in(&self.tail);
+        if self.echoed {
+            return Err(io::Error::other(Echoed));
+        }
+        let unfinished = self.needles.unfinished(&self.tail);
+        self.tail.drain(..unfinished);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use base64::engine::general_purpose::STANDARD;
+    use flate2::Compression;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn needles(secrets: &[&str]) -> Arc<Needles> {
+        let secrets: Vec<_> = secrets
+            .iter()
+            .map(|secret| Zeroizing::new(secret.as_bytes().to_vec()))
+            .collect();
+        Arc::new(Needles::new(&secrets).unwrap())
+    }
+
+    fn fields(fields: &[(&'static str, &str)]) -> HeaderMap {
+        let field = |(name, value): &(&'static str, &str)| {
+            (http::HeaderName::from_static(name), value.parse().unwrap())
+        };
+        fields.iter().map(field).collect()
+    }
+
+    /// What comes out when `text` comes in as these chunks, and how much was masked.
+    fn through<'a>(
+        redactor: &mut Redactor,
+        chunks: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<(Vec<u8>, u64), Echoed> {
+        let (mut out, mut count) = (Vec::new(), 0);
+        for chunk in chunks {
+            let mut chunk = Some(Bytes::copy_from_slice(chunk));
+            count += redactor.pass(&mut chunk, false)?;
+            out.extend_from_slice(&chunk.unwrap_or_default());
+        }
+        let mut last = None;
+        count += redactor.pass(&mut last, true)?;
+        out.extend_from_slice(&last.unwrap_or_default());
+        Ok((out, count))
+    }
+
+    fn masked(secret: &str, text: &str) -> String {
+        let mut redactor = Redactor::new(needles(&[secret]), &HeaderMap::new());
+        let (out, _) = through(&mut redactor, [text.as_bytes()]).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn every_spelling_is_masked_at_its_length() {
+        let secret = "k+3/\"a=&<\\Z9 u~*x";
+        let embedded = |before: &str| STANDARD.encode(format!("{before}{secret} and more"));
+        let spellings = [
+            // Encoders differ in what they escape, and one may work on another's text.
+            "k+3%2f\\\"a%3D&\\u003C\\\\Z9%20u~%2ax".into(),
+            secret.to_owned(),
+            "k%2B3%2F%22a%3D%26%3C%5CZ9%20u~%2Ax".into(),
+            "k%2b3%2f%22a%3d%26%3c%5cZ9%20u~%2ax".into(),
+            "k%2B3%2F%22a%3D%26%3C%5CZ9+u%7E*x".into(),
+            "k%2B3%2F%22a%3D%26%3C%5CZ9%20u~*x".into(),
+            r#"k+3/\"a=&<\\Z9 u~*x"#.into(),
+            r#"k+3\/\"a=&<\\Z9 u~*x"#.into(),
+            r#"k+3/\"a=\u0026\u003c\\Z9 u~*x"#.into(),
+            r#"k+3/\"a\u003d\u0026\u003c\\Z9 u~*x"#.into(),
+            r"k\u002B3/\u0022a=\u0026\u003C\\Z9 u~*x".into(),
+        ];
+        for spelling in spellings {
+            let text = format!("<a>{spelling}</a>");
+            let masked = masked(secret, &text);
+            assert_eq!(masked.len(), text.len());
+            assert!(masked.starts_with("<a>###"), "{spelling}: {masked}");
+            assert!(masked.ends_with("###</a>"), "{spelling}: {masked}");
+        }
+        for before in ["", "1", "12", "123"] {
+            let masked = masked(secret, &embedded(before));
+            assert!(masked.matches('#').count() > 20, "{before}: {masked}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_credential_passes_untouched_and_at_once() {
+        let mut redactor = Redactor::new(needles(&["needle-7"]), &HeaderMap::new());
+        let text = Bytes::from_static(b"hay, and more hay: needl, needle-6");
+        let mut chunk = Some(text.clone());
+        assert_eq!(redactor.pass(&mut chunk, false), Ok(0));
+        assert_eq!(chunk.as_ref().unwrap().as_ptr(), text.as_ptr());
+        assert_eq!(chunk, Some(text));
+
+        let mut held = Some(Bytes::from_static(b"data: need"));
+        redactor.pass(&mut held, false).unwrap();
+        assert_eq!(held, Some(Bytes::from_static(b"data: ")));
+        let mut next = Some(Bytes::from_static(b"y\n\n"));
+        redactor.pass(&mut next, false).unwrap();
+        assert_eq!(next, Some(Bytes::from_static(b"needy\n\n")));
+    }
+
+    #[test]
+    fn a_body_that_ends_within_a_beginning_is_whole() {
+        assert_eq!(masked("needle-7", "the needle"), "the needle");
+        let mut redactor = Redactor::new(needles(&["needle-7"]), &HeaderMap::new());
+        let mut chunk = Some(Bytes::from_static(b"the needle"));
+        redactor.pass(&mut chunk, false).unwrap();
+        assert_eq!(redactor.finish(), Some(Bytes::from_static(b"needle")));
+        assert_eq!(redactor.finish(), None);
+    }
+
+    #[test]
+    fn short_secrets_and_none_are_not_searched_for() {
+        assert!(Needles::new(&[]).is_none());
+        assert!(Needles::new(&[Zeroizing::new(b"abc".to_vec())]).is_none());
+    }
+
+    #[test]
+    fn field_values_are_masked() {
+        let mut head = fields(&[("x-echo", "Bearer t0ken-t0ken"), ("x-other", "t0ken")]);
+        assert_eq!(needles(&["t0ken-t0ken"]).mask_fields(&mut head), 1);
+        assert_eq!(head["x-echo"], "Bearer ***********");
+        assert_eq!(head["x-other"], "t0ken");
+    }
+
+    /// Text that compresses into many symbols, with `secret` in the middle.
+    fn around(secret: &str) -> Vec<u8> {
+        let mut text: Vec<u8> = (0..20_000_u32)
+            .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+            .collect();
+        text.splice(40_000..40_000, secret.bytes());
+        text
+    }
+
+    fn coded(coding: &str, text: &[u8]) -> Vec<u8> {
+        let level = Compression::default();
+        let mut out = Vec::new();
+        match coding {
+            "gzip" => flate2::read::GzEncoder::new(text, level).read_to_end(&mut out),
+            "zlib" => flate2::read::ZlibEncoder::new(text, level).read_to_end(&mut out),
+            "deflate" => flate2::read::DeflateEncoder::new(text, level).read_to_end(&mut out),
+            _ => brotli::CompressorReader::new(text, 4096, 5, 20).read_to_end(&mut out),
+        }
+        .unwrap();
+        out
+    }
+
+    #[test]
+    fn compressed_bodies_pass_byte_for_byte_or_break_off_before_the_credential() {
+        let secret = "a-secret-of-some-length-0123456789";
+        for (coding, label) in [
+            ("gzip", "gzip"),
+            ("gzip", "X-GZip"),
+            ("zlib", "deflate"),
+            ("deflate", "deflate"),
+            ("br", "br"),
+        ] {
+            let head = fields(&[("content-encoding", label)]);
+            let redactor = || Redactor::new(needles(&[secret]), &head);
+            for size in [1, 7, 1000, 1 << 20] {
+                let clean = coded(coding, &around("nothing of the kind"));
+                let (out, _) = through(&mut redactor(), clean.chunks(size)).unwrap();
+                assert!(out == clean, "{coding} by {size}");
+
+                let echo = coded(coding, &around(secret));
+                let mut redactor = redactor();
+                let mut sent = 0;
+                let mut broken = false;
+                for chunk in echo.chunks(size) {
+                    let mut chunk = Some(Bytes::copy_from_slice(chunk));
+                    if redactor.pass(&mut chunk, false).is_err() {
+                        broken = true;
+                        break;
+                    }
+                    sent += chunk.unwrap().len();
+                }
+                assert!(broken, "{coding} by {size}");
+                let mut read = Vec::new();
+                let part = &echo[..sent];
+                // Cut off in the middle, so the outcome is an error; what was read counts.
+                let _ = match coding {
+                    "gzip" => flate2::read::GzDecoder::new(part).read_to_end(&mut read),
+                    "zlib" => flate2::read::ZlibDecoder::new(part).read_to_end(&mut read),
+                    "deflate" => flate2::read::DeflateDecoder::new(part).read_to_end(&mut read),
+                    _ => brotli_decompressor::Decompressor::new(part, 4096).read_to_end(&mut read),
+                };
+                let begun = String::from_utf8_lossy(&read).contains(&secret[..=BEGINNING]);
+                assert!(!begun, "{coding} by {size}: {sent}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_compressed_as_it_says_is_masked_as_text() {
+        let head = fields(&[("content-encoding", "gzip")]);
+        let mut redactor = Redactor::new(needles(&["needle-7"]), &head);
+        let (out, count) = through(&mut redactor, [&b"a needle"[..], b"-7 in it"]).unwrap();
+        assert_eq!((out.as_slice(), count), (&b"a ******** in it"[..], 1));
+    }
+
+    proptest! {
+        #[test]
+        fn chunks_change_nothing_and_the_secret_never_passes(
+            secret in r#"[ab+\\"%]{4,6}"#,
+            parts in prop::collection::vec(r#"[ab+\\"%]{0,6}|%2B|%5c|\\u002b|SECRET"#, 0..12),
+            cuts in prop::collection::vec(1_usize..9, 1..20),
+        ) {
+            let text = parts.concat().replace("SECRET", &secret);
+            let needles = needles(&[&secret, "abba+abba"]);
+            let mut whole = Redactor::new(needles.clone(), &HeaderMap::new());
+            let (expected, _) = through(&mut whole, [text.as_bytes()]).unwrap();
+
+            let mut chunks = Vec::new();
+            let mut rest = text.as_bytes();
+            for cut in cuts.iter().cycle() {
+                if rest.is_empty() { break; }
+                let (chunk, left) = rest.split_at((*cut).min(rest.len()));
+                chunks.push(chunk);
+                rest = left;
+            }
+            let mut redactor = Redactor::new(needles, &HeaderMap::new());
+            let (out, _) = through(&mut redactor, chunks).unwrap();
+
+            prop_assert_eq!(&out, &expected);
+            prop_assert_eq!(out.len(), text.len());
+            prop_assert!(!String::from_utf8_lossy(&out).contains(&secret));
+        }
+
+        #[test]
+        fn no_body_is_held_back_but_for_a_true_beginning(text in "[a-c]{0,40}") {
+            let mut redactor = Redactor::new(needles(&["abcabcac"]), &HeaderMap::new());
+            let mut chunk = Some(Bytes::copy_from_slice(text.as_bytes()));
+            redactor.pass(&mut chunk, false).unwrap();
+            let held = text.len() - chunk.unwrap().len();
+            prop_assert!("abcabcac".starts_with(&text[text.len() - held..]));
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Our own credential never comes back to a caller, whatever a vendor repeats.
+
+use std::io::Read;
+
+use countersign::demo::{self, Stand};
+use flate2::read::GzDecoder;
+
+use crate::support::{Proxy, exchange_bytes, status_of};
+
+const TOKEN: &str = "the+token/of=ours-0123456789";
+
+/// The proxy in front of one echo, reached as vendor `v`, with [`TOKEN`] as its credential.
+struct Setup {
+    _echo: Stand,
+    proxy: Proxy,
+    _dir: tempfile::TempDir,
+}
+
+impl Setup {
+    async fn new(more: &str) -> Self {
+        let echo = demo::echo().await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let yaml = format!(
+            "listeners: [ {{ bind: 127.0.0.1:0 }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\nvendors:\n  v:\n    upstream: {}\n    allow_plaintext: true\n    {more}\n",
+            echo.url()
+        );
+        let directory = dir.path().to_owned();
+        let proxy = tokio::task::spawn_blocking(move || Proxy::start(&directory, &yaml))
+            .await
+            .unwrap();
+        Self {
+            _echo: echo,
+            proxy,
+            _dir: dir,
+        }
+    }
+
+    fn get(&self, path: &str) -> String {
+        self.proxy.raw(format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        ))
+    }
+
+    fn redacted(&self) -> String {
+        let metrics = self.proxy.admin("/metrics").1;
+        let series = "countersign_echo_redacted_total{vendor=\"v\"} ";
+        let line = metrics.lines().find_map(|line| line.strip_prefix(series));
+        line.unwrap_or("missing").to_owned()
+    }
+}
+
+fn bearer() -> String {
+    format!("auth: {{ bearer: {{ token: {{ value: \"{TOKEN}\" }} }} }}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_credential_is_masked_in_bodies_and_fields_at_its_length() {
+    let setup = Setup::new(&bearer()).await;
+    let stars = "*".repeat(TOKEN.len());
+
+    let body = setup.get("/v/x?echo=Authorization");
+    assert!(body.ends_with(&format!("\r\n\r\nBearer {stars}")), "{body}");
+    let field = setup.get("/v/x?into=X-You-Sent:Authorization&header=X-You-Sent:two&body=ok");
+    assert!(
+        field.contains(&format!(
+            "X-You-Sent: Bearer {stars}\r\nX-You-Sent: two\r\n"
+        )),
+        "{field}"
+    );
+    assert!(field.ends_with("\r\n\r\nok"), "{field}");
+    let location = setup.get(&format!(
+        "/v/x?body=ok&status=302&reason={}&header=Location:/next?t={}",
+        TOKEN.replace('+', "%2B"),
+        TOKEN
+            .replace('+', "%252B")
+            .replace('/', "%252f")
+            .replace('=', "%253D")
+    ));
+    assert!(
+        location.starts_with(&format!("HTTP/1.1 302 {stars}\r\n")),
+        "{location}"
+    );
+    assert!(
+        location.contains("Location: /v/next?t=******"),
+        "{location}"
+    );
+    assert!(!location.contains("0123456789"), "{location}");
+    assert_eq!(setup.redacted(), "4");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_halves_of_basic_are_masked() {
+    let setup = Setup::new(&format!(
+        "auth: {{ basic: {{ username: someone, password: {{ value: \"{TOKEN}\" }} }} }}"
+    ))
+    .await;
+    let echoed = setup.get("/v/x?echo=Authorization");
+    let (_, body) = echoed.split_once("\r\n\r\n").unwrap();
+    assert_eq!(body.trim_end_matches('*'), "Basic ", "{echoed}");
+    let plain = setup.get(&format!("/v/x?body=someone:{}", TOKEN.replace('+', "%2B")));
+    let (_, body) = plain.split_once("\r\n\r\n").unwrap();
+    assert_eq!(body.trim_end_matches('*'), "", "{plain}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_secret_is_not_masked() {
+    let setup = Setup::new(
+        "auth: { headers: { login: somebody, password: { value: hunter-22 }, customerUri: our-corp } }",
+    )
+    .await;
+    assert!(setup.get("/v/x?echo=login").ends_with("somebody"));
+    assert!(setup.get("/v/x?echo=customerUri").ends_with("our-corp"));
+    assert!(
+        setup
+            .get("/v/x?echo=password")
+            .ends_with("\r\n\r\n*********")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compressed_answer_that_repeats_the_credential_is_broken_off() {
+    let setup = Setup::new(&bearer()).await;
+    let get = |query: &str| {
+        let head =
+            format!("GET /v/x?{query} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let answer = exchange_bytes(setup.proxy.data, head.as_bytes());
+        let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+        let (head, body) = answer.split_at(end.unwrap() + 4);
+        (String::from_utf8_lossy(head).into_owned(), body.to_vec())
+    };
+    let (head, body) = get("size=300000&code=gzip");
+    assert_eq!(status_of(&head), 200, "{head}");
+    let mut read = Vec::new();
+    GzDecoder::new(&body[..]).read_to_end(&mut read).unwrap();
+    assert_eq!(read.len(), 300_000);
+
+    // Begun already when it is found: cut.
+    let (head, body) = get("size=3000000&echo=Authorization&code=gzip");
+    assert_eq!(status_of(&head), 200, "{head}");
+    let mut read = Vec::new();
+    assert!(GzDecoder::new(&body[..]).read_to_end(&mut read).is_err());
+    assert!(!read.ends_with(b"Bearer the+token"), "{}", read.len());
+
+    // Found before anything was sent: an answer of our own.
+    let (head, body) = get("echo=Authorization&code=gzip");
+    assert_eq!(status_of(&head), 502, "{head}");
+    let body = String::from_utf8_lossy(&body);
+    assert!(body.contains("\"reason\":\"credential_echoed\""), "{body}");
+    assert_eq!(setup.redacted(), "2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn masking_can_be_turned_off() {
+    let setup = Setup::new(&format!("{}\n    redact_echo: false", bearer())).await;
+    assert!(setup.get("/v/x?echo=Authorization").ends_with(TOKEN));
+}

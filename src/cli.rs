@@ -94,6 +94,7 @@ enum CallerCommand {
 #[must_use]
 pub fn main() -> ExitCode {
     crate::tls::install_provider();
+    no_core_dumps();
     match Cli::parse().command {
         Command::Serve { file } => serve::run(&file.config),
         Command::Check {
@@ -124,6 +125,20 @@ pub fn main() -> ExitCode {
             on_threads(2, demo::run(&arguments)).unwrap_or_else(|cause| failed_or_done(Err(cause)))
         }
     }
+}
+
+/// A crash must not write what we hold to a disk. Best effort: where it is not permitted, the
+/// process runs as it is.
+fn no_core_dumps() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    let _ = setrlimit(Resource::Core, none);
+    // Also keeps other processes of the same user from reading our memory.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
 /// Loads the configuration with its secrets, or reports its mistakes and returns 2.

@@ -46,6 +46,7 @@ pub use probe::{Probed, probe};
 use renewal::{Board, Outcome, keep_fresh, wall_clock};
 use revocation::Revocation;
 use rotation::Rotation;
+pub use rotation::answers_are_stored;
 use vedauth::{Unrefreshed, Vedauth};
 
 /// Obtains a credential. Implement this to add a kind of credential.

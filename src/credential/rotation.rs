@@ -14,13 +14,14 @@
 //! seconds. A store that comes back without what it held gets it back from whoever saw the newest.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use http::StatusCode;
 use parking_lot::Mutex;
-use tokio::time::{Instant, sleep};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
 use super::inputs::Inputs;
@@ -181,10 +182,44 @@ impl<I: Issuer> Source for Rotation<I> {
     }
 }
 
+/// How many answers are awaited or being stored, in the whole process.
+static UNDER_WAY: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
+
+/// Waits, `at_most` so long, until no refresh token's answer is awaited or being stored: a process
+/// that ends before would lose it.
+pub async fn answers_are_stored(at_most: Duration) {
+    let mut under_way = UNDER_WAY.subscribe();
+    let none = under_way.wait_for(|count| *count == 0);
+    if timeout(at_most, none).await.is_err() {
+        warn!("a refresh is still without an answer; whether its token was spent is unknown");
+    }
+}
+
+struct UnderWay;
+
+impl UnderWay {
+    fn begin() -> Self {
+        UNDER_WAY.send_modify(|count| *count += 1);
+        Self
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        UNDER_WAY.send_modify(|count| *count -= 1);
+    }
+}
+
 /// Nobody's impatience may lose an answer: `work` goes on when its caller does not.
 async fn detached(
     work: impl Future<Output = Result<Issued, FetchError>> + Send + 'static,
 ) -> Result<Issued, FetchError> {
+    let under_way = UnderWay::begin();
+    let work = async move {
+        let outcome = work.await;
+        drop(under_way);
+        outcome
+    };
     tokio::spawn(work)
         .await
         .unwrap_or_else(|_| Err(temporary("the refresh was interrupted".to_owned())))

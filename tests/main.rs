@@ -14,6 +14,7 @@
 mod config;
 mod connections;
 mod faults;
+mod inspection;
 mod operating;
 mod outbound;
 mod peers;

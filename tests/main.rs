@@ -15,6 +15,7 @@ mod config;
 mod connections;
 mod echo;
 mod faults;
+mod inspection;
 mod operating;
 mod outbound;
 mod peers;

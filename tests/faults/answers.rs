@@ -313,7 +313,7 @@ async fn a_wish_to_be_left_alone_is_granted_and_a_refusal_is_not_argued_with() {
             "seconds" => later("3"),
             "date" => {
                 // By the server's clock, which is an hour slow.
-                let clock = std::time::SystemTime::now() - Duration::from_secs(3600);
+                let clock = std::time::SystemTime::now() - Duration::from_hours(1);
                 let (now, then) = (clock, clock + Duration::from_secs(4));
                 let fields = format!(
                     "Date: {}\r\nRetry-After: {}\r\n",

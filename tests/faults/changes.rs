@@ -28,7 +28,7 @@ async fn tokens(asked: Asked, ledger: Arc<Ledger>) -> Reply {
         ("me", "slow") => sleep(Duration::from_secs(2)).await,
         _ => return Reply::whole("401 No", "", r#"{"error":"invalid_client"}"#),
     }
-    let token = ledger.issue(&asked, Duration::from_secs(3600));
+    let token = ledger.issue(&asked, Duration::from_hours(1));
     Reply::json(format!(r#"{{"access_token":"{token}","expires_in":3600}}"#))
 }
 
@@ -158,10 +158,12 @@ async fn another_clients_token_is_dropped_at_once_and_callers_wait_for_the_new_o
 /// certificate.
 struct Demanding {
     port: u16,
-    /// Connection, and SHA-256 of the certificate it was made with.
-    requests: Arc<Mutex<Vec<(usize, Vec<u8>)>>>,
+    requests: Arc<Mutex<Vec<Request>>>,
     accepting: JoinHandle<()>,
 }
+
+/// Its connection, and SHA-256 of the certificate that was made with.
+type Request = (usize, Vec<u8>);
 
 impl Demanding {
     async fn start(authority: &Authority) -> Self {
@@ -214,7 +216,7 @@ impl Demanding {
         }
     }
 
-    fn requests(&self) -> Vec<(usize, Vec<u8>)> {
+    fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }
 }

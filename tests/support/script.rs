@@ -16,8 +16,6 @@ use tokio::task::{AbortHandle, JoinSet};
 pub struct Asked {
     /// When its last byte had come.
     pub at: Instant,
-    /// The method.
-    pub method: String,
     /// Target, as it came.
     pub target: String,
     /// The token in `Authorization: Bearer`.
@@ -218,8 +216,7 @@ async fn read(stream: &mut TcpStream) -> Option<Asked> {
     let mut start = head.lines().next()?.split(' ');
     Some(Asked {
         at: Instant::now(),
-        method: start.next()?.to_owned(),
-        target: start.next()?.to_owned(),
+        target: start.nth(1)?.to_owned(),
         bearer: field("authorization")
             .and_then(|value| value.strip_prefix("Bearer ").map(ToOwned::to_owned)),
         body,

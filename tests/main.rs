@@ -12,8 +12,8 @@
 )]
 
 mod config;
-mod echo;
 mod connections;
+mod echo;
 mod operating;
 mod outbound;
 mod peers;

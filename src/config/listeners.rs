@@ -20,6 +20,7 @@ pub(super) fn listeners(
         return vec![Listener {
             bind: loopback(8080),
             tls: None,
+            client_ca: None,
             h2c: false,
             proxied_by: Vec::new(),
         }];
@@ -32,6 +33,10 @@ pub(super) fn listeners(
             .tls
             .as_ref()
             .map(|tls| certificates(tls, &at.key("tls"), context));
+        let client_ca = entry.tls.as_ref().and_then(|tls| {
+            let path = tls.client_ca.as_ref()?;
+            Some(context.roots(path, &at.key("tls").key("client_ca")))
+        });
         let h2c = entry.h2c == Some(true);
         if h2c && tls.is_some() {
             context.report.wrong(
@@ -65,9 +70,24 @@ pub(super) fn listeners(
         listeners.push(Listener {
             bind,
             tls,
+            client_ca,
             h2c,
             proxied_by,
         });
+    }
+    if let Callers::Known(callers) = callers
+        && listeners
+            .iter()
+            .all(|listener| listener.client_ca.is_none())
+    {
+        for caller in callers.iter().filter(|caller| caller.certificate.is_some()) {
+            let at = Spot::default().key("callers").key(&caller.name);
+            context.report.warn(
+                &at.key("certificate"),
+                "no listener asks for certificates",
+                "give one `tls: { …, client_ca: FILE }`",
+            );
+        }
     }
     listeners
 }

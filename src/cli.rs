@@ -5,8 +5,11 @@ mod caller;
 pub mod check;
 mod demo;
 mod explain;
+mod probe;
 pub mod schema;
 mod serve;
+mod status;
+mod table;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -53,6 +56,10 @@ enum Command {
         #[arg(long)]
         without_secrets: bool,
     },
+    /// Obtain each vendor's credential for real and say how it went, without using it
+    Probe(probe::Arguments),
+    /// Show a running proxy's vendors and the state of their credentials
+    Status(status::Arguments),
     /// Say what would happen to a request, without sending it
     Explain(explain::Arguments),
     /// Give consent once, in a browser, for a vendor with `authorization_code`
@@ -87,12 +94,21 @@ enum CallerCommand {
 #[must_use]
 pub fn main() -> ExitCode {
     crate::tls::install_provider();
+    no_core_dumps();
     match Cli::parse().command {
         Command::Serve { file } => serve::run(&file.config),
         Command::Check {
             file,
             without_secrets,
         } => check::run(&file.config, without_secrets),
+        Command::Probe(arguments) => with_config(&arguments.file.config, |config| {
+            let outcome = on_threads(1, probe::run(&config, &arguments));
+            failed_or_done(outcome.and_then(|done| done.map_err(|cause| cause.to_string())))
+        }),
+        Command::Status(arguments) => {
+            let outcome = on_threads(1, status::run(&arguments));
+            failed_or_done(outcome.and_then(|done| done.map_err(|cause| cause.to_string())))
+        }
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Authorize {
             vendor,
@@ -109,6 +125,20 @@ pub fn main() -> ExitCode {
             on_threads(2, demo::run(&arguments)).unwrap_or_else(|cause| failed_or_done(Err(cause)))
         }
     }
+}
+
+/// A crash must not write what we hold to a disk. Best effort: where it is not permitted, the
+/// process runs as it is.
+fn no_core_dumps() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    let _ = setrlimit(Resource::Core, none);
+    // Also keeps other processes of the same user from reading our memory.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
 /// Loads the configuration with its secrets, or reports its mistakes and returns 2.

@@ -705,6 +705,8 @@ pub struct Vedauth {
     pub grant: VedauthGrant,
     /// Whether refresh tokens are used.
     pub refresh: bool,
+    /// Whether a clean stop ends the grant.
+    pub revoke_on_exit: bool,
     /// Lifetimes and limits.
     pub times: TokenTimes,
 }

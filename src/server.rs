@@ -235,12 +235,17 @@ impl Running {
         for task in self.background {
             task.abort();
         }
+        self.live.stop().await;
+        credential::answers_are_stored(ANSWER_TIME).await;
         if let Some(log) = self.access_log {
             let _ = tokio::task::spawn_blocking(move || log.flush()).await;
         }
         tracing::info!("stopped");
     }
 }
+
+/// Longer than a token request takes by default: an answer that is lost may cost a consent.
+const ANSWER_TIME: Duration = Duration::from_secs(15);
 
 fn app(proxy: Proxy, threads: usize) -> HttpProxy<Proxy> {
     let conf = ServerConf {

@@ -138,6 +138,12 @@ impl Lock {
         }
     }
 
+    /// One that somebody else may hold by now.
+    #[cfg(test)]
+    pub(crate) fn new_lapsed() -> Self {
+        lease::tests::lapsed()
+    }
+
     /// Lets others have it before this returns: for processes that are about to end.
     pub async fn release(self) {
         match self.0 {

@@ -140,7 +140,7 @@ vendors:
       vedauth:
         client_id: x
         jwt: { env: JWT }
-        revoke_on_exit: false
+        revoke_on_exit: true
 ",
     );
 }
@@ -395,7 +395,7 @@ vendors:
     limits: { honour_retry_after: true }
     breaker: { failures: 0 }
     login: stub
-    auth: { vedauth: { client_id: x, jwt: { env: J }, revoke_on_exit: true } }
+    auth: { vedauth: { client_id: x, jwt: { env: J } } }
 ";
     let places: Vec<String> = mistakes(text)
         .into_iter()
@@ -416,7 +416,6 @@ vendors:
             "vendors.a.limits.honour_retry_after",
             "vendors.a.breaker",
             "vendors.a.login",
-            "vendors.a.auth.vedauth.revoke_on_exit",
         ]
     );
 }

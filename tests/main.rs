@@ -15,6 +15,8 @@ mod callers;
 mod config;
 mod connections;
 mod echo;
+mod faults;
+mod inspection;
 mod operating;
 mod outbound;
 mod peers;

@@ -4,6 +4,7 @@ pub mod front;
 pub mod kubernetes;
 pub mod peers;
 pub mod redis;
+pub mod script;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -360,6 +360,7 @@ fn vedauth(
         scope: present(written.scope.as_ref()),
         grant: grant?,
         refresh: written.refresh.unwrap_or(true),
+        revoke_on_exit: written.revoke_on_exit.unwrap_or(false),
         times,
     })
 }

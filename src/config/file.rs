@@ -684,8 +684,9 @@ pub(super) struct Vedauth {
     /// Whether refresh tokens are used.
     #[schemars(extend("default" = true))]
     pub(super) refresh: Option<bool>,
-    /// Whether the grant is revoked at the end of the process.
-    #[schemars(extend("default" = false, "x-supported" = [false]))]
+    /// Whether the grant is revoked when the process is stopped; that ends it for every process
+    /// that shares the store.
+    #[schemars(extend("default" = false))]
     pub(super) revoke_on_exit: Option<bool>,
     /// Assumed when the answer names no lifetime or an unreadable one.
     #[schemars(extend("default" = "300s"))]

@@ -16,17 +16,17 @@ pub(super) fn listeners(
     context: &mut Context<'_>,
 ) -> Vec<Listener> {
     let at = Spot::default().key("listeners");
-    let Some(written) = written else {
-        return vec![Listener {
+    let mut listeners: Vec<Listener> = Vec::new();
+    if written.is_none() {
+        listeners.push(Listener {
             bind: loopback(8080),
             tls: None,
             client_ca: None,
             h2c: false,
             proxied_by: Vec::new(),
-        }];
-    };
-    let mut listeners: Vec<Listener> = Vec::new();
-    for (nth, entry) in written.iter().enumerate() {
+        });
+    }
+    for (nth, entry) in written.into_iter().flatten().enumerate() {
         let at = at.index(nth);
         let Some(entry) = entry else { continue };
         let tls = entry

@@ -2,6 +2,7 @@
 //! they are there and usable, when asked.
 
 use std::fs::File as FsFile;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -69,12 +70,24 @@ impl Context<'_> {
                 value: None,
             } => return None,
         };
-        if self.secrets == Secrets::Resolve
-            && let Err(error) = secret.resolve()
-        {
-            self.report.wrong(&at, error, "");
+        if self.secrets == Secrets::Resolve {
+            match (secret.resolve(), &secret) {
+                (Err(error), _) => self.report.wrong(&at, error, ""),
+                (Ok(_), SecretRef::File(path)) => self.open_to_others(path, &at),
+                (Ok(_), SecretRef::Env(_) | SecretRef::Value(_) | SecretRef::Plain(_)) => {}
+            }
         }
         Some(secret)
+    }
+
+    /// Warns of a secret's file that every user of this machine can read.
+    fn open_to_others(&mut self, path: &Path, at: &Spot) {
+        let mode = std::fs::metadata(path).map_or(0, |file| file.permissions().mode());
+        if mode & 0o004 != 0 {
+            let message = format!("{} can be read by every user", path.display());
+            let hint = "`chmod o-r` closes it; in Kubernetes, `defaultMode: 0440` of the volume";
+            self.report.warn(at, message, hint);
+        }
     }
 
     /// Text that is no secret by itself, or a secret.
@@ -156,8 +169,11 @@ impl Context<'_> {
                     usable = false;
                 }
             }
-            if usable && let Err(error) = tls::Identity::load(&files) {
-                self.report.wrong(&at.key("cert"), error, "");
+            if usable {
+                match tls::Identity::load(&files) {
+                    Err(error) => self.report.wrong(&at.key("cert"), error, ""),
+                    Ok(_) => self.open_to_others(&files.key, &at.key("key")),
+                }
             }
         }
         Some(files)

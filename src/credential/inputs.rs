@@ -42,17 +42,20 @@ impl Inputs {
     }
 
     /// Returns once something holds something else than was noted; never before [`Inputs::note`].
+    /// Looks at once, then every few seconds.
     ///
     /// Files are read rather than watched: contents are what counts, and this sees every way of
     /// changing them, the symlinks Kubernetes swaps included.
     pub(super) async fn changed(&self) {
-        loop {
+        while !self.differ() {
             sleep(POLL).await;
-            let noted = *self.noted.lock();
-            if noted.is_some_and(|noted| noted != self.digest()) {
-                return;
-            }
         }
+    }
+
+    /// Whether something holds something else than was noted; `false` before [`Inputs::note`].
+    pub(super) fn differ(&self) -> bool {
+        let noted = *self.noted.lock();
+        noted.is_some_and(|noted| noted != self.digest())
     }
 
     fn digest(&self) -> Digest {

@@ -3,6 +3,7 @@
 
 use async_trait::async_trait;
 use http::StatusCode;
+use url::Url;
 
 use super::client_auth::prove;
 use super::inputs::Inputs;
@@ -54,6 +55,14 @@ impl Source for ClientCredentials {
 
     async fn changed(&self) {
         self.inputs.changed().await;
+    }
+
+    fn account(&self) -> Option<[u8; 32]> {
+        account(&self.config.token_url, &self.config.client_id)
+    }
+
+    fn outdated(&self) -> bool {
+        self.inputs.differ()
     }
 }
 
@@ -128,6 +137,10 @@ impl Issuer for CodeServer {
         ])))
     }
 
+    fn account(&self) -> Option<[u8; 32]> {
+        account(&self.config.token_url, &self.config.client_id)
+    }
+
     async fn refresh(&self, refresh_token: &Secret) -> Result<Answer, TokenError> {
         // No scope: RFC 6749 §6 then means what was granted, and some servers refuse the same
         // scope written out.
@@ -145,6 +158,13 @@ impl Issuer for CodeServer {
     fn grant(&self) -> Option<Asking<'_>> {
         None
     }
+}
+
+/// Who we are, and to which server.
+fn account(token_url: &Url, client_id: &SecretRef) -> Option<[u8; 32]> {
+    let client_id = client_id.resolve().ok()?;
+    let server = token_url.as_str().as_bytes();
+    Some(sha256(&[server, b"\0", client_id.expose().as_bytes()]))
 }
 
 fn identity(auth: Option<&ClientAuth>) -> Option<CertFiles> {

@@ -14,13 +14,14 @@
 //! seconds. A store that comes back without what it held gets it back from whoever saw the newest.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use http::StatusCode;
 use parking_lot::Mutex;
-use tokio::time::{Instant, sleep};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
 use super::inputs::Inputs;
@@ -36,6 +37,11 @@ use crate::tls::sha256;
 pub(super) trait Issuer: Send + Sync + 'static {
     /// What a grant is tied to: the server and the name we have there.
     fn binding(&self) -> Result<String, String>;
+
+    /// See [`Source::account`]: unlike [`Issuer::binding`], what was asked for does not matter.
+    fn account(&self) -> Option<[u8; 32]> {
+        None
+    }
 
     /// Shows a refresh token to the server.
     async fn refresh(&self, refresh_token: &Secret) -> Result<Answer, TokenError>;
@@ -106,6 +112,14 @@ impl<I: Issuer> Rotation<I> {
 
 #[async_trait]
 impl<I: Issuer> Source for Rotation<I> {
+    fn account(&self) -> Option<[u8; 32]> {
+        self.0.issuer.account()
+    }
+
+    fn outdated(&self) -> bool {
+        self.0.inputs.differ()
+    }
+
     async fn fetch(&self) -> Result<Issued, FetchError> {
         let shared = &self.0;
         shared.inputs.note();
@@ -168,10 +182,44 @@ impl<I: Issuer> Source for Rotation<I> {
     }
 }
 
+/// How many answers are awaited or being stored, in the whole process.
+static UNDER_WAY: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
+
+/// Waits, `at_most` so long, until no refresh token's answer is awaited or being stored: a process
+/// that ends before would lose it.
+pub async fn answers_are_stored(at_most: Duration) {
+    let mut under_way = UNDER_WAY.subscribe();
+    let none = under_way.wait_for(|count| *count == 0);
+    if timeout(at_most, none).await.is_err() {
+        warn!("a refresh is still without an answer; whether its token was spent is unknown");
+    }
+}
+
+struct UnderWay;
+
+impl UnderWay {
+    fn begin() -> Self {
+        UNDER_WAY.send_modify(|count| *count += 1);
+        Self
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        UNDER_WAY.send_modify(|count| *count -= 1);
+    }
+}
+
 /// Nobody's impatience may lose an answer: `work` goes on when its caller does not.
 async fn detached(
     work: impl Future<Output = Result<Issued, FetchError>> + Send + 'static,
 ) -> Result<Issued, FetchError> {
+    let under_way = UnderWay::begin();
+    let work = async move {
+        let outcome = work.await;
+        drop(under_way);
+        outcome
+    };
     tokio::spawn(work)
         .await
         .unwrap_or_else(|_| Err(temporary("the refresh was interrupted".to_owned())))
@@ -226,13 +274,12 @@ impl<I: Issuer> Shared<I> {
         under: Option<&Lock>,
     ) -> Result<(), StoreError> {
         let lease = lease(self.request_timeout);
-        let lock = match under {
-            Some(_) => None,
+        let lock = if under.is_none() {
             // Whoever else has it spends something newer, or does the same as we.
-            None => {
-                let lock = self.store.lock(&self.vendor, lease, Duration::ZERO);
-                lock.await.ok()
-            }
+            let lock = self.store.lock(&self.vendor, lease, Duration::ZERO);
+            lock.await.ok()
+        } else {
+            None
         };
         self.store.replace(&self.vendor, over, newest).await?;
         warn!(
@@ -1078,6 +1125,104 @@ mod tests {
         soon.await.expect("the newer token goes unnoticed");
         assert_eq!(access(two.fetch().await), "a2");
         assert_eq!(scene.bank.shown(), ["r1"]);
+    }
+
+    fn grant_file(scene: &Scene) -> std::path::PathBuf {
+        scene.dir.path().join("state/acme.grant")
+    }
+
+    #[tokio::test]
+    async fn what_the_store_has_lost_is_put_back_and_spent_by_nobody_for_a_lease() {
+        let scene = Scene::new().consented().await;
+        let process = scene.process();
+        process.fetch().await.unwrap();
+        std::fs::remove_file(grant_file(&scene)).unwrap();
+
+        tokio::time::pause();
+        let soon = timeout(Duration::from_secs(5), process.changed());
+        assert!(soon.await.is_err(), "nothing is to be fetched");
+        assert_eq!(refresh_token(&scene.stored().await), Some("r1"));
+        let other = scene.process();
+        other.0.known.lock().handed_out = Some(sha256(&[b"a1"]));
+        let since = Instant::now();
+        assert_eq!(access(other.fetch().await), "a2");
+        let waited = since.elapsed() + Duration::from_secs(5);
+        assert!(waited >= lease(process.0.request_timeout), "{waited:?}");
+        assert_eq!(scene.bank.shown(), ["r1"]);
+    }
+
+    #[tokio::test]
+    async fn a_store_that_fell_back_to_an_old_state_brings_no_old_refresh_token_back() {
+        let scene = Scene::new().consented().await;
+        let process = scene.process();
+        process.fetch().await.unwrap();
+        let old = std::fs::read(grant_file(&scene)).unwrap();
+        assert_eq!(access(process.fetch().await), "a2");
+        std::fs::write(grant_file(&scene), old).unwrap();
+
+        tokio::time::pause();
+        assert_eq!(access(process.fetch().await), "a3");
+        assert_eq!(scene.bank.shown(), ["r1", "r2"]);
+    }
+
+    #[tokio::test]
+    async fn a_consent_after_the_store_has_lost_everything_is_newer_than_any_memory() {
+        let scene = Scene::new().consented().await;
+        let process = scene.process();
+        for expected in ["a1", "a2"] {
+            assert_eq!(access(process.fetch().await), expected);
+        }
+        std::fs::remove_file(grant_file(&scene)).unwrap();
+        let scene = scene.consented().await;
+        assert_eq!(access(process.fetch().await), "a3");
+        assert_eq!(refresh_token(&scene.stored().await), Some("r3"));
+    }
+
+    #[tokio::test]
+    async fn nobody_else_spends_while_what_was_bought_waits_to_be_stored() {
+        let scene = Scene::new().consented().await;
+        let process = flaky(&scene, &[2]);
+        process.fetch().await.unwrap();
+        process.fetch().await.unwrap_err();
+
+        let other = scene.process();
+        other.0.known.lock().handed_out = Some(sha256(&[b"a1"]));
+        let waiting = tokio::spawn(async move { access(other.fetch().await) });
+        tokio::time::pause();
+        let soon = timeout(Duration::from_secs(5), process.changed());
+        soon.await.expect("it does not try again by itself");
+        assert_eq!(access(process.fetch().await), "a2");
+        assert_eq!(waiting.await.unwrap(), "a2");
+        assert_eq!(scene.bank.shown(), ["r1"]);
+    }
+
+    /// A store whose locks lapse as soon as they are taken.
+    struct Slow(Arc<dyn Store>);
+
+    #[async_trait]
+    impl Store for Slow {
+        async fn lock(&self, _: &str, _: Duration, _: Duration) -> Result<Lock, StoreError> {
+            Ok(Lock::new_lapsed())
+        }
+
+        async fn load(&self, vendor: &str) -> Result<Option<Grant>, StoreError> {
+            self.0.load(vendor).await
+        }
+
+        async fn replace(&self, vendor: &str, over: u64, next: &Grant) -> Result<(), StoreError> {
+            self.0.replace(vendor, over, next).await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_that_was_paused_beyond_its_lease_shows_nothing() {
+        let scene = Scene::new().consented().await;
+        let store: Arc<dyn Store> = Arc::new(Slow(scene.store()));
+        let process = scene.process_with(&store, "us");
+        process.fetch().await.unwrap();
+        let error = process.fetch().await.unwrap_err().to_string();
+        assert!(error.contains("lapsed"), "{error}");
+        assert!(scene.bank.shown().is_empty());
     }
 
     /// A store that fails as told: before the n-th save, or all the time.

@@ -152,13 +152,7 @@ impl TokenClient {
         request: TokenRequest,
     ) -> Result<Answer, TokenError> {
         let client = self.client().map_err(TokenError::NotSent)?;
-        let earliest = *self.last_sent.lock();
-        if let Some(last) = earliest {
-            sleep_until(last + MIN_PAUSE).await;
-        }
-        let sent = Instant::now();
-        *self.last_sent.lock() = Some(sent);
-
+        let sent = self.turn().await;
         let mut post = client.post(url.clone()).header(ACCEPT, "application/json");
         if let Some(value) = &request.authorization {
             post = post.header(AUTHORIZATION, value.clone());
@@ -203,6 +197,38 @@ impl TokenClient {
             Ok(body) => reading.answer(&body, sent, self.times.default_lifetime),
             Err(cause) => Err(reading.temporary(&cause, false)),
         }
+    }
+
+    /// A GET with this `Authorization`, of whose answer only the status counts.
+    pub(super) async fn get(
+        &self,
+        url: &Url,
+        authorization: HeaderValue,
+    ) -> Result<StatusCode, TokenError> {
+        let client = self.client().map_err(TokenError::NotSent)?;
+        let sent = self.turn().await;
+        let get = client.get(url.clone()).header(AUTHORIZATION, authorization);
+        let trouble = |cause| TokenError::Temporary {
+            cause: format!("{}: {cause}", place(url)),
+            retry_after: None,
+            unheard: false,
+        };
+        let response = timeout_at(sent + self.times.request_timeout, get.send())
+            .await
+            .map_err(|_| trouble(format!("no answer within {:?}", self.times.request_timeout)))?
+            .map_err(|error| trouble(describe(error)))?;
+        Ok(response.status())
+    }
+
+    /// Waits until a request may be sent, and counts it as sent.
+    async fn turn(&self) -> Instant {
+        let earliest = *self.last_sent.lock();
+        if let Some(last) = earliest {
+            sleep_until(last + MIN_PAUSE).await;
+        }
+        let sent = Instant::now();
+        *self.last_sent.lock() = Some(sent);
+        sent
     }
 
     /// Made anew when a certificate or CA file holds something else than before.

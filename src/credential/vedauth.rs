@@ -2,7 +2,7 @@
 //! JWT, then refresh tokens that work once.
 
 use async_trait::async_trait;
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use url::Url;
 
 use super::inputs::Inputs;
@@ -20,6 +20,7 @@ pub(super) struct Vedauth {
 }
 
 impl Vedauth {
+    /// The server, and what its answers depend on.
     pub(super) fn new(config: &config::Vedauth, vendor: &config::Vendor) -> (Self, Inputs) {
         let same_origin = vendor.upstream.origin() == config.url.origin().ascii_serialization();
         // Some servers demand the certificate for every path, refreshing included.
@@ -37,7 +38,21 @@ impl Vedauth {
         (Self { config, client }, inputs)
     }
 
-    async fn ask(&self) -> Result<Answer, TokenError> {
+    /// Ends the grant that this access token belongs to, its refresh token included.
+    pub(super) async fn revoke(&self, authorization: HeaderValue) -> Result<(), TokenError> {
+        let url = self.url(["revoke", "token"]);
+        let status = self.client.get(&url, authorization).await?;
+        if status.is_success() {
+            return Ok(());
+        }
+        Err(TokenError::Refused {
+            status,
+            code: None,
+            cause: format!("{} answered {status}", url.path()),
+        })
+    }
+
+    pub(super) async fn ask(&self) -> Result<Answer, TokenError> {
         let (method, params) = match &self.config.grant {
             VedauthGrant::Certificate(_) => ("certificate", vec![]),
             VedauthGrant::Password { username, password } => (
@@ -73,13 +88,14 @@ impl Vedauth {
             client_id,
             secrets,
         };
-        self.client.post(&self.url(method), request).await
+        let url = self.url(["authorize", method]);
+        self.client.post(&url, request).await
     }
 
-    fn url(&self, method: &str) -> Url {
+    fn url(&self, segments: [&str; 2]) -> Url {
         let mut url = self.config.url.clone();
         if let Ok(mut path) = url.path_segments_mut() {
-            path.pop_if_empty().extend(["authorize", method]);
+            path.pop_if_empty().extend(segments);
         }
         url
     }
@@ -102,6 +118,19 @@ impl Issuer for Vedauth {
             self.config.scope.as_deref().unwrap_or_default(),
         ];
         Ok(hex::encode(sha256(&[parts.join("\0").as_bytes()])))
+    }
+
+    fn account(&self) -> Option<[u8; 32]> {
+        let client_id = self.config.client_id.resolve().ok()?;
+        let user = match &self.config.grant {
+            VedauthGrant::Password { username, .. } => Some(username.resolve().ok()?),
+            VedauthGrant::Certificate(_) | VedauthGrant::Jwt(_) => None,
+        };
+        let url = self.config.url.as_str();
+        let user = user.as_ref().map_or("", Secret::expose);
+        Some(sha256(&[[url, client_id.expose(), user]
+            .join("\0")
+            .as_bytes()]))
     }
 
     async fn refresh(&self, refresh_token: &Secret) -> Result<Answer, TokenError> {
@@ -136,6 +165,14 @@ impl Source for Unrefreshed {
     async fn changed(&self) {
         self.inputs.changed().await;
     }
+
+    fn account(&self) -> Option<[u8; 32]> {
+        self.server.account()
+    }
+
+    fn outdated(&self) -> bool {
+        self.inputs.differ()
+    }
 }
 
 fn resolve(secret: &SecretRef) -> Result<Secret, TokenError> {
@@ -167,6 +204,7 @@ mod tests {
             scope: Some("certificate:discover,manage;configuration".into()),
             grant,
             refresh: true,
+            revoke_on_exit: false,
             times: times(),
         }
     }

@@ -70,7 +70,7 @@ const MASKS: &[u8] = b"*#-_.~!@$xX0";
 
 /// What one vendor's credential is, ready to be searched for in every spelling.
 ///
-/// A spelling writes each character in any of the ways of [`spelled`]. No encoder in use escapes
+/// A spelling writes each character in any of the ways of `spelled`. No encoder in use escapes
 /// letters and digits, so the longest run of those in a secret is searched for, and what stands
 /// around it is compared.
 pub struct Needles {

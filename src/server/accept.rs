@@ -227,8 +227,11 @@ impl Guarded {
     /// timeouts cannot tell the first byte from the rest. `None` lifts the limit.
     pub fn expect_answer_by(&self, at: Option<Instant>) {
         let since = |at: Instant| {
-            let milliseconds = at.saturating_duration_since(self.born).as_millis();
-            u64::try_from(milliseconds).unwrap_or(u64::MAX).max(1)
+            // Rounded up: who compares `at` with the clock afterwards must find it passed.
+            let exact = at.saturating_duration_since(self.born).as_nanos();
+            u64::try_from(exact.div_ceil(1_000_000))
+                .unwrap_or(u64::MAX)
+                .max(1)
         };
         self.answer_by.store(at.map_or(0, since), Ordering::Relaxed);
     }

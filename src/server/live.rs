@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use http::header::{AUTHORIZATION, HeaderName};
+use tokio::task::JoinSet;
 
 use super::tls::ListenerCertificates;
 use super::{StartError, unix_seconds};
@@ -164,6 +165,23 @@ impl Live {
                 self.last_error.store(Some(Arc::new(cause)));
             }
         }
+        // Refused or not: what a credential is made from may have changed as well.
+        for watched in &self.view.load().vendors {
+            if let Some(credential) = &watched.credential {
+                credential.look_now();
+            }
+        }
+    }
+
+    /// For a clean stop: ends every refresh task, and the grants that are to end with the process.
+    pub(super) async fn stop(&self) {
+        let mut stopping = JoinSet::new();
+        for part in self.state.lock().await.parts.values() {
+            if let Some(keeper) = part.keeper.clone() {
+                stopping.spawn(async move { keeper.stop().await });
+            }
+        }
+        stopping.join_all().await;
     }
 
     async fn try_reload(&self) -> Result<String, ReloadError> {

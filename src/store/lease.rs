@@ -110,9 +110,10 @@ async fn keep(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::VecDeque;
 
+    use super::super::{Kind, Lock};
     use super::*;
 
     /// Answers from a script, then always yes; counts the ends.
@@ -137,6 +138,13 @@ mod tests {
     }
 
     const LEASE: Duration = Duration::from_secs(15);
+
+    /// For tests of what must not be done under it.
+    pub(in super::super) fn lapsed() -> Lock {
+        let script = Arc::new(Script::default());
+        let held = Held::new(script, "v", "us".into(), Duration::ZERO, Instant::now());
+        Lock(Kind::Lease(held))
+    }
 
     fn held(answers: impl IntoIterator<Item = Result<bool, ()>>) -> (Arc<Script>, Held) {
         let script = Arc::new(Script {

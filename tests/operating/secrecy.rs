@@ -183,3 +183,29 @@ fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
     let paths = entries.map(|entry| entry.unwrap().path());
     paths.filter(|path| path.is_file()).collect()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_writes_no_core_and_open_key_files_are_warned_about() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let plan = Plan::new().await.vendor("certn");
+    let secrets = plan.dir().join("secrets");
+    for entry in std::fs::read_dir(&secrets).unwrap() {
+        let open = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(entry.unwrap().path(), open).unwrap();
+    }
+    let front = plan.start();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", front.proxy.id())).unwrap();
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"))
+        .unwrap();
+    let mut words = core.split_whitespace().skip(4);
+    assert_eq!(
+        (words.next(), words.next()),
+        (Some("0"), Some("0")),
+        "{core}"
+    );
+    let said = front.proxy.stderr();
+    assert!(said.contains("can be read by every user"), "{said}");
+}

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use countersign::demo;
 
 use super::{HEAD, client, get, yaml};
+use crate::support::front::Plan;
 use crate::support::{Proxy, eventually, run, signal, status_of};
 
 #[test]
@@ -158,6 +159,40 @@ async fn requests_that_outlast_the_drain_are_cut_off() {
         "{took:?}"
     );
     assert_ne!(status_of(&cut.await.unwrap()), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_under_way_is_finished_and_stored_before_the_process_ends() {
+    let plan = Plan::new().await.vendor("maxmd").consented().await;
+    let mut front = plan.start();
+    // The consent's own token call is the first.
+    assert_eq!(front.refresh("maxmd").await, 202);
+    eventually("refreshed once", || {
+        (front.stands.maxmd_auth.token_calls().len() == 2).then_some(())
+    });
+    front.stands.maxmd_auth.delay(Duration::from_secs(2));
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(front.refresh("maxmd").await, 202);
+    eventually("asked, and not answered", || {
+        let calls = front.stands.maxmd_auth.token_calls();
+        (calls.len() == 3 && calls[2].status == 0).then_some(())
+    });
+    signal(front.proxy.id(), "TERM");
+    assert_eq!(front.proxy.ended(), Some(0), "{}", front.proxy.stderr());
+    assert_eq!(front.stands.maxmd_auth.token_calls()[2].status, 200);
+
+    // What was bought is what is used: a token shown twice would have ended the whole grant.
+    front.stands.maxmd_auth.delay(Duration::ZERO);
+    front.restart();
+    assert_eq!(
+        front.answer("/maxmd/api/certificate/query").await.status,
+        200
+    );
+    assert_eq!(front.refresh("maxmd").await, 202);
+    eventually("refreshed again", || {
+        let calls = front.stands.maxmd_auth.token_calls();
+        (calls.len() == 4 && calls[3].status == 200).then_some(())
+    });
 }
 
 fn refuses(address: SocketAddr) -> bool {

@@ -27,7 +27,7 @@ impl Redis {
     pub fn start() -> Self {
         let settings = ["--requirepass", PASSWORD, "--appendonly", "yes"];
         let login = format!(":{}@", encoded(PASSWORD));
-        Self::with(|_| settings.map(str::to_owned).to_vec(), login, "redis")
+        Self::with(|_| settings.map(str::to_owned).to_vec(), &login, "redis")
     }
 
     /// The same over TLS alone, with a user beside the password, and no rights beyond ours.
@@ -63,7 +63,7 @@ impl Redis {
             .collect()
         };
         let login = format!("countersign:{}@", encoded(PASSWORD));
-        Self::with(settings, login, "rediss")
+        Self::with(settings, &login, "rediss")
     }
 
     /// A replica of `primary`, which lets nobody write.
@@ -80,10 +80,10 @@ impl Redis {
         ];
         let settings = settings.map(str::to_owned).to_vec();
         let login = format!(":{}@", encoded(PASSWORD));
-        Self::with(move |_| settings.clone(), login, "redis")
+        Self::with(move |_| settings.clone(), &login, "redis")
     }
 
-    fn with(settings: impl Fn(u16) -> Vec<String>, login: String, scheme: &'static str) -> Self {
+    fn with(settings: impl Fn(u16) -> Vec<String>, login: &str, scheme: &'static str) -> Self {
         // One program with two names; Debian's package of the other one starts a service.
         let program = Path::new("/usr/bin/redis-check-rdb");
         assert!(
@@ -101,7 +101,7 @@ impl Redis {
                 process: run(dir.path(), port, &settings),
                 port,
                 settings,
-                login: login.clone(),
+                login: login.to_owned(),
                 scheme,
                 dir,
             };

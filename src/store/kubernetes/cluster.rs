@@ -5,9 +5,11 @@
 //! login by a command is not.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use http::header::{AUTHORIZATION, DATE};
 use http::{Method, StatusCode};
 use parking_lot::Mutex;
 use reqwest::{Certificate, Client, Identity, redirect};
@@ -40,6 +42,8 @@ enum Place {
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) body: Value,
+    /// When it answered, on its own clock, in whole seconds.
+    pub(super) at: SystemTime,
 }
 
 impl Answer {
@@ -104,7 +108,7 @@ impl Cluster {
         if let Some(token) = &access.token {
             let value = token.to_header("Bearer ");
             let value = value.map_err(|_| failed("the token cannot be sent"))?;
-            request = request.header(http::header::AUTHORIZATION, value);
+            request = request.header(AUTHORIZATION, value);
         }
         if let Some(body) = body {
             request = request.json(body);
@@ -114,6 +118,8 @@ impl Cluster {
             .await
             .map_err(|error| failed(describe(error)))?;
         let status = answer.status();
+        let date = answer.headers().get(DATE);
+        let date = date.and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
         // Not always JSON: what stands before the API server answers in its own way.
         let body = answer
             .bytes()
@@ -121,6 +127,7 @@ impl Cluster {
             .map_err(|error| failed(describe(error)))?;
         Ok(Answer {
             status,
+            at: date.unwrap_or_else(SystemTime::now),
             body: serde_json::from_slice(&body).unwrap_or_default(),
         })
     }
@@ -271,10 +278,10 @@ fn text(bytes: Vec<u8>) -> Result<Secret, String> {
         .map_err(|_| "a token or certificate is not text".to_owned())
 }
 
-fn failed(cause: impl ToString) -> StoreError {
+fn failed(cause: impl Into<String>) -> StoreError {
     StoreError::Remote {
         place: "the Kubernetes API".to_owned(),
-        cause: cause.to_string(),
+        cause: cause.into(),
     }
 }
 

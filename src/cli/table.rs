@@ -1,0 +1,44 @@
+//! Columns for people: aligned, coloured on a terminal only.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write as _};
+
+/// One row: its cells, and whether it is good news.
+pub(super) struct Row<const COLUMNS: usize> {
+    /// The last one is not padded.
+    pub(super) cells: [String; COLUMNS],
+    /// Colours the cell of the same number.
+    pub(super) good: bool,
+}
+
+/// Prints the rows to stdout under their heads; the cells in column `verdict` are green or red.
+pub(super) fn print<const COLUMNS: usize>(
+    heads: [&str; COLUMNS],
+    rows: &[Row<COLUMNS>],
+    verdict: usize,
+) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let colour = out.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row.cells[column].chars().count());
+        cells.chain([heads[column].len()]).max().unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..COLUMNS).map(width).collect();
+    let mut line = |cells: [&str; COLUMNS], paint: Option<&str>| {
+        let mut text = String::new();
+        for (column, cell) in cells.into_iter().enumerate() {
+            let paint = paint.filter(|_| column == verdict);
+            let (on, off) = paint.map_or(("", ""), |paint| (paint, "\x1b[0m"));
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{on}{cell:0$}{off}  ", widths[column]);
+        }
+        writeln!(out, "{}", text.trim_end())
+    };
+    line(heads, None)?;
+    for row in rows {
+        let paint = if row.good { "\x1b[32m" } else { "\x1b[31m" };
+        let cells = std::array::from_fn(|column| row.cells[column].as_str());
+        line(cells, colour.then_some(paint))?;
+    }
+    out.flush()
+}

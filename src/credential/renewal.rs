@@ -1,0 +1,240 @@
+//! The task that keeps one credential fresh, and what it tells those who wait for it.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{info, warn};
+
+use super::pace::{self, Forced, MIN_PAUSE};
+use super::{Credential, FetchError, Issued, Lifetime, Source};
+use crate::metrics::FetchMetrics;
+
+/// What the refresh task tells those who wait and those who look.
+#[derive(Debug, Default)]
+pub(super) struct Board {
+    pub(super) attempting: bool,
+    /// When the next attempt starts by itself; `None`: not before something happens.
+    pub(super) next: Option<Instant>,
+    /// From when on a rejection of the current credential starts an attempt; `None`: the
+    /// rejection changes nothing, because an attempt is overdue as it is.
+    pub(super) forced_from: Option<Instant>,
+    pub(super) outcome: Outcome,
+    pub(super) settled: bool,
+    pub(super) refresh_at: Option<SystemTime>,
+    pub(super) last_refresh: Option<SystemTime>,
+    pub(super) last_error: Option<String>,
+}
+
+impl Board {
+    /// Whether an attempt is running or starts by itself before `deadline`. True before the first
+    /// attempt: its task has been spawned.
+    pub(super) fn attempt_by(&self, deadline: Instant) -> bool {
+        self.attempting || !self.settled || self.next.is_some_and(|next| next <= deadline)
+    }
+}
+
+/// How the last attempt ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Outcome {
+    #[default]
+    None,
+    Ok,
+    Temporary,
+    Rejected,
+    Reauthorize,
+}
+
+/// Keeps `credential` fresh until dropped. A failed fetch leaves the last one in place: it is
+/// served until its own end, not until our first failure to replace it.
+pub(super) async fn keep_fresh(
+    credential: Arc<Credential>,
+    source: Arc<dyn Source>,
+    vendor: String,
+    metrics: FetchMetrics,
+    request_timeout: Duration,
+) {
+    let mut failures = 0;
+    let mut forced = Forced::default();
+    loop {
+        let started = Instant::now();
+        let account = source.account();
+        if let Some(held) = credential.current.load_full()
+            && let (Some(before), Some(now)) = (held.account, account)
+            && before != now
+        {
+            info!(
+                vendor,
+                "another account from now on: the old credential is dropped"
+            );
+            credential.current.store(None);
+        }
+        credential.board.send_modify(|board| {
+            board.attempting = true;
+            board.refresh_at = None;
+        });
+        let outcome = attempt(source.as_ref(), request_timeout).await;
+        metrics.duration.observe(started.elapsed().as_secs_f64());
+
+        let next = match outcome {
+            Ok(issued) => {
+                failures = 0;
+                metrics.ok.inc();
+                let lifetime = issued.lifetime;
+                let held = credential.publish(issued, account);
+                let now = Instant::now();
+                let next = lifetime.map(|Lifetime { total, end }| {
+                    let margin = total.saturating_sub(pace::renew_after(total, request_timeout));
+                    end.checked_sub(margin).unwrap_or(now)
+                });
+                credential.board.send_modify(|board| {
+                    board.outcome = Outcome::Ok;
+                    board.last_refresh = Some(SystemTime::now());
+                    board.last_error = None;
+                });
+                info!(
+                    vendor,
+                    generation = held.generation,
+                    expires_in_s = lifetime.map(|l| l.end.saturating_duration_since(now).as_secs()),
+                    renew_in_s = next.map(|at| at.saturating_duration_since(now).as_secs()),
+                    "credential obtained"
+                );
+                next
+            }
+            Err(error) => {
+                let cause = error.to_string();
+                let (outcome, pause) = match &error {
+                    FetchError::Temporary { retry_after, .. } => {
+                        failures += 1;
+                        metrics.temporary.inc();
+                        let pause = retry_after.unwrap_or_else(|| pace::back_off(failures));
+                        (Outcome::Temporary, Some(pause))
+                    }
+                    FetchError::Rejected(_) => {
+                        metrics.rejected.inc();
+                        (Outcome::Rejected, Some(pace::after_refusal()))
+                    }
+                    FetchError::Reauthorize(_) => {
+                        metrics.rejected.inc();
+                        (Outcome::Reauthorize, None)
+                    }
+                };
+                warn!(
+                    vendor,
+                    outcome = ?outcome,
+                    retry_in_s = pause.map(|pause| pause.as_secs_f64()),
+                    "credential not obtained: {cause}"
+                );
+                credential.board.send_modify(|board| {
+                    board.outcome = outcome;
+                    board.last_error = Some(cause);
+                });
+                pause.map(|pause| Instant::now() + pause)
+            }
+        };
+        pause_until_due(
+            &credential,
+            source.as_ref(),
+            started + MIN_PAUSE,
+            next,
+            &mut forced,
+        )
+        .await;
+    }
+}
+
+/// One attempt; what it brings is dropped when it was made from secrets that are no longer there.
+async fn attempt(source: &dyn Source, request_timeout: Duration) -> Result<Issued, FetchError> {
+    // Sources keep their own, shorter limits; this one only makes a forgotten one harmless.
+    let limit = request_timeout
+        .saturating_mul(4)
+        .saturating_add(Duration::from_secs(30));
+    let temporary = |cause, retry_after| FetchError::Temporary { cause, retry_after };
+    let outcome = timeout(limit, source.fetch()).await;
+    if source.outdated() {
+        let cause = "a secret was changed while the answer was under way; it is not used";
+        return Err(temporary(cause.into(), Some(Duration::ZERO)));
+    }
+    outcome.unwrap_or_else(|_| {
+        let cause = format!("no outcome within {} s", limit.as_secs());
+        Err(temporary(cause, None))
+    })
+}
+
+/// Waits until the next attempt must start: when `next` has come, or sooner when something
+/// happens, but not before `floor`.
+async fn pause_until_due(
+    credential: &Credential,
+    source: &dyn Source,
+    floor: Instant,
+    next: Option<Instant>,
+    forced: &mut Forced,
+) {
+    let mut due = next.map(|next| next.max(floor));
+    // After a failure the next attempt is on its way, and the server's wish to be left alone
+    // counts more than one more 401.
+    let held = (credential.board.borrow().outcome == Outcome::Ok)
+        .then(|| credential.current.load_full())
+        .flatten();
+    let forced_from = forced.earliest(Instant::now()).max(floor);
+    let mut rejected = false;
+    let mut asked = false;
+    loop {
+        credential.board.send_modify(|board| {
+            board.attempting = false;
+            board.settled = true;
+            board.next = due;
+            board.refresh_at = due.and_then(wall_clock);
+            board.forced_from = held.is_some().then_some(forced_from);
+        });
+        let rejection = async {
+            match &held {
+                Some(held) if !rejected => held.rejection.notified().await,
+                _ => std::future::pending().await,
+            }
+        };
+        let asking = async {
+            if asked {
+                std::future::pending::<()>().await;
+            }
+            loop {
+                tokio::select! {
+                    () = credential.operator.notified() => break,
+                    () = source.changed() => break,
+                    // Asked again, `changed` looks at once.
+                    () = credential.look.notified() => {}
+                }
+            }
+        };
+        let alarm = async {
+            match due {
+                Some(due) => sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = rejection => {
+                rejected = true;
+                due = Some(due.map_or(forced_from, |due| due.min(forced_from)));
+            }
+            () = asking => {
+                asked = true;
+                due = Some(due.map_or(floor, |due| due.min(floor)));
+            }
+            () = alarm => break,
+        }
+    }
+    if rejected {
+        forced.start(Instant::now());
+    }
+}
+
+/// `at` on the wall clock, for people and dashboards.
+pub(super) fn wall_clock(at: Instant) -> Option<SystemTime> {
+    let now = Instant::now();
+    if at >= now {
+        SystemTime::now().checked_add(at - now)
+    } else {
+        SystemTime::now().checked_sub(now - at)
+    }
+}

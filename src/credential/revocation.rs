@@ -1,0 +1,114 @@
+//! Ending a grant when the process is stopped, where the configuration asks for it.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::HeaderValue;
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use super::Credential;
+use super::rotation::Issuer;
+use super::vedauth::Vedauth;
+use crate::config;
+use crate::store::{Grant, Store, StoreError};
+
+/// What it takes to end one vendor's grant.
+pub(super) struct Revocation {
+    server: Vedauth,
+    /// `None`: nothing of the grant is stored.
+    store: Option<Arc<dyn Store>>,
+    vendor: String,
+    credential: Arc<Credential>,
+}
+
+impl Revocation {
+    pub(super) fn new(
+        config: &config::Vedauth,
+        vendor: &config::Vendor,
+        store: &Arc<dyn Store>,
+        credential: Arc<Credential>,
+    ) -> Self {
+        Self {
+            server: Vedauth::new(config, vendor).0,
+            store: config.refresh.then(|| store.clone()),
+            vendor: vendor.name.clone(),
+            credential,
+        }
+    }
+
+    /// Ends the grant, and takes what is stored of it out of the store. Every outcome is logged;
+    /// a grant that could not be ended lives on at the server.
+    pub(super) async fn run(&self) {
+        let in_store = |cause: StoreError| format!("store: {cause}");
+        let done = async {
+            let Some(store) = &self.store else {
+                return self.end(None).await;
+            };
+            // A renewal under way holds the lock; what it brings is the grant to end.
+            let lock = timeout(
+                LOCK_PATIENCE,
+                store.lock(&self.vendor, AT_MOST * 2, LOCK_PATIENCE),
+            )
+            .await;
+            let Ok(Ok(_lock)) = lock else {
+                return self.end(None).await;
+            };
+            let stored = store.load(&self.vendor).await.map_err(in_store)?;
+            let Some(mut grant) = stored.filter(|grant| self.is_ours(grant)) else {
+                return self.end(None).await;
+            };
+            let ended = self.end(Some(&grant)).await?;
+            if ended {
+                grant.refresh_token = None;
+                grant.access = None;
+                grant.intent = None;
+                store
+                    .save(&self.vendor, &mut grant)
+                    .await
+                    .map_err(in_store)?;
+            }
+            Ok(ended)
+        };
+        match timeout(AT_MOST, done).await {
+            Ok(Ok(true)) => info!(vendor = self.vendor, "the grant was revoked"),
+            Ok(Ok(false)) => info!(vendor = self.vendor, "there was no token to revoke"),
+            Ok(Err(cause)) => warn!(vendor = self.vendor, "the grant was not revoked: {cause}"),
+            Err(_) => warn!(
+                vendor = self.vendor,
+                "whether the grant was revoked is unknown: no outcome within {AT_MOST:?}"
+            ),
+        }
+    }
+
+    /// `false`: there is no token to do it with.
+    async fn end(&self, stored: Option<&Grant>) -> Result<bool, String> {
+        let Some(token) = self.token(stored) else {
+            return Ok(false);
+        };
+        let ended = self.server.revoke(token).await;
+        ended.map(|()| true).map_err(|cause| cause.to_string())
+    }
+
+    /// The newest access token that still lives.
+    fn token(&self, stored: Option<&Grant>) -> Option<HeaderValue> {
+        let access = stored.and_then(|grant| grant.access.as_ref());
+        let living = access.filter(|access| {
+            let age = SystemTime::now().duration_since(access.issued);
+            age.unwrap_or_default() < access.lifetime
+        });
+        living
+            .and_then(|access| access.token.to_header("Bearer ").ok())
+            .or_else(|| self.credential.current().ok()?.values().first().cloned())
+    }
+
+    fn is_ours(&self, grant: &Grant) -> bool {
+        let binding = self.server.binding();
+        binding.is_ok_and(|binding| binding == grant.binding)
+    }
+}
+
+/// Nobody waits longer than this for a process to stop.
+const AT_MOST: Duration = Duration::from_secs(3);
+/// Leaves time for the request itself.
+const LOCK_PATIENCE: Duration = Duration::from_millis(1500);

@@ -1,0 +1,380 @@
+//! Refresh tokens that work once, at a server that kills the grant when one is shown again.
+
+use std::collections::{HashMap, HashSet};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use countersign::config::{Config, Secrets};
+use countersign::store;
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use crate::support::script::{Asked, Reply, Server};
+use crate::support::{Proxy, countersign, eventually};
+
+/// Grants tokens as `vedauth` servers and as OAuth servers do, and remembers who showed what.
+#[derive(Default)]
+struct Grants(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    issued: usize,
+    /// By refresh token: its family, and whether it has been spent.
+    refresh: HashMap<String, (usize, bool)>,
+    dead: HashSet<usize>,
+    /// Access tokens by family.
+    access: HashMap<String, usize>,
+    shown: Vec<Shown>,
+    /// Refresh tokens whose first showing is answered by the end of the connection.
+    lose: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Shown {
+    at: Instant,
+    /// `None`: a new grant was asked for.
+    refresh_token: Option<String>,
+    granted: bool,
+}
+
+impl Grants {
+    /// One token request; `seconds` is what access tokens live.
+    fn answer(&self, asked: &Asked, seconds: u64) -> Reply {
+        let mut state = self.0.lock().unwrap();
+        let refresh_token = asked.member("refresh_token");
+        let family = match &refresh_token {
+            None => Some(state.issued),
+            Some(token) => match state.refresh.get_mut(token) {
+                None => None,
+                Some((family, spent)) => {
+                    let (family, again) = (*family, std::mem::replace(spent, true));
+                    if again {
+                        state.dead.insert(family);
+                    }
+                    (!state.dead.contains(&family)).then_some(family)
+                }
+            },
+        };
+        state.shown.push(Shown {
+            at: asked.at,
+            refresh_token: refresh_token.clone(),
+            granted: family.is_some(),
+        });
+        let Some(family) = family else {
+            return Reply::whole("400 Bad Request", "", r#"{"error":"invalid_grant"}"#);
+        };
+        state.issued += 1;
+        let (access, refresh) = (format!("a{}", state.issued), format!("r{}", state.issued));
+        state.access.insert(access.clone(), family);
+        state.refresh.insert(refresh.clone(), (family, false));
+        if state.lose && refresh_token.is_some() {
+            state.lose = false;
+            return Reply::Close;
+        }
+        Reply::json(
+            json!({
+                "access_token": access,
+                "refresh_token": refresh,
+                "token_type": "Bearer",
+                "expires_in": seconds,
+            })
+            .to_string(),
+        )
+    }
+
+    fn accepts(&self, access: &str) -> bool {
+        let state = self.0.lock().unwrap();
+        let family = state.access.get(access);
+        family.is_some_and(|family| !state.dead.contains(family))
+    }
+
+    fn shown(&self) -> Vec<Shown> {
+        self.0.lock().unwrap().shown.clone()
+    }
+
+    fn lose_one_answer(&self) {
+        self.0.lock().unwrap().lose = true;
+    }
+}
+
+/// Token server and API in one, as such servers are.
+async fn server(seconds: u64, pauses: fn() -> (Duration, Duration)) -> (Server, Arc<Grants>) {
+    countersign::tls::install_provider();
+    let grants = Arc::new(Grants::default());
+    let all = grants.clone();
+    let server = Server::start(move |asked: Asked| {
+        let grants = all.clone();
+        async move {
+            if let Some(token) = &asked.bearer {
+                return if grants.accepts(token) {
+                    Reply::whole("200 OK", "", "done")
+                } else {
+                    Reply::whole("401 No", "", "")
+                };
+            }
+            let (before, after) = pauses();
+            sleep(before).await;
+            let reply = grants.answer(&asked, seconds);
+            sleep(after).await;
+            reply
+        }
+    })
+    .await;
+    (server, grants)
+}
+
+fn at_once() -> (Duration, Duration) {
+    (Duration::ZERO, Duration::ZERO)
+}
+
+/// Vendor `v`, with a login that brings a new grant whenever one is needed.
+fn by_password(server: &Server) -> String {
+    format!(
+        "{HEAD}vendors:
+  v:
+    upstream: {url}
+    allow_plaintext: true
+    auth: {{ vedauth: {{ client_id: me, username: svc, password: {{ value: pw }} }} }}
+",
+        url = server.url("")
+    )
+}
+
+/// Vendor `v`, which a person has to consent to.
+fn by_consent(server: &Server) -> String {
+    format!(
+        "{HEAD}vendors:
+  v:
+    upstream: {url}
+    allow_plaintext: true
+    auth:
+      authorization_code:
+        authorize_url: {url}/authorize
+        token_url: {url}/token
+        client_id: me
+        client_secret: {{ value: pw }}
+        redirect_uri: https://app.example/callback
+",
+        url = server.url("")
+    )
+}
+
+const HEAD: &str = "listeners: [ { bind: 127.0.0.1:0 } ]
+admin: { bind: 127.0.0.1:0 }
+drain: { delay: 0s }
+store: { file: { dir: state } }
+";
+
+fn call(proxy: &Proxy) -> u16 {
+    let get = "GET /v/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    crate::support::status_of(&proxy.raw(get))
+}
+
+fn status(proxy: &Proxy) -> Value {
+    let status: Value = serde_json::from_str(&proxy.admin("/status").1).unwrap();
+    status["vendors"][0].clone()
+}
+
+/// The refresh token in the store, as the next process will find it.
+async fn stored(dir: &Path) -> Option<String> {
+    let config = Config::load(&dir.join("proxy.yaml"), Secrets::Resolve).unwrap();
+    let store = store::open(&config.store).unwrap();
+    let grant = store.load("v").await.unwrap()?;
+    Some(grant.refresh_token?.expose().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_killed_at_any_instant_never_shows_a_refresh_token_whose_answer_it_has() {
+    let seconds = std::env::var("COUNTERSIGN_KILLING_SECONDS");
+    let limit = seconds.map_or(15, |seconds| seconds.parse().unwrap());
+    // Half of each life is spent within a token request, before or after the server has acted.
+    let pauses = || {
+        let some = || Duration::from_millis(fastrand::u64(0..400));
+        (some(), some())
+    };
+    let (server, grants) = server(2, pauses).await;
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = by_password(&server);
+    let begun = Instant::now();
+    let mut kills = 0;
+    let mut known = None;
+    while begun.elapsed() < Duration::from_secs(limit) {
+        let before = grants.shown().len();
+        let proxy = Proxy::launch(dir.path(), &yaml, &[]);
+        let life = Duration::from_millis(fastrand::u64(0..1600));
+        sleep(life).await;
+        drop(proxy);
+        kills += 1;
+        // What the server had read when its caller died is answered all the same.
+        sleep(Duration::from_millis(50)).await;
+        let shown = grants.shown();
+        if let (Some(first), Some(known)) = (shown.get(before), &known)
+            && let Some(token) = &first.refresh_token
+        {
+            assert_eq!(token, known, "not what was stored: {shown:#?}");
+        }
+        known = stored(dir.path()).await;
+    }
+
+    let proxy = Proxy::launch(dir.path(), &yaml, &[]);
+    eventually("serving", || (call(&proxy) == 200).then_some(()));
+    let shown = grants.shown();
+    let mut times = HashMap::new();
+    for (index, one) in shown.iter().enumerate() {
+        let Some(token) = &one.refresh_token else {
+            continue;
+        };
+        *times.entry(token).or_insert(0) += 1;
+        // Tokens are numbered: none after a later one.
+        let number = |token: &str| token[1..].parse::<usize>().unwrap();
+        let later = shown[..index]
+            .iter()
+            .filter_map(|one| one.refresh_token.as_deref())
+            .any(|earlier| number(earlier) > number(token));
+        assert!(!later, "{token} came back: {shown:#?}");
+    }
+    let again = times.values().filter(|times| **times > 1).count();
+    println!(
+        "{kills} kills, {} token requests, {again} second tries",
+        shown.len()
+    );
+    assert!(times.values().all(|times| *times <= 2), "{times:?}");
+    assert!(again <= kills);
+    let refused = shown.iter().filter(|one| !one.granted).count();
+    assert!(refused <= again, "{shown:#?}");
+    assert!(
+        kills >= 8 && times.len() >= 5,
+        "too little happened: {kills} {}",
+        times.len()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_lost_on_the_wire_costs_one_more_try_and_then_a_new_grant() {
+    let (server, grants) = server(3, at_once).await;
+    let dir = tempfile::tempdir().unwrap();
+    let proxy = Proxy::start(dir.path(), &by_password(&server));
+    grants.lose_one_answer();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(8) {
+        assert_eq!(call(&proxy), 200, "{}", status(&proxy));
+        sleep(Duration::from_millis(20)).await;
+    }
+
+    let shown: Vec<_> = grants
+        .shown()
+        .into_iter()
+        .map(|shown| shown.refresh_token.unwrap_or("new".into()))
+        .collect();
+    // The second showing killed the grant, so a new one was asked for.
+    assert_eq!(shown[..4], ["new", "r1", "r1", "new"], "{shown:?}");
+    assert!(
+        shown[4..]
+            .iter()
+            .all(|token| token != "new" && token != "r1")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_lost_on_the_wire_ends_a_persons_consent_with_an_alert_and_without_a_loop() {
+    let (server, grants) = server(3, at_once).await;
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = by_consent(&server);
+    std::fs::write(dir.path().join("proxy.yaml"), &yaml).unwrap();
+    consent(dir.path());
+    let proxy = Proxy::start(dir.path(), &yaml);
+    assert_eq!(call(&proxy), 200);
+    grants.lose_one_answer();
+
+    eventually("told", || {
+        (status(&proxy)["state"] == "reauthorize").then_some(())
+    });
+    // No loop: what is dead is not tried again.
+    let tried = grants.shown().len();
+    sleep(Duration::from_secs(4)).await;
+    assert_eq!(grants.shown().len(), tried);
+    let shown: Vec<_> = grants
+        .shown()
+        .into_iter()
+        .filter_map(|shown| shown.refresh_token)
+        .collect();
+    assert_eq!(shown, ["r1", "r1"]);
+    assert_eq!(call(&proxy), 503);
+    let said = status(&proxy)["last_error"].as_str().unwrap().to_owned();
+    assert!(said.contains("countersign authorize v"), "{said}");
+    assert!(proxy.stderr().contains("countersign authorize v"));
+    let state = "countersign_credential_state{state=\"reauthorize\",vendor=\"v\"} 1";
+    assert!(proxy.admin("/metrics").1.contains(state));
+
+    consent(dir.path());
+    eventually("serving", || (call(&proxy) == 200).then_some(()));
+    assert_eq!(status(&proxy)["state"], "fresh");
+}
+
+/// Consents with `countersign authorize`, pasting what the browser would have been sent to.
+fn consent(dir: &Path) {
+    let mut child = countersign()
+        .args(["authorize", "v", "--config"])
+        .arg(dir.join("proxy.yaml"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut url = String::new();
+    stdout.read_line(&mut url).unwrap();
+    let url = url::Url::parse(url.trim()).unwrap();
+    let (_, state) = url.query_pairs().find(|(name, _)| name == "state").unwrap();
+    let redirect = format!("https://app.example/callback?code=c&state={state}");
+    writeln!(child.stdin.as_mut().unwrap(), "{redirect}").unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_spent_while_the_store_cannot_be_written() {
+    let (server, grants) = server(2, at_once).await;
+    let dir = tempfile::tempdir().unwrap();
+    let proxy = Proxy::start(dir.path(), &by_password(&server));
+    let temporary = dir.path().join("state/v.new");
+
+    // Full: whatever is written there does not fit. Then: cannot be opened for writing.
+    for round in 0..2 {
+        let before = grants.shown();
+        if round == 0 {
+            std::os::unix::fs::symlink("/dev/full", &temporary).unwrap();
+        } else {
+            std::fs::create_dir(&temporary).unwrap();
+        }
+        eventually("failing", || {
+            let said = status(&proxy)["last_error"].to_string();
+            said.contains("store: ").then_some(())
+        });
+        eventually("expired", || (call(&proxy) == 503).then_some(()));
+        assert_eq!(grants.shown().len(), before.len(), "{}", status(&proxy));
+        assert_eq!(status(&proxy)["state"], "expired");
+
+        if round == 0 {
+            std::fs::remove_file(&temporary).unwrap();
+        } else {
+            std::fs::remove_dir(&temporary).unwrap();
+        }
+        eventually("serving", || (call(&proxy) == 200).then_some(()));
+    }
+    let shown: Vec<_> = grants
+        .shown()
+        .into_iter()
+        .filter_map(|shown| shown.refresh_token)
+        .collect();
+    let once: HashSet<_> = shown.iter().collect();
+    assert_eq!(once.len(), shown.len(), "{shown:?}");
+    assert!(grants.shown().iter().all(|shown| shown.granted));
+    let calls = grants.shown();
+    assert!(
+        calls
+            .windows(2)
+            .all(|two| two[1].at - two[0].at > Duration::from_millis(900))
+    );
+}

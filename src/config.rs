@@ -32,6 +32,7 @@ mod vendors;
 use std::collections::HashSet;
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -212,6 +213,8 @@ pub struct Listener {
     /// The certificates of a TLS listener, chosen by SNI, the first when none fits; `None`:
     /// plaintext.
     pub tls: Option<Vec<CertFiles>>,
+    /// Issuers of callers' certificates, which are then asked for.
+    pub client_ca: Option<PathBuf>,
     /// Plaintext callers may speak HTTP/2 with prior knowledge (RFC 9113 §3.3).
     pub h2c: bool,
     /// Load balancers whose connections begin with a PROXY protocol header.
@@ -274,10 +277,83 @@ pub enum Callers {
 pub struct Caller {
     /// Its name in logs and metrics.
     pub name: String,
-    /// How it proves who it is.
-    pub api_key: ApiKey,
+    /// A key it may show.
+    pub api_key: Option<ApiKey>,
+    /// A name in a certificate it may show.
+    pub certificate: Option<San>,
+    /// A token it may show.
+    pub jwt: Option<Jwt>,
     /// What it may do; empty: nothing.
     pub allow: Vec<Grant>,
+    /// How much it may do; `None`: no limit.
+    pub rate: Option<Rate>,
+}
+
+/// A subject alternative name with its type (RFC 5280 §4.2.1.6). Names of different types are never
+/// the same.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum San {
+    /// `uniformResourceIdentifier`, byte for byte.
+    Uri(String),
+    /// `dNSName`, lower-case.
+    Dns(String),
+    /// `rfc822Name`, its host lower-case.
+    Email(String),
+}
+
+impl San {
+    /// A DNS name; case does not count (RFC 4343).
+    #[must_use]
+    pub fn dns(name: &str) -> Self {
+        Self::Dns(name.to_ascii_lowercase())
+    }
+
+    /// An e-mail address; case counts only before the `@` (RFC 5280 §7.5).
+    #[must_use]
+    pub fn email(address: &str) -> Self {
+        Self::Email(match address.rsplit_once('@') {
+            Some((local, host)) => format!("{local}@{}", host.to_ascii_lowercase()),
+            None => address.to_owned(),
+        })
+    }
+}
+
+/// Which tokens prove a caller.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Jwt {
+    /// `iss`, exactly.
+    pub issuer: String,
+    /// `aud`, or one of several.
+    pub audience: String,
+    /// `sub`, `*` standing for any characters; `None`: any.
+    pub subject: Option<String>,
+    /// The issuer's public keys.
+    pub keys: KeySource,
+}
+
+/// Where an issuer's public keys come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum KeySource {
+    /// A JWK set in a file.
+    File(PathBuf),
+    /// A JWK set behind a URL.
+    Url {
+        /// https, or http on loopback.
+        url: url::Url,
+        /// Trusted instead of the system's roots.
+        ca: Option<PathBuf>,
+        /// Sent as a bearer token.
+        token: Option<SecretRef>,
+    },
+}
+
+/// Requests over time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Requests per second.
+    pub per_second: NonZeroU32,
+    /// How many may come at once.
+    pub burst: NonZeroU32,
 }
 
 /// Where a caller's key, or the key's digest, comes from.
@@ -476,6 +552,8 @@ pub struct Limits {
     pub in_flight: usize,
     /// Request body, bytes.
     pub body: u64,
+    /// Requests over time.
+    pub rate: Option<Rate>,
 }
 
 /// One credential, by kind.

@@ -44,6 +44,11 @@ pub enum Error {
         /// When asking again may help; 1 s to 60 s.
         retry_after: Duration,
     },
+    /// The caller's or the vendor's rate is used up.
+    RateLimited {
+        /// When there is one more; whole seconds, at least one.
+        retry_after: Duration,
+    },
     /// The vendor's `limits.in_flight` is reached.
     Overloaded,
     /// The vendor's compressed answer repeats our credential.
@@ -158,6 +163,12 @@ impl Error {
                 "The proxy holds no valid credential for this vendor at the moment; its /status says why.",
                 "proxy_internal_response",
             ),
+            Self::RateLimited { .. } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limited",
+                "More requests than the caller's rate or the vendor's limits.rate permits.",
+                "http_request_denied",
+            ),
             Self::Overloaded => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "overloaded",
@@ -196,6 +207,7 @@ impl Error {
     pub fn retry_after(self) -> Option<u64> {
         match self {
             Self::CredentialUnavailable { retry_after } => Some(retry_after.as_secs().clamp(1, 60)),
+            Self::RateLimited { retry_after } => Some(retry_after.as_secs()),
             Self::Overloaded => Some(1),
             Self::BadRequest(_)
             | Self::BadFraming(_)

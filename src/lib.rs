@@ -29,6 +29,7 @@ pub mod config;
 pub mod credential;
 pub mod demo;
 pub mod error;
+pub mod jwks;
 pub mod metrics;
 pub mod outbound;
 pub mod request;

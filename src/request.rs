@@ -17,6 +17,7 @@ pub mod answer;
 pub mod caller;
 pub mod decide;
 pub mod headers;
+pub mod limit;
 pub mod path;
 pub mod placement;
 pub mod redact;
@@ -39,9 +40,10 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use tokio::time::Instant;
 
 use self::answer::Problem;
-use self::caller::{Caller, Callers};
+use self::caller::{Caller, Callers, Certificate};
 use self::decide::{Ask, Identity, decide};
 use self::headers::Barred;
+use self::limit::Limiter;
 use self::path::Target;
 use self::redact::{Echoed, Needles, Redactor};
 use self::vendor::{InFlight, Routes, Vendor};
@@ -81,9 +83,14 @@ impl AsRef<Vendor> for Way {
     }
 }
 
-/// The name a TLS caller asked for in its handshake, lower-case.
+/// What a TLS caller has shown in its handshake.
 #[derive(Debug)]
-pub struct ServerName(pub Option<String>);
+pub struct Handshake {
+    /// The name it asked for, lower-case.
+    pub server_name: Option<String>,
+    /// Its certificate, where the listener asked for one.
+    pub certificate: Option<Certificate>,
+}
 
 /// The proxy as pingora drives it.
 #[derive(Debug)]
@@ -525,7 +532,7 @@ impl ProxyHttp for Proxy {
         let caller = ctx
             .caller
             .as_ref()
-            .map_or(&*NO_CALLER, |caller| &caller.name);
+            .map_or(&*NO_CALLER, |caller| &caller.label);
         let head = session.req_header();
         metrics.finished(caller, &head.method, status, took);
         let reason = ctx.stop.map(|stop| stop.verdict().reason);
@@ -602,20 +609,21 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<(), Error> {
     let tls = session
         .digest()
         .and_then(|digest| digest.ssl_digest.as_deref());
-    let server_name = tls
-        .and_then(|tls| tls.extension.get::<ServerName>())
-        .and_then(|name| name.0.as_deref());
+    let handshake = tls.and_then(|tls| tls.extension.get::<Handshake>());
     let snapshot = ctx.snapshot.clone();
     let ask = Ask {
         method: head.method.as_str(),
         target,
         authority,
-        server_name,
+        server_name: handshake.and_then(|shown| shown.server_name.as_deref()),
     };
-    let identity = Identity::Shown(&snapshot.callers, &head.headers);
+    let certificate = handshake.and_then(|shown| shown.certificate.as_ref());
+    let identity = Identity::Shown(&snapshot.callers, &head.headers, certificate);
     let decision = decide(&snapshot.routes, ask, identity);
     ctx.way = decision.vendor.cloned();
     ctx.caller = decision.caller;
+    // Refused requests count, too.
+    ctx.caller.as_ref().map_or(Ok(()), |caller| caller.take())?;
     let mut path = decision.path?;
     let way = ctx.way.clone().ok_or(Error::NoVendor)?;
     let vendor = &way.vendor;
@@ -634,6 +642,7 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<(), Error> {
     if announced.is_some_and(|length| vendor.limits.body > 0 && length > vendor.limits.body) {
         return Err(Error::BodyTooLarge);
     }
+    vendor.rate.as_ref().map_or(Ok(()), Limiter::take)?;
     ctx.in_flight = Some(vendor.enter()?);
     if !vendor.timeouts.total.is_zero() {
         ctx.deadline = Some(ctx.started + vendor.timeouts.total);

@@ -112,7 +112,7 @@ pub fn start(config: Config) -> Result<Running, StartError> {
         .enumerate()
         .map(|(index, listener)| match &listener.tls {
             None => Ok(None),
-            Some(files) => ListenerCertificates::start(files, &metrics)
+            Some(_) => ListenerCertificates::start(listener, &metrics)
                 .map(|certificates| Some(Arc::new(certificates)))
                 .map_err(|cause| StartError::Tls {
                     place: format!("listeners[{index}].tls"),

@@ -10,11 +10,14 @@ use aws_lc_rs::digest;
 use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore};
+use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::config::CertFiles;
+use crate::config::{CertFiles, San};
 
 /// A certificate or key file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -153,6 +156,17 @@ impl Roots {
         Ok(store)
     }
 
+    /// Verifies clients' certificates against this trust; a client may have none.
+    ///
+    /// # Errors
+    /// When there is no usable root.
+    pub fn client_verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, rustls::Error> {
+        WebPkiClientVerifier::builder_with_provider(Arc::new(self.store()?), Arc::new(provider()))
+            .allow_unauthenticated()
+            .build()
+            .map_err(|cause| rustls::Error::General(cause.to_string()))
+    }
+
     /// A client's TLS settings: this trust, and the identity shown when the server asks for one.
     /// TLS 1.2 and 1.3, names always verified.
     ///
@@ -212,7 +226,36 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     Ok(chain)
 }
 
-fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, String> {
+/// The subject alternative names of a certificate, without those of types that no caller can have.
+///
+/// # Errors
+/// When it cannot be parsed, or holds names twice over (RFC 5280 §4.2).
+pub fn names(certificate: &CertificateDer<'_>) -> Result<Vec<San>, String> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|cause| cause.to_string())?;
+    let names = parsed
+        .subject_alternative_name()
+        .map_err(|cause| cause.to_string())?;
+    let names = names.iter().flat_map(|names| &names.value.general_names);
+    Ok(names
+        .filter_map(|name| match name {
+            GeneralName::URI(name) => Some(San::Uri((*name).to_owned())),
+            GeneralName::DNSName(name) => Some(San::dns(name)),
+            GeneralName::RFC822Name(name) => Some(San::email(name)),
+            GeneralName::OtherName(..)
+            | GeneralName::X400Address(_)
+            | GeneralName::DirectoryName(_)
+            | GeneralName::EDIPartyName(_)
+            | GeneralName::IPAddress(_)
+            | GeneralName::RegisteredID(_) => None,
+        })
+        .collect())
+}
+
+/// The end of a certificate's validity.
+///
+/// # Errors
+/// When it cannot be parsed.
+pub fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, String> {
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|cause| cause.to_string())?;
     let seconds = parsed.validity().not_after.timestamp();
     Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))

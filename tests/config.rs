@@ -6,7 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use countersign::config::{
-    Auth, Callers, ClientAuth, Config, PathRule, ReadyWhen, SecretRef, Secrets, Store, VedauthGrant,
+    Auth, Callers, ClientAuth, Config, KeySource, PathRule, ReadyWhen, San, SecretRef, Secrets,
+    Store, VedauthGrant,
 };
 use proptest::prelude::*;
 
@@ -387,18 +388,11 @@ fn what_is_not_built_yet_is_refused_at_its_key() {
     let text = "\
 listeners:
   - bind: 127.0.0.1:1
-    tls: { cert: a, key: b, client_ca: c }
-callers:
-  ci:
-    certificate: { san: x }
-  pods:
-    jwt: { issuer: x }
-    rate: { per_second: 1 }
 vendors:
   a:
     upstream: https://a.example
     tls: { late_client_auth: true }
-    limits: { rate: { per_second: 5 }, honour_retry_after: true }
+    limits: { honour_retry_after: true }
     breaker: { failures: 0 }
     login: stub
     auth: { vedauth: { client_id: x, jwt: { env: J } } }
@@ -418,12 +412,7 @@ vendors:
     assert_eq!(
         places,
         [
-            "listeners[0].tls.client_ca",
-            "callers.ci.certificate",
-            "callers.pods.jwt",
-            "callers.pods.rate",
             "vendors.a.tls.late_client_auth",
-            "vendors.a.limits.rate.per_second",
             "vendors.a.limits.honour_retry_after",
             "vendors.a.breaker",
             "vendors.a.login",
@@ -844,6 +833,130 @@ vendors: {{ acme: {{ upstream: 'https://a.example' }} }}
         assert!(found.starts_with(&want), "{found}\n{want}");
     }
     assert_eq!(found.len(), 9, "{found:#?}");
+}
+
+#[test]
+fn callers_may_have_certificates_tokens_and_rates() {
+    let text = "\
+listeners: [ { bind: '127.0.0.1:1', tls: { cert: a, key: b, client_ca: ca.pem } } ]
+callers:
+  uri: { certificate: { san: 'spiffe://corp/CI' } }
+  odd: { certificate: { san: 'uri:urn:x' } }
+  dns: { certificate: { san: CI.Corp }, rate: { per_second: 5 } }
+  mail: { certificate: { san: CI@Corp }, rate: { per_second: 5, burst: 9 } }
+  pods: { jwt: { issuer: 'https://i', audience: me, subject: 'a:*', jwks_url: 'https://i/keys', ca: ca.pem, jwks_token: { env: T } } }
+  file: { api_key: { env: K }, jwt: { issuer: 'https://i', audience: me, jwks_file: keys.json } }
+vendors: { a: { upstream: 'https://a.example', limits: { rate: { per_second: 7 } } } }
+";
+    let config = valid(text);
+    assert!(config.listeners[0].client_ca.is_some());
+    let Callers::Known(callers) = config.callers else {
+        panic!("no callers");
+    };
+    let names: Vec<_> = callers
+        .iter()
+        .filter_map(|caller| caller.certificate.clone())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            San::Uri("spiffe://corp/CI".into()),
+            San::Uri("urn:x".into()),
+            San::Dns("ci.corp".into()),
+            San::Email("CI@corp".into()),
+        ]
+    );
+    let rate = |nth: usize| {
+        let rate = callers[nth].rate.unwrap();
+        (rate.per_second.get(), rate.burst.get())
+    };
+    assert_eq!((rate(2), rate(3)), ((5, 5), (5, 9)));
+    let jwt = callers[4].jwt.as_ref().unwrap();
+    assert_eq!(jwt.subject.as_deref(), Some("a:*"));
+    assert!(matches!(&jwt.keys, KeySource::Url { url, .. } if url.as_str() == "https://i/keys"));
+    assert!(callers[5].api_key.is_some());
+    let limit = config.vendors[0].limits.rate.unwrap();
+    assert_eq!(limit.per_second.get(), 7);
+}
+
+#[test]
+fn what_is_wrong_with_a_callers_proof_has_its_place() {
+    let jwt = "issuer: 'https://i', audience: me";
+    for (caller, want) in [
+        (
+            "certificate: {}",
+            "2:8: callers.a.certificate.san: is missing",
+        ),
+        (
+            "certificate: { san: '' }",
+            "2:28: callers.a.certificate.san: is empty",
+        ),
+        (
+            "certificate: { san: 'dns:*.corp' }",
+            "2:28: callers.a.certificate.san: must not have a wildcard; one name, exactly",
+        ),
+        (
+            "certificate: { san: 'CN=ci' }",
+            "2:28: callers.a.certificate.san: is not a DNS name; write `uri:…`, `dns:…` or",
+        ),
+        (
+            "certificate: { san: 'uri:ci' }",
+            "2:28: callers.a.certificate.san: is not a URI; as it stands in the certificate",
+        ),
+        (
+            "certificate: { san: 'email:ci' }",
+            "2:28: callers.a.certificate.san: is not an e-mail address",
+        ),
+        (
+            "jwt: { audience: x, jwks_file: k }",
+            "2:8: callers.a.jwt.issuer: is missing",
+        ),
+        (
+            "jwt: { JWT }",
+            "2:8: callers.a.jwt.jwks_url: is missing; where the issuer publishes its keys; or \
+             `jwks_file`",
+        ),
+        (
+            "jwt: { JWT, jwks_file: k, jwks_url: 'https://i' }",
+            "2:50: callers.a.jwt.jwks_file: stands beside `jwks_url`; the issuer's keys come",
+        ),
+        (
+            "jwt: { JWT, jwks_file: k, ca: x }",
+            "2:64: callers.a.jwt.ca: is for `jwks_url`, and the keys come from a file",
+        ),
+        (
+            "jwt: { JWT, jwks_url: 'http://i/keys' }",
+            "2:60: callers.a.jwt.jwks_url: is not an https:// URL; whoever can change the keys",
+        ),
+        (
+            "api_key: { env: K }, rate: { burst: 2 }",
+            "2:29: callers.a.rate.per_second: is missing; a burst is what may exceed the rate",
+        ),
+        (
+            "api_key: { env: K }, rate: { per_second: 1, burst: 0 }",
+            "2:59: callers.a.rate.burst: must be at least 1",
+        ),
+        (
+            "certificate: { san: a.b }\n  b: { certificate: { san: 'dns:A.b' } }",
+            "3:28: callers.b.certificate.san: is also the certificate of `a`; every caller needs a \
+             certificate of its own",
+        ),
+    ] {
+        let caller = caller.replace("JWT", jwt);
+        let closing = if caller.contains('\n') { "" } else { " }" };
+        let caller = caller.replacen('\n', " }\n", 1);
+        let text = format!(
+            "callers:\n  a: {{ {caller}{closing}\nvendors: {{ v: {{ upstream: 'https://v.example' }} }}\n"
+        );
+        let found = mistakes(&text);
+        assert!(found[0].starts_with(want), "{text}{found:#?}\n{want}");
+    }
+    let warned = valid("callers: { a: { certificate: { san: a.b } } }\nvendors: { v: { upstream: 'https://v.example' } }\n").warnings;
+    let warned: Vec<_> = warned.iter().map(ToString::to_string).collect();
+    assert!(
+        warned[0].contains("callers.a.certificate: no listener asks for certificates"),
+        "{warned:?}"
+    );
 }
 
 #[test]

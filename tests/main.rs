@@ -11,6 +11,7 @@
     reason = "nothing is reachable here; `pub` says what modules offer"
 )]
 
+mod callers;
 mod config;
 mod connections;
 mod echo;

@@ -1,12 +1,18 @@
 //! Who may call: `callers:`.
 
 use std::collections::{HashMap, HashSet};
+use std::num::NonZeroU32;
+
+use url::{Host, Url};
 
 use super::file;
 use super::reference::Context;
 use super::report::{Spot, suggest};
 use super::rules;
-use crate::config::{ApiKey, Caller, Callers, Grant, SecretRef, Secrets};
+use super::upstream::web_url;
+use crate::config::{
+    ApiKey, Caller, Callers, Grant, Jwt, KeySource, Rate, San, SecretRef, Secrets,
+};
 use crate::tls;
 
 /// Reads `callers:`. `vendors` are the names a grant may have.
@@ -29,7 +35,7 @@ pub(super) fn callers(
         );
     }
     let mut known = Vec::with_capacity(entries.len());
-    // A key that two callers share proves neither.
+    // What two callers share proves neither.
     let mut seen: HashMap<Identity, &str> = HashMap::new();
     for (name, entry) in entries {
         let at = at.key(name);
@@ -38,27 +44,40 @@ pub(super) fn callers(
             context.report.wrong_key(&at, message, "");
         }
         let Some(entry) = entry else { continue };
-        let api_key = entry
-            .api_key
-            .as_ref()
-            .and_then(|key| self::api_key(key, &at.key("api_key"), context));
-        if let Some(key) = &api_key
-            && let Some(identity) = identity(key, context.secrets)
-            && let Some(other) = seen.insert(identity, name)
-        {
-            let message = format!("is also the key of `{}`", other.escape_debug());
-            context.report.wrong(
-                &at.key("api_key"),
-                message,
-                "every caller needs a key of its own",
+        let mut ways = vec![];
+        let api_key = entry.api_key.as_ref().and_then(|key| {
+            let at = at.key("api_key");
+            let key = api_key(key, &at, context)?;
+            ways.extend(identity(&key, context.secrets).map(|identity| (at, "key", identity)));
+            Some(key)
+        });
+        let certificate = entry.certificate.as_ref().and_then(|written| {
+            let at = at.key("certificate").key("san");
+            let name = san(written.san.as_ref()?, &at, context)?;
+            ways.push((at, "certificate", Identity::Name(name.clone())));
+            Some(name)
+        });
+        let jwt = entry.jwt.as_ref().and_then(|written| {
+            let at = at.key("jwt");
+            let jwt = jwt(written, &at, context)?;
+            let token = (
+                jwt.issuer.clone(),
+                jwt.audience.clone(),
+                jwt.subject.clone(),
             );
+            ways.push((at, "token", Identity::Token(token)));
+            Some(jwt)
+        });
+        for (at, what, identity) in ways {
+            if let Some(other) = seen.insert(identity, name) {
+                let message = format!("is also the {what} of `{}`", other.escape_debug());
+                let hint = format!("every caller needs a {what} of its own");
+                context.report.wrong(&at, message, hint);
+            }
         }
-        // A way that is not built yet has been reported, and is a way.
-        let other_way = ["certificate", "jwt"]
-            .iter()
-            .any(|way| context.report.places.keys.contains_key(&at.key(way)));
-        if entry.api_key.is_none() && !other_way {
-            let hint = "a caller proves who it is by one: `countersign caller new NAME` makes it";
+        if entry.api_key.is_none() && entry.certificate.is_none() && entry.jwt.is_none() {
+            let hint = "a caller proves who it is by one: `countersign caller new NAME` makes it; \
+                        or by a `certificate` or a `jwt`";
             context.report.missing(&at.key("api_key"), hint);
         }
         let allow = grants(
@@ -67,23 +86,30 @@ pub(super) fn callers(
             &at,
             context,
         );
-        if let Some(api_key) = api_key {
-            known.push(Caller {
-                name: name.clone(),
-                api_key,
-                allow,
-            });
-        }
+        let rate = entry
+            .rate
+            .as_ref()
+            .and_then(|written| rate(written, &at.key("rate"), context));
+        known.push(Caller {
+            name: name.clone(),
+            api_key,
+            certificate,
+            jwt,
+            allow,
+            rate,
+        });
     }
     Callers::Known(known)
 }
 
-/// What makes two callers' keys the same one.
+/// What makes two callers' proofs the same one.
 #[derive(PartialEq, Eq, Hash)]
 enum Identity {
     Digest([u8; 32]),
     Variable(String),
     File(std::path::PathBuf),
+    Name(San),
+    Token((String, String, Option<String>)),
 }
 
 fn identity(key: &ApiKey, secrets: Secrets) -> Option<Identity> {
@@ -114,6 +140,138 @@ fn api_key(written: &file::ApiKey, at: &Spot, context: &mut Context<'_>) -> Opti
         value: written.value.clone(),
     };
     context.secret(&secret, at).map(ApiKey::Key)
+}
+
+/// A name and its type, by its prefix or by its form.
+fn san(written: &str, at: &Spot, context: &mut Context<'_>) -> Option<San> {
+    let (kind, name) = match written.split_once(':') {
+        Some((kind @ ("uri" | "dns" | "email"), name)) => (kind, name),
+        _ if written.contains("://") => ("uri", written),
+        _ if written.contains('@') => ("email", written),
+        _ => ("dns", written),
+    };
+    let blank = name.bytes().any(|b| !b.is_ascii_graphic());
+    let (wrong, hint) = match kind {
+        _ if name.is_empty() => ("is empty", ""),
+        _ if blank => ("has a character that no such name has", ""),
+        "uri" if !name.contains(':') => (
+            "is not a URI",
+            "as it stands in the certificate, for example `spiffe://corp/ci`",
+        ),
+        "email" if name.trim_matches('@').matches('@').count() != 1 => {
+            ("is not an e-mail address", "")
+        }
+        "dns" if name.contains('*') => (
+            "must not have a wildcard",
+            "one name, exactly as it stands in the certificate",
+        ),
+        "dns" if name.contains([':', '/', '@', '=', ',']) => (
+            "is not a DNS name",
+            "write `uri:…`, `dns:…` or `email:…`; a certificate's subject is not looked at",
+        ),
+        _ => {
+            return Some(match kind {
+                "uri" => San::Uri(name.to_owned()),
+                "email" => San::email(name),
+                _ => San::dns(name),
+            });
+        }
+    };
+    context.report.wrong(at, wrong, hint);
+    None
+}
+
+fn jwt(written: &file::Jwt, at: &Spot, context: &mut Context<'_>) -> Option<Jwt> {
+    for (name, text) in [
+        ("issuer", &written.issuer),
+        ("audience", &written.audience),
+        ("subject", &written.subject),
+    ] {
+        if text.as_ref().is_some_and(String::is_empty) {
+            context.report.wrong(&at.key(name), "is empty", "");
+        }
+    }
+    let keys = match (&written.jwks_url, &written.jwks_file) {
+        (Some(url), None) => jwks_url(url, written, at, context),
+        (None, Some(path)) => {
+            for (name, given) in [
+                ("ca", written.ca.is_some()),
+                ("jwks_token", written.jwks_token.is_some()),
+            ] {
+                if given {
+                    let message = "is for `jwks_url`, and the keys come from a file";
+                    context.report.wrong_key(&at.key(name), message, "");
+                }
+            }
+            Some(KeySource::File(context.jwks(path, &at.key("jwks_file"))))
+        }
+        (Some(_), Some(_)) => {
+            let message = "stands beside `jwks_url`";
+            let hint = "the issuer's keys come from one place";
+            context
+                .report
+                .wrong_key(&at.key("jwks_file"), message, hint);
+            None
+        }
+        (None, None) => {
+            let hint = "where the issuer publishes its keys; or `jwks_file`";
+            context.report.missing(&at.key("jwks_url"), hint);
+            None
+        }
+    };
+    Some(Jwt {
+        issuer: written.issuer.clone()?,
+        audience: written.audience.clone()?,
+        subject: written.subject.clone(),
+        keys: keys?,
+    })
+}
+
+fn jwks_url(
+    text: &str,
+    written: &file::Jwt,
+    at: &Spot,
+    context: &mut Context<'_>,
+) -> Option<KeySource> {
+    let ca = written
+        .ca
+        .as_ref()
+        .map(|path| context.roots(path, &at.key("ca")));
+    let token = written.jwks_token.as_ref().and_then(|secret| {
+        let at = at.key("jwks_token");
+        let secret = context.secret(secret, &at)?;
+        context.header_value(&secret, &at);
+        Some(secret)
+    });
+    let at = at.key("jwks_url");
+    let is_local = Url::parse(text).is_ok_and(|url| match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    });
+    if !is_local && text.starts_with("http:") {
+        let hint = "whoever can change the keys on their way can be any caller";
+        context.report.wrong(&at, "is not an https:// URL", hint);
+        return None;
+    }
+    let url = web_url(text, is_local, "the keys travel", &at, context)?;
+    Some(KeySource::Url { url, ca, token })
+}
+
+/// Reads a `rate:`. `None`: no limit, or something is wrong, which has been reported.
+pub(super) fn rate(written: &file::Rate, at: &Spot, context: &mut Context<'_>) -> Option<Rate> {
+    let per_second = written.per_second.and_then(NonZeroU32::new);
+    if written.per_second.is_none() && written.burst.is_some() {
+        let hint = "a burst is what may exceed the rate for a moment";
+        context.report.missing(&at.key("per_second"), hint);
+    }
+    let per_second = per_second?;
+    let burst = written.burst.and_then(NonZeroU32::new);
+    Some(Rate {
+        per_second,
+        burst: burst.unwrap_or(per_second),
+    })
 }
 
 fn grants(

@@ -151,9 +151,9 @@ pub(super) struct ListenerTls {
     /// Several certificates, chosen by SNI; the first when none fits.
     #[schemars(length(min = 1))]
     pub(super) certificates: Option<List<CertFiles>>,
-    /// PEM bundle of issuers of callers' certificates.
-    #[schemars(extend("x-supported" = []))]
-    pub(super) client_ca: Option<NotBuilt>,
+    /// PEM bundle of issuers of callers' certificates: makes the listener ask for one, not demand
+    /// it. Read again when it changes.
+    pub(super) client_ca: Option<String>,
 }
 
 /// A certificate and its private key, two PEM files.
@@ -236,18 +236,48 @@ pub(super) enum Anyone {
 pub(super) struct Caller {
     /// The caller's key, or the digest of it.
     pub(super) api_key: Option<ApiKey>,
-    /// A client certificate.
-    #[schemars(extend("x-supported" = []))]
-    pub(super) certificate: Option<NotBuilt>,
-    /// A signed token.
-    #[schemars(extend("x-supported" = []))]
-    pub(super) jwt: Option<NotBuilt>,
+    /// A client certificate under a listener's `client_ca`.
+    pub(super) certificate: Option<Certificate>,
+    /// A token signed by an issuer, sent as `Authorization: Bearer …`.
+    pub(super) jwt: Option<Jwt>,
     /// What it may do: `VENDOR`, `VENDOR METHOD[,METHOD] /path/glob` (the path after the prefix;
     /// case counts; `/v1/**` also matches `/v1`), or `*` for every vendor. Default: nothing.
     pub(super) allow: Option<List<String>>,
     /// How much it may do.
-    #[schemars(extend("x-supported" = []))]
-    pub(super) rate: Option<NotBuilt>,
+    pub(super) rate: Option<Rate>,
+}
+
+/// A caller's certificate.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Certificate {
+    /// One of its subject alternative names, exactly: `uri:…`, `dns:…` or `email:…`; without such a
+    /// prefix `://` means a URI, `@` an e-mail address, anything else a DNS name.
+    #[schemars(required)]
+    pub(super) san: Option<String>,
+}
+
+/// A token and who signed it (RFC 7519): RS, PS and ES 256 and 384, RS and PS 512, `EdDSA`. `exp` is
+/// required.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Jwt {
+    /// `iss`, exactly.
+    #[schemars(required)]
+    pub(super) issuer: Option<String>,
+    /// `aud`, or one of several.
+    #[schemars(required)]
+    pub(super) audience: Option<String>,
+    /// `sub`; `*` stands for any characters. Absent: any.
+    pub(super) subject: Option<String>,
+    /// Where the issuer publishes its keys (RFC 7517 §5).
+    pub(super) jwks_url: Option<String>,
+    /// The same as a file, read again when it changes.
+    pub(super) jwks_file: Option<String>,
+    /// PEM bundle that is trusted instead of the system's roots, for `jwks_url`.
+    pub(super) ca: Option<String>,
+    /// Bearer token for `jwks_url`.
+    pub(super) jwks_token: Option<Secret>,
 }
 
 /// A caller's key. `countersign caller new NAME` makes one.
@@ -474,8 +504,11 @@ pub(super) struct Limits {
 #[serde(deny_unknown_fields)]
 pub(super) struct Rate {
     /// Requests per second; 0: no limit.
-    #[schemars(extend("default" = 0, "x-supported" = [0]))]
+    #[schemars(extend("default" = 0))]
     pub(super) per_second: Option<u32>,
+    /// How many may come at once. Default: as many as in a second.
+    #[schemars(range(min = 1))]
+    pub(super) burst: Option<u32>,
 }
 
 #[derive(Clone, Copy, serde::Deserialize, JsonSchema)]

@@ -16,22 +16,27 @@ pub(super) fn listeners(
     context: &mut Context<'_>,
 ) -> Vec<Listener> {
     let at = Spot::default().key("listeners");
-    let Some(written) = written else {
-        return vec![Listener {
+    let mut listeners: Vec<Listener> = Vec::new();
+    if written.is_none() {
+        listeners.push(Listener {
             bind: loopback(8080),
             tls: None,
+            client_ca: None,
             h2c: false,
             proxied_by: Vec::new(),
-        }];
-    };
-    let mut listeners: Vec<Listener> = Vec::new();
-    for (nth, entry) in written.iter().enumerate() {
+        });
+    }
+    for (nth, entry) in written.into_iter().flatten().enumerate() {
         let at = at.index(nth);
         let Some(entry) = entry else { continue };
         let tls = entry
             .tls
             .as_ref()
             .map(|tls| certificates(tls, &at.key("tls"), context));
+        let client_ca = entry.tls.as_ref().and_then(|tls| {
+            let path = tls.client_ca.as_ref()?;
+            Some(context.roots(path, &at.key("tls").key("client_ca")))
+        });
         let h2c = entry.h2c == Some(true);
         if h2c && tls.is_some() {
             context.report.wrong(
@@ -65,9 +70,24 @@ pub(super) fn listeners(
         listeners.push(Listener {
             bind,
             tls,
+            client_ca,
             h2c,
             proxied_by,
         });
+    }
+    if let Callers::Known(callers) = callers
+        && listeners
+            .iter()
+            .all(|listener| listener.client_ca.is_none())
+    {
+        for caller in callers.iter().filter(|caller| caller.certificate.is_some()) {
+            let at = Spot::default().key("callers").key(&caller.name);
+            context.report.warn(
+                &at.key("certificate"),
+                "no listener asks for certificates",
+                "give one `tls: { …, client_ca: FILE }`",
+            );
+        }
     }
     listeners
 }

@@ -16,7 +16,7 @@ use super::file;
 use super::report::{Report, Spot};
 use crate::config::{CertFiles, SecretRef, Secrets};
 use crate::secret::Secret;
-use crate::tls;
+use crate::{jwks, tls};
 
 /// What every part of the file is read with.
 pub(super) struct Context<'a> {
@@ -187,6 +187,23 @@ impl Context<'_> {
                 self.report.wrong(at, cause, "");
             } else if let Err(error) = tls::Roots::load(&path) {
                 self.report.wrong(at, error, "");
+            }
+        }
+        path
+    }
+
+    /// An issuer's public keys.
+    pub(super) fn jwks(&mut self, written: &str, at: &Spot) -> PathBuf {
+        let path = self.path(written);
+        if self.secrets == Secrets::Resolve {
+            let cause = match std::fs::read(&path) {
+                Err(cause) => Some(format!("{} cannot be read: {cause}", path.display())),
+                Ok(text) => jwks::KeySet::parse(&text)
+                    .err()
+                    .map(|cause| format!("{}: {cause}", path.display())),
+            };
+            if let Some(cause) = cause {
+                self.report.wrong(at, cause, "");
             }
         }
         path

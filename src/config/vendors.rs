@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::auth;
+use super::callers;
 use super::file;
 use super::passage;
 use super::presets;
@@ -128,6 +129,11 @@ fn vendor<'f>(
                 .as_ref()
                 .and_then(|limits| limits.body)
                 .map_or(100 << 20, |size| size.0),
+            rate: entry
+                .limits
+                .as_ref()
+                .and_then(|limits| limits.rate.as_ref())
+                .and_then(|rate| callers::rate(rate, &at.key("limits").key("rate"), context)),
         },
         cookies_pass: matches!(entry.cookies, Some(file::Cookies::Pass)),
         retry_on_401: entry.retry_on_401.unwrap_or(true),

@@ -220,6 +220,7 @@ pub(crate) fn vendor(auth: Auth) -> Vendor {
             token_wait: Duration::from_secs(5),
         },
         limits: Limits {
+            rate: None,
             in_flight: 0,
             body: 0,
         },

@@ -1,18 +1,27 @@
-//! Who is calling, and what they may do. Pure look-ups over digests: a hundred thousand keys cost
-//! no more than one, and comparing digests tells a guesser nothing about a key.
+//! Who is calling, and what they may do. Pure look-ups: by digest of a key, by name of a
+//! certificate. A hundred thousand callers cost no more than one, and comparing digests tells a
+//! guesser nothing about a key.
+
+mod jwt;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
+use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, PROXY_AUTHORIZATION};
 use zeroize::Zeroizing;
 
-use crate::config::{self, ApiKey, Grant, secret_ref::SecretError};
+use self::jwt::{Proof, Tokens};
+
+use crate::config::{self, ApiKey, Grant, KeySource, San, secret_ref::SecretError};
 use crate::error::Error;
+use crate::jwks::Keys;
+use crate::metrics::MAX_CALLERS;
+use crate::request::limit::Limiter;
 use crate::request::path::glob;
 use crate::tls::sha256;
 
@@ -28,9 +37,12 @@ pub static KEY_FIELDS: LazyLock<Vec<HeaderName>> = LazyLock::new(|| {
 /// One proven caller.
 #[derive(Debug)]
 pub struct Caller {
-    /// Its name in logs and metrics.
+    /// Its name in logs.
     pub name: Arc<str>,
+    /// Its name in metrics.
+    pub label: Arc<str>,
     allow: Vec<Grant>,
+    rate: Option<Arc<Limiter>>,
 }
 
 impl Caller {
@@ -39,6 +51,8 @@ impl Caller {
     pub fn anyone() -> Self {
         Self {
             name: Arc::from("anyone"),
+            label: Arc::from("anyone"),
+            rate: None,
             allow: vec![Grant {
                 vendor: None,
                 methods: Vec::new(),
@@ -50,10 +64,21 @@ impl Caller {
     /// A caller as configured.
     #[must_use]
     pub fn new(caller: &config::Caller) -> Self {
+        let name: Arc<str> = Arc::from(caller.name.as_str());
         Self {
-            name: Arc::from(caller.name.as_str()),
+            label: name.clone(),
+            name,
             allow: caller.allow.clone(),
+            rate: caller.rate.map(|rate| Arc::new(Limiter::new(rate))),
         }
+    }
+
+    /// Counts one request.
+    ///
+    /// # Errors
+    /// [`Error::RateLimited`] when its `rate:` is used up.
+    pub fn take(&self) -> Result<(), Error> {
+        self.rate.as_ref().map_or(Ok(()), |rate| rate.take())
     }
 
     /// The grant that lets `method` on `path` (after the vendor's prefix) pass, if any.
@@ -77,87 +102,183 @@ pub enum Callers {
     Loopback(Arc<Caller>),
     /// `callers: anyone`.
     Anyone(Arc<Caller>),
+    /// These and nobody else.
+    Known(Known),
+}
+
+/// Callers by what they can show.
+#[derive(Debug)]
+pub struct Known {
     /// By the SHA-256 of their keys.
-    Known(HashMap<[u8; 32], Arc<Caller>>),
+    keys: HashMap<[u8; 32], Arc<Caller>>,
+    /// By a name in their certificates.
+    names: HashMap<San, Arc<Caller>>,
+    tokens: Tokens,
+}
+
+/// What one request shows of its sender.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown<'a> {
+    /// Its fields.
+    pub headers: &'a HeaderMap,
+    /// The certificate of its connection, verified under the listener's `client_ca`.
+    pub certificate: Option<&'a Certificate>,
+    /// Host and port, checked.
+    pub authority: &'a str,
+    /// Whether the host is one of a vendor's `hosts:`.
+    pub known_host: bool,
+}
+
+/// A verified client certificate.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    /// Its subject alternative names of the types that callers may have.
+    pub names: Vec<San>,
+    /// The end of its validity.
+    pub until: SystemTime,
 }
 
 impl Callers {
-    /// Reads the keys that the configuration refers to.
+    /// Reads the keys that the configuration refers to. `issuer` gives the keys of those who sign
+    /// tokens. What `before` has counted of a caller's rate counts on.
     ///
     /// # Errors
     /// When a key cannot be read, with the caller's name.
-    pub fn new(callers: &config::Callers) -> Result<Self, (String, SecretError)> {
-        match callers {
-            config::Callers::Loopback => Ok(Self::Loopback(Arc::new(Caller::anyone()))),
-            config::Callers::Anyone => Ok(Self::Anyone(Arc::new(Caller::anyone()))),
-            config::Callers::Known(known) => known
-                .iter()
-                .map(|caller| {
-                    let digest = match &caller.api_key {
-                        ApiKey::Sha256(digest) => *digest,
-                        ApiKey::Key(key) => key
-                            .resolve()
-                            .map(|key| sha256(&[key.expose().as_bytes()]))
-                            .map_err(|cause| (caller.name.clone(), cause))?,
-                    };
-                    Ok((digest, Arc::new(Caller::new(caller))))
-                })
-                .collect::<Result<_, _>>()
-                .map(Self::Known),
+    pub fn new(
+        callers: &config::Callers,
+        before: Option<&Self>,
+        mut issuer: impl FnMut(&KeySource) -> Arc<Keys>,
+    ) -> Result<Self, (String, SecretError)> {
+        let callers = match callers {
+            config::Callers::Loopback => return Ok(Self::Loopback(Arc::new(Caller::anyone()))),
+            config::Callers::Anyone => return Ok(Self::Anyone(Arc::new(Caller::anyone()))),
+            config::Callers::Known(callers) => callers,
+        };
+        let counting = before.map(Self::limiters).unwrap_or_default();
+        let other: Arc<str> = Arc::from("other");
+        let mut known = Known {
+            keys: HashMap::with_capacity(callers.len()),
+            names: HashMap::new(),
+            tokens: Tokens::new(),
+        };
+        for (nth, configured) in callers.iter().enumerate() {
+            let mut caller = Caller::new(configured);
+            if nth >= MAX_CALLERS {
+                caller.label = other.clone();
+            }
+            if let Some(limiter) = counting.get(&*caller.name)
+                && configured.rate == Some(limiter.rate())
+            {
+                caller.rate = Some(Arc::clone(limiter));
+            }
+            let caller = Arc::new(caller);
+            if let Some(key) = &configured.api_key {
+                let digest = match key {
+                    ApiKey::Sha256(digest) => *digest,
+                    ApiKey::Key(key) => key
+                        .resolve()
+                        .map(|key| sha256(&[key.expose().as_bytes()]))
+                        .map_err(|cause| (configured.name.clone(), cause))?,
+                };
+                known.keys.insert(digest, caller.clone());
+            }
+            if let Some(name) = &configured.certificate {
+                known.names.insert(name.clone(), caller.clone());
+            }
+            if let Some(jwt) = &configured.jwt {
+                known.tokens.add(jwt, issuer(&jwt.keys), caller);
+            }
+        }
+        Ok(Self::Known(known))
+    }
+
+    fn limiters(&self) -> HashMap<&str, &Arc<Limiter>> {
+        match self {
+            Self::Loopback(_) | Self::Anyone(_) => HashMap::new(),
+            Self::Known(known) => known
+                .keys
+                .values()
+                .chain(known.names.values())
+                .chain(known.tokens.callers())
+                .filter_map(|caller| Some((&*caller.name, caller.rate.as_ref()?)))
+                .collect(),
         }
     }
 
-    /// Who sent these headers.
+    /// Who sent a request.
     ///
     /// # Errors
-    /// [`Error::UnknownCaller`] when no key is known or two name different callers, and
+    /// [`Error::UnknownCaller`] when nothing shown is known or it is of two different callers, and
     /// [`Error::CrossSite`] where only this machine's programs may call and a browser or a foreign
-    /// name is in play. `host` is lower-case without a port; `known_host` says whether it is one
-    /// of a vendor's `hosts:`.
-    pub fn identify(
-        &self,
-        headers: &HeaderMap,
-        authority: &str,
-        known_host: bool,
-    ) -> Result<Arc<Caller>, Error> {
+    /// name is in play.
+    pub fn identify(&self, shown: Shown<'_>) -> Result<Arc<Caller>, Error> {
         match self {
             Self::Anyone(caller) => Ok(caller.clone()),
             Self::Loopback(caller) => {
-                if (known_host || is_loopback(host_of(authority)))
-                    && !is_cross_site(headers, authority)
+                if (shown.known_host || is_loopback(host_of(shown.authority)))
+                    && !is_cross_site(shown.headers, shown.authority)
                 {
                     Ok(caller.clone())
                 } else {
                     Err(Error::CrossSite)
                 }
             }
-            Self::Known(keys) => {
-                let mut found: Option<&Arc<Caller>> = None;
-                for key in presented(headers) {
-                    let Some(caller) = keys.get(&sha256(&[key.as_ref()])) else {
-                        continue;
-                    };
-                    if found.is_some_and(|other| !Arc::ptr_eq(other, caller)) {
-                        return Err(Error::UnknownCaller);
-                    }
-                    found = Some(caller);
+            Self::Known(known) => known.identify(shown),
+        }
+    }
+}
+
+impl Known {
+    fn identify(&self, shown: Shown<'_>) -> Result<Arc<Caller>, Error> {
+        let mut found: Option<Arc<Caller>> = None;
+        let mut prove = |caller: &Arc<Caller>| match &found {
+            Some(other) if !Arc::ptr_eq(other, caller) => Err(Error::UnknownCaller),
+            Some(_) => Ok(()),
+            None => {
+                found = Some(caller.clone());
+                Ok(())
+            }
+        };
+        for key in presented(shown.headers) {
+            let digest = sha256(&[key.as_ref()]);
+            if let Some(caller) = self.keys.get(&digest) {
+                prove(caller)?;
+            } else if let Key::Bearer(token) = key
+                && !self.tokens.is_empty()
+            {
+                match self.tokens.identify(token, &digest) {
+                    Some(Proof::One(caller)) => prove(&caller)?,
+                    Some(Proof::Several) => return Err(Error::UnknownCaller),
+                    None => {}
                 }
-                found.cloned().ok_or(Error::UnknownCaller)
             }
         }
+        // A connection may outlive the certificate that it began with.
+        if let Some(certificate) = shown.certificate
+            && SystemTime::now() < certificate.until
+        {
+            for name in &certificate.names {
+                if let Some(caller) = self.names.get(name) {
+                    prove(caller)?;
+                }
+            }
+        }
+        found.ok_or(Error::UnknownCaller)
     }
 }
 
 /// A presented key: borrowed from the head, or decoded from Basic and wiped afterwards.
 enum Key<'a> {
     Plain(&'a [u8]),
+    /// May be a signed token as well.
+    Bearer(&'a [u8]),
     Decoded(Zeroizing<Vec<u8>>),
 }
 
 impl AsRef<[u8]> for Key<'_> {
     fn as_ref(&self) -> &[u8] {
         match self {
-            Self::Plain(key) => key,
+            Self::Plain(key) | Self::Bearer(key) => key,
             Self::Decoded(key) => key,
         }
     }
@@ -182,7 +303,10 @@ fn in_scheme(value: &[u8]) -> Option<Key<'_>> {
     let blank = value.iter().position(|byte| *byte == b' ')?;
     let (scheme, rest) = value.split_at(blank);
     let rest = rest.trim_ascii();
-    if scheme.eq_ignore_ascii_case(b"bearer") || scheme.eq_ignore_ascii_case(b"token") {
+    if scheme.eq_ignore_ascii_case(b"bearer") {
+        return Some(Key::Bearer(rest));
+    }
+    if scheme.eq_ignore_ascii_case(b"token") {
         return Some(Key::Plain(rest));
     }
     if !scheme.eq_ignore_ascii_case(b"basic") {
@@ -254,19 +378,40 @@ mod tests {
     fn known() -> Callers {
         let caller = |name: &str, key: &str| config::Caller {
             name: name.into(),
-            api_key: ApiKey::Sha256(sha256(&[key.as_bytes()])),
-            allow: vec![],
+            api_key: Some(ApiKey::Sha256(sha256(&[key.as_bytes()]))),
+            ..nobody()
         };
-        Callers::new(&config::Callers::Known(vec![
-            caller("a", "key-a"),
-            caller("b", "key-b"),
-        ]))
-        .unwrap()
+        callers(vec![caller("a", "key-a"), caller("b", "key-b")])
+    }
+
+    fn nobody() -> config::Caller {
+        config::Caller {
+            name: String::new(),
+            api_key: None,
+            certificate: None,
+            jwt: None,
+            allow: vec![],
+            rate: None,
+        }
+    }
+
+    fn callers(known: Vec<config::Caller>) -> Callers {
+        let no_issuer = |_: &KeySource| unreachable!();
+        Callers::new(&config::Callers::Known(known), None, no_issuer).unwrap()
+    }
+
+    fn shown(headers: &HeaderMap) -> Shown<'_> {
+        Shown {
+            headers,
+            certificate: None,
+            authority: "proxy",
+            known_host: false,
+        }
     }
 
     fn who(fields: &[(&'static str, &str)]) -> Result<String, Error> {
         known()
-            .identify(&headers(fields), "proxy", false)
+            .identify(shown(&headers(fields)))
             .map(|caller| caller.name.to_string())
     }
 
@@ -312,7 +457,7 @@ mod tests {
 
     #[test]
     fn grants_are_by_vendor_method_and_path() {
-        let caller = Caller {
+        let caller = Caller::new(&config::Caller {
             name: "ci".into(),
             allow: vec![
                 Grant {
@@ -326,7 +471,8 @@ mod tests {
                     path: None,
                 },
             ],
-        };
+            ..nobody()
+        });
         for (vendor, method, path, want) in [
             ("v", "GET", "/vedsdk/x", true),
             ("v", "GET", "/vedsdk", true),
@@ -342,11 +488,15 @@ mod tests {
 
     #[test]
     fn without_callers_only_programs_of_this_machine_may_call() {
-        let callers = Callers::new(&config::Callers::Loopback).unwrap();
+        let callers = Callers::Loopback(Arc::new(Caller::anyone()));
         let allowed = |authority: &str, known_host, fields: &[(&'static str, &str)]| {
-            callers
-                .identify(&headers(fields), authority, known_host)
-                .is_ok()
+            let headers = headers(fields);
+            let shown = Shown {
+                authority,
+                known_host,
+                ..shown(&headers)
+            };
+            callers.identify(shown).is_ok()
         };
         for authority in [
             "localhost:8080",
@@ -381,5 +531,115 @@ mod tests {
             &[("origin", "http://localhost:1")]
         ));
         assert!(allowed("localhost", false, &[("sec-fetch-site", "none")]));
+    }
+
+    fn certified(names: &[San], until: SystemTime, fields: &[(&'static str, &str)]) -> String {
+        let by_name = |name: &str, san| config::Caller {
+            name: name.into(),
+            certificate: Some(san),
+            ..nobody()
+        };
+        let by_key = config::Caller {
+            name: "key".into(),
+            api_key: Some(ApiKey::Sha256(sha256(&[b"key"]))),
+            ..nobody()
+        };
+        let callers = callers(vec![
+            by_name("uri", San::Uri("spiffe://corp/ci".into())),
+            by_name("dns", San::dns("ci.corp")),
+            by_name("email", San::email("ci@corp")),
+            by_key,
+        ]);
+        let headers = headers(fields);
+        let certificate = Certificate {
+            names: names.to_vec(),
+            until,
+        };
+        let shown = Shown {
+            certificate: Some(&certificate),
+            ..shown(&headers)
+        };
+        let caller = callers.identify(shown);
+        caller.map_or("nobody".into(), |caller| caller.name.to_string())
+    }
+
+    #[test]
+    fn a_certificate_proves_by_a_name_of_the_same_type() {
+        let later = SystemTime::now() + std::time::Duration::from_mins(1);
+        let uri = |name: &str| San::Uri(name.into());
+        for (names, want) in [
+            (vec![uri("spiffe://corp/ci")], "uri"),
+            (vec![uri("spiffe://corp/ci/x")], "nobody"),
+            (vec![uri("ci.corp")], "nobody"),
+            (vec![San::dns("CI.corp")], "dns"),
+            (vec![San::dns("x.ci.corp")], "nobody"),
+            (vec![San::dns("ci@corp")], "nobody"),
+            (vec![San::email("ci@CORP")], "email"),
+            (vec![San::email("CI@corp")], "nobody"),
+            (vec![San::email("ci.corp")], "nobody"),
+            (vec![San::dns("other"), San::dns("ci.corp")], "dns"),
+            (vec![San::dns("ci.corp"), San::email("ci@corp")], "nobody"),
+            (vec![], "nobody"),
+        ] {
+            assert_eq!(certified(&names, later, &[]), want, "{names:?}");
+        }
+        let names = [San::dns("ci.corp")];
+        assert_eq!(certified(&names, SystemTime::now(), &[]), "nobody");
+        assert_eq!(certified(&names, later, &[("x-api-key", "key")]), "nobody");
+        assert_eq!(certified(&names, later, &[("x-api-key", "other")]), "dns");
+    }
+
+    #[test]
+    fn a_key_is_found_by_one_look_up_among_a_hundred_thousand() {
+        let many = (0..100_000).map(|nth| config::Caller {
+            name: format!("caller-{nth}"),
+            api_key: Some(ApiKey::Sha256(sha256(&[format!("key-{nth}").as_bytes()]))),
+            ..nobody()
+        });
+        let callers = callers(many.collect());
+        let Callers::Known(known) = &callers else {
+            unreachable!();
+        };
+        assert_eq!(known.keys.len(), 100_000);
+        for (key, name, label) in [
+            ("key-0", "caller-0", "caller-0"),
+            ("key-199", "caller-199", "caller-199"),
+            ("key-200", "caller-200", "other"),
+            ("key-99999", "caller-99999", "other"),
+        ] {
+            let headers = headers(&[("x-countersign-key", key)]);
+            let caller = callers.identify(shown(&headers)).unwrap();
+            assert_eq!((&*caller.name, &*caller.label), (name, label));
+        }
+    }
+
+    #[test]
+    fn a_reload_does_not_fill_a_callers_bucket() {
+        let one = std::num::NonZeroU32::MIN;
+        let rate = config::Rate {
+            per_second: one,
+            burst: one,
+        };
+        let configured = |rate| {
+            config::Callers::Known(vec![config::Caller {
+                name: "ci".into(),
+                api_key: Some(ApiKey::Sha256(sha256(&[b"key"]))),
+                rate: Some(rate),
+                ..nobody()
+            }])
+        };
+        let headers = headers(&[("x-api-key", "key")]);
+        let no_issuer = |_: &KeySource| unreachable!();
+        let first = Callers::new(&configured(rate), None, no_issuer).unwrap();
+        let take = |callers: &Callers| callers.identify(shown(&headers)).unwrap().take();
+        assert_eq!(take(&first), Ok(()));
+        let same = Callers::new(&configured(rate), Some(&first), no_issuer).unwrap();
+        assert!(matches!(take(&same), Err(Error::RateLimited { .. })));
+        let wider = config::Rate {
+            burst: std::num::NonZeroU32::new(2).unwrap(),
+            ..rate
+        };
+        let other = Callers::new(&configured(wider), Some(&same), no_issuer).unwrap();
+        assert_eq!(take(&other), Ok(()));
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 
 use crate::error::Error;
-use crate::request::caller::{self, Caller, Callers};
+use crate::request::caller::{self, Caller, Callers, Certificate, Shown};
 use crate::request::path::Target;
 use crate::request::vendor::{Routes, Vendor};
 
@@ -26,8 +26,8 @@ pub struct Ask<'a> {
 /// Who asks.
 #[derive(Debug)]
 pub enum Identity<'a> {
-    /// To be found in the request's fields.
-    Shown(&'a Callers, &'a HeaderMap),
+    /// To be found in the request's fields and its connection's certificate.
+    Shown(&'a Callers, &'a HeaderMap, Option<&'a Certificate>),
     /// Already known, in a dry run.
     Known(Arc<Caller>),
 }
@@ -69,7 +69,12 @@ pub fn decide<'a, V: AsRef<Vendor>>(
         return decision;
     }
     let caller = match identity {
-        Identity::Shown(callers, headers) => callers.identify(headers, ask.authority, by_host),
+        Identity::Shown(callers, headers, certificate) => callers.identify(Shown {
+            headers,
+            certificate,
+            authority: ask.authority,
+            known_host: by_host,
+        }),
         Identity::Known(caller) => Ok(caller),
     };
     let caller = match caller {

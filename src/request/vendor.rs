@@ -11,6 +11,7 @@ use crate::config::{self, Limits, Timeouts};
 use crate::credential::Credential;
 use crate::error::Error;
 use crate::metrics::VendorMetrics;
+use crate::request::limit::Limiter;
 use crate::request::path::Rules;
 use crate::request::placement::Placement;
 use crate::request::redact::Prepared;
@@ -34,6 +35,8 @@ pub struct Vendor {
     pub timeouts: Timeouts,
     /// How much anything may take.
     pub limits: Limits,
+    /// What is left of `limits.rate`; `None`: no limit.
+    pub rate: Option<Limiter>,
     /// `true`: Cookie and Set-Cookie pass.
     pub cookies_pass: bool,
     /// `true`: `%2F` and `%5C` pass.
@@ -69,6 +72,7 @@ impl Vendor {
             credential: vendor.auth.as_ref().map(Placement::of).zip(credential),
             timeouts: vendor.timeouts,
             limits: vendor.limits,
+            rate: vendor.limits.rate.map(Limiter::new),
             cookies_pass: vendor.cookies_pass,
             encoded_slash_pass: vendor.encoded_slash_pass,
             retry_on_401: vendor.retry_on_401,

@@ -186,7 +186,7 @@ impl Console {
             return Vec::new();
         }
         let view = self.live.view.load();
-        let waiting: Vec<_> = view
+        let mut waiting: Vec<_> = view
             .vendors
             .iter()
             .filter(|watched| {
@@ -202,6 +202,10 @@ impl Console {
             .collect();
         if self.ready_when == ReadyWhen::Any && waiting.len() < view.vendors.len() {
             return Vec::new();
+        }
+        // Callers with a token are refused until its issuer's keys are there.
+        if view.issuers.iter().any(|keys| !keys.settled()) {
+            waiting.push("the keys of callers' token issuers".to_owned());
         }
         waiting
     }

@@ -13,10 +13,11 @@ use tokio::task::JoinSet;
 use super::tls::ListenerCertificates;
 use super::{StartError, unix_seconds};
 use crate::config::{
-    ApiKey, Auth, Callers as ConfiguredCallers, CertFiles, Config, SecretRef, Secrets,
+    ApiKey, Auth, Callers as ConfiguredCallers, CertFiles, Config, KeySource, SecretRef, Secrets,
     Vendor as ConfiguredVendor,
 };
 use crate::credential::{self, Credential, Keeper};
+use crate::jwks::{self, Keys};
 use crate::metrics::Metrics;
 use crate::request::caller::Callers;
 use crate::request::headers::Barred;
@@ -49,8 +50,18 @@ pub(super) struct Live {
 struct State {
     config: Config,
     parts: HashMap<String, Part>,
+    issuers: Vec<Issuer>,
     /// Tells connections of one configuration from those of the next.
     generation: u64,
+}
+
+/// One source of keys that sign callers' tokens.
+#[derive(Clone)]
+struct Issuer {
+    source: KeySource,
+    keys: Arc<Keys>,
+    /// Held for what its end does.
+    _keeper: Arc<jwks::Keeper>,
 }
 
 /// What one vendor made run.
@@ -69,6 +80,8 @@ struct Part {
 pub struct View {
     /// Every vendor, in the file's order.
     pub vendors: Vec<Arc<Watched>>,
+    /// The keys that verify callers' tokens.
+    pub issuers: Vec<Arc<Keys>>,
     /// SHA-256 of the file's bytes, hex.
     pub sha256: String,
     /// When it came into use.
@@ -122,18 +135,19 @@ impl Live {
             generation: 1,
         };
         let read = as_read(&config);
-        let (snapshot, view, parts) = making.all(&config, &HashMap::new())?;
+        let made = making.all(&config, None)?;
         Ok(Self {
             read,
-            snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
-            view: ArcSwap::from_pointee(view),
+            snapshot: Arc::new(ArcSwap::from_pointee(made.snapshot)),
+            view: ArcSwap::from_pointee(made.view),
             last_error: ArcSwapOption::empty(),
             certificates,
             resolver,
             store,
             state: tokio::sync::Mutex::new(State {
                 config,
-                parts,
+                parts: made.parts,
+                issuers: made.issuers,
                 generation: 1,
             }),
             metrics,
@@ -193,19 +207,21 @@ impl Live {
             store: &self.store,
             generation,
         };
-        let (snapshot, view, parts) = making.all(&config, &state.parts)?;
+        let before = self.snapshot.load_full();
+        let made = making.all(&config, Some((&state, &before)))?;
         // The last thing that can fail comes before the first that takes effect.
         let mut certificates = Vec::new();
         for (index, (listener, served)) in
             config.listeners.iter().zip(&self.certificates).enumerate()
         {
-            if let (Some(files), Some(served)) = (&listener.tls, served) {
-                let read = served
-                    .read(files, &self.metrics)
-                    .map_err(|cause| StartError::Tls {
-                        place: format!("listeners[{index}].tls"),
-                        cause,
-                    })?;
+            if let Some(served) = served {
+                let read =
+                    served
+                        .read(listener, &self.metrics)
+                        .map_err(|cause| StartError::Tls {
+                            place: format!("listeners[{index}].tls"),
+                            cause,
+                        })?;
                 certificates.push((served, read));
             }
         }
@@ -213,11 +229,12 @@ impl Live {
             served.swap(read);
         }
         let sha256 = config.sha256.clone();
-        self.snapshot.store(Arc::new(snapshot));
-        self.view.store(Arc::new(view));
+        self.snapshot.store(Arc::new(made.snapshot));
+        self.view.store(Arc::new(made.view));
         *state = State {
             config,
-            parts,
+            parts: made.parts,
+            issuers: made.issuers,
             generation,
         };
         Ok(sha256)
@@ -254,19 +271,49 @@ struct Making<'a> {
     generation: u64,
 }
 
+/// Everything that a configuration makes run.
+struct Made {
+    snapshot: Snapshot,
+    view: View,
+    parts: HashMap<String, Part>,
+    issuers: Vec<Issuer>,
+}
+
 impl Making<'_> {
     fn all(
         &self,
         config: &Config,
-        before: &HashMap<String, Part>,
-    ) -> Result<(Snapshot, View, HashMap<String, Part>), StartError> {
-        let callers = Callers::new(&config.callers)
-            .map_err(|(caller, cause)| StartError::Caller { caller, cause })?;
+        before: Option<(&State, &Snapshot)>,
+    ) -> Result<Made, StartError> {
+        let mut issuers: Vec<Issuer> = Vec::new();
+        let known = before.map_or(&[][..], |(state, _)| &state.issuers);
+        let callers = Callers::new(
+            &config.callers,
+            before.map(|(_, snapshot)| &snapshot.callers),
+            |source| {
+                let of_source = |issuer: &&Issuer| issuer.source == *source;
+                if let Some(issuer) = issuers.iter().find(of_source) {
+                    return issuer.keys.clone();
+                }
+                let issuer = known.iter().find(of_source).cloned().unwrap_or_else(|| {
+                    let (keys, keeper) = jwks::start(source);
+                    Issuer {
+                        source: source.clone(),
+                        keys,
+                        _keeper: Arc::new(keeper),
+                    }
+                });
+                issuers.push(issuer.clone());
+                issuer.keys
+            },
+        )
+        .map_err(|(caller, cause)| StartError::Caller { caller, cause })?;
         let mut ways = Vec::new();
         let mut watched = Vec::new();
         let mut parts = HashMap::new();
         for vendor in &config.vendors {
-            let part = self.part(vendor, before.get(&vendor.name))?;
+            let before = before.and_then(|(state, _)| state.parts.get(&vendor.name));
+            let part = self.part(vendor, before)?;
             ways.push((
                 vendor.prefix.clone(),
                 vendor.hosts.clone(),
@@ -284,11 +331,17 @@ impl Making<'_> {
             nobody: self.metrics.vendor("none"),
         };
         let view = View {
+            issuers: issuers.iter().map(|issuer| issuer.keys.clone()).collect(),
             vendors: watched,
             sha256: config.sha256.clone(),
             loaded: now,
         };
-        Ok((snapshot, view, parts))
+        Ok(Made {
+            snapshot,
+            view,
+            parts,
+            issuers,
+        })
     }
 
     /// One vendor: as it was when nothing of it changed, with the credential it had when that did
@@ -439,11 +492,16 @@ fn files_of(config: &Config) -> Vec<PathBuf> {
         .iter()
         .filter_map(|listener| listener.tls.as_ref());
     files.extend(listeners.flatten().flat_map(pair));
+    let authorities = config.listeners.iter();
+    files.extend(authorities.filter_map(|listener| listener.client_ca.clone()));
     if let ConfiguredCallers::Known(callers) = &config.callers {
         files.extend(callers.iter().filter_map(|caller| match &caller.api_key {
-            ApiKey::Key(SecretRef::File(path)) => Some(path.clone()),
-            ApiKey::Key(SecretRef::Env(_) | SecretRef::Value(_) | SecretRef::Plain(_))
-            | ApiKey::Sha256(_) => None,
+            Some(ApiKey::Key(SecretRef::File(path))) => Some(path.clone()),
+            Some(
+                ApiKey::Key(SecretRef::Env(_) | SecretRef::Value(_) | SecretRef::Plain(_))
+                | ApiKey::Sha256(_),
+            )
+            | None => None,
         }));
     }
     files.extend(config.vendors.iter().flat_map(trust_files));

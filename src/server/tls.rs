@@ -1,4 +1,5 @@
-//! Certificates of our own listeners: chosen by the name the caller asked for.
+//! Certificates of our own listeners, chosen by the name the caller asked for, and those that callers
+//! show.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -9,16 +10,19 @@ use async_trait::async_trait;
 use pingora::listeners::TlsAccept;
 use pingora::listeners::tls::TlsSettings;
 use pingora::protocols::tls::TlsRef;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 
 use super::unix_seconds;
-use crate::config::CertFiles;
+use crate::config::{CertFiles, Listener, San};
 use crate::metrics::Metrics;
-use crate::request::ServerName;
-use crate::tls::{Error, Identity};
+use crate::request::Handshake;
+use crate::request::caller::Certificate;
+use crate::tls::{Error, Identity, Roots};
 
 /// A TLS listener's settings: HTTP/2 and HTTP/1.1 by ALPN, TLS 1.2 and 1.3.
 pub(super) fn settings(certificates: Arc<ListenerCertificates>) -> Result<TlsSettings, Error> {
@@ -26,30 +30,35 @@ pub(super) fn settings(certificates: Arc<ListenerCertificates>) -> Result<TlsSet
         path: std::path::PathBuf::new(),
         cause: cause.to_string(),
     };
-    let mut settings = TlsSettings::with_callbacks(Box::new(NoteName)).map_err(unusable)?;
+    let note = NoteHandshake(certificates.clone());
+    let mut settings = TlsSettings::with_callbacks(Box::new(note)).map_err(unusable)?;
+    if certificates.0.load().callers.is_some() {
+        settings.set_client_cert_verifier(certificates.clone());
+    }
     settings.set_cert_resolver(certificates);
     settings.enable_h2();
     Ok(settings)
 }
 
-/// One listener's certificates; new handshakes use what was swapped in last.
+/// One listener's certificates, and the issuers of its callers' certificates; new handshakes use
+/// what was swapped in last.
 #[derive(Debug)]
 pub(super) struct ListenerCertificates(ArcSwap<Certificates>);
 
 impl ListenerCertificates {
     /// Reads the files for the first time.
-    pub(super) fn start(files: &[CertFiles], metrics: &Metrics) -> Result<Self, Error> {
-        Certificates::read(files, metrics).map(|read| Self(ArcSwap::from_pointee(read)))
+    pub(super) fn start(listener: &Listener, metrics: &Metrics) -> Result<Self, Error> {
+        Certificates::read(listener, metrics).map(|read| Self(ArcSwap::from_pointee(read)))
     }
 
     /// Reads the files again, changing nothing yet.
     #[expect(clippy::unused_self, reason = "reads for this listener")]
     pub(super) fn read(
         &self,
-        files: &[CertFiles],
+        listener: &Listener,
         metrics: &Metrics,
     ) -> Result<Certificates, Error> {
-        Certificates::read(files, metrics)
+        Certificates::read(listener, metrics)
     }
 
     /// Serves `certificates` from now on.
@@ -64,17 +73,89 @@ impl ResolvesServerCert for ListenerCertificates {
     }
 }
 
-/// Keeps the name of each handshake, so that a request's Host can be held against it.
-struct NoteName;
+impl ListenerCertificates {
+    /// The issuers in force. A listener that asks for certificates does so until the process ends.
+    fn callers(&self) -> Result<Arc<dyn ClientCertVerifier>, rustls::Error> {
+        let callers = self.0.load().callers.clone();
+        callers.ok_or(rustls::Error::General("no client_ca".into()))
+    }
+}
+
+impl ClientCertVerifier for ListenerCertificates {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    /// None: they could not change with the issuers. A caller then shows what it has.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.callers()?.verify_client_cert(leaf, intermediates, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.callers()?
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.callers()?
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.callers()
+            .map_or_else(|_| Vec::new(), |callers| callers.supported_verify_schemes())
+    }
+}
+
+/// Keeps of each handshake the name that was asked for, so that a request's Host can be held
+/// against it, and the names in the caller's certificate.
+struct NoteHandshake(Arc<ListenerCertificates>);
 
 #[async_trait]
-impl TlsAccept for NoteName {
+impl TlsAccept for NoteHandshake {
     async fn handshake_complete_callback(
         &self,
         tls: &TlsRef,
     ) -> Option<Arc<dyn Any + Send + Sync>> {
-        let name = tls.server_name().map(str::to_ascii_lowercase);
-        Some(Arc::new(ServerName(name)))
+        Some(Arc::new(Handshake {
+            server_name: tls.server_name().map(str::to_ascii_lowercase),
+            certificate: tls
+                .peer_cert_chain_der()
+                .and_then(|chain| self.certificate(chain)),
+        }))
+    }
+}
+
+impl NoteHandshake {
+    /// What the chain proves now: a resumed session brings the one it began with, which may have
+    /// ended or have lost its issuer since.
+    fn certificate(&self, chain: &[CertificateDer<'_>]) -> Option<Certificate> {
+        let (leaf, intermediates) = chain.split_first()?;
+        self.0
+            .verify_client_cert(leaf, intermediates, UnixTime::now())
+            .ok()?;
+        let names = crate::tls::names(leaf).ok()?;
+        let until = crate::tls::not_after(leaf).ok()?;
+        Some(Certificate { names, until })
     }
 }
 
@@ -85,12 +166,24 @@ pub(super) struct Certificates {
     by_name: HashMap<String, Arc<CertifiedKey>>,
     /// For callers that ask for no name or an unknown one: the first.
     default: Option<Arc<CertifiedKey>>,
+    /// Verifies callers' certificates; `None`: they are not asked for.
+    callers: Option<Arc<dyn ClientCertVerifier>>,
 }
 
 impl Certificates {
-    fn read(files: &[CertFiles], metrics: &Metrics) -> Result<Self, Error> {
-        let mut certificates = Self::default();
-        for pair in files {
+    fn read(listener: &Listener, metrics: &Metrics) -> Result<Self, Error> {
+        let callers = listener.client_ca.as_ref().map(|path| {
+            let roots = Roots::load(path)?;
+            roots.client_verifier().map_err(|cause| Error::Unreadable {
+                path: path.clone(),
+                cause: cause.to_string(),
+            })
+        });
+        let mut certificates = Self {
+            callers: callers.transpose()?,
+            ..Self::default()
+        };
+        for pair in listener.tls.iter().flatten() {
             let identity = Identity::load(pair)?;
             let name = format!("listener {}", pair.cert.display());
             metrics.certificate(&name, unix_seconds(identity.not_after));
@@ -107,15 +200,9 @@ impl Certificates {
         let key = identity
             .certified()
             .map_err(|cause| unusable(cause.to_string()))?;
-        let (_, leaf) = X509Certificate::from_der(&identity.chain[0])
-            .map_err(|cause| unusable(cause.to_string()))?;
-        if let Ok(Some(names)) = leaf.subject_alternative_name() {
-            for name in &names.value.general_names {
-                if let GeneralName::DNSName(name) = name {
-                    self.by_name
-                        .entry(name.to_ascii_lowercase())
-                        .or_insert_with(|| key.clone());
-                }
+        for name in crate::tls::names(&identity.chain[0]).unwrap_or_default() {
+            if let San::Dns(name) = name {
+                self.by_name.entry(name).or_insert_with(|| key.clone());
             }
         }
         self.default.get_or_insert(key);

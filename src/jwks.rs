@@ -1,0 +1,345 @@
+//! The public keys of those who sign callers' tokens (JWK sets, RFC 7517), and how they stay
+//! current.
+//!
+//! One task per source reads them again and again; requests only load what is there. A source that
+//! is down or broken changes nothing: the keys it gave last go on verifying.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
+use jsonwebtoken::{Algorithm, DecodingKey};
+use reqwest::{Client, redirect};
+use serde_json::Value;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{info, warn};
+use url::Url;
+
+use crate::config::{KeySource, SecretRef};
+use crate::outbound::Outbound;
+use crate::tls::{Roots, sha256};
+
+/// One key that may verify tokens.
+pub struct Key {
+    /// `kid`.
+    pub id: Option<String>,
+    /// What it may verify: decided by the key, never by a token.
+    pub algorithms: Vec<Algorithm>,
+    /// The key itself.
+    pub verifier: DecodingKey,
+}
+
+impl Key {
+    /// `None`: of a kind that verifies no token here. Symmetric keys never do: whoever knows one
+    /// could sign with it.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "what is not listed verifies nothing, what will be added included"
+    )]
+    fn new(jwk: &Jwk) -> Option<Self> {
+        use Algorithm::{ES256, ES384, EdDSA, PS256, PS384, PS512, RS256, RS384, RS512};
+        let common = &jwk.common;
+        let of_kind: &[Algorithm] = match &jwk.algorithm {
+            AlgorithmParameters::RSA(_) => &[RS256, RS384, RS512, PS256, PS384, PS512],
+            AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => &[ES256],
+            AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P384 => &[ES384],
+            AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => {
+                &[EdDSA]
+            }
+            _ => return None,
+        };
+        let algorithms: Vec<_> = match common.key_algorithm {
+            None => of_kind.to_vec(),
+            Some(only) => {
+                let only: Algorithm = only.to_string().parse().ok()?;
+                of_kind.iter().copied().filter(|of| *of == only).collect()
+            }
+        };
+        let signs = common
+            .public_key_use
+            .as_ref()
+            .is_none_or(|it| *it == PublicKeyUse::Signature)
+            && common
+                .key_operations
+                .as_ref()
+                .is_none_or(|they| they.contains(&KeyOperations::Verify));
+        if algorithms.is_empty() || !signs {
+            return None;
+        }
+        Some(Self {
+            id: common.key_id.clone(),
+            algorithms,
+            verifier: DecodingKey::from_jwk(jwk).ok()?,
+        })
+    }
+}
+
+/// The keys of one source at one time.
+#[derive(Default)]
+pub struct KeySet {
+    keys: Vec<Key>,
+    digest: [u8; 32],
+    generation: u64,
+}
+
+/// More keys than any issuer has; a token without `kid` is tried against all of them.
+const MOST_KEYS: usize = 32;
+/// Longest JWK set, bytes.
+const LONGEST: usize = 1 << 20;
+
+impl KeySet {
+    /// Reads a JWK set. Keys that cannot verify tokens are left out.
+    ///
+    /// # Errors
+    /// What is wrong with it, for people; nothing of the text is repeated.
+    pub fn parse(text: &[u8]) -> Result<Self, &'static str> {
+        let set: Value = serde_json::from_slice(text).map_err(|_| "is not JSON")?;
+        let keys = set["keys"].as_array().ok_or("is not a JWK set")?;
+        let keys: Vec<Key> = keys
+            .iter()
+            .filter_map(|key| Key::new(&serde_json::from_value(key.clone()).ok()?))
+            .take(MOST_KEYS)
+            .collect();
+        if keys.is_empty() {
+            return Err("holds no key that could verify a token (RSA, P-256, P-384, Ed25519)");
+        }
+        Ok(Self {
+            keys,
+            digest: sha256(&[text]),
+            generation: 0,
+        })
+    }
+
+    /// The keys that may have signed what names `id`: those of that name and those without one;
+    /// all when it names none. `None`: there is no key of that name.
+    #[must_use]
+    pub fn named(&self, id: Option<&str>) -> Option<impl Iterator<Item = &Key>> {
+        let fits = move |key: &&Key| {
+            id.is_none_or(|id| key.id.as_deref().is_none_or(|of_key| of_key == id))
+        };
+        self.keys
+            .iter()
+            .any(|key| fits(&key))
+            .then(|| self.keys.iter().filter(fits))
+    }
+
+    /// Counts the sets that a source has given: what was verified under another one may have been
+    /// signed with a key that is gone.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+}
+
+impl fmt::Debug for KeySet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeySet")
+            .field("keys", &self.keys.len())
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The keys of one source, as requests see them.
+#[derive(Debug, Default)]
+pub struct Keys {
+    current: ArcSwap<KeySet>,
+    missed: Notify,
+    settled: AtomicBool,
+}
+
+impl Keys {
+    /// The keys to use now: one atomic load.
+    #[must_use]
+    pub fn current(&self) -> arc_swap::Guard<Arc<KeySet>> {
+        self.current.load()
+    }
+
+    /// A token names a key that is not here: the source may have a new one.
+    pub fn missed(&self) {
+        self.missed.notify_one();
+    }
+
+    /// Whether the first attempt to read them has ended, one way or the other.
+    #[must_use]
+    pub fn settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire)
+    }
+
+    /// Makes `set` the one in use, unless it is the same. Whether it was another.
+    fn publish(&self, mut set: KeySet) -> bool {
+        let before = self.current.load();
+        self.settled.store(true, Ordering::Release);
+        if before.digest == set.digest {
+            return false;
+        }
+        set.generation = before.generation + 1;
+        info!(keys = set.keys.len(), "an issuer's keys are read");
+        self.current.store(Arc::new(set));
+        true
+    }
+
+    /// Keys that stay as they are, for tests of what uses them.
+    #[cfg(test)]
+    pub(crate) fn fixed(text: &[u8]) -> Arc<Self> {
+        let keys = Self::default();
+        keys.publish(KeySet::parse(text).unwrap());
+        Arc::new(keys)
+    }
+}
+
+/// Ends its source's task when dropped. The keys stay usable.
+#[derive(Debug)]
+pub struct Keeper(AbortHandle);
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Starts reading a source. Must be called inside a tokio runtime, which the task then lives on.
+/// Keys from a file are there when this returns.
+#[must_use]
+pub fn start(source: &KeySource) -> (Arc<Keys>, Keeper) {
+    let keys = Arc::new(Keys::default());
+    if let KeySource::File(path) = source
+        && let Ok(set) = read(path)
+    {
+        keys.publish(set);
+    }
+    let task = tokio::spawn(keep_current(keys.clone(), source.clone()));
+    (keys, Keeper(task.abort_handle()))
+}
+
+/// How often a URL is asked without a reason.
+const EVERY: Duration = Duration::from_mins(5);
+/// How often a file is looked at. Promised is "in use within 10 s".
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// How often, at most, tokens that name unknown keys make a URL be asked: anyone can send such.
+const AT_MOST_EVERY: Duration = Duration::from_secs(30);
+/// Between failures: doubled from the first to the second.
+const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
+
+async fn keep_current(keys: Arc<Keys>, source: KeySource) {
+    let mut failures = 0_u32;
+    let mut forced_from = Instant::now();
+    loop {
+        let outcome = match &source {
+            KeySource::File(path) => {
+                let path = path.clone();
+                let reading = tokio::task::spawn_blocking(move || read(&path));
+                reading.await.unwrap_or_else(|cause| Err(cause.to_string()))
+            }
+            KeySource::Url { url, ca, token } => fetch(url, ca.as_deref(), token.as_ref()).await,
+        };
+        let pause = match outcome {
+            Ok(set) => {
+                failures = 0;
+                keys.publish(set);
+                EVERY.mul_f64(0.9 + fastrand::f64() / 5.0)
+            }
+            Err(cause) => {
+                keys.settled.store(true, Ordering::Release);
+                // A file that stays broken is worth one line.
+                if failures == 0 || matches!(source, KeySource::Url { .. }) {
+                    let source = describe(&source);
+                    warn!(
+                        source,
+                        cause, "an issuer's keys cannot be read; those at hand go on"
+                    );
+                }
+                let pause = BACK_OFF.0.saturating_mul(2_u32.saturating_pow(failures));
+                failures += 1;
+                pause.min(BACK_OFF.1)
+            }
+        };
+        if let KeySource::File(_) = source {
+            sleep(LOOK_EVERY).await;
+            continue;
+        }
+        let due = Instant::now() + pause;
+        tokio::select! {
+            () = sleep_until(due) => {}
+            () = async {
+                keys.missed.notified().await;
+                sleep_until(forced_from).await;
+            } => forced_from = Instant::now() + AT_MOST_EVERY,
+        }
+    }
+}
+
+/// For logs; a URL's query may hold a secret.
+fn describe(source: &KeySource) -> String {
+    match source {
+        KeySource::File(path) => path.display().to_string(),
+        KeySource::Url { url, .. } => {
+            format!("{}{}", url.origin().ascii_serialization(), url.path())
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<KeySet, String> {
+    let text = std::fs::read(path).map_err(|cause| cause.to_string())?;
+    KeySet::parse(&text).map_err(ToOwned::to_owned)
+}
+
+async fn fetch(url: &Url, ca: Option<&Path>, token: Option<&SecretRef>) -> Result<KeySet, String> {
+    let mut request = client(url, ca)?
+        .get(url.clone())
+        .header("Accept", "application/jwk-set+json, application/json");
+    if let Some(token) = token {
+        let token = token.resolve().map_err(|cause| cause.to_string())?;
+        let token = token
+            .to_header("Bearer ")
+            .map_err(|_| "jwks_token holds a character that no header field may hold")?;
+        request = request.header("Authorization", token);
+    }
+    // The error of a request names its URL.
+    let text = |cause: reqwest::Error| {
+        let cause = cause.without_url();
+        let source = std::error::Error::source(&cause).map(ToString::to_string);
+        format!("{cause}: {}", source.unwrap_or_default())
+    };
+    let mut answer = request.send().await.map_err(text)?;
+    if answer.status() != 200 {
+        return Err(format!("status {}", answer.status().as_u16()));
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(text)? {
+        body.extend_from_slice(&chunk);
+        if body.len() > LONGEST {
+            return Err("longer than 1 MiB".into());
+        }
+    }
+    KeySet::parse(&body).map_err(ToOwned::to_owned)
+}
+
+/// A client for one request: the CA may have changed since the last.
+fn client(url: &Url, ca: Option<&Path>) -> Result<Client, String> {
+    let outbound = Outbound::new(None);
+    let builder = Client::builder()
+        .redirect(redirect::Policy::none())
+        .proxy(reqwest::Proxy::custom(move |url| outbound.url(url)))
+        .timeout(Duration::from_secs(10))
+        .user_agent(concat!("countersign/", env!("CARGO_PKG_VERSION")));
+    let builder = if url.scheme() == "http" {
+        builder.tls_certs_only([])
+    } else {
+        let roots = match ca {
+            Some(path) => Roots::load(path).map_err(|cause| cause.to_string())?,
+            None => Roots::system(),
+        };
+        let tls = roots
+            .client_config(None)
+            .map_err(|cause| cause.to_string())?;
+        builder.tls_backend_preconfigured(tls)
+    };
+    builder.build().map_err(|cause| cause.to_string())
+}

@@ -1,0 +1,402 @@
+//! Nobody gets in who does not belong: callers by certificate, by signed token, and how much they
+//! may do.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use countersign::config::CertFiles;
+use countersign::demo::{self, Stand};
+use countersign::tls::{Identity, Roots};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, SanType,
+};
+use serde_json::{Value, json};
+
+use crate::support::{Proxy, eventually, signal, status_of};
+
+/// The proxy in front of one echo, reached as vendor `v`, in a directory of its own.
+struct Setup {
+    _echo: Stand,
+    proxy: Proxy,
+    dir: tempfile::TempDir,
+}
+
+impl Setup {
+    /// `head` is everything of the configuration but vendors; `more` goes below the vendor.
+    async fn new(dir: tempfile::TempDir, listener: &str, head: &str, more: &str) -> Self {
+        let echo = demo::echo().await.unwrap();
+        let yaml = format!(
+            "listeners: [ {listener} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\n{head}\nvendors:\n  v:\n    upstream: {}\n    allow_plaintext: true\n{more}",
+            echo.url()
+        );
+        let directory = dir.path().to_owned();
+        let proxy = tokio::task::spawn_blocking(move || Proxy::start(&directory, &yaml))
+            .await
+            .unwrap();
+        Self {
+            _echo: echo,
+            proxy,
+            dir,
+        }
+    }
+
+    /// The answer to `GET /v/x` with these fields.
+    fn get(&self, fields: &str) -> String {
+        self.proxy.raw(format!(
+            "GET /v/x HTTP/1.1\r\nHost: localhost\r\n{fields}Connection: close\r\n\r\n"
+        ))
+    }
+
+    fn with_token(&self, token: &str) -> u16 {
+        status_of(&self.get(&format!("Authorization: Bearer {token}\r\n")))
+    }
+}
+
+const PLAIN: &str = "{ bind: 127.0.0.1:0 }";
+
+type Authority = CertifiedIssuer<'static, KeyPair>;
+
+fn authority(name: &str) -> Authority {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+/// A certificate of `issuer` with these names, as files called `name`.
+fn issue(dir: &Path, name: &str, issuer: &Authority, common: &str, sans: &[SanType]) -> CertFiles {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name.push(DnType::CommonName, common);
+    params.subject_alt_names = sans.to_vec();
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ClientAuth,
+        ExtendedKeyUsagePurpose::ServerAuth,
+    ];
+    let files = CertFiles {
+        cert: dir.join(format!("{name}.crt")),
+        key: dir.join(format!("{name}.key")),
+    };
+    let certificate = params.signed_by(&key, issuer).unwrap();
+    fs::write(&files.cert, certificate.pem()).unwrap();
+    fs::write(&files.key, key.serialize_pem()).unwrap();
+    files
+}
+
+fn uri(name: &str) -> SanType {
+    SanType::URI(name.try_into().unwrap())
+}
+
+fn dns(name: &str) -> SanType {
+    SanType::DnsName(name.try_into().unwrap())
+}
+
+fn email(name: &str) -> SanType {
+    SanType::Rfc822Name(name.try_into().unwrap())
+}
+
+/// The status of `GET /v/x` with this certificate and key; 0 when the handshake fails.
+async fn over_tls(to: SocketAddr, ca: PathBuf, files: Option<&CertFiles>, key: &str) -> u16 {
+    let identity = files.map(|files| Identity::load(files).unwrap());
+    let tls = Roots::load(&ca).unwrap().client_config(identity.as_ref());
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .tls_backend_preconfigured(tls.unwrap())
+        .resolve("proxy.test", to)
+        .build()
+        .unwrap();
+    let request = client.get(format!("https://proxy.test:{}/v/x", to.port()));
+    let answer = request.header("x-countersign-key", key).send().await;
+    answer.map_or(0, |answer| answer.status().as_u16())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_gets_in_by_its_exact_name_and_type_under_our_ca() {
+    countersign::tls::install_provider();
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().to_owned();
+    let (ours, foreign) = (authority("ours"), authority("ours"));
+    fs::write(at.join("ca.pem"), ours.pem()).unwrap();
+    issue(&at, "server", &ours, "", &[dns("proxy.test")]);
+    let by_uri = issue(&at, "uri", &ours, "", &[uri("spiffe://corp/ci")]);
+    let by_dns = issue(&at, "dns", &ours, "", &[dns("ci.corp")]);
+    let by_email = issue(&at, "email", &ours, "", &[email("ci@corp.test")]);
+    let by_common = issue(&at, "common", &ours, "ci.corp", &[dns("x.corp")]);
+    let wrong_type = issue(
+        &at,
+        "type",
+        &ours,
+        "",
+        &[uri("dns:ci.corp"), dns("corp.test")],
+    );
+    let two = issue(
+        &at,
+        "two",
+        &ours,
+        "",
+        &[dns("ci.corp"), uri("spiffe://corp/ci")],
+    );
+    let stranger = issue(&at, "stranger", &foreign, "", &[dns("ci.corp")]);
+    let digest = hex::encode(countersign::tls::sha256(&[b"the-key"]));
+    let setup = Setup::new(
+        dir,
+        "{ bind: 127.0.0.1:0, tls: { cert: server.crt, key: server.key, client_ca: ca.pem } }",
+        &format!(
+            "callers:\n  uri: {{ certificate: {{ san: spiffe://corp/ci }}, allow: [ v ] }}\n  dns: {{ certificate: {{ san: ci.corp }}, allow: [ v ] }}\n  email: {{ certificate: {{ san: 'email:ci@corp.test' }}, allow: [ v ] }}\n  key: {{ api_key: {{ sha256: {digest} }}, allow: [ v ] }}"
+        ),
+        "",
+    )
+    .await;
+    let to = setup.proxy.data;
+    for (what, files, key, want) in [
+        ("none", None, "", 401),
+        ("none but a key", None, "the-key", 200),
+        ("uri", Some(&by_uri), "", 200),
+        ("dns", Some(&by_dns), "", 200),
+        ("email", Some(&by_email), "", 200),
+        ("common name", Some(&by_common), "", 401),
+        ("another type", Some(&wrong_type), "", 401),
+        ("two callers", Some(&two), "", 401),
+        ("certificate and key of two", Some(&by_dns), "the-key", 401),
+        (
+            "unknown certificate and a key",
+            Some(&by_common),
+            "the-key",
+            200,
+        ),
+        ("another issuer of the same name", Some(&stranger), "", 0),
+    ] {
+        assert_eq!(
+            over_tls(to, at.join("ca.pem"), files, key).await,
+            want,
+            "{what}"
+        );
+    }
+
+    // The issuers are read again, and the listener goes on.
+    let both = ours.pem() + &foreign.pem();
+    fs::write(at.join("ca.pem"), &both).unwrap();
+    signal(setup.proxy.id(), "HUP");
+    let mut last = 0;
+    for _ in 0..100 {
+        last = over_tls(to, at.join("ca.pem"), Some(&stranger), "").await;
+        if last == 200 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(last, 200, "{}", setup.proxy.stderr());
+    let log = setup.proxy.stdout();
+    assert!(log.contains("\"caller\":\"email\""), "{log}");
+}
+
+/// Signs tokens by ES256.
+struct Issuer {
+    key: EncodingKey,
+    jwk: Value,
+}
+
+impl Issuer {
+    fn new(id: &str) -> Self {
+        let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let key = EncodingKey::from_ec_der(&pair.serialize_der());
+        let jwk = jsonwebtoken::jwk::Jwk::from_encoding_key(&key, Algorithm::ES256);
+        let mut jwk = serde_json::to_value(jwk.unwrap()).unwrap();
+        jwk["kid"] = json!(id);
+        Self { key, jwk }
+    }
+
+    fn token(&self, subject: &str) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let claims = json!({
+            "iss": "https://issuer.test", "aud": "countersign", "sub": subject,
+            "exp": now.as_secs() + 300,
+        });
+        let mut header = Header::new(Algorithm::ES256);
+        header.kid = self.jwk["kid"].as_str().map(ToOwned::to_owned);
+        jsonwebtoken::encode(&header, &claims, &self.key).unwrap()
+    }
+
+    fn jwks(&self) -> String {
+        json!({ "keys": [self.jwk] }).to_string()
+    }
+}
+
+const PODS: &str = "issuer: https://issuer.test, audience: countersign, subject: 'system:*:apps:*'";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_gets_in_by_a_key_from_a_file_that_may_change() {
+    countersign::tls::install_provider();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("jwks.json");
+    let (first, second) = (Issuer::new("one"), Issuer::new("one"));
+    fs::write(&file, first.jwks()).unwrap();
+    let head = format!(
+        "callers:\n  pods: {{ jwt: {{ {PODS}, jwks_file: jwks.json }}, allow: [ 'v GET' ] }}"
+    );
+    let setup = Setup::new(dir, PLAIN, &head, "").await;
+
+    let good = first.token("system:sa:apps:web");
+    for _ in 0..2 {
+        assert_eq!(setup.with_token(&good), 200);
+    }
+    assert_eq!(setup.with_token(&first.token("system:sa:infra:web")), 401);
+    assert_eq!(setup.with_token(&second.token("system:sa:apps:web")), 401);
+    assert_eq!(setup.with_token(&good[..good.len() - 3]), 401);
+    let elsewhere = setup.get(&format!("X-Api-Key: {good}\r\n"));
+    assert_eq!(status_of(&elsewhere), 401, "{elsewhere}");
+    let proxied = setup.get(&format!("Proxy-Authorization: bearer {good}\r\n"));
+    assert_eq!(status_of(&proxied), 200, "{proxied}");
+
+    // The key is gone: a token that was good, and was remembered, is not any more.
+    fs::write(setup.dir.path().join("next"), second.jwks()).unwrap();
+    fs::rename(setup.dir.path().join("next"), &file).unwrap();
+    eventually("the second key in use", || {
+        let token = second.token("system:sa:apps:web");
+        (setup.with_token(&token) == 200).then_some(())
+    });
+    assert_eq!(setup.with_token(&good), 401);
+
+    // A broken file changes nothing.
+    fs::write(&file, "{").unwrap();
+    eventually("complaint", || {
+        let log = setup.proxy.stderr();
+        log.contains("an issuer's keys cannot be read")
+            .then_some(())
+    });
+    assert_eq!(setup.with_token(&second.token("system:sa:apps:web")), 200);
+    let said = setup.proxy.stderr() + &setup.proxy.stdout();
+    assert!(!said.contains(&good), "{said}");
+}
+
+/// Serves a JWK set that may change or be gone, to those that show `jwks-secret`.
+struct Server {
+    address: SocketAddr,
+    body: Arc<Mutex<Option<String>>>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Server {
+    fn start(body: String) -> Self {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = Self {
+            address: socket.local_addr().unwrap(),
+            body: Arc::new(Mutex::new(Some(body))),
+            asked: Arc::default(),
+        };
+        let (body, asked) = (server.body.clone(), server.asked.clone());
+        std::thread::spawn(move || {
+            for mut stream in socket.incoming().flatten() {
+                let mut head = Vec::new();
+                let mut byte = [0];
+                while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap_or(0) > 0 {
+                    head.push(byte[0]);
+                }
+                asked.fetch_add(1, Ordering::Relaxed);
+                let head = String::from_utf8_lossy(&head).to_lowercase();
+                let known = head.contains("authorization: bearer jwks-secret");
+                let (status, body) = match &*body.lock().unwrap() {
+                    Some(body) if known => ("200 OK", body.clone()),
+                    Some(_) => ("401 Unauthorized", String::new()),
+                    None => ("500 Internal Server Error", String::new()),
+                };
+                let length = body.len();
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+                );
+            }
+        });
+        server
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_of_a_new_key_makes_the_url_be_asked_and_an_outage_changes_nothing() {
+    countersign::tls::install_provider();
+    let (first, second) = (Issuer::new("one"), Issuer::new("two"));
+    let server = Server::start(first.jwks());
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("token"), "jwks-secret\n").unwrap();
+    let address = server.address;
+    let head = format!(
+        "callers:\n  pods:\n    jwt: {{ {PODS}, jwks_url: 'http://{address}/keys', jwks_token: {{ file: token }} }}\n    allow: [ v ]"
+    );
+    let setup = Setup::new(dir, PLAIN, &head, "").await;
+    let old = first.token("system:sa:apps:web");
+    let new = second.token("system:sa:apps:web");
+    // Ready means that the keys are there.
+    assert_eq!(setup.with_token(&old), 200);
+    assert_eq!(server.asked.load(Ordering::Relaxed), 1);
+
+    *server.body.lock().unwrap() = Some(second.jwks());
+    assert_eq!(setup.with_token(&new), 401);
+    eventually("the new key", || {
+        (setup.with_token(&new) == 200).then_some(())
+    });
+    assert_eq!(setup.with_token(&old), 401);
+
+    // Whoever sends unknown keys makes it be asked once more in 30 s at most.
+    *server.body.lock().unwrap() = None;
+    let third = Issuer::new("three").token("system:sa:apps:web");
+    for _ in 0..20 {
+        assert_eq!(setup.with_token(&third), 401);
+    }
+    assert_eq!(setup.with_token(&new), 200);
+    assert!(server.asked.load(Ordering::Relaxed) <= 3);
+    let said = setup.proxy.stderr() + &setup.proxy.stdout();
+    assert!(!said.contains("jwks-secret"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rates_hold_for_a_caller_and_for_a_vendor() {
+    let digest = |key: &str| hex::encode(countersign::tls::sha256(&[key.as_bytes()]));
+    let head = format!(
+        "callers:\n  slow: {{ api_key: {{ sha256: {} }}, allow: [ v ], rate: {{ per_second: 1, burst: 2 }} }}\n  free: {{ api_key: {{ sha256: {} }}, allow: [ v, w ] }}",
+        digest("slow"),
+        digest("free"),
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let setup = Setup::new(
+        dir,
+        PLAIN,
+        &head,
+        "  w:\n    upstream: http://127.0.0.1:1\n    allow_plaintext: true\n    limits: { rate: { per_second: 1 } }\n",
+    )
+    .await;
+    let as_caller = |key: &str| setup.get(&format!("X-Countersign-Key: {key}\r\n"));
+    // However slow this machine is, twenty at once are more than one a second.
+    let answers: Vec<String> = (0..20).map(|_| as_caller("slow")).collect();
+    let statuses: Vec<u16> = answers.iter().map(|answer| status_of(answer)).collect();
+    assert_eq!(statuses[..2], [200, 200]);
+    let refused = answers.iter().find(|answer| status_of(answer) == 429);
+    let refused = refused.expect("one too many");
+    assert!(refused.contains("\"reason\":\"rate_limited\""), "{refused}");
+    assert!(refused.contains("Retry-After: 1\r\n"), "{refused}");
+    assert_eq!(status_of(&as_caller("free")), 200);
+
+    let at_vendor = || {
+        let answer = setup.proxy.raw(
+            "GET /w/x HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: free\r\nConnection: close\r\n\r\n",
+        );
+        status_of(&answer)
+    };
+    let statuses: Vec<u16> = (0..20).map(|_| at_vendor()).collect();
+    assert_eq!(statuses[0], 502);
+    assert!(statuses.contains(&429), "{statuses:?}");
+    eventually("filled again", || {
+        (status_of(&as_caller("slow")) == 200).then_some(())
+    });
+    let metrics = setup.proxy.admin("/metrics").1;
+    assert!(
+        metrics.contains("countersign_refused_total{reason=\"rate_limited\",vendor=\"w\"}"),
+        "{metrics}"
+    );
+}

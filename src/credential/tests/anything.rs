@@ -134,19 +134,15 @@ async fn live(answers: Vec<(u64, Answer)>, events: Vec<(Event, u64)>) {
         (Outcome::Rejected, _) => MINUTE * 6,
         (Outcome::None | Outcome::Ok | Outcome::Reauthorize, _) => Duration::MAX,
     };
-    match next {
-        Some(next) => {
-            assert!(next.saturating_duration_since(now) <= step, "{outcome:?}");
-            assert!(!patient || credential.current().is_ok());
-            sleep_until(next + Duration::from_millis(1)).await;
-        }
-        None => {
-            assert_eq!(outcome, Outcome::Reauthorize);
-            credential.refresh_now();
-            sleep(MIN_PAUSE + Duration::from_millis(1)).await;
-        }
+    if let Some(next) = next {
+        assert!(next.saturating_duration_since(now) <= step, "{outcome:?}");
+        assert!(!patient || credential.current().is_ok());
+        sleep_until(next + Duration::from_millis(1)).await;
+    } else {
+        assert_eq!(outcome, Outcome::Reauthorize);
+        credential.refresh_now();
+        sleep(MIN_PAUSE + Duration::from_millis(1)).await;
     }
-    // A secret that changed while this attempt was under way costs one more.
     assert!(credential.current().is_ok(), "{:?}", credential.status());
     let calls = script.calls.lock().clone();
     assert!(calls.windows(2).all(|two| two[1] - two[0] >= MIN_PAUSE));

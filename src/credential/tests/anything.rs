@@ -143,7 +143,6 @@ async fn live(answers: Vec<(u64, Answer)>, events: Vec<(Event, u64)>) {
         credential.refresh_now();
         sleep(MIN_PAUSE + Duration::from_millis(1)).await;
     }
-    // A secret that changed while this attempt was under way costs one more.
     assert!(credential.current().is_ok(), "{:?}", credential.status());
     let calls = script.calls.lock().clone();
     assert!(calls.windows(2).all(|two| two[1] - two[0] >= MIN_PAUSE));

@@ -27,11 +27,16 @@ main() {
         # Not "redis-server": that package would also start a server on this machine, and holds
         # nothing but a link to this very program.
         needs redis-tools redis-check-rdb 'a Redis, to test the store that replicas share'
+        if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+            want python3-venv 'installs django-oauth-toolkit, a token server to test against'
+        fi
     fi
     install_missing
     if [ "$purpose" = test ]; then
         newer_node
         node_modules
+        toolkit
+        glewlwyd
     fi
 }
 
@@ -71,26 +76,31 @@ want() {
 }
 
 install_missing() {
-    if [ -z "$missing" ]; then
-        return
+    if [ -n "$missing" ]; then
+        # shellcheck disable=SC2086 # a list of words
+        apt_install $missing
     fi
+}
+
+# apt_install PACKAGE...
+apt_install() {
     if ! command -v apt-get >/dev/null; then
-        fail "this is no Debian machine; install by hand what these packages hold there:$missing"
+        fail "this is no Debian machine; install by hand what these packages hold there: $*"
     fi
     if [ "$(id -u)" = 0 ]; then
         sudo=''
     elif command -v sudo >/dev/null; then
         sudo='sudo'
     else
-        fail "neither root nor sudo here; as root, run: apt-get install --no-install-recommends$missing"
+        fail "neither root nor sudo here; as root, run: apt-get install --no-install-recommends $*"
     fi
-    say "running apt-get update, then apt-get install$missing"
-    # shellcheck disable=SC2086 # both are lists of words
+    say "running apt-get update, then apt-get install $*"
+    # shellcheck disable=SC2086 # no word at all for root
     $sudo apt-get update -q || say 'apt-get update failed; going on with the lists of last time'
     # shellcheck disable=SC2086
     $sudo env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -q -y --no-install-recommends $missing ||
-        fail "could not install:$missing"
+        apt-get install -q -y --no-install-recommends "$@" ||
+        fail "could not install: $*"
 }
 
 # oidc-provider calls crypto.hash, which came with Node.js 20.12; Debian 12 has 18. npm carries the
@@ -120,6 +130,46 @@ node_modules() {
     (cd "$peers" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error) ||
         fail "npm could not install the packages of $peers/package-lock.json"
     cp "$peers/package-lock.json" "$peers/node_modules/.installed-from"
+}
+
+# The real server that comes from PyPI, exactly as listed; nothing of it is built here.
+toolkit() {
+    if cmp -s "$peers/django.txt" "$peers/venv/.installed-from"; then
+        return
+    fi
+    say 'installing django-oauth-toolkit with pip, into a directory of its own'
+    rm -rf "$peers/venv"
+    python3 -m venv "$peers/venv" &&
+        "$peers/venv/bin/pip" install -q --disable-pip-version-check --no-deps \
+            --only-binary :all: -r "$peers/django.txt" ||
+        fail "pip could not install the packages of $peers/django.txt"
+    cp "$peers/django.txt" "$peers/venv/.installed-from"
+}
+
+# Unpacked, not installed: its Debian package would also start a server on this machine. What it
+# needs is installed.
+glewlwyd() {
+    program=$peers/glewlwyd/usr/bin/glewlwyd
+    if [ -x "$program" ] && ! ldd "$program" | grep -q 'not found'; then
+        return
+    fi
+    say 'fetching glewlwyd, a token server to test against, and installing the libraries it needs'
+    libraries=$(needed_by_glewlwyd)
+    if [ -z "$libraries" ]; then
+        # No lists yet.
+        apt_install ca-certificates
+        libraries=$(needed_by_glewlwyd)
+    fi
+    # shellcheck disable=SC2086 # a list of words
+    apt_install $libraries
+    rm -rf "$peers/glewlwyd"
+    mkdir "$peers/glewlwyd"
+    (cd "$peers/glewlwyd" && apt-get download -q glewlwyd && dpkg -x glewlwyd_*.deb . &&
+        rm glewlwyd_*.deb) || fail 'could not fetch the Debian package glewlwyd'
+}
+
+needed_by_glewlwyd() {
+    apt-cache depends glewlwyd 2>/dev/null | sed -n 's/^ *Depends: \(lib.*\)$/\1/p'
 }
 
 say() {

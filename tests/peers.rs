@@ -1,5 +1,7 @@
 //! Logins against servers nobody here wrote: what they accept is not our reading of an RFC.
 
+mod rotating;
+
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 

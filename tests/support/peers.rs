@@ -2,6 +2,8 @@
 //!
 //! A missing one fails the test with the name of its Debian package: `make test` installs them.
 
+pub mod rotating;
+
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;

@@ -39,7 +39,12 @@ settings.configure(
         "django.contrib.sessions",
         "oauth2_provider",
     ],
-    MIDDLEWARE=[f"{__name__}.logged_in", f"{__name__}.told"],
+    MIDDLEWARE=[
+        # Announces the length of every answer.
+        "django.middleware.common.CommonMiddleware",
+        f"{__name__}.logged_in",
+        f"{__name__}.told",
+    ],
     OAUTH2_PROVIDER={
         "ACCESS_TOKEN_EXPIRE_SECONDS": given["accessTokenSeconds"],
         "REFRESH_TOKEN_REUSE_PROTECTION": True,

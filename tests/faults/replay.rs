@@ -1,15 +1,17 @@
 //! A vendor's 401: reject, renew, replay once.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::io::{Read, Write as _};
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::{Ledger, Setup};
-use crate::support::script::{Asked, Reply};
-use crate::support::{eventually, exchange, status_of};
+use crate::support::script::{Asked, Reply, Server};
+use crate::support::{Proxy, eventually, exchange, status_of};
 
 async fn tokens(asked: Asked, ledger: Arc<Ledger>) -> Reply {
     ledger.grant(&asked, 3600)
@@ -171,4 +173,107 @@ async fn a_vendor_that_takes_no_token_is_asked_twice_at_most_and_costs_a_fetch_p
     let asked = i64::try_from(setup.api.asked().len()).unwrap();
     assert_eq!(asked, calls + replayed);
     setup.assert_sound(&["v"]);
+}
+
+/// Some servers judge the head alone, and answer while the body is still on its way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_401_that_comes_before_the_body_is_there_is_replayed_with_all_of_it() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let api = listener.local_addr().unwrap();
+    let heads = Arc::new(Mutex::new(Vec::new()));
+    let sink = heads.clone();
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let sink = sink.clone();
+            thread::spawn(move || judge_the_head(stream, &sink));
+        }
+    });
+    let tokens = Server::start(|asked: Asked| async move {
+        let token = format!("t{:?}", asked.at).replace(' ', "");
+        let token: String = token.chars().filter(char::is_ascii_alphanumeric).collect();
+        Reply::json(format!(r#"{{"access_token":"{token}","expires_in":3600}}"#))
+    })
+    .await;
+    let yaml = format!(
+        "listeners: [ {{ bind: 127.0.0.1:0 }} ]
+admin: {{ bind: 127.0.0.1:0 }}
+drain: {{ delay: 0s }}
+vendors:
+  v:
+    upstream: http://{api}
+    allow_plaintext: true
+    auth:
+      client_credentials: {{ token_url: \"{}\", client_id: me, client_secret: {{ value: s }} }}
+",
+        tokens.url("/t")
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    let starting = tokio::task::spawn_blocking(move || Proxy::start(&path, &yaml));
+    let proxy = starting.await.unwrap();
+    sleep(Duration::from_millis(1100)).await;
+
+    let answer = tokio::task::spawn_blocking(move || {
+        let mut caller = std::net::TcpStream::connect(proxy.data).unwrap();
+        let size = 50_000;
+        write!(
+            caller,
+            "POST /v/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n"
+        )
+        .unwrap();
+        for piece in [20_000, 20_000, 10_000] {
+            caller.write_all(&vec![b'x'; piece]).unwrap();
+            thread::sleep(Duration::from_millis(300));
+        }
+        let mut answer = String::new();
+        caller.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    let answer = answer.await.unwrap();
+    assert_eq!(status_of(&answer), 200, "{answer}");
+    assert!(answer.ends_with("50000 of x"), "{answer}");
+    assert_eq!(heads.lock().unwrap().len(), 2);
+    assert_eq!(tokens.asked().len(), 2);
+}
+
+/// The first head that comes is refused at once, whatever follows it; others are heard out.
+fn judge_the_head(mut stream: std::net::TcpStream, heads: &Mutex<Vec<String>>) {
+    let mut bytes = Vec::new();
+    let mut chunk = [0; 4096];
+    let end = loop {
+        if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
+            break end + 4;
+        }
+        match stream.read(&mut chunk) {
+            Ok(read) if read > 0 => bytes.extend_from_slice(&chunk[..read]),
+            _ => return,
+        }
+    };
+    let first = {
+        let mut heads = heads.lock().unwrap();
+        heads.push(String::from_utf8_lossy(&bytes[..end]).into_owned());
+        heads.len() == 1
+    };
+    if first {
+        let no = b"HTTP/1.1 401 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        stream.write_all(no).unwrap();
+    } else {
+        let mut body = bytes.split_off(end);
+        while body.len() < 50_000 {
+            match stream.read(&mut chunk) {
+                Ok(read) if read > 0 => body.extend_from_slice(&chunk[..read]),
+                _ => return,
+            }
+        }
+        let xs = body.iter().filter(|byte| **byte == b'x').count();
+        let text = format!("{xs} of x");
+        let length = text.len();
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{text}"
+        )
+        .unwrap();
+    }
+    // Closing on unread bytes would take the answer back.
+    while stream.read(&mut chunk).is_ok_and(|read| read > 0) {}
 }

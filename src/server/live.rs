@@ -13,13 +13,14 @@ use tokio::task::JoinSet;
 use super::tls::ListenerCertificates;
 use super::{StartError, unix_seconds};
 use crate::config::{
-    ApiKey, Auth, Callers as ConfiguredCallers, CertFiles, Config, KeySource, SecretRef, Secrets,
-    Vendor as ConfiguredVendor,
+    self, ApiKey, Auth, Callers as ConfiguredCallers, CertFiles, Config, KeySource, SecretRef,
+    Secrets, Vendor as ConfiguredVendor,
 };
 use crate::credential::{self, Credential, Keeper};
 use crate::jwks::{self, Keys};
 use crate::metrics::Metrics;
 use crate::request::caller::Callers;
+use crate::request::caller::token::Mint;
 use crate::request::headers::Barred;
 use crate::request::vendor::{Routes, Vendor};
 use crate::request::{Snapshot, Way};
@@ -41,6 +42,8 @@ pub(super) struct Live {
     certificates: Vec<Option<Arc<ListenerCertificates>>>,
     resolver: Resolver,
     store: Arc<dyn Store>,
+    /// Its tokens outlive reloads.
+    mint: Arc<Mint>,
     /// One reload at a time; requests never come here.
     state: tokio::sync::Mutex<State>,
 }
@@ -126,10 +129,12 @@ impl Live {
         let resolver = Resolver::system();
         let store =
             store::open(&config.store).map_err(|cause| StartError::Store(cause.to_string()))?;
+        let mint = Arc::new(mint(&config.store));
         let making = Making {
             metrics: &metrics,
             resolver: &resolver,
             store: &store,
+            mint: &mint,
             generation: 1,
         };
         let made = making.all(&config, None)?;
@@ -140,6 +145,7 @@ impl Live {
             certificates,
             resolver,
             store,
+            mint,
             state: tokio::sync::Mutex::new(State {
                 config,
                 parts: made.parts,
@@ -201,6 +207,7 @@ impl Live {
             metrics: &self.metrics,
             resolver: &self.resolver,
             store: &self.store,
+            mint: &self.mint,
             generation,
         };
         let before = self.snapshot.load_full();
@@ -264,6 +271,7 @@ struct Making<'a> {
     metrics: &'a Metrics,
     resolver: &'a Resolver,
     store: &'a Arc<dyn Store>,
+    mint: &'a Arc<Mint>,
     generation: u64,
 }
 
@@ -286,6 +294,7 @@ impl Making<'_> {
         let callers = Callers::new(
             &config.callers,
             before.map(|(_, snapshot)| &snapshot.callers),
+            self.mint,
             |source| {
                 let of_source = |issuer: &&Issuer| issuer.source == *source;
                 if let Some(issuer) = issuers.iter().find(of_source) {
@@ -423,6 +432,17 @@ impl Making<'_> {
         })?;
         Ok(Some((credential, Arc::new(keeper))))
     }
+}
+
+/// Replicas share the store's key, and so accept each other's caller tokens.
+fn mint(store: &config::Store) -> Mint {
+    let key = match store {
+        config::Store::File { encryption_key, .. } => encryption_key.as_ref(),
+        config::Store::Redis { encryption_key, .. }
+        | config::Store::Kubernetes { encryption_key, .. } => Some(encryption_key),
+    };
+    let key = key.and_then(|key| key.resolve_bytes().ok());
+    Mint::new(key.as_ref().map(|key| key.as_slice()))
 }
 
 /// Whether a token issued under `before` may go on serving until `now` has brought one of its own:

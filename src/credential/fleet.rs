@@ -165,7 +165,7 @@ async fn simulate(replicas: usize, lifetimes: &[Duration], day: Duration) -> Fig
         .iter()
         .map(|lifetime| 1.0 / (0.7 * lifetime.as_secs_f64()));
     let steady = each.sum::<f64>() * f64::from(u32::try_from(replicas).unwrap());
-    let window = (1..1000).find(|window| f64::from(*window) * steady >= 200.0);
+    let window = (1..1000_u32).find(|window| f64::from(*window) * steady >= 200.0);
     let window = window.unwrap_or(1000);
     let peak = |from: Duration, to: Duration| {
         let at = |at: Duration| usize::try_from(at.as_secs()).unwrap().min(calls.len());

@@ -14,6 +14,8 @@ pub(crate) mod consent;
 #[cfg(test)]
 pub(crate) mod fakes;
 mod fixed;
+#[cfg(test)]
+mod fleet;
 mod inputs;
 mod oauth2;
 mod pace;
@@ -231,6 +233,14 @@ impl Credential {
             (Outcome::None | Outcome::Ok, Some(_)) if board.attempting => State::Refreshing,
             (Outcome::None | Outcome::Ok, Some(_)) => State::Fresh,
         }
+    }
+
+    /// How long what is in hand can still be used; `None`: for ever.
+    fn usable_for(&self) -> Option<Duration> {
+        let held = self.current.load_full();
+        let now = Instant::now();
+        held.map_or(Some(now), |held| held.until)
+            .map(|until| until.saturating_duration_since(now))
     }
 
     fn unavailable(&self) -> Unavailable {

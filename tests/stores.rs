@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use crate::support::kubernetes::Kubernetes;
 use crate::support::peers::Pki;
 use crate::support::redis::Redis;
-use crate::support::{PATIENCE, Proxy, countersign, eventually, exchange, status_of};
+use crate::support::{PATIENCE, Proxy, countersign, eventually, exchange, status_of, write_secret};
 
 const KEY: &str = "1111111111111111111111111111111111111111111111111111111111111111";
 const OTHER_KEY: &str = "2222222222222222222222222222222222222222222222222222222222222222";
@@ -214,7 +214,10 @@ impl Stage {
         countersign::tls::install_provider();
         let dir = tempfile::tempdir().unwrap();
         let stands = Stands::start(dir.path()).await.unwrap();
-        std::fs::write(dir.path().join("secrets/caller"), &stands.logins.caller_key).unwrap();
+        write_secret(
+            &dir.path().join("secrets/caller"),
+            &stands.logins.caller_key,
+        );
         let stanzas = stands.stanzas();
         let (_, stanza) = stanzas.iter().find(|(name, _)| *name == vendor).unwrap();
         let yaml = format!(

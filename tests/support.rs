@@ -165,6 +165,16 @@ pub fn run(dir: &Path, arguments: &[&str]) -> Ran {
     }
 }
 
+/// Writes a secret's file, readable by its owner alone.
+pub fn write_secret(path: &Path, secret: &str) {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(path).unwrap();
+    file.write_all(secret.as_bytes()).unwrap();
+}
+
 /// Sends a signal by its name to a process of ours.
 pub fn signal(process: u32, name: &str) {
     let sent = Command::new("kill")

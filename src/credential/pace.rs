@@ -36,6 +36,19 @@ pub(super) fn back_off(failures: u32) -> Duration {
     back_off_bound(failures).mul_f64(fastrand::f64())
 }
 
+/// The pause after the `failures`-th failure in a row of a renewal that nobody is waiting for, as
+/// what is in hand is good for `left` more (`None`: for ever): a third to two thirds of that, a
+/// quarter of an hour at most. `None`: too little is left for that, or the failure may be one of
+/// those that are over in a second.
+///
+/// Were a whole fleet to make up within a minute for what an outage has kept from it, the server
+/// would come back to many times its usual load; and there is no hurry.
+pub(super) fn patience(failures: u32, left: Option<Duration>) -> Option<Duration> {
+    let left = left.unwrap_or(LONG);
+    (failures > QUICK_RETRIES && left >= LEISURE)
+        .then(|| left.min(LONG).mul_f64((1.0 + fastrand::f64()) / 3.0))
+}
+
 /// The pause after a refusal, which only people can end.
 pub(super) fn after_refusal() -> Duration {
     Duration::from_mins(5).mul_f64(0.8 + 0.4 * fastrand::f64())
@@ -92,6 +105,13 @@ const LATEST: f64 = 0.75;
 const MIN_MARGIN: Duration = Duration::from_secs(30);
 const FIRST_BACK_OFF: Duration = Duration::from_millis(500);
 const MAX_BACK_OFF: Duration = Duration::from_mins(1);
+/// Failures that are followed up at once even when there is no hurry.
+const QUICK_RETRIES: u32 = 2;
+/// With less than this left, a renewal is in a hurry.
+const LEISURE: Duration = Duration::from_mins(3);
+/// What is left beyond this makes no difference: nobody should wonder for long whether renewal
+/// works again.
+const LONG: Duration = Duration::from_mins(20);
 /// Bounds of the pause between two forced renewals.
 const MIN_FORCED: Duration = Duration::from_secs(10);
 const MAX_FORCED: Duration = Duration::from_mins(10);
@@ -147,6 +167,32 @@ mod tests {
             .collect();
         assert_eq!(bounds, ["0.5", "1", "2", "4", "8", "16", "32", "60", "60"]);
         assert_eq!(back_off_bound(u32::MAX), MAX_BACK_OFF);
+    }
+
+    #[test]
+    fn renewals_nobody_waits_for_take_a_third_to_two_thirds_of_what_is_left() {
+        for (failures, left, bounds) in [
+            (1, 3600, None),
+            (2, 3600, None),
+            (3, 3600, Some((400, 800))),
+            (9, 86_400, Some((400, 800))),
+            (3, 600, Some((200, 400))),
+            (3, 180, Some((60, 120))),
+            (3, 179, None),
+            (30, 0, None),
+        ] {
+            for _ in 0..100 {
+                let pause = patience(failures, Some(seconds(left)));
+                let within = match (pause, bounds) {
+                    (None, None) => true,
+                    (Some(pause), Some((least, most))) => {
+                        (seconds(least)..=seconds(most)).contains(&pause)
+                    }
+                    (None, Some(_)) | (Some(_), None) => false,
+                };
+                assert!(within, "{failures} {left}: {pause:?}");
+            }
+        }
     }
 
     #[test]

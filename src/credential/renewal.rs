@@ -20,6 +20,8 @@ pub(super) struct Board {
     /// rejection changes nothing, because an attempt is overdue as it is.
     pub(super) forced_from: Option<Instant>,
     pub(super) outcome: Outcome,
+    /// The next attempt takes its time, because what is in hand will do.
+    pub(super) patient: bool,
     pub(super) settled: bool,
     pub(super) refresh_at: Option<SystemTime>,
     pub(super) last_refresh: Option<SystemTime>,
@@ -55,6 +57,8 @@ pub(super) async fn keep_fresh(
     request_timeout: Duration,
 ) {
     let mut failures = 0;
+    // Somebody is waiting for what the attempts are to bring.
+    let mut urgent = false;
     let mut forced = Forced::default();
     loop {
         let started = Instant::now();
@@ -79,6 +83,7 @@ pub(super) async fn keep_fresh(
         let next = match outcome {
             Ok(issued) => {
                 failures = 0;
+                urgent = false;
                 metrics.ok.inc();
                 let lifetime = issued.lifetime;
                 let held = credential.publish(issued, account);
@@ -89,6 +94,7 @@ pub(super) async fn keep_fresh(
                 });
                 credential.board.send_modify(|board| {
                     board.outcome = Outcome::Ok;
+                    board.patient = false;
                     board.last_refresh = Some(SystemTime::now());
                     board.last_error = None;
                 });
@@ -103,11 +109,16 @@ pub(super) async fn keep_fresh(
             }
             Err(error) => {
                 let cause = error.to_string();
+                let mut patience = None;
                 let (outcome, pause) = match &error {
                     FetchError::Temporary { retry_after, .. } => {
                         failures += 1;
                         metrics.temporary.inc();
-                        let pause = retry_after.unwrap_or_else(|| pace::back_off(failures));
+                        if retry_after.is_none() && !urgent {
+                            patience = pace::patience(failures, credential.usable_for());
+                        }
+                        let pause = retry_after.or(patience);
+                        let pause = pause.unwrap_or_else(|| pace::back_off(failures));
                         (Outcome::Temporary, Some(pause))
                     }
                     FetchError::Rejected(_) => {
@@ -127,19 +138,14 @@ pub(super) async fn keep_fresh(
                 );
                 credential.board.send_modify(|board| {
                     board.outcome = outcome;
+                    board.patient = patience.is_some();
                     board.last_error = Some(cause);
                 });
                 pause.map(|pause| Instant::now() + pause)
             }
         };
-        pause_until_due(
-            &credential,
-            source.as_ref(),
-            started + MIN_PAUSE,
-            next,
-            &mut forced,
-        )
-        .await;
+        let floor = started + MIN_PAUSE;
+        urgent |= pause_until_due(&credential, source.as_ref(), floor, next, &mut forced).await;
     }
 }
 
@@ -162,20 +168,22 @@ async fn attempt(source: &dyn Source, request_timeout: Duration) -> Result<Issue
 }
 
 /// Waits until the next attempt must start: when `next` has come, or sooner when something
-/// happens, but not before `floor`.
+/// happens, but not before `floor`. `true`: something has.
 async fn pause_until_due(
     credential: &Credential,
     source: &dyn Source,
     floor: Instant,
     next: Option<Instant>,
     forced: &mut Forced,
-) {
+) -> bool {
     let mut due = next.map(|next| next.max(floor));
-    // After a failure the next attempt is on its way, and the server's wish to be left alone
+    // After most failures the next attempt is on its way, and the server's wish to be left alone
     // counts more than one more 401.
-    let held = (credential.board.borrow().outcome == Outcome::Ok)
-        .then(|| credential.current.load_full())
-        .flatten();
+    let listening = {
+        let board = credential.board.borrow();
+        board.outcome == Outcome::Ok || board.patient
+    };
+    let held = listening.then(|| credential.current.load_full()).flatten();
     let forced_from = forced.earliest(Instant::now()).max(floor);
     let mut rejected = false;
     let mut asked = false;
@@ -227,6 +235,7 @@ async fn pause_until_due(
     if rejected {
         forced.start(Instant::now());
     }
+    rejected || asked
 }
 
 /// `at` on the wall clock, for people and dashboards.

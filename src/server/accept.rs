@@ -169,6 +169,8 @@ pub struct Guarded {
     /// Counted in the first line of the head being read.
     blanks: AtomicU8,
     odd_line: AtomicBool,
+    /// The deadline below is an earlier head's.
+    stale: AtomicBool,
     /// While an answer is awaited: until when, in milliseconds since `born`; 0: no limit.
     answer_by: AtomicU64,
     /// Negotiated or begun with its preface: pingora asks by ALPN.
@@ -193,6 +195,7 @@ impl Guarded {
             phase: AtomicU8::new(BEFORE_HEAD),
             blanks: AtomicU8::new(0),
             odd_line: AtomicBool::new(false),
+            stale: AtomicBool::new(false),
             answer_by: AtomicU64::new(0),
             http2: false,
             born: Instant::now(),
@@ -245,6 +248,7 @@ impl Guarded {
     }
 
     fn expect_head(&self) {
+        self.stale.store(true, Ordering::Relaxed);
         self.answer_by.store(0, Ordering::Relaxed);
         self.phase.store(BEFORE_HEAD, Ordering::Relaxed);
         self.blanks.store(0, Ordering::Relaxed);
@@ -282,6 +286,9 @@ impl AsyncRead for Guarded {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.stale.swap(false, Ordering::Relaxed) {
+            self.deadline = None;
+        }
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(cx, buffer);
         let phase = self.phase.load(Ordering::Relaxed);

@@ -44,6 +44,8 @@ pub(super) struct Live {
     store: Arc<dyn Store>,
     /// Its tokens outlive reloads.
     mint: Arc<Mint>,
+    /// Of the files as they were when the first configuration was taken into use.
+    read: [u8; 32],
     /// One reload at a time; requests never come here.
     state: tokio::sync::Mutex<State>,
 }
@@ -137,8 +139,10 @@ impl Live {
             mint: &mint,
             generation: 1,
         };
+        let read = as_read(&config);
         let made = making.all(&config, None)?;
         Ok(Self {
+            read,
             snapshot: Arc::new(ArcSwap::from_pointee(made.snapshot)),
             view: ArcSwap::from_pointee(made.view),
             last_error: ArcSwapOption::empty(),
@@ -246,7 +250,7 @@ impl Live {
     /// Reloads whenever a file that the configuration is made from changes. Contents are compared,
     /// so that every way of changing a file is seen, the symlinks Kubernetes swaps included.
     pub(super) async fn watch(&self) {
-        let mut known = self.contents().await;
+        let mut known = self.read;
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let now = self.contents().await;
@@ -533,13 +537,28 @@ fn pair(files: &CertFiles) -> [PathBuf; 2] {
     [files.cert.clone(), files.key.clone()]
 }
 
+/// The digest of a configuration's files with the file itself as it was when it was read: a change
+/// since then must be noticed.
+fn as_read(config: &Config) -> [u8; 32] {
+    let mut each = digests(&files_of(config));
+    if let Some(first) = each.first_mut() {
+        // Written by us as 64 hex digits.
+        let _ = hex::decode_to_slice(&config.sha256, first);
+    }
+    sha256(&each.iter().map(|digest| &digest[..]).collect::<Vec<_>>())
+}
+
 /// Of the files' contents; what cannot be read counts as content, too.
 fn digest(files: &[PathBuf]) -> [u8; 32] {
-    let each: Vec<[u8; 32]> = files
+    let each = digests(files);
+    sha256(&each.iter().map(|digest| &digest[..]).collect::<Vec<_>>())
+}
+
+fn digests(files: &[PathBuf]) -> Vec<[u8; 32]> {
+    files
         .iter()
         .map(|path| content(path).map_or([0; 32], |bytes| sha256(&[&bytes])))
-        .collect();
-    sha256(&each.iter().map(|digest| &digest[..]).collect::<Vec<_>>())
+        .collect()
 }
 
 fn content(path: &Path) -> Option<zeroize::Zeroizing<Vec<u8>>> {

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::task::JoinSet;
 
-use super::{PATIENCE, Proxy, countersign};
+use super::{PATIENCE, Proxy, countersign, write_secret};
 
 /// What the caller shows in every field that carries a login at one of the vendors. It occurs
 /// nowhere else, so a vendor that has read it was shown what the caller sent.
@@ -46,7 +46,10 @@ impl Plan {
         countersign::tls::install_provider();
         let dir = tempfile::tempdir().unwrap();
         let stands = Stands::start(dir.path()).await.unwrap();
-        std::fs::write(dir.path().join("secrets/caller"), &stands.logins.caller_key).unwrap();
+        write_secret(
+            &dir.path().join("secrets/caller"),
+            &stands.logins.caller_key,
+        );
         Self {
             stands,
             dir,

@@ -1,0 +1,150 @@
+//! Whatever a token server answers and whatever happens meanwhile, three things hold.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// A token of so many milliseconds, or a failure.
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    Good(u64),
+    Down,
+    Busy(u64),
+    Refused,
+    Reauthorize,
+}
+
+fn any_answer() -> impl Strategy<Value = (u64, Answer)> {
+    let answer = prop_oneof![
+        4 => (1_u64..10_000).prop_map(Answer::Good),
+        2 => (10_000_u64..100_000_000).prop_map(Answer::Good),
+        4 => Just(Answer::Down),
+        1 => (0_u64..600).prop_map(Answer::Busy),
+        1 => Just(Answer::Refused),
+        1 => Just(Answer::Reauthorize),
+    ];
+    // Milliseconds until it comes.
+    (prop_oneof![Just(0), 0_u64..15_000], answer)
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Nothing,
+    Rejection,
+    Operator,
+    Change,
+    Secret,
+    Look,
+    Account(u8),
+}
+
+/// With the milliseconds after it, from none to most of an hour.
+fn any_event() -> impl Strategy<Value = (Event, u64)> {
+    let event = prop_oneof![
+        3 => Just(Event::Nothing),
+        3 => Just(Event::Rejection),
+        1 => Just(Event::Operator),
+        1 => Just(Event::Change),
+        1 => Just(Event::Secret),
+        1 => Just(Event::Look),
+        1 => (0_u8..3).prop_map(Event::Account),
+    ];
+    (
+        event,
+        prop_oneof![0_u64..3_000, 0_u64..60_000, 0_u64..3_000_000],
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+    #[test]
+    fn no_token_outlives_its_end_no_two_attempts_share_a_second_and_every_fault_is_got_over(
+        answers in proptest::collection::vec(any_answer(), 0..40),
+        events in proptest::collection::vec(any_event(), 0..60),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(live(answers, events));
+    }
+}
+
+async fn live(answers: Vec<(u64, Answer)>, events: Vec<(Event, u64)>) {
+    let script = script();
+    for (nth, (delay, answer)) in answers.into_iter().enumerate() {
+        let answer = match answer {
+            Answer::Good(millis) => Ok(Token {
+                text: nth.to_string(),
+                lifetime: Duration::from_millis(millis),
+            }),
+            Answer::Down => Err(down()),
+            Answer::Busy(seconds) => Err(FetchError::Temporary {
+                cause: "busy".into(),
+                retry_after: Some(Duration::from_secs(seconds)),
+            }),
+            Answer::Refused => Err(refused()),
+            Answer::Reauthorize => Err(FetchError::Reauthorize("consent".into())),
+        };
+        script.after(Duration::from_millis(delay), answer);
+    }
+    let credential = Script::start(&script);
+
+    for (event, millis) in events {
+        match event {
+            Event::Nothing => {}
+            Event::Rejection => {
+                if let Ok(held) = credential.current() {
+                    held.reject();
+                }
+            }
+            Event::Operator => credential.refresh_now(),
+            Event::Change => script.change.notify_one(),
+            Event::Secret => script.change_secret(),
+            Event::Look => credential.look_now(),
+            Event::Account(0) => *script.account.lock() = None,
+            Event::Account(n) => *script.account.lock() = Some([n; 32]),
+        }
+        let pause = Duration::from_millis(millis);
+        for _ in 0..10 {
+            sleep(pause / 10).await;
+            if let Ok(held) = credential.current() {
+                let end = script.ends.lock()[text(&held)];
+                assert!(Instant::now() < end, "{} is over", text(&held));
+            }
+        }
+    }
+
+    // What is under way ends; from then on the server is well.
+    while credential.board.borrow().attempting || !credential.board.borrow().settled {
+        sleep(Duration::from_millis(100)).await;
+    }
+    script.steps.lock().clear();
+    script.well.store(true, Ordering::Release);
+    let (outcome, patient, next) = {
+        let board = credential.board.borrow();
+        (board.outcome, board.patient, board.next)
+    };
+    let now = Instant::now();
+    let step = match (outcome, patient) {
+        (Outcome::Temporary, true) => MINUTE * 14,
+        // A server's wish is granted up to ten minutes.
+        (Outcome::Temporary, false) => MINUTE * 10,
+        (Outcome::Rejected, _) => MINUTE * 6,
+        (Outcome::None | Outcome::Ok | Outcome::Reauthorize, _) => Duration::MAX,
+    };
+    if let Some(next) = next {
+        assert!(next.saturating_duration_since(now) <= step, "{outcome:?}");
+        assert!(!patient || credential.current().is_ok());
+        sleep_until(next + Duration::from_millis(1)).await;
+    } else {
+        assert_eq!(outcome, Outcome::Reauthorize);
+        credential.refresh_now();
+        sleep(MIN_PAUSE + Duration::from_millis(1)).await;
+    }
+    // A secret that changed while this attempt was under way costs one more.
+    assert!(credential.current().is_ok(), "{:?}", credential.status());
+    let calls = script.calls.lock().clone();
+    assert!(calls.windows(2).all(|two| two[1] - two[0] >= MIN_PAUSE));
+}

@@ -440,12 +440,7 @@ impl<I: Issuer> Shared<I> {
         match &error {
             // What became of the refresh token is unknown, and the intent stays to say so.
             TokenError::Temporary { unheard: false, .. } => Err(error.into()),
-            TokenError::Refused { status, code, .. }
-                if self.issuer.ends_grant(*status, *code)
-                    // Some servers say 400 and nothing else. Where an answer to this very token
-                    // was lost before, that is answer enough.
-                    || (before.is_some() && *status == StatusCode::BAD_REQUEST && code.is_none()) =>
-            {
+            TokenError::Refused { status, code, .. } if self.issuer.ends_grant(*status, *code) => {
                 if let Some(stored) = self.load(Some(under)).await?
                     && stored.refresh_token.as_ref().map(fingerprint) != Some(shown)
                 {
@@ -679,8 +674,6 @@ mod tests {
         Usurped,
         /// The client's secret is wrong.
         InvalidClient,
-        /// Refused, and no reason given.
-        Mute,
     }
 
     impl Bank {
@@ -742,13 +735,6 @@ mod tests {
             match trouble {
                 Some(Trouble::Unreachable) => return Err(lost(true)),
                 Some(Trouble::InvalidClient) => return Err(refused("invalid_client")),
-                Some(Trouble::Mute) => {
-                    return Err(TokenError::Refused {
-                        status: StatusCode::BAD_REQUEST,
-                        code: None,
-                        cause: "no OAuth error in the answer".to_owned(),
-                    });
-                }
                 Some(Trouble::Usurped) => {
                     let answer = bank.issue();
                     let mut stored = stored;
@@ -1032,24 +1018,6 @@ mod tests {
         assert_eq!(access(process.fetch().await), "a3");
         assert_eq!(scene.bank.granted.load(Ordering::SeqCst), 1);
         assert_eq!(refresh_token(&scene.stored().await), Some("r3"));
-    }
-
-    #[tokio::test]
-    async fn a_refusal_without_a_reason_ends_the_grant_only_after_a_lost_answer() {
-        let scene = Scene::new().consented().await;
-        let process = scene.process();
-        process.fetch().await.unwrap();
-        scene.bank.troubles.lock().push_back(Trouble::Mute);
-        let error = process.fetch().await.unwrap_err();
-        assert!(matches!(error, FetchError::Rejected(_)), "{error}");
-        assert_eq!(refresh_token(&scene.stored().await), Some("r1"));
-
-        let troubles = [Trouble::Lost, Trouble::Mute];
-        scene.bank.troubles.lock().extend(troubles);
-        process.fetch().await.unwrap_err();
-        let error = process.fetch().await.unwrap_err();
-        assert!(matches!(error, FetchError::Reauthorize(_)), "{error}");
-        assert_eq!(refresh_token(&scene.stored().await), None);
     }
 
     #[tokio::test]

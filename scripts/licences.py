@@ -53,7 +53,8 @@ SINGLE = {
     "tokio",
 }
 
-OUR_SOURCE = "registry+https://github.com/rust-lang/crates.io-index"
+# How cargo names the default registry in its lock file; other kinds are git+… and path+….
+REGISTRY = "registry+"
 
 
 def main():
@@ -95,8 +96,8 @@ def findings(packages):
         if name in BANNED:
             found.append(f"{crate} is banned: {BANNED[name]} (who asks: cargo tree -i {name})")
         # None: a crate of this very repository.
-        if package["source"] not in (None, OUR_SOURCE):
-            found.append(f"{crate} does not come from crates.io but {package['source']}")
+        if not (package["source"] or REGISTRY).startswith(REGISTRY):
+            found.append(f"{crate} does not come from the registry but {package['source']}")
         if not package["license"]:
             found.append(f"{crate} names no licence")
             continue
@@ -184,7 +185,7 @@ def self_test():
         ("", ValueError),
     ]
 
-    def crate(name, version="1.0.0", licence="MIT", source=OUR_SOURCE):
+    def crate(name, version="1.0.0", licence="MIT", source=REGISTRY):
         return {"name": name, "version": version, "license": licence, "source": source}
 
     crates = [

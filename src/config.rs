@@ -462,11 +462,40 @@ pub struct Vendor {
     pub allow: Vec<PathRule>,
     /// `%2F` and `%5C` may occur in a path.
     pub encoded_slash_pass: bool,
+    /// Calls that are answered here instead of refused; empty for `login: refuse`.
+    pub logins: Vec<LoginPath>,
     /// Our own credential is masked where an answer repeats it.
     pub redact_echo: bool,
     /// Trailing dots and blanks of a segment are ignored when rules are compared, as the vendor's
     /// server ignores them (Windows).
     pub trailing_dots_ignored: bool,
+}
+
+/// A login call of a vendor's own clients that we answer ourselves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoginPath {
+    /// Which calls, by the path as it would be sent upstream.
+    pub rule: PathRule,
+    /// What the answer looks like.
+    pub shape: LoginShape,
+}
+
+/// What the answer to a login call looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoginShape {
+    /// RFC 6749 §5.1.
+    Oauth,
+    /// The same with absolute times and a refresh token.
+    Vedauth,
+    /// `user_id` and `token`.
+    UserToken,
+    /// `APIKey` and `ValidUntil`.
+    ApiKey,
+    /// The token ends; 204.
+    Logout,
+    /// The token ends; 200.
+    Revoke,
 }
 
 /// The origin and base path requests are sent to.

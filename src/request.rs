@@ -18,6 +18,7 @@ pub mod caller;
 pub mod decide;
 pub mod headers;
 pub mod limit;
+pub mod login;
 pub mod path;
 pub mod placement;
 pub mod redact;
@@ -30,24 +31,27 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HOST, HeaderValue, LOCATION};
-use http::{HeaderMap, Method, Version};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderValue, LOCATION};
+use http::{HeaderMap, Method, StatusCode, Version};
 use pingora::ErrorSource;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error as PingoraError, ErrorType, HttpPeer};
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use tokio::time::Instant;
+use zeroize::Zeroizing;
 
 use self::answer::Problem;
-use self::caller::{Caller, Callers, Certificate};
+use self::caller::token::Mint;
+use self::caller::{Caller, Callers, Certificate, Shown};
 use self::decide::{Ask, Identity, decide};
 use self::headers::Barred;
 use self::limit::Limiter;
+use self::login::Posted;
 use self::path::Target;
 use self::redact::{Echoed, Needles, Redactor};
 use self::vendor::{InFlight, Routes, Vendor};
-use crate::config::Timeouts;
+use crate::config::{LoginShape, Timeouts};
 use crate::credential::Held;
 use crate::error::Error;
 use crate::metrics::VendorMetrics;
@@ -220,7 +224,11 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> pingora::Result<bool> {
         match admit(session, ctx).await {
-            Ok(()) => Ok(false),
+            Ok(Admitted::Forward) => Ok(false),
+            Ok(Admitted::LoggedIn(status, body)) => {
+                logged_in(session, ctx, status, body).await?;
+                Ok(true)
+            }
             Err(stop) => {
                 answer(session, ctx, stop).await?;
                 Ok(true)
@@ -589,7 +597,7 @@ impl ProxyHttp for Proxy {
 static NO_CALLER: std::sync::LazyLock<Arc<str>> = std::sync::LazyLock::new(|| Arc::from("none"));
 
 /// Takes a request in, or says why not: head, caller, vendor, permission, limits, credential.
-async fn admit(session: &mut Session, ctx: &mut Context) -> Result<(), Error> {
+async fn admit(session: &mut Session, ctx: &mut Context) -> Result<Admitted, Error> {
     if let Some(http1) = session.as_downstream().as_http1() {
         headers::check_raw_head(&http1.get_headers_raw_bytes())?;
     }
@@ -621,6 +629,9 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<(), Error> {
     let identity = Identity::Shown(&snapshot.callers, &head.headers, certificate);
     let decision = decide(&snapshot.routes, ask, identity);
     ctx.way = decision.vendor.cloned();
+    if let (Some(shape), Some(way)) = (decision.login, ctx.way.clone()) {
+        return log_in(session, ctx, shape, &way.vendor).await;
+    }
     ctx.caller = decision.caller;
     // Refused requests count, too.
     ctx.caller.as_ref().map_or(Ok(()), |caller| caller.take())?;
@@ -659,7 +670,83 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<(), Error> {
             retry_after: unavailable.retry_after,
         })?);
     }
-    Ok(())
+    Ok(Admitted::Forward)
+}
+
+/// What becomes of a request that was taken in.
+enum Admitted {
+    Forward,
+    /// It was a login, and this is the answer.
+    LoggedIn(StatusCode, Option<serde_json::Value>),
+}
+
+/// A vendor's own login call, answered by us: its caller may have put the key into the body.
+async fn log_in(
+    session: &mut Session,
+    ctx: &mut Context,
+    shape: LoginShape,
+    vendor: &Vendor,
+) -> Result<Admitted, Error> {
+    let body = login_body(session).await?;
+    let head = session.req_header();
+    let posted = Posted::read(&head.headers, &body);
+    let values: Vec<&[u8]> = posted.values().collect();
+    let of_target = head.uri.authority().map(http::uri::Authority::as_str);
+    let authority = headers::authority(&head.headers, of_target)?;
+    let snapshot = ctx.snapshot.clone();
+    let shown = Shown {
+        headers: &head.headers,
+        certificate: certificate(session),
+        authority,
+        known_host: snapshot
+            .routes
+            .by_host(&caller::lower(caller::host_of(authority)))
+            .is_some(),
+    };
+    let caller = snapshot.callers.identify_login(shown, &values)?;
+    ctx.caller = Some(caller.clone());
+    caller.take()?;
+    if !caller.may_use(&vendor.name) {
+        return Err(Error::Forbidden);
+    }
+    if login::ends(shape) {
+        snapshot.callers.end_tokens(&head.headers, &values);
+    }
+    // Where anyone may call, any token is as good.
+    let of_process;
+    let mint = if let Some(mint) = snapshot.callers.mint() {
+        mint
+    } else {
+        of_process = Mint::new(None);
+        &of_process
+    };
+    let (status, body) = login::answer(shape, &caller, &posted, mint);
+    Ok(Admitted::LoggedIn(status, body))
+}
+
+async fn login_body(session: &mut Session) -> Result<Zeroizing<Vec<u8>>, Error> {
+    let expects = session.req_header().headers.contains_key(EXPECT);
+    let downstream = session.as_downstream_mut();
+    if expects {
+        let written = downstream.write_continue_response().await;
+        written.map_err(|_| Error::BodyTimeout)?;
+    }
+    let mut body = Zeroizing::new(Vec::new());
+    loop {
+        match downstream.read_request_body().await {
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Ok(None) => return Ok(body),
+            Err(_) => return Err(Error::BodyTimeout),
+        }
+        if body.len() > login::LONGEST {
+            return Err(Error::BodyTooLarge);
+        }
+    }
+}
+
+fn certificate(session: &Session) -> Option<&Certificate> {
+    let tls = session.digest()?.ssl_digest.as_deref()?;
+    tls.extension.get::<Handshake>()?.certificate.as_ref()
 }
 
 /// Starts the time until the answer's first byte, where `first_byte` or `total` ends before
@@ -823,8 +910,6 @@ fn classify(session: &mut Session, error: &PingoraError) -> Option<Error> {
 async fn answer(session: &mut Session, ctx: &mut Context, stop: Error) -> pingora::Result<()> {
     ctx.stop = Some(stop);
     let request = session.req_header();
-    let is_head = request.method == Method::HEAD;
-    let http2 = request.version == Version::HTTP_2;
     let problem = Problem::new(
         stop,
         ctx.way.as_ref().map(|way| &*way.vendor.name),
@@ -836,21 +921,56 @@ async fn answer(session: &mut Session, ctx: &mut Context, stop: Error) -> pingor
         head.insert_header(name, value)?;
     }
 
+    let untrusted = matches!(stop, Error::BadFraming(_) | Error::HeadTooLarge);
+    write(session, head, problem.body, untrusted).await
+}
+
+/// Writes the answer to a login.
+async fn logged_in(
+    session: &mut Session,
+    ctx: &Context,
+    status: StatusCode,
+    body: Option<serde_json::Value>,
+) -> pingora::Result<()> {
+    let mut head = ResponseHeader::build(status, Some(5))?;
+    let body = body.map(|body| body.to_string()).unwrap_or_default();
+    if !body.is_empty() {
+        head.insert_header("Content-Type", "application/json")?;
+    }
+    if status != StatusCode::NO_CONTENT {
+        head.insert_header("Content-Length", body.len())?;
+    }
+    head.insert_header("Cache-Control", "no-store")?;
+    head.insert_header("Via", answer::VIA)?;
+    head.insert_header("X-Request-Id", ctx.request_id.clone())?;
+    write(session, head, Bytes::from(body), false).await
+}
+
+/// Writes an answer of our own. `untrusted`: what follows on the connection cannot be read.
+async fn write(
+    session: &mut Session,
+    head: ResponseHeader,
+    body: Bytes,
+    untrusted: bool,
+) -> pingora::Result<()> {
+    let request = session.req_header();
+    let is_head = request.method == Method::HEAD;
+    let http2 = request.version == Version::HTTP_2;
     let body_left = !session.as_downstream_mut().is_body_done();
-    if body_left || matches!(stop, Error::BadFraming(_) | Error::HeadTooLarge) {
+    if body_left || untrusted {
         session.set_keepalive(None);
     }
     let downstream = session.as_downstream_mut();
     downstream.write_response_header(Box::new(head)).await?;
-    if is_head {
+    if is_head || body.is_empty() {
         downstream.finish_body().await?;
     } else {
-        downstream.write_response_body(problem.body, true).await?;
+        downstream.write_response_body(body, true).await?;
         if !http2 {
             downstream.finish_body().await?;
         }
     }
-    if body_left && !http2 && !matches!(stop, Error::BadFraming(_)) {
+    if body_left && !http2 && !untrusted {
         // Closing on unread bytes would reset the connection and could lose the answer.
         let _ = downstream.drain_request_body().await;
     }

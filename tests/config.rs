@@ -394,7 +394,6 @@ vendors:
     tls: { late_client_auth: true }
     limits: { honour_retry_after: true }
     breaker: { failures: 0 }
-    login: stub
     auth: { vedauth: { client_id: x, jwt: { env: J } } }
 ";
     let places: Vec<String> = mistakes(text)
@@ -415,7 +414,6 @@ vendors:
             "vendors.a.tls.late_client_auth",
             "vendors.a.limits.honour_retry_after",
             "vendors.a.breaker",
-            "vendors.a.login",
         ]
     );
 }

@@ -17,6 +17,7 @@ mod connections;
 mod echo;
 mod faults;
 mod inspection;
+mod login;
 mod operating;
 mod outbound;
 mod peers;

@@ -83,6 +83,17 @@ fn explain(config: &Config, arguments: &Arguments) -> Result<Value, String> {
         .vendor
         .and_then(|found| config.vendors.iter().find(|one| *one.name == *found.name));
     let query = arguments.path.split_once('?').map(|(_, query)| query);
+    if let (Some(_), Some(_)) = (decision.login, &decision.caller) {
+        return Ok(json!({
+            "forwarded": false,
+            "vendor": vendor.map(|vendor| &vendor.name),
+            "preset": vendor.and_then(|vendor| vendor.preset.as_ref()),
+            "status": 200,
+            "reason": "login",
+            "detail": "The proxy answers this login itself, with a caller token of its own.",
+            "rule": "login: stub",
+        }));
+    }
     Ok(match &decision.path {
         Ok(path) => {
             let target = query.map_or(path.clone(), |query| format!("{path}?{query}"));
@@ -124,6 +135,7 @@ fn decision<'a>(
         vendor: None,
         caller: None,
         path: Err(stop),
+        login: None,
         rule: None,
     };
     if matches!(arguments.method.as_str(), "TRACE" | "CONNECT") {

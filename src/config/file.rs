@@ -433,12 +433,9 @@ pub(super) struct Vendor {
     /// When given, nothing else passes; same form. May only narrow a preset's.
     #[schemars(length(min = 1))]
     pub(super) allow: Option<List<String>>,
-    /// What a caller's own login call gets.
-    #[schemars(extend("default" = "refuse", "x-supported" = ["refuse"]))]
-    #[expect(
-        dead_code,
-        reason = "only `refuse` passes the schema until it is built"
-    )]
+    /// What a caller's own login call gets: refused, or answered here with a token of the proxy's
+    /// own when it shows a caller's key.
+    #[schemars(extend("default" = "refuse"))]
     pub(super) login: Option<Login>,
     /// Whether %2F and %5C may occur in a path.
     #[schemars(extend("default" = "refuse"))]
@@ -525,7 +522,7 @@ pub(super) enum EncodedSlash {
     Pass,
 }
 
-#[derive(serde::Deserialize, JsonSchema)]
+#[derive(Clone, Copy, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Login {
     Refuse,

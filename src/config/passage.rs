@@ -7,7 +7,7 @@ use super::presets::Preset;
 use super::reference::Context;
 use super::report::{Spot, list};
 use super::rules::{is_unreserved, path_rules};
-use crate::config::{Auth, PathRule, Upstream};
+use crate::config::{Auth, LoginPath, LoginShape, PathRule, Upstream};
 use crate::request::path::glob;
 
 /// The paths of the upstream's own server where tokens are asked for, handed out or revoked.
@@ -43,6 +43,79 @@ pub(super) fn logins(auth: &Auth, upstream: &Upstream) -> Vec<Login> {
     };
     let on_upstream = urls.into_iter().filter(|url| on_upstream(url));
     on_upstream.map(exact).collect()
+}
+
+/// The login calls that `login: stub` answers: the kind's own and the preset's, below the prefix
+/// even where the vendor takes them on another host.
+pub(super) fn answered(
+    auth: &Auth,
+    preset: Option<&Preset>,
+    upstream: &Upstream,
+    at: &Spot,
+    context: &mut Context<'_>,
+) -> Vec<LoginPath> {
+    let base = upstream.base.as_str();
+    let below = |path: &str| match path.strip_prefix(base) {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => path.to_owned(),
+        _ => format!("{base}{path}"),
+    };
+    let path = |url: &Url| below(&comparable(url.path().trim_end_matches('/')));
+    let call = |method: Option<&str>, pattern: String, shape| LoginPath {
+        rule: PathRule {
+            exception: false,
+            method: method.map(ToOwned::to_owned),
+            pattern,
+        },
+        shape,
+    };
+    let mut logins = match auth {
+        Auth::ClientCredentials(client) => {
+            vec![call(
+                Some("POST"),
+                path(&client.token_url),
+                LoginShape::Oauth,
+            )]
+        }
+        Auth::AuthorizationCode(client) => {
+            vec![call(
+                Some("POST"),
+                path(&client.token_url),
+                LoginShape::Oauth,
+            )]
+        }
+        Auth::Vedauth(server) => {
+            let url = path(&server.url);
+            let mut calls: Vec<_> = ["oauth", "certificate", "token"]
+                .into_iter()
+                .map(|login| {
+                    let pattern = format!("{url}/authorize/{login}");
+                    call(Some("POST"), pattern, LoginShape::Vedauth)
+                })
+                .collect();
+            calls.push(call(
+                None,
+                format!("{url}/revoke/token"),
+                LoginShape::Revoke,
+            ));
+            calls
+        }
+        Auth::Bearer { .. } | Auth::Basic { .. } | Auth::Headers(_) | Auth::Query(_) => vec![],
+    };
+    for (shape, texts) in preset.iter().flat_map(|preset| &preset.logins) {
+        let rules = texts.iter().filter_map(|text| path_rules(text).ok());
+        logins.extend(rules.flatten().map(|rule| LoginPath {
+            rule: PathRule {
+                pattern: below(&rule.pattern),
+                ..rule
+            },
+            shape: *shape,
+        }));
+    }
+    if logins.is_empty() {
+        let hint = "a kind that fetches tokens or a preset has login calls; this vendor has none";
+        context.report.warn(at, "there is nothing to answer", hint);
+    }
+    logins
 }
 
 /// Rules nobody has to write, and paths no exception may open.

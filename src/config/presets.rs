@@ -1,10 +1,12 @@
 //! Presets: what is known of vendors, as data, put under what the file says.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
 use super::report::{Report, Spot, suggest};
+use crate::config::LoginShape;
 
 /// One entry of presets.yaml.
 #[derive(Debug, serde::Deserialize)]
@@ -22,6 +24,9 @@ pub(super) struct Preset {
     pub(super) trailing_dots_ignored: bool,
     #[serde(default)]
     caller_key_headers: Vec<String>,
+    /// Path rules by the shape of the answer.
+    #[serde(default)]
+    pub(super) logins: BTreeMap<LoginShape, Vec<String>>,
     /// All else, spelled as in proxy.yaml; null: the file must say it.
     #[serde(flatten)]
     settings: Map<String, Value>,

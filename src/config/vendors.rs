@@ -95,6 +95,12 @@ fn vendor<'f>(
         (Some(upstream), Some(Some(auth))) => passage::logins(auth, upstream),
         (_, _) => vec![],
     };
+    let answered = match (entry.login, &upstream, &auth) {
+        (Some(file::Login::Stub), Some(upstream), Some(Some(auth))) => {
+            passage::answered(auth, preset, upstream, &at.key("login"), context)
+        }
+        (_, _, _) => vec![],
+    };
     let base = upstream.as_ref().map_or("", |upstream| &upstream.base);
     let (refuse, allow) = passage::rules(entry, preset, base, logins, at, context);
     Some(Vendor {
@@ -140,6 +146,7 @@ fn vendor<'f>(
         refuse,
         allow,
         encoded_slash_pass: matches!(entry.encoded_slash, Some(file::EncodedSlash::Pass)),
+        logins: answered,
         redact_echo: entry.redact_echo.unwrap_or(true),
         trailing_dots_ignored: preset.is_some_and(|preset| preset.trailing_dots_ignored),
     })

@@ -227,6 +227,7 @@ pub(crate) fn vendor(auth: Auth) -> Vendor {
         cookies_pass: false,
         retry_on_401: true,
         redact_echo: true,
+        logins: Vec::new(),
         refuse: Vec::new(),
         allow: Vec::new(),
         encoded_slash_pass: false,

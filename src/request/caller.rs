@@ -3,6 +3,7 @@
 //! guesser nothing about a key.
 
 mod jwt;
+pub mod token;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ use http::header::{AUTHORIZATION, HeaderMap, HeaderName, PROXY_AUTHORIZATION};
 use zeroize::Zeroizing;
 
 use self::jwt::{Proof, Tokens};
+use self::token::{Mint, Purpose};
 
 use crate::config::{self, ApiKey, Grant, KeySource, San, secret_ref::SecretError};
 use crate::error::Error;
@@ -43,6 +45,8 @@ pub struct Caller {
     pub label: Arc<str>,
     allow: Vec<Grant>,
     rate: Option<Arc<Limiter>>,
+    /// Of what it can show; changes with it.
+    proof: [u8; 8],
 }
 
 impl Caller {
@@ -53,6 +57,7 @@ impl Caller {
             name: Arc::from("anyone"),
             label: Arc::from("anyone"),
             rate: None,
+            proof: [0; 8],
             allow: vec![Grant {
                 vendor: None,
                 methods: Vec::new(),
@@ -70,7 +75,15 @@ impl Caller {
             name,
             allow: caller.allow.clone(),
             rate: caller.rate.map(|rate| Arc::new(Limiter::new(rate))),
+            proof: [0; 8],
         }
+    }
+
+    /// Whether anything at all of a vendor is open to it.
+    #[must_use]
+    pub fn may_use(&self, vendor: &str) -> bool {
+        let mut grants = self.allow.iter();
+        grants.any(|grant| grant.vendor.as_deref().is_none_or(|only| only == vendor))
     }
 
     /// Counts one request.
@@ -103,7 +116,7 @@ pub enum Callers {
     /// `callers: anyone`.
     Anyone(Arc<Caller>),
     /// These and nobody else.
-    Known(Known),
+    Known(Box<Known>),
 }
 
 /// Callers by what they can show.
@@ -114,6 +127,9 @@ pub struct Known {
     /// By a name in their certificates.
     names: HashMap<San, Arc<Caller>>,
     tokens: Tokens,
+    /// By name, which is what tokens of our own say.
+    all: HashMap<Arc<str>, Arc<Caller>>,
+    mint: Arc<Mint>,
 }
 
 /// What one request shows of its sender.
@@ -139,14 +155,15 @@ pub struct Certificate {
 }
 
 impl Callers {
-    /// Reads the keys that the configuration refers to. `issuer` gives the keys of those who sign
-    /// tokens. What `before` has counted of a caller's rate counts on.
+    /// Reads the keys that the configuration refers to. `mint` makes tokens of our own, `issuer`
+    /// gives the keys of those who sign others. What `before` has counted of a caller's rate counts on.
     ///
     /// # Errors
     /// When a key cannot be read, with the caller's name.
     pub fn new(
         callers: &config::Callers,
         before: Option<&Self>,
+        mint: &Arc<Mint>,
         mut issuer: impl FnMut(&KeySource) -> Arc<Keys>,
     ) -> Result<Self, (String, SecretError)> {
         let callers = match callers {
@@ -154,32 +171,45 @@ impl Callers {
             config::Callers::Anyone => return Ok(Self::Anyone(Arc::new(Caller::anyone()))),
             config::Callers::Known(callers) => callers,
         };
-        let counting = before.map(Self::limiters).unwrap_or_default();
+        let counting = match before {
+            Some(Self::Known(before)) => Some(&before.all),
+            Some(Self::Loopback(_) | Self::Anyone(_)) | None => None,
+        };
         let other: Arc<str> = Arc::from("other");
         let mut known = Known {
             keys: HashMap::with_capacity(callers.len()),
             names: HashMap::new(),
             tokens: Tokens::new(),
+            all: HashMap::with_capacity(callers.len()),
+            mint: mint.clone(),
         };
         for (nth, configured) in callers.iter().enumerate() {
             let mut caller = Caller::new(configured);
             if nth >= MAX_CALLERS {
                 caller.label = other.clone();
             }
-            if let Some(limiter) = counting.get(&*caller.name)
+            if let Some(limiter) = counting
+                .and_then(|all| all.get(&caller.name))
+                .and_then(|before| before.rate.as_ref())
                 && configured.rate == Some(limiter.rate())
             {
                 caller.rate = Some(Arc::clone(limiter));
             }
-            let caller = Arc::new(caller);
-            if let Some(key) = &configured.api_key {
-                let digest = match key {
-                    ApiKey::Sha256(digest) => *digest,
-                    ApiKey::Key(key) => key
-                        .resolve()
+            let digest = match &configured.api_key {
+                None => None,
+                Some(ApiKey::Sha256(digest)) => Some(*digest),
+                Some(ApiKey::Key(key)) => Some(
+                    key.resolve()
                         .map(|key| sha256(&[key.expose().as_bytes()]))
                         .map_err(|cause| (configured.name.clone(), cause))?,
-                };
+                ),
+            };
+            let others = format!("{:?} {:?}", configured.certificate, configured.jwt);
+            let proof = sha256(&[&digest.unwrap_or_default(), others.as_bytes()]);
+            caller.proof.copy_from_slice(&proof[..8]);
+            let caller = Arc::new(caller);
+            known.all.insert(caller.name.clone(), caller.clone());
+            if let Some(digest) = digest {
                 known.keys.insert(digest, caller.clone());
             }
             if let Some(name) = &configured.certificate {
@@ -189,20 +219,7 @@ impl Callers {
                 known.tokens.add(jwt, issuer(&jwt.keys), caller);
             }
         }
-        Ok(Self::Known(known))
-    }
-
-    fn limiters(&self) -> HashMap<&str, &Arc<Limiter>> {
-        match self {
-            Self::Loopback(_) | Self::Anyone(_) => HashMap::new(),
-            Self::Known(known) => known
-                .keys
-                .values()
-                .chain(known.names.values())
-                .chain(known.tokens.callers())
-                .filter_map(|caller| Some((&*caller.name, caller.rate.as_ref()?)))
-                .collect(),
-        }
+        Ok(Self::Known(Box::new(known)))
     }
 
     /// Who sent a request.
@@ -223,13 +240,45 @@ impl Callers {
                     Err(Error::CrossSite)
                 }
             }
-            Self::Known(known) => known.identify(shown),
+            Self::Known(known) => known.identify(shown, &[]),
+        }
+    }
+
+    /// The same for a login, which may show a key or a refresh token in its body as well.
+    ///
+    /// # Errors
+    /// As [`Callers::identify`].
+    pub fn identify_login(&self, shown: Shown<'_>, posted: &[&[u8]]) -> Result<Arc<Caller>, Error> {
+        match self {
+            Self::Anyone(_) | Self::Loopback(_) => self.identify(shown),
+            Self::Known(known) => known.identify(shown, posted),
+        }
+    }
+
+    /// Makes tokens of our own; `None` where nobody needs one.
+    #[must_use]
+    pub fn mint(&self) -> Option<&Mint> {
+        match self {
+            Self::Anyone(_) | Self::Loopback(_) => None,
+            Self::Known(known) => Some(&known.mint),
+        }
+    }
+
+    /// Ends every token of our own that a request shows.
+    pub fn end_tokens(&self, headers: &HeaderMap, posted: &[&[u8]]) {
+        if let Self::Known(known) = self {
+            for key in presented(headers) {
+                known.mint.end(key.as_ref());
+            }
+            for value in posted {
+                known.mint.end(value);
+            }
         }
     }
 }
 
 impl Known {
-    fn identify(&self, shown: Shown<'_>) -> Result<Arc<Caller>, Error> {
+    fn identify(&self, shown: Shown<'_>, posted: &[&[u8]]) -> Result<Arc<Caller>, Error> {
         let mut found: Option<Arc<Caller>> = None;
         let mut prove = |caller: &Arc<Caller>| match &found {
             Some(other) if !Arc::ptr_eq(other, caller) => Err(Error::UnknownCaller),
@@ -243,6 +292,8 @@ impl Known {
             let digest = sha256(&[key.as_ref()]);
             if let Some(caller) = self.keys.get(&digest) {
                 prove(caller)?;
+            } else if let Some(caller) = self.by_own_token(key.as_ref(), Purpose::Call) {
+                prove(caller)?;
             } else if let Key::Bearer(token) = key
                 && !self.tokens.is_empty()
             {
@@ -251,6 +302,16 @@ impl Known {
                     Some(Proof::Several) => return Err(Error::UnknownCaller),
                     None => {}
                 }
+            }
+        }
+        for value in posted {
+            let by_key = self.keys.get(&sha256(&[value]));
+            let by_token = |purpose| self.by_own_token(value, purpose);
+            let caller = by_key
+                .or_else(|| by_token(Purpose::Call))
+                .or_else(|| by_token(Purpose::Refresh));
+            if let Some(caller) = caller {
+                prove(caller)?;
             }
         }
         // A connection may outlive the certificate that it began with.
@@ -264,6 +325,12 @@ impl Known {
             }
         }
         found.ok_or(Error::UnknownCaller)
+    }
+
+    fn by_own_token(&self, token: &[u8], purpose: Purpose) -> Option<&Arc<Caller>> {
+        let bearer = self.mint.read(token, purpose)?;
+        let caller = self.all.get(bearer.name.as_str())?;
+        (caller.proof == bearer.proof).then_some(caller)
     }
 }
 
@@ -395,9 +462,13 @@ mod tests {
         }
     }
 
+    fn mint() -> Arc<Mint> {
+        Arc::new(Mint::new(None))
+    }
+
     fn callers(known: Vec<config::Caller>) -> Callers {
         let no_issuer = |_: &KeySource| unreachable!();
-        Callers::new(&config::Callers::Known(known), None, no_issuer).unwrap()
+        Callers::new(&config::Callers::Known(known), None, &mint(), no_issuer).unwrap()
     }
 
     fn shown(headers: &HeaderMap) -> Shown<'_> {
@@ -630,16 +701,16 @@ mod tests {
         };
         let headers = headers(&[("x-api-key", "key")]);
         let no_issuer = |_: &KeySource| unreachable!();
-        let first = Callers::new(&configured(rate), None, no_issuer).unwrap();
+        let first = Callers::new(&configured(rate), None, &mint(), no_issuer).unwrap();
         let take = |callers: &Callers| callers.identify(shown(&headers)).unwrap().take();
         assert_eq!(take(&first), Ok(()));
-        let same = Callers::new(&configured(rate), Some(&first), no_issuer).unwrap();
+        let same = Callers::new(&configured(rate), Some(&first), &mint(), no_issuer).unwrap();
         assert!(matches!(take(&same), Err(Error::RateLimited { .. })));
         let wider = config::Rate {
             burst: std::num::NonZeroU32::new(2).unwrap(),
             ..rate
         };
-        let other = Callers::new(&configured(wider), Some(&same), no_issuer).unwrap();
+        let other = Callers::new(&configured(wider), Some(&same), &mint(), no_issuer).unwrap();
         assert_eq!(take(&other), Ok(()));
     }
 }

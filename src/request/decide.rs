@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
+use crate::config::LoginShape;
 use crate::error::Error;
 use crate::request::caller::{self, Caller, Callers, Certificate, Shown};
 use crate::request::path::Target;
@@ -41,6 +42,8 @@ pub struct Decision<'a, V> {
     pub caller: Option<Arc<Caller>>,
     /// The path to send upstream, or why the request stops.
     pub path: Result<String, Error>,
+    /// It is a login call that is answered here, whatever `path` says, once its body was looked at.
+    pub login: Option<LoginShape>,
     /// The vendor's pattern that refused the path; `allow` when none of that list matched.
     pub rule: Option<String>,
 }
@@ -59,6 +62,7 @@ pub fn decide<'a, V: AsRef<Vendor>>(
         vendor: found.as_ref().map(|found| found.vendor),
         caller: None,
         path: Err(Error::NoVendor),
+        login: None,
         rule: None,
     };
     if let Some(name) = ask.server_name
@@ -67,6 +71,11 @@ pub fn decide<'a, V: AsRef<Vendor>>(
     {
         decision.path = Err(Error::Misdirected);
         return decision;
+    }
+    if let Some(found) = &found {
+        let vendor: &Vendor = (**found.vendor).as_ref();
+        let path = vendor.upstream_path(ask.target.path, found.prefix);
+        decision.login = vendor.logins.shape(ask.method, &path);
     }
     let caller = match identity {
         Identity::Shown(callers, headers, certificate) => callers.identify(Shown {

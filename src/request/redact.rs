@@ -102,10 +102,12 @@ impl Needles {
         let mut wanted: Vec<(Vec<u8>, (usize, usize))> = Vec::new();
         for (nth, secret) in secrets.iter().enumerate() {
             let first = secret[0];
-            for begin in [first, b'%', b'\\'] {
-                begins[usize::from(begin)] = true;
+            begins[usize::from(first)] = true;
+            if !first.is_ascii_alphanumeric() {
+                begins[usize::from(b'%')] = true;
+                begins[usize::from(b'\\')] = true;
+                begins[usize::from(b'+')] |= first == b' ';
             }
-            begins[usize::from(b'+')] |= first == b' ';
             let run = longest_plain_run(secret);
             if run.is_empty() {
                 // All of it may be escaped: search for how it begins.
@@ -237,13 +239,12 @@ fn base64_of(secret: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
     parts
 }
 
-/// Of the characters that are written in one way only, by every encoder.
+/// Of letters and digits, which every encoder writes in one way only.
 fn longest_plain_run(secret: &[u8]) -> Range<usize> {
-    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._".contains(byte);
     let mut longest = 0..0;
     let mut start = 0;
     for (at, byte) in secret.iter().enumerate() {
-        if !is_plain(byte) {
+        if !byte.is_ascii_alphanumeric() {
             start = at + 1;
         } else if at + 1 - start > longest.len() {
             longest = start..at + 1;
@@ -343,11 +344,15 @@ fn last_unit(text: &[u8]) -> usize {
     (1..=4).find(is_character).unwrap_or(1)
 }
 
-/// The ways to write one character: as it is, percent-encoded (RFC 3986 §2.1), as `+` for a blank
-/// (HTML forms), escaped as JSON demands or permits (RFC 8259 §7). With each, whether letters may
-/// have either case in it. `begin` is what it begins with, where that is known.
+/// The ways to write one character: as it is and, unless it is a letter or digit, percent-encoded
+/// (RFC 3986 §2.1), as `+` for a blank (HTML forms), escaped as JSON demands or permits (RFC 8259
+/// §7). With each, whether letters may have either case in it. `begin` is what it begins with, where
+/// that is known.
 fn spelled(unit: &[u8], begin: Option<u8>, mut way: impl FnMut(&[u8], bool)) {
     way(unit, false);
+    if unit[0].is_ascii_alphanumeric() {
+        return;
+    }
     if begin.is_some_and(|begin| !matches!(begin, b'%' | b'+' | b'\\')) {
         return;
     }

@@ -12,6 +12,7 @@ use crate::credential::Credential;
 use crate::error::Error;
 use crate::metrics::VendorMetrics;
 use crate::request::limit::Limiter;
+use crate::request::login::Logins;
 use crate::request::path::Rules;
 use crate::request::placement::Placement;
 use crate::request::redact::Prepared;
@@ -35,6 +36,8 @@ pub struct Vendor {
     pub timeouts: Timeouts,
     /// How much anything may take.
     pub limits: Limits,
+    /// Login calls that we answer.
+    pub logins: Logins,
     /// What is left of `limits.rate`; `None`: no limit.
     pub rate: Option<Limiter>,
     /// `true`: Cookie and Set-Cookie pass.
@@ -73,6 +76,7 @@ impl Vendor {
             timeouts: vendor.timeouts,
             limits: vendor.limits,
             rate: vendor.limits.rate.map(Limiter::new),
+            logins: Logins::new(&vendor.logins, vendor.trailing_dots_ignored),
             cookies_pass: vendor.cookies_pass,
             encoded_slash_pass: vendor.encoded_slash_pass,
             retry_on_401: vendor.retry_on_401,

@@ -13,13 +13,14 @@ use tokio::task::JoinSet;
 use super::tls::ListenerCertificates;
 use super::{StartError, unix_seconds};
 use crate::config::{
-    ApiKey, Auth, Callers as ConfiguredCallers, CertFiles, Config, KeySource, SecretRef, Secrets,
-    Vendor as ConfiguredVendor,
+    self, ApiKey, Auth, Callers as ConfiguredCallers, CertFiles, Config, KeySource, SecretRef,
+    Secrets, Vendor as ConfiguredVendor,
 };
 use crate::credential::{self, Credential, Keeper};
 use crate::jwks::{self, Keys};
 use crate::metrics::Metrics;
 use crate::request::caller::Callers;
+use crate::request::caller::token::Mint;
 use crate::request::headers::Barred;
 use crate::request::vendor::{Routes, Vendor};
 use crate::request::{Snapshot, Way};
@@ -43,6 +44,8 @@ pub(super) struct Live {
     store: Arc<dyn Store>,
     /// Of the files as they were when the first configuration was taken into use.
     read: [u8; 32],
+    /// Its tokens outlive reloads.
+    mint: Arc<Mint>,
     /// One reload at a time; requests never come here.
     state: tokio::sync::Mutex<State>,
 }
@@ -128,10 +131,12 @@ impl Live {
         let resolver = Resolver::system();
         let store =
             store::open(&config.store).map_err(|cause| StartError::Store(cause.to_string()))?;
+        let mint = Arc::new(mint(&config.store));
         let making = Making {
             metrics: &metrics,
             resolver: &resolver,
             store: &store,
+            mint: &mint,
             generation: 1,
         };
         let read = as_read(&config);
@@ -144,6 +149,7 @@ impl Live {
             certificates,
             resolver,
             store,
+            mint,
             state: tokio::sync::Mutex::new(State {
                 config,
                 parts: made.parts,
@@ -205,6 +211,7 @@ impl Live {
             metrics: &self.metrics,
             resolver: &self.resolver,
             store: &self.store,
+            mint: &self.mint,
             generation,
         };
         let before = self.snapshot.load_full();
@@ -268,6 +275,7 @@ struct Making<'a> {
     metrics: &'a Metrics,
     resolver: &'a Resolver,
     store: &'a Arc<dyn Store>,
+    mint: &'a Arc<Mint>,
     generation: u64,
 }
 
@@ -290,6 +298,7 @@ impl Making<'_> {
         let callers = Callers::new(
             &config.callers,
             before.map(|(_, snapshot)| &snapshot.callers),
+            self.mint,
             |source| {
                 let of_source = |issuer: &&Issuer| issuer.source == *source;
                 if let Some(issuer) = issuers.iter().find(of_source) {
@@ -427,6 +436,17 @@ impl Making<'_> {
         })?;
         Ok(Some((credential, Arc::new(keeper))))
     }
+}
+
+/// Replicas share the store's key, and so accept each other's caller tokens.
+fn mint(store: &config::Store) -> Mint {
+    let key = match store {
+        config::Store::File { encryption_key, .. } => encryption_key.as_ref(),
+        config::Store::Redis { encryption_key, .. }
+        | config::Store::Kubernetes { encryption_key, .. } => Some(encryption_key),
+    };
+    let key = key.and_then(|key| key.resolve_bytes().ok());
+    Mint::new(key.as_ref().map(|key| key.as_slice()))
 }
 
 /// Whether a token issued under `before` may go on serving until `now` has brought one of its own:

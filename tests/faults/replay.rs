@@ -231,7 +231,7 @@ vendors:
     });
     let answer = answer.await.unwrap();
     assert_eq!(status_of(&answer), 200, "{answer}");
-    assert!(answer.ends_with("50000 of x"), "{answer}");
+    assert!(answer.ends_with("50000 bytes, all x: true"), "{answer}");
     assert_eq!(heads.lock().unwrap().len(), 2);
     assert_eq!(tokens.asked().len(), 2);
 }
@@ -265,8 +265,8 @@ fn judge_the_head(mut stream: std::net::TcpStream, heads: &Mutex<Vec<String>>) {
                 _ => return,
             }
         }
-        let xs = body.iter().filter(|byte| **byte == b'x').count();
-        let text = format!("{xs} of x");
+        let whole = body.iter().all(|byte| *byte == b'x');
+        let text = format!("{} bytes, all x: {whole}", body.len());
         let length = text.len();
         write!(
             stream,

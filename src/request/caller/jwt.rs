@@ -78,10 +78,6 @@ impl Tokens {
         });
     }
 
-    pub(super) fn callers(&self) -> impl Iterator<Item = &Arc<Caller>> {
-        self.issuers.values().flatten().map(|rule| &rule.caller)
-    }
-
     pub(super) fn is_empty(&self) -> bool {
         self.issuers.is_empty()
     }

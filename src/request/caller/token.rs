@@ -1,0 +1,187 @@
+//! Caller tokens of the proxy's own, for vendors' clients that insist on logging in first. Nothing
+//! is stored for one: it says who it is for and until when, under our key.
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use aws_lc_rs::hmac;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use moka::sync::Cache;
+
+use super::Caller;
+use crate::secret::Secret;
+use crate::tls::sha256;
+
+/// How long a token gets its bearer in.
+pub const LIFETIME: Duration = Duration::from_hours(1);
+/// How long one that only logs in again does.
+pub const REFRESH_LIFETIME: Duration = Duration::from_hours(24 * 30);
+
+/// Tells our tokens from keys before anything is computed.
+const BEGINNING: &[u8] = b"cst1-";
+const SEAL: usize = 32;
+/// How many tokens that were ended early are remembered.
+const ENDED: u64 = 100_000;
+
+/// Makes and reads caller tokens.
+pub struct Mint {
+    key: hmac::Key,
+    /// By digest; nothing is in it for longer than a token lasts.
+    ended: Cache<[u8; 32], ()>,
+}
+
+/// What a token is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Wherever a caller's key is.
+    Call = 1,
+    /// Logging in again.
+    Refresh = 2,
+}
+
+/// A token of ours that is good.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Bearer {
+    pub(super) name: String,
+    /// Of what the caller could show when it was made: a caller whose key was changed has to log in
+    /// again.
+    pub(super) proof: [u8; 8],
+}
+
+impl Mint {
+    /// With a key made from `secret`, so that replicas which share it accept each other's tokens;
+    /// `None`: with one of this process.
+    ///
+    /// # Panics
+    /// Where the system has no randomness.
+    #[must_use]
+    pub fn new(secret: Option<&[u8]>) -> Self {
+        let key = if let Some(secret) = secret {
+            let secret = hmac::Key::new(hmac::HMAC_SHA256, secret);
+            let key = hmac::sign(&secret, b"countersign caller tokens");
+            key.as_ref().to_vec()
+        } else {
+            let mut key = vec![0; SEAL];
+            aws_lc_rs::rand::fill(&mut key).expect("a system without randomness has no TLS either");
+            key
+        };
+        Self {
+            key: hmac::Key::new(hmac::HMAC_SHA256, &key),
+            ended: Cache::builder()
+                .max_capacity(ENDED)
+                .time_to_live(REFRESH_LIFETIME)
+                .build(),
+        }
+    }
+
+    /// A new token for `caller`.
+    #[must_use]
+    pub fn issue(&self, caller: &Caller, purpose: Purpose) -> Secret {
+        let lifetime = match purpose {
+            Purpose::Call => LIFETIME,
+            Purpose::Refresh => REFRESH_LIFETIME,
+        };
+        let mut sealed = vec![purpose as u8];
+        sealed.extend_from_slice(&(now() + lifetime.as_secs()).to_be_bytes());
+        sealed.extend_from_slice(&fastrand::u64(..).to_be_bytes());
+        sealed.extend_from_slice(&caller.proof);
+        sealed.extend_from_slice(caller.name.as_bytes());
+        let seal = hmac::sign(&self.key, &sealed);
+        sealed.extend_from_slice(seal.as_ref());
+        let text = URL_SAFE_NO_PAD.encode(sealed);
+        Secret::new(String::from_utf8_lossy(BEGINNING).into_owned() + &text)
+    }
+
+    /// Whom `token` is for, when it is good for `purpose`.
+    pub(super) fn read(&self, token: &[u8], purpose: Purpose) -> Option<Bearer> {
+        let sealed = URL_SAFE_NO_PAD
+            .decode(token.strip_prefix(BEGINNING)?)
+            .ok()?;
+        let (content, seal) = sealed.split_at_checked(sealed.len().checked_sub(SEAL)?)?;
+        hmac::verify(&self.key, content, seal).ok()?;
+        let (of, rest) = content.split_first()?;
+        let (until, rest) = rest.split_first_chunk()?;
+        let (_, rest) = rest.split_first_chunk::<8>()?;
+        let (proof, name) = rest.split_first_chunk()?;
+        let good = *of == purpose as u8
+            && now() < u64::from_be_bytes(*until)
+            && !self.ended.contains_key(&sha256(&[token]));
+        good.then(|| Bearer {
+            name: String::from_utf8_lossy(name).into_owned(),
+            proof: *proof,
+        })
+    }
+
+    /// Ends `token` before its time, if it is one of ours.
+    pub(super) fn end(&self, token: &[u8]) {
+        let ours = [Purpose::Call, Purpose::Refresh];
+        if ours.iter().any(|of| self.read(token, *of).is_some()) {
+            self.ended.insert(sha256(&[token]), ());
+        }
+    }
+}
+
+impl fmt::Debug for Mint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mint").finish_non_exhaustive()
+    }
+}
+
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    fn caller(name: &str) -> Caller {
+        Caller::new(&config::Caller {
+            name: name.into(),
+            api_key: None,
+            certificate: None,
+            jwt: None,
+            allow: vec![],
+            rate: None,
+        })
+    }
+
+    #[test]
+    fn a_token_is_read_by_its_maker_for_its_purpose_until_it_is_ended() {
+        let mint = Mint::new(None);
+        let caller = caller("ci");
+        let token = mint.issue(&caller, Purpose::Call);
+        let token = token.expose().as_bytes();
+        let read = || mint.read(token, Purpose::Call).map(|bearer| bearer.name);
+
+        assert_eq!(read(), Some("ci".into()));
+        assert_eq!(mint.read(token, Purpose::Refresh), None);
+        assert_eq!(Mint::new(None).read(token, Purpose::Call), None);
+        for at in 0..token.len() {
+            let mut changed = token.to_vec();
+            changed[at] ^= 1;
+            // The last character holds bits that count for nothing.
+            assert!(
+                mint.read(&changed, Purpose::Call).is_none() || at == token.len() - 1,
+                "{at}"
+            );
+        }
+        mint.end(token);
+        assert_eq!(read(), None);
+        assert_ne!(
+            mint.issue(&caller, Purpose::Call).expose().as_bytes(),
+            token
+        );
+    }
+
+    #[test]
+    fn replicas_with_one_secret_accept_each_others_tokens() {
+        let (one, other) = (Mint::new(Some(b"shared")), Mint::new(Some(b"shared")));
+        let token = one.issue(&caller("ci"), Purpose::Refresh);
+        let read = other.read(token.expose().as_bytes(), Purpose::Refresh);
+        assert_eq!(read.unwrap().name, "ci");
+    }
+}

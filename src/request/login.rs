@@ -1,0 +1,162 @@
+//! `login: stub`: what a vendor's client gets that logs in before it works, with a caller's key where
+//! its vendor secret used to be. Pure functions over paths and bodies.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::StatusCode;
+use http::header::{CONTENT_TYPE, HeaderMap};
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use crate::config::{LoginPath, LoginShape};
+use crate::request::caller::Caller;
+use crate::request::caller::token::{LIFETIME, Mint, Purpose, REFRESH_LIFETIME};
+use crate::request::path::Rules;
+
+/// Longest login body, bytes.
+pub const LONGEST: usize = 64 * 1024;
+/// More values than any login has.
+const MOST_VALUES: usize = 32;
+
+/// The login calls of one vendor that we answer.
+#[derive(Debug)]
+pub struct Logins(Vec<(Rules, LoginShape)>);
+
+impl Logins {
+    /// Prepares them.
+    #[must_use]
+    pub fn new(paths: &[LoginPath], trailing_dots_ignored: bool) -> Self {
+        let prepared = paths.iter().map(|login| {
+            let rule = std::slice::from_ref(&login.rule);
+            (Rules::new(rule, &[], trailing_dots_ignored), login.shape)
+        });
+        Self(prepared.collect())
+    }
+
+    /// What `method` on `path` (as it would be sent upstream) is to be answered with.
+    #[must_use]
+    pub fn shape(&self, method: &str, path: &str) -> Option<LoginShape> {
+        let found = self
+            .0
+            .iter()
+            .find(|(rule, _)| rule.check(method, path).is_err());
+        found.map(|(_, shape)| *shape)
+    }
+}
+
+/// What was posted: a form or a JSON object.
+#[derive(Debug, Default)]
+pub struct Posted(Vec<(String, Zeroizing<String>)>);
+
+impl Posted {
+    /// Reads a body; what is neither holds nothing.
+    #[must_use]
+    pub fn read(headers: &HeaderMap, body: &[u8]) -> Self {
+        let kind = headers.get(CONTENT_TYPE).map(http::HeaderValue::as_bytes);
+        let is_form = kind.is_some_and(|kind| {
+            kind.to_ascii_lowercase()
+                .starts_with(b"application/x-www-form-urlencoded")
+        });
+        let values: Vec<_> = if is_form {
+            url::form_urlencoded::parse(body)
+                .map(|(name, value)| (name.into_owned(), Zeroizing::new(value.into_owned())))
+                .collect()
+        } else {
+            // Some clients post JSON without saying so.
+            let members = match serde_json::from_slice(body) {
+                Ok(Value::Object(members)) => members,
+                Ok(_) | Err(_) => serde_json::Map::new(),
+            };
+            members
+                .into_iter()
+                .filter_map(|(name, value)| match value {
+                    Value::String(text) => Some((name, Zeroizing::new(text))),
+                    Value::Null
+                    | Value::Bool(_)
+                    | Value::Number(_)
+                    | Value::Array(_)
+                    | Value::Object(_) => None,
+                })
+                .collect()
+        };
+        Self(values.into_iter().take(MOST_VALUES).collect())
+    }
+
+    /// Every value, any of which may be a key.
+    pub fn values(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.iter().map(|(_, value)| value.as_bytes())
+    }
+
+    fn value(&self, name: &str) -> Option<&str> {
+        let found = self.0.iter().find(|(of, _)| of == name)?;
+        Some(found.1.as_str())
+    }
+}
+
+/// The answer to a login of `caller`.
+#[must_use]
+pub fn answer(
+    shape: LoginShape,
+    caller: &Caller,
+    posted: &Posted,
+    mint: &Mint,
+) -> (StatusCode, Option<Value>) {
+    let token = || mint.issue(caller, Purpose::Call);
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
+    let until = now + LIFETIME;
+    let scope = posted.value("scope");
+    let body = match shape {
+        LoginShape::Oauth => {
+            let mut body = json!({
+                "access_token": token().expose(),
+                "token_type": "Bearer",
+                "expires_in": LIFETIME.as_secs(),
+            });
+            if let Some(scope) = scope {
+                body["scope"] = json!(scope);
+            }
+            // RFC 6749 §4.4.3: client credentials come without.
+            if posted
+                .value("grant_type")
+                .is_some_and(|grant| grant != "client_credentials")
+            {
+                body["refresh_token"] = json!(mint.issue(caller, Purpose::Refresh).expose());
+            }
+            body
+        }
+        LoginShape::Vedauth => json!({
+            "access_token": token().expose(),
+            "refresh_token": mint.issue(caller, Purpose::Refresh).expose(),
+            "token_type": "Bearer",
+            "expires": until.as_secs(),
+            "expires_in": LIFETIME.as_secs(),
+            "refresh_until": (now + REFRESH_LIFETIME).as_secs(),
+            "scope": scope.unwrap_or_default(),
+            "identity": format!("countersign:{}", caller.name),
+        }),
+        LoginShape::UserToken => json!({
+            "user_id": &*caller.name,
+            "token": token().expose(),
+        }),
+        LoginShape::ApiKey => json!({
+            "APIKey": token().expose(),
+            "ValidUntil": format!("/Date({})/", until.as_millis()),
+        }),
+        LoginShape::Logout => return (StatusCode::NO_CONTENT, None),
+        LoginShape::Revoke => return (StatusCode::OK, None),
+    };
+    (StatusCode::OK, Some(body))
+}
+
+/// Whether the call ends the token that it shows.
+#[must_use]
+pub fn ends(shape: LoginShape) -> bool {
+    match shape {
+        LoginShape::Logout | LoginShape::Revoke => true,
+        LoginShape::Oauth | LoginShape::Vedauth | LoginShape::UserToken | LoginShape::ApiKey => {
+            false
+        }
+    }
+}

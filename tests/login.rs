@@ -1,0 +1,208 @@
+//! `login: stub`: vendors' clients that log in first get a caller token of the proxy's own, in that
+//! vendor's shape, for a caller's key; the vendor hears nothing of it.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use countersign::demo::{self, Stand};
+use serde_json::{Value, json};
+
+use crate::support::{Proxy, status_of};
+
+/// The proxy in front of one echo that plays every vendor: `v` has the API, the others the logins.
+struct Setup {
+    echo: Stand,
+    proxy: Proxy,
+    _dir: tempfile::TempDir,
+}
+
+const KEY: &str = "the-key-of-ci";
+const OTHER: &str = "the-key-of-other";
+
+impl Setup {
+    async fn new() -> Self {
+        let echo = demo::echo().await.unwrap();
+        let url = echo.url();
+        let digest = |key: &str| hex::encode(countersign::tls::sha256(&[key.as_bytes()]));
+        let dir = tempfile::tempdir().unwrap();
+        let yaml = format!(
+            r#"
+listeners: [ {{ bind: 127.0.0.1:0 }} ]
+admin: {{ bind: 127.0.0.1:0 }}
+drain: {{ delay: 0s }}
+callers:
+  ci: {{ api_key: {{ sha256: {} }}, allow: [ v, c, t, "o GET /x" ] }}
+  other: {{ api_key: {{ sha256: {} }}, allow: [ v ] }}
+vendors:
+  v:
+    upstream: {url}
+    allow_plaintext: true
+  c:
+    preset: certn
+    upstream: {url}
+    allow_plaintext: true
+    login: stub
+    auth: {{ client_credentials: {{ token_url: "{url}/token/", client_id: us, client_secret: {{ value: vendor-secret }} }} }}
+  t:
+    preset: venafi
+    upstream: {url}/tpp
+    allow_plaintext: true
+    login: stub
+    auth: {{ vedauth: {{ client_id: us, username: us, password: {{ value: vendor-secret }} }} }}
+  o:
+    upstream: {url}
+    allow_plaintext: true
+    login: stub
+    auth: {{ client_credentials: {{ token_url: "http://127.0.0.1:1/elsewhere/token", client_id: us, client_secret: {{ value: vendor-secret }} }} }}
+  refusing:
+    preset: certn
+    upstream: {url}
+    allow_plaintext: true
+    auth: {{ bearer: {{ token: {{ value: vendor-secret }} }} }}
+"#,
+            digest(KEY),
+            digest(OTHER),
+        );
+        let directory = dir.path().to_owned();
+        let proxy = tokio::task::spawn_blocking(move || Proxy::start(&directory, &yaml))
+            .await
+            .unwrap();
+        Self {
+            echo,
+            proxy,
+            _dir: dir,
+        }
+    }
+
+    /// Status, head and JSON body (`Null` when it is none).
+    fn send(&self, line: &str, fields: &str, body: &str) -> (u16, String, Value) {
+        let length = body.len();
+        let answer = self.proxy.raw(format!(
+            "{line} HTTP/1.1\r\nHost: localhost\r\n{fields}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        ));
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let body = serde_json::from_str(body).unwrap_or_default();
+        (status_of(&answer), head.to_owned(), body)
+    }
+
+    fn form(&self, path: &str, body: &str) -> (u16, String, Value) {
+        let fields = "Content-Type: application/x-www-form-urlencoded\r\n";
+        self.send(&format!("POST {path}"), fields, body)
+    }
+
+    fn json(&self, path: &str, body: &Value) -> (u16, String, Value) {
+        let fields = "Content-Type: application/json\r\n";
+        self.send(&format!("POST {path}"), fields, &body.to_string())
+    }
+
+    /// What a call of the API gets with this field.
+    fn call(&self, field: &str) -> u16 {
+        self.send("GET /v/x", &format!("{field}\r\n"), "").0
+    }
+}
+
+fn text(body: &Value, name: &str) -> String {
+    body[name].as_str().unwrap_or_default().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_in_place_of_the_client_secret_gets_a_token_that_calls() {
+    let setup = Setup::new().await;
+    let basic = format!(
+        "Authorization: Basic {}\r\n",
+        STANDARD.encode(format!("any:{KEY}"))
+    );
+    let form = format!("grant_type=client_credentials&client_id=any&client_secret={KEY}&scope=a+b");
+    let object = json!({ "grant_type": "client_credentials", "client_secret": KEY });
+    for (how, (status, head, body)) in [
+        ("form", setup.form("/c/token/", &form)),
+        ("without the slash", setup.form("/c/token", &form)),
+        ("JSON", setup.json("/c/token/", &object)),
+        ("Basic", setup.send("POST /c/token/", &basic, "")),
+        ("elsewhere", setup.form("/o/elsewhere/token", &form)),
+    ] {
+        assert_eq!(status, 200, "{how}: {head}");
+        assert!(head.contains("Cache-Control: no-store"), "{head}");
+        assert_eq!(body["token_type"], "Bearer", "{how}");
+        assert_eq!(body["expires_in"], 3600, "{how}");
+        assert!(body.get("refresh_token").is_none(), "{how}");
+        let token = text(&body, "access_token");
+        assert_eq!(
+            setup.call(&format!("Authorization: Bearer {token}")),
+            200,
+            "{how}"
+        );
+        assert_eq!(setup.call(&format!("X-Api-Key: {token}")), 200, "{how}");
+    }
+    let (_, _, body) = setup.form("/c/token/", &form);
+    assert_eq!(body["scope"], "a b");
+
+    for (what, body, want) in [
+        ("no key", "grant_type=client_credentials".to_owned(), 401),
+        ("a wrong key", "client_secret=wrong".to_owned(), 401),
+        ("two callers", format!("client_secret={KEY}&x={OTHER}"), 401),
+        ("nothing open there", format!("client_secret={OTHER}"), 403),
+        ("too long", format!("x={}", "a".repeat(70_000)), 413),
+    ] {
+        assert_eq!(setup.form("/c/token/", &body).0, want, "{what}");
+    }
+    let (status, _, body) = setup.form("/refusing/token/", &form);
+    assert_eq!((status, &body["reason"]), (401, &json!("unknown_caller")));
+    assert_eq!(setup.send("GET /c/token/", &basic, "").0, 403);
+    assert!(!setup.echo.has_read(KEY));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_vendors_own_login_is_answered_in_its_shape() {
+    let setup = Setup::new().await;
+    let login = json!({ "client_id": "any", "username": "any", "password": KEY, "scope": "certificate:manage" });
+    let (status, head, body) = setup.json("/t/vedauth/Authorize/OAuth", &login);
+    assert_eq!(status, 200, "{head}");
+    assert_eq!(body["scope"], "certificate:manage");
+    assert_eq!(body["expires_in"], 3600);
+    assert!(body["refresh_until"].as_u64() > body["expires"].as_u64());
+    let refresh = text(&body, "refresh_token");
+    let token = text(&body, "access_token");
+    assert_eq!(setup.call(&format!("Authorization: Bearer {token}")), 200);
+    assert_eq!(setup.call(&format!("Authorization: Bearer {refresh}")), 401);
+
+    let again = json!({ "client_id": "any", "refresh_token": refresh });
+    let (status, head, body) = setup.json("/t/vedauth/authorize/token", &again);
+    assert_eq!(status, 200, "{head}");
+    let second = text(&body, "access_token");
+    assert_ne!(second, token);
+    assert_eq!(setup.call(&format!("Authorization: Bearer {second}")), 200);
+
+    // Revoking ends that token alone, and never the vendor's.
+    let bearer = format!("Authorization: Bearer {token}\r\n");
+    assert_eq!(
+        setup.send("GET /t/vedauth/revoke/token", &bearer, "").0,
+        200
+    );
+    assert_eq!(setup.call(bearer.trim_end()), 401);
+    assert_eq!(setup.call(&format!("Authorization: Bearer {second}")), 200);
+
+    let old = json!({ "Username": "any", "Password": KEY });
+    let (status, head, body) = setup.json("/t/vedsdk/authorize/", &old);
+    assert_eq!(status, 200, "{head}");
+    assert!(text(&body, "ValidUntil").starts_with("/Date("), "{body}");
+    let key = text(&body, "APIKey");
+    assert_eq!(setup.call(&format!("X-Venafi-Api-Key: {key}")), 200);
+
+    let basic = format!(
+        "Authorization: Basic {}\r\n",
+        STANDARD.encode(format!("any:{KEY}"))
+    );
+    for path in ["/c/api/v1/authenticate/", "/c/api/v2/login/"] {
+        let (status, head, body) = setup.send(&format!("POST {path}"), &basic, "");
+        assert_eq!(status, 200, "{head}");
+        assert_eq!(body["user_id"], "ci");
+        let token = format!("Authorization: Token {}\r\n", text(&body, "token"));
+        assert_eq!(setup.call(token.trim_end()), 200);
+        assert_eq!(setup.send("POST /c/api/v1/logout/", &token, "").0, 204);
+        assert_eq!(setup.call(token.trim_end()), 401);
+    }
+    assert!(!setup.echo.has_read(KEY));
+    assert!(!setup.echo.has_read(&token));
+    let said = setup.proxy.stderr() + &setup.proxy.stdout();
+    assert!(!said.contains(&second) && !said.contains(KEY), "{said}");
+}

@@ -41,8 +41,19 @@ struct Shown {
 }
 
 impl Grants {
-    /// One token request; `seconds` is what access tokens live.
-    fn answer(&self, asked: &Asked, seconds: u64) -> Reply {
+    /// Notes a token request that has come, for [`Grants::answer`].
+    fn come(&self, asked: &Asked) -> usize {
+        let mut state = self.0.lock().unwrap();
+        state.shown.push(Shown {
+            at: asked.at,
+            refresh_token: asked.member("refresh_token"),
+            granted: false,
+        });
+        state.shown.len() - 1
+    }
+
+    /// Acts upon a token request; `seconds` is what access tokens live.
+    fn answer(&self, asked: &Asked, nth: usize, seconds: u64) -> Reply {
         let mut state = self.0.lock().unwrap();
         let refresh_token = asked.member("refresh_token");
         let family = match &refresh_token {
@@ -58,11 +69,7 @@ impl Grants {
                 }
             },
         };
-        state.shown.push(Shown {
-            at: asked.at,
-            refresh_token: refresh_token.clone(),
-            granted: family.is_some(),
-        });
+        state.shown[nth].granted = family.is_some();
         let Some(family) = family else {
             return Reply::whole("400 Bad Request", "", r#"{"error":"invalid_grant"}"#);
         };
@@ -116,8 +123,9 @@ async fn server(seconds: u64, pauses: fn() -> (Duration, Duration)) -> (Server, 
                 };
             }
             let (before, after) = pauses();
+            let nth = grants.come(&asked);
             sleep(before).await;
-            let reply = grants.answer(&asked, seconds);
+            let reply = grants.answer(&asked, nth, seconds);
             sleep(after).await;
             reply
         }
@@ -221,6 +229,8 @@ async fn a_proxy_killed_at_any_instant_never_shows_a_refresh_token_whose_answer_
 
     let proxy = Proxy::launch(dir.path(), &yaml, &[]);
     eventually("serving", || (call(&proxy) == 200).then_some(()));
+    // The server has come to everything by now.
+    sleep(Duration::from_secs(1)).await;
     let shown = grants.shown();
     let mut times = HashMap::new();
     for (index, one) in shown.iter().enumerate() {
@@ -244,7 +254,9 @@ async fn a_proxy_killed_at_any_instant_never_shows_a_refresh_token_whose_answer_
     assert!(times.values().all(|times| *times <= 2), "{times:?}");
     assert!(again <= kills);
     let refused = shown.iter().filter(|one| !one.granted).count();
-    assert!(refused <= again, "{shown:#?}");
+    // The one that came second, or, when the server was slow with the one of a dead process and
+    // came to it last, that one and then the successor of both.
+    assert!(refused <= 2 * again, "{shown:#?}");
     assert!(
         kills >= 8 && times.len() >= 5,
         "too little happened: {kills} {}",

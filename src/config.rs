@@ -452,6 +452,8 @@ pub struct Vendor {
     pub timeouts: Timeouts,
     /// How much anything may take.
     pub limits: Limits,
+    /// When a failing vendor is given a rest.
+    pub breaker: Breaker,
     /// `true`: Cookie and Set-Cookie pass.
     pub cookies_pass: bool,
     /// A vendor's 401 renews the credential and replays the request once.
@@ -583,6 +585,17 @@ pub struct Limits {
     pub body: u64,
     /// Requests over time.
     pub rate: Option<Rate>,
+    /// A vendor's Retry-After holds back further requests.
+    pub honour_retry_after: bool,
+}
+
+/// When a failing vendor is given a rest, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Breaker {
+    /// Failures in a row; 0: never.
+    pub failures: u32,
+    /// The first rest; each further one is twice as long.
+    pub open_for: Duration,
 }
 
 /// One credential, by kind.

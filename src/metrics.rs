@@ -38,6 +38,8 @@ pub struct Metrics {
     upstream_401: IntCounterVec,
     echoes: IntCounterVec,
     connections: IntCounterVec,
+    retries: IntCounterVec,
+    breaker_open: IntGaugeVec,
     certificate_expiry: GaugeVec,
     reloads: IntCounterVec,
     loaded: prometheus::Gauge,
@@ -139,6 +141,16 @@ impl Metrics {
                 "Upstream connections taken for a request, new or from the pool.",
                 &["vendor", "reused"],
             ),
+            retries: counter(
+                "countersign_upstream_retries_total",
+                "Requests whose connection died before an answer: sent again, or not for want of retry budget.",
+                &["vendor", "action"],
+            ),
+            breaker_open: gauge(
+                "countersign_breaker_open",
+                "1 while requests are answered here with circuit_open, but for one at a time that sees.",
+                &["vendor"],
+            ),
             certificate_expiry: float(
                 "countersign_certificate_expiry_timestamp_seconds",
                 "The end of a certificate this process presents.",
@@ -195,6 +207,10 @@ impl Metrics {
             echoes: self.echoes.with_label_values(&[name]),
             connected: self.connections.with_label_values(&[name, "false"]),
             reused: self.connections.with_label_values(&[name, "true"]),
+            retries: [
+                self.retries.with_label_values(&[name, "over_budget"]),
+                self.retries.with_label_values(&[name, "sent"]),
+            ],
         }
     }
 
@@ -224,6 +240,13 @@ impl Metrics {
             // Nothing held, or nothing that ends: no series rather than one from 1970.
             let _ = self.credential_expiry.remove_label_values(&[vendor]);
         }
+    }
+
+    /// Sets a breaker's gauge.
+    pub fn breaker(&self, vendor: &str, open: bool) {
+        self.breaker_open
+            .with_label_values(&[vendor])
+            .set(i64::from(open));
     }
 
     /// Sets a certificate's gauge. `ends`: Unix seconds.
@@ -330,6 +353,8 @@ pub struct VendorMetrics {
     pub connected: IntCounter,
     /// Requests that took one from the pool.
     pub reused: IntCounter,
+    /// Retries that were not sent, and those that were.
+    retries: [IntCounter; 2],
 }
 
 impl VendorMetrics {
@@ -364,6 +389,11 @@ impl VendorMetrics {
     /// Notes how long the vendor took to answer.
     pub fn answered(&self, took: Duration) {
         self.upstream_duration.observe(took.as_secs_f64());
+    }
+
+    /// Counts one retry; `sent`: there was budget for it.
+    pub fn retried(&self, sent: bool) {
+        self.retries[usize::from(sent)].inc();
     }
 
     /// Counts one answer of our own.

@@ -31,7 +31,7 @@ pub(super) enum Error {
         cause: String,
     },
     /// The table says which.
-    #[error("{failed} of {all} vendors have no usable credential")]
+    #[error("{failed} of {all} vendors are not usable")]
     NotUsable {
         /// How many.
         failed: usize,
@@ -46,7 +46,7 @@ pub(super) enum Error {
 /// Asks once and prints a line for each vendor.
 ///
 /// # Errors
-/// [`Error`], after the table when it is about credentials.
+/// [`Error`], after the table when it is about vendors.
 pub(super) async fn run(arguments: &Arguments) -> Result<(), Error> {
     let status = ask(&arguments.admin).await?;
     let vendors = status["vendors"].as_array().cloned().unwrap_or_default();
@@ -60,6 +60,7 @@ pub(super) async fn run(arguments: &Arguments) -> Result<(), Error> {
             "STATE",
             "EXPIRES",
             "RENEWAL",
+            "BREAKER",
             "LAST ERROR",
         ];
         table::print(heads, &rows, 2)?;
@@ -116,7 +117,7 @@ fn story(error: &dyn std::error::Error) -> String {
     story
 }
 
-fn row(vendor: &Value) -> Row<6> {
+fn row(vendor: &Value) -> Row<7> {
     let text = |key: &str| vendor[key].as_str().unwrap_or("-").to_owned();
     let at = |key: &str| humantime::parse_rfc3339(vendor[key].as_str()?).ok();
     let state = text("state");
@@ -127,15 +128,27 @@ fn row(vendor: &Value) -> Row<6> {
         "failed" | "reauthorize" => expires.is_some_and(|at| at > SystemTime::now()),
         _ => false,
     };
+    let circuit = text("breaker");
+    let open = matches!(circuit.as_str(), "open" | "half_open");
+    let errors = [
+        vendor["last_error"].as_str(),
+        vendor["breaker_reason"].as_str(),
+    ];
+    let errors: Vec<&str> = errors.into_iter().flatten().collect();
     Row {
-        good,
+        good: good && !open,
         cells: [
             text("name"),
             text("auth"),
             state,
             expires.map_or("-".into(), distance),
             at("refresh_at").map_or("-".into(), distance),
-            text("last_error"),
+            circuit,
+            if errors.is_empty() {
+                "-".to_owned()
+            } else {
+                errors.join("; ")
+            },
         ],
     }
 }

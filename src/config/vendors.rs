@@ -12,7 +12,7 @@ use super::reference::Context;
 use super::report::Spot;
 use super::rules::is_unreserved;
 use super::upstream::{plain_path, upstream};
-use crate::config::{Limits, Timeouts, Vendor};
+use crate::config::{Breaker, Limits, Timeouts, Vendor};
 
 /// Reads `vendors:`, presets already merged. What was wrong is left out.
 pub(super) fn vendors(
@@ -140,7 +140,13 @@ fn vendor<'f>(
                 .as_ref()
                 .and_then(|limits| limits.rate.as_ref())
                 .and_then(|rate| callers::rate(rate, &at.key("limits").key("rate"), context)),
+            honour_retry_after: entry
+                .limits
+                .as_ref()
+                .and_then(|limits| limits.honour_retry_after)
+                .unwrap_or(false),
         },
+        breaker: breaker(entry.breaker.as_ref(), &at.key("breaker"), context),
         cookies_pass: matches!(entry.cookies, Some(file::Cookies::Pass)),
         retry_on_401: entry.retry_on_401.unwrap_or(true),
         refuse,
@@ -275,5 +281,20 @@ fn timeouts(written: Option<&file::Timeouts>) -> Timeouts {
         total: or(written.total, 0),
         keepalive: or(written.keepalive, 30),
         token_wait: or(written.token_wait, 5),
+    }
+}
+
+fn breaker(written: Option<&file::Breaker>, at: &Spot, context: &mut Context<'_>) -> Breaker {
+    let open_for = written.and_then(|written| written.open_for);
+    if open_for.is_some_and(|span| span.0.is_zero()) {
+        context.report.wrong(
+            &at.key("open_for"),
+            "is no time at all",
+            "`failures: 0` turns the breaker off",
+        );
+    }
+    Breaker {
+        failures: written.and_then(|written| written.failures).unwrap_or(10),
+        open_for: open_for.map_or(Duration::from_secs(10), |span| span.0),
     }
 }

@@ -16,7 +16,10 @@ use super::live::{Live, Watched};
 use super::unix_seconds;
 use crate::config::ReadyWhen;
 use crate::credential::State as CredentialState;
+use crate::request::limit::Rest;
+use crate::request::vendor::Vendor;
 use crate::tls::sha256;
+use crate::upstream::breaker::Shown;
 
 /// What the admin listener shows and moves.
 pub(super) struct Console {
@@ -110,6 +113,11 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
             .live
             .metrics
             .credential(&watched.vendor.name, &states, state, expires);
+        let open = Circuit::of(&watched.vendor).word;
+        console
+            .live
+            .metrics
+            .breaker(&watched.vendor.name, matches!(open, "open" | "half_open"));
     }
     let kind = [(
         header::CONTENT_TYPE,
@@ -220,6 +228,8 @@ fn as_json(watched: &Watched) -> Value {
         status.as_ref().and_then(pick).map(rfc3339)
     };
     let upstream = &watched.vendor.upstream;
+    let circuit = Circuit::of(&watched.vendor);
+    let in_a = |left: Option<Duration>| left.map(|left| rfc3339(SystemTime::now() + left));
     json!({
         "name": &*watched.vendor.name,
         "prefix": if watched.vendor.prefix.is_empty() { "/" } else { &watched.vendor.prefix },
@@ -233,8 +243,43 @@ fn as_json(watched: &Watched) -> Value {
         "last_error": status.as_ref().and_then(|status| status.last_error.clone()),
         "requests": watched.vendor.metrics.count(),
         "in_flight": watched.vendor.in_flight.load(Ordering::Relaxed),
-        "breaker": "off",
+        "breaker": circuit.word,
+        "breaker_reason": circuit.reason,
+        "breaker_until": in_a(circuit.left),
+        "held_back_until": in_a(circuit.held_back),
     })
+}
+
+/// Whether requests go to a vendor, or are answered here to spare it.
+struct Circuit {
+    word: &'static str,
+    reason: Option<String>,
+    left: Option<Duration>,
+    /// What is left of the rest it asked for.
+    held_back: Option<Duration>,
+}
+
+impl Circuit {
+    fn of(vendor: &Vendor) -> Self {
+        let Shown { word, reason, left } = vendor.breaker.shown();
+        let rest = vendor.rest.as_ref().and_then(Rest::left);
+        let held_back = rest.map(|(left, _)| left);
+        match rest {
+            // Callers see the same reason.
+            Some((left, true)) if reason.is_none() => Self {
+                word: "open",
+                reason: Some("it answered 503 with Retry-After".to_owned()),
+                left: Some(left),
+                held_back,
+            },
+            Some(_) | None => Self {
+                word,
+                reason,
+                left,
+                held_back,
+            },
+        }
+    }
 }
 
 fn rfc3339(at: SystemTime) -> String {

@@ -378,11 +378,15 @@ impl Making<'_> {
                 .certificate(&name, unix_seconds(identity.not_after));
         }
         let (credential, keeper) = self.credential(vendor, before)?.unzip();
-        let prepared = Arc::new(Vendor::new(
+        let mut prepared = Vendor::new(
             vendor,
             credential.clone(),
             self.metrics.vendor(&vendor.name),
-        ));
+        );
+        if let Some(before) = before {
+            prepared.take_over(&before.way.vendor);
+        }
+        let prepared = Arc::new(prepared);
         Ok(Part {
             config: vendor.clone(),
             trust,

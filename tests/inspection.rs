@@ -269,10 +269,7 @@ async fn every_situation_of_a_credential_has_a_state_of_its_own() {
     )
     .await;
     assert_eq!(code, Some(1));
-    assert!(
-        said.contains("of 10 vendors are not usable"),
-        "{said}"
-    );
+    assert!(said.contains("of 10 vendors are not usable"), "{said}");
     tokio::time::sleep(Duration::from_secs(2).saturating_sub(begun.elapsed())).await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for name in ["refreshing", "refused"] {

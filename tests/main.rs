@@ -22,6 +22,7 @@ mod operating;
 mod outbound;
 mod peers;
 mod reload;
+mod resilience;
 mod routing;
 mod stores;
 mod support;

@@ -113,6 +113,7 @@ pub struct Proxy {
 
 /// One request's state.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Context {
     started: Instant,
     request_id: HeaderValue,

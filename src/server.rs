@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod admin;
+pub mod handover;
 pub mod live;
 pub mod logs;
 mod preamble;
@@ -20,6 +21,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use self::accept::Door;
+use self::admin::Console;
+use self::handover::{Inherited, Successor};
 use self::live::Live;
 use self::logs::AccessLog;
 use self::tls::ListenerCertificates;
@@ -84,11 +87,19 @@ pub struct Running {
     stop: watch::Sender<bool>,
     app: Arc<HttpProxy<Proxy>>,
     accepting: Vec<JoinHandle<()>>,
-    background: [JoinHandle<()>; 2],
+    admin_task: JoinHandle<()>,
+    watcher: JoinHandle<()>,
+    /// Further handles of the listeners, for a successor. What holds one keeps callers waiting
+    /// rather than refused.
+    sockets: Vec<TcpListener>,
+    /// `false`: connections wait in the system's queue.
+    open: watch::Sender<bool>,
+    console: Arc<Console>,
     live: Arc<Live>,
 }
 
-/// Starts a proxy on the current runtime. Every socket is bound when this returns.
+/// Starts a proxy on the current runtime. Every socket is bound when this returns, and takes
+/// connections.
 ///
 /// # Errors
 /// [`StartError`]; nothing keeps running then.
@@ -96,30 +107,38 @@ pub struct Running {
 /// # Panics
 /// Outside a tokio runtime.
 pub fn start(config: Config) -> Result<Running, StartError> {
+    let running = prepare(config, Inherited::nothing())?;
+    running.open();
+    Ok(running)
+}
+
+/// The same with listeners that are open already. Connections wait until [`Running::open`].
+///
+/// # Errors
+/// [`StartError`]; nothing keeps running then.
+///
+/// # Panics
+/// Outside a tokio runtime.
+#[expect(clippy::too_many_lines, reason = "one step after the other")]
+pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, StartError> {
     crate::tls::install_provider();
     let data = config
         .listeners
         .iter()
-        .map(|listener| bind(listener.bind))
+        .map(|listener| bind(listener.bind, &mut inherited))
         .collect::<Result<Vec<_>, _>>()?;
-    let (admin_socket, admin_address) = bind(config.admin.bind)?;
+    let (admin_socket, admin_address) = bind(config.admin.bind, &mut inherited)?;
+    inherited.close_the_rest();
+    let shared = data
+        .iter()
+        .map(|(socket, _)| socket)
+        .chain([&admin_socket])
+        .map(TcpListener::try_clone)
+        .collect::<Result<Vec<_>, _>>()?;
 
     let metrics = Arc::new(Metrics::new());
     let access_log = config.access_log.then(AccessLog::to_stdout).transpose()?;
-    let certificates = config
-        .listeners
-        .iter()
-        .enumerate()
-        .map(|(index, listener)| match &listener.tls {
-            None => Ok(None),
-            Some(_) => ListenerCertificates::start(listener, &metrics)
-                .map(|certificates| Some(Arc::new(certificates)))
-                .map_err(|cause| StartError::Tls {
-                    place: format!("listeners[{index}].tls"),
-                    cause,
-                }),
-        })
-        .collect::<Result<Vec<_>, _>>()?;
+    let certificates = certificates(&config, &metrics)?;
     let (threads, drain, ready_when, key) = (
         config.threads,
         config.drain,
@@ -143,6 +162,7 @@ pub fn start(config: Config) -> Result<Running, StartError> {
 
     let app = Arc::new(app(proxy, threads));
     let (stop, stopping) = watch::channel(false);
+    let (open, opened) = watch::channel(false);
     let mut listeners = Vec::new();
     let mut accepting = Vec::new();
     let sockets = data.into_iter().zip(certificates).zip(doors);
@@ -163,20 +183,31 @@ pub fn start(config: Config) -> Result<Running, StartError> {
             proxied_by,
         });
         let socket = tokio::net::TcpListener::from_std(socket)?;
-        accepting.push(tokio::spawn(accept::accept(door, socket, stopping.clone())));
+        let (mut opened, stopping) = (opened.clone(), stopping.clone());
+        accepting.push(tokio::spawn(async move {
+            if opened.wait_for(|open| *open).await.is_ok() {
+                accept::accept(door, socket, stopping).await;
+            }
+        }));
         listeners.push(address);
     }
 
-    let console = admin::Console {
+    let console = Arc::new(Console {
         live: live.clone(),
         draining: draining.clone(),
         ready_when,
         key,
         started: SystemTime::now(),
-    };
-    admin_socket.set_nonblocking(true)?;
+    });
     let admin_socket = tokio::net::TcpListener::from_std(admin_socket)?;
-    let admin_task = tokio::spawn(admin::serve(console, admin_socket));
+    let admin_task = tokio::spawn({
+        let (mut opened, console) = (opened, console.clone());
+        async move {
+            if opened.wait_for(|open| *open).await.is_ok() {
+                admin::serve(console, admin_socket).await;
+            }
+        }
+    });
     tracing::info!(address = %admin_address, "admin");
 
     let watching = live.clone();
@@ -192,7 +223,11 @@ pub fn start(config: Config) -> Result<Running, StartError> {
         stop,
         app,
         accepting,
-        background: [admin_task, watcher],
+        admin_task,
+        watcher,
+        sockets: shared,
+        open,
+        console,
         live,
     })
 }
@@ -202,6 +237,43 @@ impl Running {
     /// logged, counted and shown in `/status`.
     pub async fn reload(&self) {
         self.live.reload().await;
+    }
+
+    /// Takes connections from now on, those that have been waiting first.
+    pub fn open(&self) {
+        self.open.send_replace(true);
+    }
+
+    /// Waits until requests can be served: as `/readyz` has it.
+    pub async fn ready(&self) {
+        while !self.console.waiting_for().is_empty() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Starts this program again with our listeners, and waits until it is ready to take our
+    /// place: then comes [`Running::stop_relieved`].
+    ///
+    /// # Errors
+    /// Why nobody is; this process goes on as before.
+    pub fn hand_over(&self) -> impl Future<Output = Result<Successor, String>> + Send + use<> {
+        let sockets: std::io::Result<Vec<_>> =
+            self.sockets.iter().map(TcpListener::try_clone).collect();
+        async move {
+            let sockets = sockets.map_err(|cause| cause.to_string())?;
+            handover::start_successor(&sockets).await
+        }
+    }
+
+    /// Stops after a hand-over: new connections are the successor's at once. Those that last are
+    /// given `drain.delay` to be closed between two requests, and requests in flight
+    /// `drain.timeout`.
+    pub async fn stop_relieved(self) {
+        for listener in &self.accepting {
+            listener.abort();
+        }
+        self.admin_task.abort();
+        self.stop().await;
     }
 
     /// Drains and stops: turns unready, takes new connections for `drain.delay`, then none, and
@@ -217,6 +289,7 @@ impl Running {
     /// Takes no more connections and gives requests in flight `timeout`.
     pub async fn stop_now(self, timeout: Duration) {
         self.draining.store(true, Ordering::Release);
+        drop(self.sockets);
         // No receiver: every listener has ended already.
         let _ = self.stop.send(true);
         let deadline = tokio::time::Instant::now() + timeout;
@@ -232,9 +305,8 @@ impl Running {
         if left > 0 {
             tracing::warn!(left, "drain.timeout is over: requests are cut off");
         }
-        for task in self.background {
-            task.abort();
-        }
+        self.admin_task.abort();
+        self.watcher.abort();
         self.live.stop().await;
         credential::answers_are_stored(ANSWER_TIME).await;
         if let Some(log) = self.access_log {
@@ -246,6 +318,25 @@ impl Running {
 
 /// Longer than a token request takes by default: an answer that is lost may cost a consent.
 const ANSWER_TIME: Duration = Duration::from_secs(15);
+
+/// Of each listener; `None` for plaintext.
+fn certificates(
+    config: &Config,
+    metrics: &Metrics,
+) -> Result<Vec<Option<Arc<ListenerCertificates>>>, StartError> {
+    let listeners = config.listeners.iter().enumerate();
+    listeners
+        .map(|(index, listener)| match &listener.tls {
+            None => Ok(None),
+            Some(_) => ListenerCertificates::start(listener, metrics)
+                .map(|certificates| Some(Arc::new(certificates)))
+                .map_err(|cause| StartError::Tls {
+                    place: format!("listeners[{index}].tls"),
+                    cause,
+                }),
+        })
+        .collect()
+}
 
 fn app(proxy: Proxy, threads: usize) -> HttpProxy<Proxy> {
     let conf = ServerConf {
@@ -262,9 +353,15 @@ fn app(proxy: Proxy, threads: usize) -> HttpProxy<Proxy> {
     app
 }
 
-fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+fn bind(
+    address: SocketAddr,
+    inherited: &mut Inherited,
+) -> Result<(TcpListener, SocketAddr), StartError> {
     let refused = |cause| StartError::Bind { address, cause };
-    let socket = TcpListener::bind(address).map_err(refused)?;
+    let socket = match inherited.take(address) {
+        Some(socket) => socket,
+        None => TcpListener::bind(address).map_err(refused)?,
+    };
     socket.set_nonblocking(true).map_err(refused)?;
     let bound = socket.local_addr().map_err(refused)?;
     Ok((socket, bound))

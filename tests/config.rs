@@ -198,7 +198,7 @@ vendors:
     prefix: b
     auth: { bearer: { token: hunter2 } }
     timeouts: { connect: 5x, idle: 1y }
-    breaker: { failures: -3, open_for: 0s }
+    breaker: { failures: -3 }
   b c:
     upstream: https://b.example
     cookies: stirp
@@ -228,8 +228,7 @@ vendors:
              durations are written `250ms`, `5s`, `2m` or `1h`",
             "16:36: vendors.a.timeouts.idle: is not a duration; \
              durations are written `250ms`, `5s`, `2m` or `1h`",
-            "17:26: vendors.a.breaker.failures: must be at least 0",
-            "17:40: vendors.a.breaker.open_for: is no time at all; `failures: 0` turns the breaker off",
+            "17:26: vendors.a.breaker.failures: must be a whole number of 0 or more",
             "18:3: vendors.\"b c\": is not a vendor's name; \
              names are letters, digits, `.`, `_` and `-`",
             "20:14: vendors.\"b c\".cookies: must be one of `strip`, `pass`; \
@@ -418,6 +417,11 @@ vendors:
 fn each_mistake_has_its_place() {
     // The lines of a vendor, which begin at 3:5, and what is wrong with them.
     for (lines, want) in [
+        // Rests.
+        (
+            "upstream: https://x.example\nbreaker: { open_for: 0s }",
+            "4:27: vendors.a.breaker.open_for: is no time at all",
+        ),
         // Ways in.
         (
             "upstream: https://x.example\nprefix: /a/",

@@ -150,7 +150,7 @@ async fn status_is_a_table_whose_exit_code_says_whether_all_is_well() {
     );
     assert_eq!(
         line(&table, "certcenter")[1..],
-        ["bearer", "static", "-", "-", "-"]
+        ["bearer", "static", "-", "-", "closed", "-"]
     );
 
     // A refused renewal costs nothing as long as the token lives; then it is bad news.
@@ -163,7 +163,7 @@ async fn status_is_a_table_whose_exit_code_says_whether_all_is_well() {
     assert_eq!(code, Some(0), "{table}");
     let cells = line(&table, "certn");
     assert!(
-        cells[2] == "failed" && cells[5].contains("invalid_client"),
+        cells[2] == "failed" && cells[6].contains("invalid_client"),
         "{table}"
     );
 

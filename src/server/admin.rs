@@ -42,13 +42,13 @@ const SETTLED_AFTER: Duration = Duration::from_secs(30);
 const NONE: &str = "none";
 
 struct Admin {
-    console: Console,
+    console: Arc<Console>,
     /// Once ready, a vendor's trouble never makes us unready.
     was_ready: AtomicBool,
 }
 
 /// Serves until dropped.
-pub(super) async fn serve(console: Console, socket: tokio::net::TcpListener) {
+pub(super) async fn serve(console: Arc<Console>, socket: tokio::net::TcpListener) {
     let admin = Arc::new(Admin {
         console,
         was_ready: AtomicBool::new(false),
@@ -188,7 +188,7 @@ fn shows_key(headers: &HeaderMap, digest: [u8; 32]) -> bool {
 
 impl Console {
     /// The vendors that keep us from being ready.
-    fn waiting_for(&self) -> Vec<String> {
+    pub(super) fn waiting_for(&self) -> Vec<String> {
         let waited = self.started.elapsed().unwrap_or_default();
         if self.ready_when == ReadyWhen::Settled && waited >= SETTLED_AFTER {
             return Vec::new();

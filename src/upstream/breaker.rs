@@ -373,7 +373,7 @@ mod tests {
             advance(Duration::from_secs(seconds)).await;
             breaker.admit().unwrap().failed(Fault::TimedOut);
         }
-        advance(Duration::from_secs(300)).await;
+        advance(Duration::from_mins(5)).await;
         breaker.admit().unwrap().succeeded();
         fail(&breaker, 1);
         assert_eq!(refused_for(&breaker), Some(60));

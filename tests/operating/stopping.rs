@@ -35,7 +35,7 @@ vendors:
         ("proxy.yaml:6:", "COUNTERSIGN_TEST_UNSET"),
         ("proxy.yaml:8:", "https://"),
         ("proxy.yaml:9:", "not-there"),
-        ("proxy.yaml:10:30: ", "not supported yet"),
+        ("proxy.yaml:10:12: ", "not supported yet"),
     ] {
         let mut lines = served.stderr.lines();
         let line = lines.find(|line| line.contains(place));

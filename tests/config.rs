@@ -420,7 +420,7 @@ fn each_mistake_has_its_place() {
         // Rests.
         (
             "upstream: https://x.example\nbreaker: { open_for: 0s }",
-            "4:27: vendors.a.breaker.open_for: is no time at all",
+            "4:26: vendors.a.breaker.open_for: is no time at all",
         ),
         // Ways in.
         (

@@ -22,17 +22,11 @@ impl Successor {
     fn of(proxy: &Proxy, nth: usize) -> Self {
         let id = eventually("a successor", || {
             let said = proxy.stderr();
-            let started = said
+            let mut started = said
                 .lines()
-                .filter(|line| line.contains("a successor was started"));
-            started
-                .last()?
-                .rsplit_once("pid=")?
-                .1
-                .trim()
-                .parse()
-                .ok()
-                .filter(|_| said.matches("a successor was started").count() == nth)
+                .filter_map(|line| line.split_once("a successor was started"));
+            let (_, line) = started.nth(nth - 1)?;
+            line.rsplit_once("pid=")?.1.trim().parse().ok()
         });
         Self(id)
     }
@@ -105,7 +99,8 @@ async fn no_request_fails_while_a_new_process_takes_over() {
                 let client = super::client();
                 while !stop.load(Ordering::Relaxed) {
                     let url = format!("http://{listener}/v/x");
-                    let answer = runtime.block_on(client.get(url).send()).unwrap();
+                    let answer = runtime.block_on(async { client.get(url).send().await });
+                    let answer = answer.unwrap();
                     assert_eq!(answer.status(), 200);
                     sent.fetch_add(1, Ordering::Relaxed);
                 }
@@ -197,6 +192,7 @@ async fn listeners_of_a_service_manager_are_taken_over() {
         .arg("serve")
         .current_dir(dir.path())
         .env("LISTEN_FDS", "3")
+        .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .fd_mappings(mappings.collect())
         .unwrap();

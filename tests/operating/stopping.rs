@@ -139,6 +139,40 @@ async fn a_drain_turns_unready_at_once_serves_for_its_delay_and_lets_requests_fi
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_drain_tells_http_2_callers_to_go_and_lets_their_requests_finish() {
+    let echo = demo::echo().await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let head = "listeners: [ { bind: 127.0.0.1:0, h2c: true } ]\ndrain: { delay: 0s }\n";
+    let mut proxy = Proxy::start(dir.path(), &yaml(head, &echo.url(), ""));
+    let stream = tokio::net::TcpStream::connect(proxy.data).await.unwrap();
+    let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = |query: &str| {
+        let url = format!("http://localhost/v/x?{query}");
+        http::Request::get(url).body(()).unwrap()
+    };
+    let (slow, _) = sender
+        .send_request(request("wait=2500&body=finished"), true)
+        .unwrap();
+    eventually("in flight", || (!echo.requests().is_empty()).then_some(()));
+
+    signal(proxy.id(), "TERM");
+    let told = eventually("told to go", || {
+        // Those that come before it are served.
+        sender.send_request(request("body=late"), true).err()
+    });
+    assert!(told.is_go_away() && told.is_remote(), "{told}");
+    assert_eq!(told.reason(), Some(h2::Reason::NO_ERROR));
+    let answer = slow.await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let body = answer.into_body().data().await.unwrap().unwrap();
+    assert_eq!(body, "finished");
+    // The connection ends as one should.
+    connection.await.unwrap().unwrap();
+    assert_eq!(proxy.ended(), Some(0), "{}", proxy.stderr());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_that_outlast_the_drain_are_cut_off() {
     let echo = demo::echo().await.unwrap();
     let dir = tempfile::tempdir().unwrap();

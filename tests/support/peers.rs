@@ -40,9 +40,6 @@ impl Oidc {
             here().join("node_modules/oidc-provider").exists(),
             "the npm package oidc-provider is missing: `make setup-test` installs it"
         );
-        // There only where the system's own is too old.
-        let newer = here().join("newer-node/node_modules/.bin/node");
-        let node = if newer.exists() { newer } else { "node".into() };
         let settings = json!({
             "cert": pki.file("server.pem"),
             "key": pki.file("server.key"),
@@ -53,7 +50,7 @@ impl Oidc {
             "redirectUris": ["http://127.0.0.1/callback", PASTED],
             "accessTokenSeconds": access_token_seconds,
         });
-        let mut command = Command::new(node);
+        let mut command = node();
         command
             .arg(here().join("oidc.mjs"))
             .arg(settings.to_string())
@@ -356,6 +353,23 @@ impl Pki {
             .build()
             .unwrap()
     }
+}
+
+/// Node.js, which finds the packages of `peers/package.json` from there.
+pub fn node() -> Command {
+    // There only where the system's own is too old.
+    let newer = here().join("newer-node/node_modules/.bin/node");
+    Command::new(if newer.exists() { newer } else { "node".into() })
+}
+
+/// Python with the packages of `peers/python.txt`.
+pub fn python() -> Command {
+    let python = here().join("venv/bin/python");
+    assert!(
+        python.exists(),
+        "the packages of PyPI are missing: `make setup-test` installs them"
+    );
+    Command::new(python)
 }
 
 fn here() -> PathBuf {

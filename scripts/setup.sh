@@ -38,7 +38,7 @@ main() {
         node_modules
         python_packages
         unpacked 'a token server to test against' usr/bin/glewlwyd glewlwyd
-        unpacked 'a way out of a company to test with' usr/sbin/squid squid squid-common
+        unpacked 'a way out of a company to test with' usr/sbin/squid squid squid-common squid-langpack
     fi
 }
 

@@ -3,11 +3,12 @@
 //! A missing one fails the test with the name of its Debian package: `make test` installs them.
 
 pub mod rotating;
+pub mod squid;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, lchown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -225,8 +226,8 @@ wait "$server"
 const NOBODY: u32 = 65534;
 
 fn give_to_nobody(path: &Path) {
-    chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
-    if path.is_dir() {
+    lchown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    if path.is_dir() && !path.is_symlink() {
         for entry in std::fs::read_dir(path).unwrap() {
             give_to_nobody(&entry.unwrap().path());
         }

@@ -158,6 +158,7 @@ impl Config {
         let admin = listeners::admin(file.admin.as_ref(), &listeners, &mut context);
         let vendors = vendors::vendors(written, &mut context);
         let store = store::store(file.store.as_ref(), &mut context);
+        store::warn_of_shared_ends(&store, &vendors, &mut context);
         let or = |span: Option<file::Span>, seconds| {
             span.map_or(Duration::from_secs(seconds), |span| span.0)
         };

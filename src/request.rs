@@ -344,6 +344,12 @@ impl ProxyHttp for Proxy {
         ctx.head_sent = true;
         if end {
             await_answer(session, ctx);
+            // HTTP/2 clients often say the end in a frame of its own. pingora would write it to an
+            // HTTP/1.1 upstream as a chunk of no bytes, which is an end already, and then the end:
+            // what follows on that connection would be read from the wrong place.
+            if body.as_ref().is_some_and(Bytes::is_empty) {
+                *body = None;
+            }
         }
         let Some(body) = body else { return Ok(()) };
         ctx.body_in += body.len() as u64;
@@ -1058,8 +1064,10 @@ async fn write(
             downstream.finish_body().await?;
         }
     }
-    if body_left && !http2 && !untrusted {
-        // Closing on unread bytes would reset the connection and could lose the answer.
+    if body_left && !untrusted {
+        // Closing on unread bytes would reset the connection and could lose the answer. Over HTTP/2
+        // it would be a reset of the stream, and clients that wait for its window to open before
+        // they look at an answer (httpx does) would wait for ever.
         let _ = downstream.drain_request_body().await;
     }
     Ok(())

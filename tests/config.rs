@@ -993,6 +993,29 @@ vendors:
 }
 
 #[test]
+fn a_grant_that_replicas_share_and_each_would_revoke_is_warned_of() {
+    let text = "\
+store: { redis: { url: { env: U } }, encryption_key: { env: K } }
+vendors:
+  a:
+    upstream: https://a.example
+    auth:
+      vedauth: { url: 'https://a.example/vedauth', client_id: me, username: u, password: { env: P }, revoke_on_exit: true }
+";
+    let warned = &valid(text).warnings;
+    assert_eq!(warned.len(), 1, "{warned:?}");
+    let warned = warned[0].to_string();
+    assert!(
+        warned.starts_with(
+            "dir/p.yaml:6:118: vendors.a.auth.vedauth.revoke_on_exit: the grant is shared"
+        ),
+        "{warned}"
+    );
+    let alone = text.lines().skip(1).collect::<Vec<_>>().join("\n");
+    assert_eq!(valid(&alone).warnings, []);
+}
+
+#[test]
 fn a_preset_needs_only_what_it_cannot_know() {
     let config = valid(&vendor(
         "preset: certn\nauth: { client_credentials: { client_id: me, client_secret: { file: s } } }",

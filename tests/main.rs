@@ -12,6 +12,7 @@
 )]
 
 mod callers;
+mod clients;
 mod config;
 mod connections;
 mod echo;

@@ -3,11 +3,12 @@
 //! A missing one fails the test with the name of its Debian package: `make test` installs them.
 
 pub mod rotating;
+pub mod squid;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, lchown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -40,9 +41,6 @@ impl Oidc {
             here().join("node_modules/oidc-provider").exists(),
             "the npm package oidc-provider is missing: `make setup-test` installs it"
         );
-        // There only where the system's own is too old.
-        let newer = here().join("newer-node/node_modules/.bin/node");
-        let node = if newer.exists() { newer } else { "node".into() };
         let settings = json!({
             "cert": pki.file("server.pem"),
             "key": pki.file("server.key"),
@@ -53,7 +51,7 @@ impl Oidc {
             "redirectUris": ["http://127.0.0.1/callback", PASTED],
             "accessTokenSeconds": access_token_seconds,
         });
-        let mut command = Command::new(node);
+        let mut command = node();
         command
             .arg(here().join("oidc.mjs"))
             .arg(settings.to_string())
@@ -228,8 +226,8 @@ wait "$server"
 const NOBODY: u32 = 65534;
 
 fn give_to_nobody(path: &Path) {
-    chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
-    if path.is_dir() {
+    lchown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    if path.is_dir() && !path.is_symlink() {
         for entry in std::fs::read_dir(path).unwrap() {
             give_to_nobody(&entry.unwrap().path());
         }
@@ -356,6 +354,23 @@ impl Pki {
             .build()
             .unwrap()
     }
+}
+
+/// Node.js, which finds the packages of `peers/package.json` from there.
+pub fn node() -> Command {
+    // There only where the system's own is too old.
+    let newer = here().join("newer-node/node_modules/.bin/node");
+    Command::new(if newer.exists() { newer } else { "node".into() })
+}
+
+/// Python with the packages of `peers/python.txt`.
+pub fn python() -> Command {
+    let python = here().join("venv/bin/python");
+    assert!(
+        python.exists(),
+        "the packages of PyPI are missing: `make setup-test` installs them"
+    );
+    Command::new(python)
 }
 
 fn here() -> PathBuf {

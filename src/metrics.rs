@@ -249,6 +249,17 @@ impl Metrics {
             .set(i64::from(open));
     }
 
+    /// Ends the gauges of a vendor that is no longer configured: their last value would stay true
+    /// for ever. Its counters stay.
+    pub fn forget(&self, vendor: &str, states: &[&str]) {
+        // What was never shown cannot be removed, and need not be.
+        let _ = self.breaker_open.remove_label_values(&[vendor]);
+        let _ = self.credential_expiry.remove_label_values(&[vendor]);
+        for state in states {
+            let _ = self.credential_state.remove_label_values(&[vendor, state]);
+        }
+    }
+
     /// Sets a certificate's gauge. `ends`: Unix seconds.
     pub fn certificate(&self, name: &str, ends: f64) {
         self.certificate_expiry.with_label_values(&[name]).set(ends);

@@ -95,6 +95,8 @@ pub struct Running {
     /// `false`: connections wait in the system's queue.
     open: watch::Sender<bool>,
     console: Arc<Console>,
+    /// A successor serves: what it may share with us must not end.
+    relieved: bool,
     live: Arc<Live>,
 }
 
@@ -228,6 +230,7 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
         sockets: shared,
         open,
         console,
+        relieved: false,
         live,
     })
 }
@@ -268,7 +271,8 @@ impl Running {
     /// Stops after a hand-over: new connections are the successor's at once. Those that last are
     /// given `drain.delay` to be closed between two requests, and requests in flight
     /// `drain.timeout`.
-    pub async fn stop_relieved(self) {
+    pub async fn stop_relieved(mut self) {
+        self.relieved = true;
         for listener in &self.accepting {
             listener.abort();
         }
@@ -307,7 +311,11 @@ impl Running {
         }
         self.admin_task.abort();
         self.watcher.abort();
-        self.live.stop().await;
+        if self.relieved {
+            self.live.leave().await;
+        } else {
+            self.live.stop().await;
+        }
         credential::answers_are_stored(ANSWER_TIME).await;
         if let Some(log) = self.access_log {
             let _ = tokio::task::spawn_blocking(move || log.flush()).await;

@@ -244,6 +244,11 @@ async fn a_reload_keeps_the_breaker_of_a_vendor_it_leaves_alone_and_closes_that_
     let another = format!("{breaker}  w:\n    upstream: https://w.example\n");
     setup.reload(&another);
     assert_eq!(setup.outcome().await, "circuit_open");
+    // A vendor that is gone leaves no gauge behind.
+    let of_w = "countersign_breaker_open{vendor=\"w\"}";
+    assert_eq!(setup.metric(of_w), 0);
+    setup.reload(breaker);
+    assert!(!setup.proxy.admin("/metrics").1.contains(of_w));
     setup.reload(&format!("{breaker}    timeouts: {{ connect: 6s }}\n"));
     assert_eq!(setup.outcome().await, "503");
     setup.reload("    breaker: { failures: 0 }\n");
@@ -447,4 +452,29 @@ async fn a_vendors_rate_is_kept_and_outlives_a_change_of_the_vendor() {
     // A full bucket would have let three more through.
     let refilled = usize::try_from(begun.elapsed().as_secs()).unwrap() + 3;
     assert!(passed < refilled, "{passed} of {refilled}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_stops_coming_is_broken_off_after_the_idle_time() {
+    let begun = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfive!";
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stalling = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = [0; 1024];
+        let _ = stream.read(&mut head).await;
+        stream.write_all(begun).await.unwrap();
+        // Until the proxy has had enough.
+        while stream.read(&mut head).await.is_ok_and(|read| read > 0) {}
+    });
+    let idle = "    timeouts: { first_byte: 700ms, idle: 700ms }\n";
+    let setup = Setup::new(&format!("http://{address}"), idle).await;
+    let url = format!("http://{}/v/x", setup.proxy.data);
+    let asked = Instant::now();
+    let answer = setup.client.get(url).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert!(answer.text().await.is_err());
+    assert!(asked.elapsed() >= Duration::from_millis(700));
+    stalling.await.unwrap();
+    assert_eq!(setup.status()["breaker"], "closed");
 }

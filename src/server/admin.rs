@@ -96,11 +96,7 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     let console = &admin.console;
-    let mut states: Vec<&str> = CredentialState::ALL
-        .iter()
-        .map(|state| state.word())
-        .collect();
-    states.push(NONE);
+    let states = states();
     for watched in &console.live.view.load().vendors {
         let (state, expires) = match &watched.credential {
             None => (NONE, None),
@@ -124,6 +120,12 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
         "text/plain; version=0.0.4; charset=utf-8",
     )];
     (kind, console.live.metrics.text()).into_response()
+}
+
+/// Every state word.
+pub(super) fn states() -> Vec<&'static str> {
+    let known = CredentialState::ALL.iter().map(|state| state.word());
+    known.chain([NONE]).collect()
 }
 
 async fn status(State(admin): State<Arc<Admin>>) -> Response {

@@ -11,6 +11,7 @@ use countersign::demo;
 use serde_json::Value;
 
 use super::yaml;
+use crate::support::front::{Front, Plan};
 use crate::support::script::{Asked, Reply, Server};
 use crate::support::{Proxy, countersign, eventually, exchange, signal, status_of};
 
@@ -157,6 +158,31 @@ async fn a_successor_that_cannot_start_changes_nothing() {
     assert!(proxy.stderr().contains("address=127.0.0.2:"));
     assert_eq!(status_of(&proxy.raw(get)), 200);
     assert!(successor.runs());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_that_is_to_end_with_the_process_is_left_to_the_successor() {
+    let plan = Plan::new().await;
+    let stanza = plan.stanza("venafi-password") + "        revoke_on_exit: true\n";
+    let mut front = plan.stanza_of(&stanza).start();
+    let answer = async |front: &Front| front.answer("/venafi-password/vedsdk/x").await.status;
+    let revoked = |front: &Front| {
+        let calls = front.stands.venafi.requests();
+        let revoked = calls
+            .iter()
+            .filter(|seen| seen.path() == "/vedauth/revoke/token");
+        revoked.count()
+    };
+    // The vendor knows no such page, but it knows the token.
+    assert_eq!(answer(&front).await, 404);
+    signal(front.proxy.id(), "USR2");
+    let successor = Successor::of(&front.proxy, 1);
+    assert_eq!(front.proxy.ended(), Some(0));
+    assert_eq!(answer(&front).await, 404);
+    assert_eq!(revoked(&front), 0);
+    signal(successor.0, "TERM");
+    eventually("gone", || (!successor.runs()).then_some(()));
+    assert_eq!(revoked(&front), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

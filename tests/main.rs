@@ -16,6 +16,7 @@ mod config;
 mod connections;
 mod echo;
 mod faults;
+mod floods;
 mod fuzzing;
 mod inspection;
 mod login;

@@ -84,7 +84,7 @@ async fn five_thousand_idle_and_dribbling_callers_are_bearable() {
         maximum,
     };
     setrlimit(Resource::Nofile, all).unwrap();
-    // The proxy leaves half of its files for the way to vendors.
+    // The proxy leaves a quarter of its files for the way to vendors.
     let permitted = maximum.map_or(usize::MAX, |files| files.try_into().unwrap());
     let many = 5000.min(permitted.saturating_sub(1000) / 2);
     assert!(
@@ -126,8 +126,8 @@ async fn five_thousand_idle_and_dribbling_callers_are_bearable() {
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_beyond_the_bound_wait_and_are_served_once_there_is_room() {
     let setup = Setup::with("", |dir, yaml| Proxy::start_limited(dir, yaml, 128)).await;
-    // (128 - 64) / 2.
-    let held: Vec<TcpStream> = (0..32)
+    // (128 - 64) / 4 * 3.
+    let held: Vec<TcpStream> = (0..48)
         .map(|_| {
             let mut stream = setup.connect();
             stream.write_all(HEAD.as_bytes()).unwrap();

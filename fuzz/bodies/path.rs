@@ -105,7 +105,12 @@ pub fn misread(vendor: &str, method: &str, sent: &str) -> Option<String> {
                 method != "GET" || bare.split(';').next() != Some("/base/token/info")
             }
             "refusing" => parts.len() > 3 && parts[2].starts_with('v') && parts[3] == "secret",
-            "allowing" => !under("/base/api") || under("/base/api/keys"),
+            "allowing" => {
+                // What is allowed is so with parameters, too.
+                let bare = without_parameters(read.replace("%3b", ";").as_bytes());
+                let allowed = bare == b"/base/api" || bare.starts_with(b"/base/api/");
+                !allowed || under("/base/api/keys")
+            }
             "granted" => parts.len() > 4 || !under("/base/open"),
             _ => false,
         };

@@ -60,12 +60,12 @@ pub(super) struct Door {
 }
 
 /// How many connections each of so many listeners takes at a time, where the process may have
-/// `files` open. Half are for callers: each may need one to a vendor, and idle callers must not keep
-/// others from that.
+/// `files` open. A quarter stays for connections to vendors: idle callers must not keep others from
+/// those.
 pub(super) fn connections_each(files: Option<u64>, listeners: usize) -> usize {
     let files = files.and_then(|files| usize::try_from(files).ok());
     let all = files.map_or(MAX_CONNECTIONS, |files| {
-        (files.saturating_sub(OTHER_FILES) / 2).min(MAX_CONNECTIONS)
+        (files.saturating_sub(OTHER_FILES) / 4 * 3).min(MAX_CONNECTIONS)
     });
     (all / listeners.max(1)).max(1)
 }
@@ -495,8 +495,8 @@ mod tests {
     fn callers_leave_files_for_the_way_to_vendors() {
         assert_eq!(connections_each(None, 1), MAX_CONNECTIONS);
         assert_eq!(connections_each(Some(1 << 20), 2), MAX_CONNECTIONS / 2);
-        assert_eq!(connections_each(Some(1024), 1), 480);
-        assert_eq!(connections_each(Some(1024), 3), 160);
+        assert_eq!(connections_each(Some(1024), 1), 720);
+        assert_eq!(connections_each(Some(1024), 3), 240);
         assert_eq!(connections_each(Some(3), 3), 1);
     }
 }

@@ -40,6 +40,9 @@ pub enum Error {
         /// What rustls said.
         cause: String,
     },
+    /// Good enough for rustls, and not for OpenSSL: a key too short for today, say.
+    #[error("OpenSSL, which late_client_auth needs, cannot use it: {0}")]
+    OpenSsl(String),
 }
 
 /// A certificate chain with its private key, proven to belong together.

@@ -1,0 +1,252 @@
+//! TLS for servers that ask for the client certificate only once they have read the path: by
+//! renegotiation in TLS 1.2, by authentication after the handshake in TLS 1.3 (RFC 8446 §4.2.6).
+//! rustls knows neither, so this is OpenSSL's business, and the only place that knows OpenSSL.
+//!
+//! What is trusted, and whom we show ourselves to, is as everywhere else: the same roots and the
+//! same identity, names always verified, nothing below TLS 1.2. A server verifies anew each time it
+//! renegotiates, and only by RFC 5746. HTTP/1.1 only, because HTTP/2 forbids both ways of asking
+//! late (RFC 9113 §9.2.1, §9.2.3).
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use http::header::{HOST, USER_AGENT};
+use http::{HeaderValue, Request, Uri};
+use hyper_util::rt::TokioIo;
+use openssl::error::ErrorStack;
+use openssl::pkey::PKey;
+use openssl::ssl::{self, SslConnector, SslMethod, SslVerifyMode, SslVersion};
+use openssl::x509::store::X509StoreBuilder;
+use openssl::x509::verify::{X509CheckFlags, X509VerifyFlags};
+use openssl::x509::{X509, X509VerifyResult};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_openssl::SslStream;
+use url::Url;
+
+use crate::outbound::{TunnelError, Via};
+use crate::tls::{self, Identity, Roots};
+
+/// A verified connection.
+pub type Stream = SslStream<TcpStream>;
+
+/// The client side of one vendor's connections: whom it trusts, and what it shows when asked.
+pub struct LateClientAuth {
+    connector: SslConnector,
+}
+
+/// Why there is no connection. Nothing of a request has been sent.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No address of the server, or of the proxy before it, could be reached.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The proxy before the server did not let us through.
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
+    /// It took longer than allowed.
+    #[error("no connection within {0:?}")]
+    TimedOut(Duration),
+    /// The server's certificate does not prove that it is who we asked for.
+    #[error("the server's certificate is refused: {0}")]
+    Unverified(X509VerifyResult),
+    /// The handshake failed for another reason.
+    #[error("TLS: {0}")]
+    Handshake(String),
+}
+
+impl std::fmt::Debug for LateClientAuth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LateClientAuth").finish_non_exhaustive()
+    }
+}
+
+impl LateClientAuth {
+    /// Trusts `roots`, and shows `identity` whenever it is asked for a certificate.
+    ///
+    /// # Errors
+    /// When OpenSSL cannot use the identity: its key is too short for today, say.
+    pub fn new(roots: &Roots, identity: Option<&Identity>) -> Result<Self, tls::Error> {
+        let connector = connector(roots, identity);
+        let connector = connector.map_err(|cause| tls::Error::OpenSsl(reasons(&cause)))?;
+        Ok(Self { connector })
+    }
+
+    /// Speaks TLS on `stream` and verifies that `host`, a name or an address without brackets, is
+    /// on the other end.
+    ///
+    /// # Errors
+    /// When it is not, or TLS fails.
+    pub async fn handshake(&self, host: &str, stream: TcpStream) -> Result<Stream, Error> {
+        let prepare = || {
+            let mut ssl = self.connector.configure()?.into_ssl(host)?;
+            let param = ssl.param_mut();
+            // As webpki does it: names are in the extension or nowhere, and whatever the bundle
+            // holds is an anchor, an intermediate too.
+            param.set_hostflags(
+                X509CheckFlags::NO_PARTIAL_WILDCARDS | X509CheckFlags::NEVER_CHECK_SUBJECT,
+            );
+            param.set_flags(X509VerifyFlags::PARTIAL_CHAIN)?;
+            SslStream::new(ssl, stream)
+        };
+        let mut stream = prepare().map_err(|cause| Error::Handshake(reasons(&cause)))?;
+        match Pin::new(&mut stream).connect().await {
+            Ok(()) => Ok(stream),
+            Err(cause) => match stream.ssl().verify_result() {
+                X509VerifyResult::OK => Err(Error::Handshake(story(&cause))),
+                refused => Err(Error::Unverified(refused)),
+            },
+        }
+    }
+
+    /// A connection to the server of `url`, by the first of its addresses (or of the proxy's) that
+    /// leads there; each has `limit` for it, zero being none.
+    ///
+    /// # Errors
+    /// When none of them does: the last one's.
+    pub async fn open(
+        &self,
+        url: &Url,
+        via: Option<&Via>,
+        limit: Duration,
+    ) -> Result<Stream, Error> {
+        let unreachable = |cause: std::io::Error| Error::Unreachable(cause.to_string());
+        let host = url.host_str().unwrap_or_default();
+        let name = host.trim_start_matches('[').trim_end_matches(']');
+        let port = url.port_or_known_default().unwrap_or(443);
+        let next = via.map_or((name, port), |via| (via.host.as_str(), via.port));
+        let addresses = tokio::net::lookup_host(next).await.map_err(unreachable)?;
+        let mut last = Error::Unreachable("the name has no address".to_owned());
+        for address in addresses {
+            let open = async {
+                let mut stream = TcpStream::connect(address).await.map_err(unreachable)?;
+                stream.set_nodelay(true).map_err(unreachable)?;
+                if let Some(via) = via {
+                    via.tunnel(&mut stream, &format!("{host}:{port}")).await?;
+                }
+                self.handshake(name, stream).await
+            };
+            let opened = if limit.is_zero() {
+                open.await
+            } else {
+                let opened = timeout(limit, open).await;
+                opened.unwrap_or(Err(Error::TimedOut(limit)))
+            };
+            match opened {
+                Ok(stream) => return Ok(stream),
+                Err(cause) => last = cause,
+            }
+        }
+        Err(last)
+    }
+}
+
+/// One request on a connection of its own, which ends with the answer. No redirect is followed.
+///
+/// # Errors
+/// When no answer comes. What became of the request is unknown.
+pub async fn exchange(
+    stream: Stream,
+    mut request: Request<reqwest::Body>,
+    agent: &'static str,
+) -> Result<reqwest::Response, String> {
+    let uri = request.uri().clone();
+    let fields = request.headers_mut();
+    if let Some(authority) = uri.authority() {
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|cause| cause.to_string())?;
+        fields.insert(HOST, host);
+    }
+    fields.insert(USER_AGENT, HeaderValue::from_static(agent));
+    // To a server goes the path alone (RFC 9112 §3.2.1).
+    *request.uri_mut() = uri
+        .path_and_query()
+        .cloned()
+        .map_or_else(Uri::default, Uri::from);
+
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(told)?;
+    // Ends when the answer has been read or dropped; what goes wrong there, those two are told.
+    tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    let answer = sender.send_request(request).await.map_err(told)?;
+    Ok(answer.map(reqwest::Body::wrap).into())
+}
+
+/// An error on a connection that was open, without file names of OpenSSL's.
+#[must_use]
+pub fn described(cause: &std::io::Error) -> String {
+    cause
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<ssl::Error>())
+        .map_or_else(|| cause.to_string(), story)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "errors come by value")]
+fn told(error: hyper::Error) -> String {
+    let cause = std::error::Error::source(&error);
+    match cause.and_then(|cause| cause.downcast_ref::<std::io::Error>()) {
+        Some(cause) => format!("{error}: {}", described(cause)),
+        None => error.to_string(),
+    }
+}
+
+fn connector(roots: &Roots, identity: Option<&Identity>) -> Result<SslConnector, ErrorStack> {
+    let mut builder = SslConnector::builder(SslMethod::tls_client())?;
+    builder.set_min_proto_version(Some(SslVersion::TLS1_2))?;
+    // rustls' suites, and what else has forward secrecy and authenticated encryption.
+    builder.set_cipher_list("ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20:!aNULL:!PSK")?;
+    builder.set_alpn_protos(b"\x08http/1.1")?;
+    let mut store = X509StoreBuilder::new()?;
+    for der in &roots.certificates {
+        // Bundles in the wild have some that nobody can use.
+        if let Ok(root) = X509::from_der(der) {
+            store.add_cert(root)?;
+        }
+    }
+    builder.set_cert_store(store.build());
+    builder.set_verify(SslVerifyMode::PEER);
+    if let Some(identity) = identity {
+        let mut chain = identity.chain.iter().map(|der| X509::from_der(der));
+        if let Some(leaf) = chain.next() {
+            builder.set_certificate(&*leaf?)?;
+        }
+        for issuer in chain {
+            builder.add_extra_chain_cert(issuer?)?;
+        }
+        builder.set_private_key(&*PKey::private_key_from_der(identity.key.secret_der())?)?;
+        builder.check_private_key()?;
+    }
+    offer_authentication_after_the_handshake(&mut builder);
+    Ok(builder.build())
+}
+
+/// Without this offer a TLS 1.3 server cannot ask later (RFC 8446 §4.2.6).
+#[expect(
+    unsafe_code,
+    reason = "the openssl crate has no wrapper for this one call"
+)]
+fn offer_authentication_after_the_handshake(builder: &mut ssl::SslContextBuilder) {
+    // SAFETY: the pointer is that of a context which is alive and, as the exclusive borrow says,
+    // ours alone; the call sets a flag in it and keeps nothing.
+    unsafe { openssl_sys::SSL_CTX_set_post_handshake_auth(builder.as_ptr(), 1) }
+}
+
+fn story(error: &ssl::Error) -> String {
+    match (error.ssl_error(), error.io_error()) {
+        (Some(stack), _) => reasons(stack),
+        (None, Some(cause)) => cause.to_string(),
+        (None, None) => "the connection was closed".to_owned(),
+    }
+}
+
+fn reasons(stack: &ErrorStack) -> String {
+    let errors = stack.errors().iter();
+    let reasons: Vec<_> = errors.filter_map(openssl::error::Error::reason).collect();
+    if reasons.is_empty() {
+        "no reason given".to_owned()
+    } else {
+        reasons.join(": ")
+    }
+}

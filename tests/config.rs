@@ -391,7 +391,6 @@ listeners:
 vendors:
   a:
     upstream: https://a.example
-    tls: { late_client_auth: true }
     limits: { honour_retry_after: true }
     breaker: { failures: 0 }
     auth: { vedauth: { client_id: x, jwt: { env: J } } }
@@ -410,11 +409,7 @@ vendors:
         .collect();
     assert_eq!(
         places,
-        [
-            "vendors.a.tls.late_client_auth",
-            "vendors.a.limits.honour_retry_after",
-            "vendors.a.breaker",
-        ]
+        ["vendors.a.limits.honour_retry_after", "vendors.a.breaker",]
     );
 }
 

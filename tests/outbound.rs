@@ -10,15 +10,17 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::support::front::Plan;
 
 /// A CONNECT proxy that notes the heads it was sent.
-struct Egress {
-    address: SocketAddr,
+pub struct Egress {
+    /// Where it listens.
+    pub address: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
     /// What it answers.
     status: &'static str,
 }
 
 impl Egress {
-    async fn start(status: &'static str) -> Self {
+    /// One that gives every CONNECT this answer.
+    pub async fn start(status: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let egress = Self {
             address: listener.local_addr().unwrap(),
@@ -35,7 +37,8 @@ impl Egress {
         egress
     }
 
-    fn heads(&self) -> Vec<String> {
+    /// The heads so far.
+    pub fn heads(&self) -> Vec<String> {
         self.heads.lock().clone()
     }
 }

@@ -7,7 +7,9 @@
 //! renegotiates, and only by RFC 5746. HTTP/1.1 only, because HTTP/2 forbids both ways of asking
 //! late (RFC 9113 §9.2.1, §9.2.3).
 
+use std::io;
 use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::header::{HOST, USER_AGENT};
@@ -15,10 +17,11 @@ use http::{HeaderValue, Request, Uri};
 use hyper_util::rt::TokioIo;
 use openssl::error::ErrorStack;
 use openssl::pkey::PKey;
-use openssl::ssl::{self, SslConnector, SslMethod, SslVerifyMode, SslVersion};
+use openssl::ssl::{self, ErrorCode, SslConnector, SslMethod, SslVerifyMode, SslVersion};
 use openssl::x509::store::X509StoreBuilder;
 use openssl::x509::verify::{X509CheckFlags, X509VerifyFlags};
 use openssl::x509::{X509, X509VerifyResult};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_openssl::SslStream;
@@ -28,7 +31,8 @@ use crate::outbound::{TunnelError, Via};
 use crate::tls::{self, Identity, Roots};
 
 /// A verified connection.
-pub type Stream = SslStream<TcpStream>;
+#[derive(Debug)]
+pub struct Stream(SslStream<TcpStream>);
 
 /// The client side of one vendor's connections: whom it trusts, and what it shows when asked.
 pub struct LateClientAuth {
@@ -91,7 +95,7 @@ impl LateClientAuth {
         };
         let mut stream = prepare().map_err(|cause| Error::Handshake(reasons(&cause)))?;
         match Pin::new(&mut stream).connect().await {
-            Ok(()) => Ok(stream),
+            Ok(()) => Ok(Stream(stream)),
             Err(cause) => match stream.ssl().verify_result() {
                 X509VerifyResult::OK => Err(Error::Handshake(story(&cause))),
                 refused => Err(Error::Unverified(refused)),
@@ -110,7 +114,7 @@ impl LateClientAuth {
         via: Option<&Via>,
         limit: Duration,
     ) -> Result<Stream, Error> {
-        let unreachable = |cause: std::io::Error| Error::Unreachable(cause.to_string());
+        let unreachable = |cause: io::Error| Error::Unreachable(cause.to_string());
         let host = url.host_str().unwrap_or_default();
         let name = host.trim_start_matches('[').trim_end_matches(']');
         let port = url.port_or_known_default().unwrap_or(443);
@@ -138,6 +142,43 @@ impl LateClientAuth {
             }
         }
         Err(last)
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.0).poll_read(context, buffer))?;
+        if buffer.filled().len() > before || buffer.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        // The openssl crate takes every end for a good one. Only this is (RFC 8446 §6.1).
+        match ready!(Pin::new(&mut self.0).poll_peek(context, &mut [0])) {
+            Err(end) if end.code() == ErrorCode::ZERO_RETURN => Poll::Ready(Ok(())),
+            Ok(_) | Err(_) => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
     }
 }
 
@@ -176,7 +217,7 @@ pub async fn exchange(
 
 /// An error on a connection that was open, without file names of OpenSSL's.
 #[must_use]
-pub fn described(cause: &std::io::Error) -> String {
+pub fn described(cause: &io::Error) -> String {
     cause
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<ssl::Error>())
@@ -186,7 +227,7 @@ pub fn described(cause: &std::io::Error) -> String {
 #[expect(clippy::needless_pass_by_value, reason = "errors come by value")]
 fn told(error: hyper::Error) -> String {
     let cause = std::error::Error::source(&error);
-    match cause.and_then(|cause| cause.downcast_ref::<std::io::Error>()) {
+    match cause.and_then(|cause| cause.downcast_ref::<io::Error>()) {
         Some(cause) => format!("{error}: {}", described(cause)),
         None => error.to_string(),
     }

@@ -3,6 +3,7 @@
 # about the connection and then the request's body.
 printf 'Content-Type: application/json\r\n\r\n'
 if [ "$REQUEST_URI" = /vedauth/authorize/certificate ]; then
+    cat >/dev/null
     exec echo '{"access_token":"late==","expires_in":3600,"token_type":"Bearer"}'
 fi
 printf '{"serial":"%s","tls":"%s","connection":"%s","authorization":"%s"}\n' \

@@ -291,3 +291,110 @@ fn reasons(stack: &ErrorStack) -> String {
         reasons.join(": ")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+    use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+    use rustls::version::{TLS12, TLS13};
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+
+    /// Who answers, signed by an intermediate that the server does not send.
+    struct Server {
+        /// The root's certificate, and the intermediate's.
+        authorities: [CertificateDer<'static>; 2],
+        acceptor: TlsAcceptor,
+    }
+
+    impl Server {
+        fn new(names: &[&str], version: &'static rustls::SupportedProtocolVersion) -> Self {
+            crate::tls::install_provider();
+            let authority = |name: &str| {
+                let mut params = CertificateParams::default();
+                params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+                params.distinguished_name.push(DnType::CommonName, name);
+                (params, KeyPair::generate().unwrap())
+            };
+            let (root, root_key) = authority("root");
+            let root_cert = root.self_signed(&root_key).unwrap();
+            let root = Issuer::new(root, root_key);
+            let (intermediate, key) = authority("intermediate");
+            let intermediate_cert = intermediate.signed_by(&key, &root).unwrap();
+            let intermediate = Issuer::new(intermediate, key);
+
+            let key = KeyPair::generate().unwrap();
+            let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+            let mut leaf = CertificateParams::new(names).unwrap();
+            leaf.distinguished_name
+                .push(DnType::CommonName, "common.test");
+            let leaf = leaf.signed_by(&key, &intermediate).unwrap();
+            let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+            let config = rustls::ServerConfig::builder_with_protocol_versions(&[version])
+                .with_no_client_auth()
+                .with_single_cert(vec![leaf.der().clone()], key.into())
+                .unwrap();
+            Self {
+                authorities: [root_cert.der().clone(), intermediate_cert.der().clone()],
+                acceptor: TlsAcceptor::from(Arc::new(config)),
+            }
+        }
+
+        /// What comes of asking it for `host`, trusting `trusted`.
+        async fn asked_for(
+            &self,
+            host: &str,
+            trusted: &CertificateDer<'static>,
+        ) -> Result<(), Error> {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let stream = TcpStream::connect(listener.local_addr().unwrap());
+            let acceptor = self.acceptor.clone();
+            tokio::spawn(async move {
+                let (stream, _) = listener.accept().await.unwrap();
+                let _ = acceptor.accept(stream).await;
+            });
+            let roots = Roots::of(vec![trusted.clone()]);
+            let tls = LateClientAuth::new(&roots, None).unwrap();
+            tls.handshake(host, stream.await.unwrap()).await.map(drop)
+        }
+    }
+
+    #[tokio::test]
+    async fn only_whom_we_asked_for_gets_a_connection() {
+        for version in [&TLS12, &TLS13] {
+            let server = Server::new(&["a.test", "*.b.test", "127.0.0.1"], version);
+            let [root, intermediate] = &server.authorities;
+            for host in ["a.test", "x.b.test", "127.0.0.1"] {
+                server.asked_for(host, intermediate).await.unwrap();
+            }
+            for host in [
+                "b.test",
+                "x.y.b.test",
+                "127.0.0.2",
+                "::1",
+                // A name that is nowhere but in the subject is no name.
+                "common.test",
+            ] {
+                let refused = server.asked_for(host, intermediate).await;
+                assert!(
+                    matches!(refused, Err(Error::Unverified(_))),
+                    "{host}: {refused:?}"
+                );
+            }
+            let incomplete = server.asked_for("a.test", root).await;
+            assert!(
+                matches!(incomplete, Err(Error::Unverified(_))),
+                "{incomplete:?}"
+            );
+        }
+        let nameless = Server::new(&[], &TLS13);
+        let refused = nameless
+            .asked_for("common.test", &nameless.authorities[1])
+            .await;
+        assert!(matches!(refused, Err(Error::Unverified(_))), "{refused:?}");
+    }
+}

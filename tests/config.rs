@@ -146,6 +146,27 @@ vendors:
 }
 
 #[test]
+fn a_preset_may_know_that_the_certificate_is_asked_for_late() {
+    for (written, want) in [
+        ("", true),
+        ("    tls: { late_client_auth: false }\n", false),
+        ("    tls: { late_client_auth: true }\n", true),
+    ] {
+        let config = valid(&format!(
+            "vendors:
+  venafi:
+    preset: venafi
+    upstream: https://tpp.example
+{written}    auth: {{ vedauth: {{ client_id: x, jwt: {{ env: JWT }} }} }}
+"
+        ));
+        assert_eq!(config.vendors[0].late_client_auth, want, "{written}");
+    }
+    let config = valid(&vendor("upstream: https://a.example"));
+    assert!(!config.vendors[0].late_client_auth);
+}
+
+#[test]
 fn what_comes_before_http_is_for_plaintext_and_for_named_networks() {
     let text = "\
 listeners:

@@ -6,6 +6,7 @@
 //! the machine can reach it and nothing is left behind. One task per connection carries bytes
 //! between the pair and the vendor; one connection of pingora's is one connection to the vendor.
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -85,7 +86,7 @@ impl Connect for Leading {
         let stream = match tunnel {
             Some(tunnel) => tunnel.open(address).await?,
             None => TcpStream::connect(address).await.map_err(|cause| {
-                Error::because(ErrorType::ConnectError, "the vendor's address", cause)
+                Error::because(ErrorType::ConnectError, address.to_string(), cause)
             })?,
         };
         let broken = |cause| Error::because(ErrorType::SocketError, "a socket pair", cause);
@@ -154,9 +155,14 @@ impl Carried {
                 let _ = timeout(GOODBYE, to_vendor.shutdown()).await;
             }
             Err(cause) => {
-                let cause = described(&cause);
-                tracing::debug!(vendor = %self.vendor, cause, "the vendor's connection broke");
                 self.reset();
+                let (vendor, said) = (&*self.vendor, described(&cause));
+                // pingora only sees a reset. That alone is nothing new, a refused certificate is.
+                if cause.kind() == io::ErrorKind::Other {
+                    tracing::warn!(vendor, cause = said, "the vendor broke off TLS");
+                } else {
+                    tracing::debug!(vendor, cause = said, "the vendor's connection broke");
+                }
             }
         }
     }

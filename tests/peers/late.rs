@@ -12,7 +12,7 @@ use crate::outbound::Egress;
 use crate::support::peers::{Apache, Pki};
 use crate::support::{Proxy, eventually, signal};
 
-/// As mod_ssl spells them, and as it tells them.
+/// As `mod_ssl` spells them, and as it tells them.
 const VERSIONS: [(&str, &str); 2] = [("-all +TLSv1.2", "TLSv1.2"), ("-all +TLSv1.3", "TLSv1.3")];
 
 fn yaml(upstream: &str, vendor: &str) -> String {

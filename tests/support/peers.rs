@@ -131,8 +131,8 @@ impl Apache {
         Self::start_with(pki, "apache.conf", "")
     }
 
-    /// The same, demanding the certificate once it has read the path. `protocol` is mod_ssl's name
-    /// of the one version of TLS it speaks.
+    /// The same, demanding the certificate once it has read the path. `protocol` is the value of
+    /// `SSLProtocol`.
     pub fn start_late(pki: &Pki, protocol: &str) -> Self {
         Self::start_with(pki, "apache-late.conf", protocol)
     }

@@ -1,11 +1,12 @@
 //! TLS for servers that ask for the client certificate only once they have read the path: by
-//! renegotiation in TLS 1.2, by authentication after the handshake in TLS 1.3 (RFC 8446 §4.2.6).
-//! rustls knows neither, so this is OpenSSL's business, and the only place that knows OpenSSL.
+//! renegotiation in TLS 1.2, by authentication after the handshake in TLS 1.3 (RFC 8446 §4.6.2).
+//! rustls knows neither, so this is OpenSSL's business, and this the only place that knows OpenSSL.
+//! Requests get here by [`crate::upstream`], token calls by themselves.
 //!
-//! What is trusted, and whom we show ourselves to, is as everywhere else: the same roots and the
-//! same identity, names always verified, nothing below TLS 1.2. A server verifies anew each time it
-//! renegotiates, and only by RFC 5746. HTTP/1.1 only, because HTTP/2 forbids both ways of asking
-//! late (RFC 9113 §9.2.1, §9.2.3).
+//! What is trusted and what is shown is as everywhere else: the same roots, the same identity, names
+//! always verified, nothing below TLS 1.2. A server may renegotiate by RFC 5746 alone, and is
+//! verified anew each time. HTTP/1.1 only, because HTTP/2 forbids both ways of asking late (RFC 9113
+//! §9.2.1, §9.2.3).
 
 use std::io;
 use std::pin::Pin;

@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::connectors::l4::Connect;
-use pingora::protocols::TcpKeepalive;
 use pingora::protocols::l4::ext::set_tcp_keepalive;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::protocols::l4::stream::Stream as PingoraStream;
+use pingora::protocols::{ALPN, TcpKeepalive};
 use pingora::upstreams::peer::{HttpPeer, Tracer, Tracing};
 use pingora::{Error, ErrorType, Result};
 use tokio::io::{AsyncWriteExt, copy, split};
@@ -63,6 +63,7 @@ impl Bridge {
         let mut first = [0; 8];
         first.copy_from_slice(&digest[..8]);
         peer.group_key ^= u64::from_be_bytes(first);
+        peer.options.alpn = ALPN::H1;
         peer.options.custom_l4 = Some(Arc::new(Leading {
             bridge: self.clone(),
             address,

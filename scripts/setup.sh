@@ -16,6 +16,11 @@ main() {
     rust
     needs cmake cmake 'builds zlib-ng, which compresses answers'
     needs gcc cc 'builds the C parts of the TLS and compression libraries'
+    needs make make 'builds OpenSSL, for vendors that ask for a certificate late'
+    # Every machine has a perl, and the small one lacks these.
+    if ! perl -MFindBin -MIPC::Cmd -MTime::Piece -e 1 2>/dev/null; then
+        want perl 'configures OpenSSL, for the same'
+    fi
     needs_file libc6-dev /usr/include/stdio.h 'the C library, for the same'
     needs_file ca-certificates /etc/ssl/certs/ca-certificates.crt 'the certificate authorities that vendors are checked against'
     if [ "$purpose" = test ]; then

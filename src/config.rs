@@ -443,6 +443,8 @@ pub struct Vendor {
     pub client_cert: Option<CertFiles>,
     /// Trusted instead of the system's roots, for the upstream and for token URLs.
     pub ca: Option<PathBuf>,
+    /// The server asks for the certificate after reading the path; `https://` only.
+    pub late_client_auth: bool,
     /// `http://` is accepted for upstream and token URLs.
     pub allow_plaintext: bool,
     /// Outbound CONNECT proxy for the upstream and for token URLs; `None`: as the environment says.

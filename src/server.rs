@@ -167,6 +167,8 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
     let (open, opened) = watch::channel(false);
     let mut listeners = Vec::new();
     let mut accepting = Vec::new();
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let most = accept::connections_each(files, data.len());
     let sockets = data.into_iter().zip(certificates).zip(doors);
     for (index, (((socket, address), certificates), (h2c, proxied_by))) in sockets.enumerate() {
         let tls = certificates
@@ -188,7 +190,7 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
         let (mut opened, stopping) = (opened.clone(), stopping.clone());
         accepting.push(tokio::spawn(async move {
             if opened.wait_for(|open| *open).await.is_ok() {
-                accept::accept(door, socket, stopping).await;
+                accept::accept(door, socket, stopping, most).await;
             }
         }));
         listeners.push(address);

@@ -149,6 +149,27 @@ vendors:
 }
 
 #[test]
+fn a_preset_may_know_that_the_certificate_is_asked_for_late() {
+    for (written, want) in [
+        ("", true),
+        ("    tls: { late_client_auth: false }\n", false),
+        ("    tls: { late_client_auth: true }\n", true),
+    ] {
+        let config = valid(&format!(
+            "vendors:
+  venafi:
+    preset: venafi
+    upstream: https://tpp.example
+{written}    auth: {{ vedauth: {{ client_id: x, jwt: {{ env: JWT }} }} }}
+"
+        ));
+        assert_eq!(config.vendors[0].late_client_auth, want, "{written}");
+    }
+    let config = valid(&vendor("upstream: https://a.example"));
+    assert!(!config.vendors[0].late_client_auth);
+}
+
+#[test]
 fn what_comes_before_http_is_for_plaintext_and_for_named_networks() {
     let text = "\
 listeners:
@@ -384,32 +405,6 @@ fn a_shared_store_without_a_key_or_beside_another_is_a_mistake() {
         let text = format!("store: {store}\n{}", vendor("upstream: https://a.example"));
         assert_eq!(mistakes(&text), expected, "{store}");
     }
-}
-
-#[test]
-fn what_is_not_built_yet_is_refused_at_its_key() {
-    let text = "\
-listeners:
-  - bind: 127.0.0.1:1
-vendors:
-  a:
-    upstream: https://a.example
-    tls: { late_client_auth: true }
-    auth: { vedauth: { client_id: x, jwt: { env: J } } }
-";
-    let places: Vec<String> = mistakes(text)
-        .into_iter()
-        .map(|line| {
-            let (place, rest) = line.split_once(": is not supported yet").expect(&line);
-            assert!(
-                rest.is_empty() || rest.starts_with("; supported so far: `"),
-                "{rest}"
-            );
-            // Where it stands in the file is another test's business.
-            place.split_once(": ").unwrap().1.to_owned()
-        })
-        .collect();
-    assert_eq!(places, ["vendors.a.tls.late_client_auth",]);
 }
 
 #[test]

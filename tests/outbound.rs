@@ -11,15 +11,17 @@ use crate::support::front::Plan;
 use crate::support::peers::squid::{PASSWORD, Squid, USER};
 
 /// A CONNECT proxy that notes the heads it was sent.
-struct Egress {
-    address: SocketAddr,
+pub struct Egress {
+    /// Where it listens.
+    pub address: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
     /// What it answers.
     status: &'static str,
 }
 
 impl Egress {
-    async fn start(status: &'static str) -> Self {
+    /// One that gives every CONNECT this answer.
+    pub async fn start(status: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let egress = Self {
             address: listener.local_addr().unwrap(),
@@ -36,7 +38,8 @@ impl Egress {
         egress
     }
 
-    fn heads(&self) -> Vec<String> {
+    /// The heads so far.
+    pub fn heads(&self) -> Vec<String> {
         self.heads.lock().clone()
     }
 }

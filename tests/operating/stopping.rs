@@ -22,7 +22,7 @@ vendors:
   w:
     upstream: ftp://w.example
     auth: { bearer: { token: { file: not-there } } }
-    tls: { late_client_auth: true }
+    breaker: { open_for: never }
 ";
     std::fs::write(dir.path().join("proxy.yaml"), text).unwrap();
 
@@ -35,7 +35,7 @@ vendors:
         ("proxy.yaml:6:", "COUNTERSIGN_TEST_UNSET"),
         ("proxy.yaml:8:", "https://"),
         ("proxy.yaml:9:", "not-there"),
-        ("proxy.yaml:10:12: ", "not supported yet"),
+        ("proxy.yaml:10:26: ", "is not a duration"),
     ] {
         let mut lines = served.stderr.lines();
         let line = lines.find(|line| line.contains(place));

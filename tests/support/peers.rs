@@ -114,8 +114,7 @@ pub const SECRET: &str = "a+b/c:d e%f&g=h%20";
 /// A redirect address where nobody listens: its owner reads the code off the browser.
 pub const PASTED: &str = "https://app.example/callback";
 
-/// apache2 demanding a client certificate in the handshake, and two headers; see
-/// `peers/apache.conf`.
+/// apache2 demanding a client certificate; see `peers/apache.conf` and `peers/apache-late.conf`.
 pub struct Apache {
     /// `https://localhost:PORT`.
     pub origin: String,
@@ -124,20 +123,32 @@ pub struct Apache {
 }
 
 impl Apache {
-    /// Starts it with `pki`'s server certificate, trusting `pki`'s authority for clients.
+    /// Starts it with `pki`'s server certificate, trusting `pki`'s authority for clients and
+    /// demanding a certificate in the handshake, and two headers.
     pub fn start(pki: &Pki) -> Self {
+        Self::start_with(pki, "apache.conf", "")
+    }
+
+    /// The same, demanding the certificate once it has read the path. `protocol` is the value of
+    /// `SSLProtocol`.
+    pub fn start_late(pki: &Pki, protocol: &str) -> Self {
+        Self::start_with(pki, "apache-late.conf", protocol)
+    }
+
+    fn start_with(pki: &Pki, conf: &str, protocol: &str) -> Self {
         // Another process may take the port between our choice and its bind.
         (0..3)
-            .find_map(|_| Self::try_start(pki))
+            .find_map(|_| Self::try_start(pki, conf, protocol))
             .expect("apache2 ended at once, three times")
     }
 
-    fn try_start(pki: &Pki) -> Option<Self> {
+    fn try_start(pki: &Pki, conf: &str, protocol: &str) -> Option<Self> {
         let root = tempfile::tempdir().unwrap();
         let file = |name: &str| root.path().join(name);
         std::fs::create_dir_all(file("www/private/api")).unwrap();
         for (from, to) in [
-            (here().join("apache.conf"), "apache.conf"),
+            (here().join(conf), "apache.conf"),
+            (here().join("apache-late.sh"), "apache-late.sh"),
             (pki.file("server.pem"), "server.pem"),
             (pki.file("server.key"), "server.key"),
             (pki.file("ca.pem"), "client-ca.pem"),
@@ -169,6 +180,7 @@ impl Apache {
             .args(["-C", &format!("Define ROOT {}", root.path().display())])
             .args(["-C", &format!("Define PORT {port}")])
             .args(["-C", "Define MODULES /usr/lib/apache2/modules"])
+            .args(["-C", &format!("Define PROTOCOL \"{protocol}\"")])
             .stdout(Stdio::null());
         // apache2 does not serve as root.
         if std::fs::metadata(root.path()).unwrap().uid() == 0 {

@@ -8,11 +8,6 @@
 //! Beyond JSON Schema, `x-hint` is what to tell whoever got it wrong, `x-supported` lists the
 //! values that are built (none: the whole key is not), and `title` names the thing in a sentence.
 
-#![expect(
-    dead_code,
-    reason = "settings that are not built yet are in the schema, and nothing reads them"
-)]
-
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;

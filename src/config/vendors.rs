@@ -129,28 +129,7 @@ fn vendor<'f>(
             .and_then(|written| proxy(written, &at.key("proxy"), context)),
         allow_link_local: entry.allow_link_local.unwrap_or(false),
         timeouts: timeouts(entry.timeouts.as_ref()),
-        limits: Limits {
-            in_flight: entry
-                .limits
-                .as_ref()
-                .and_then(|limits| limits.in_flight)
-                .unwrap_or(1024),
-            body: entry
-                .limits
-                .as_ref()
-                .and_then(|limits| limits.body)
-                .map_or(100 << 20, |size| size.0),
-            rate: entry
-                .limits
-                .as_ref()
-                .and_then(|limits| limits.rate.as_ref())
-                .and_then(|rate| callers::rate(rate, &at.key("limits").key("rate"), context)),
-            honour_retry_after: entry
-                .limits
-                .as_ref()
-                .and_then(|limits| limits.honour_retry_after)
-                .unwrap_or(false),
-        },
+        limits: limits(entry.limits.as_ref(), &at.key("limits"), context),
         breaker: breaker(entry.breaker.as_ref(), &at.key("breaker"), context),
         cookies_pass: matches!(entry.cookies, Some(file::Cookies::Pass)),
         retry_on_401: entry.retry_on_401.unwrap_or(true),
@@ -286,6 +265,20 @@ fn timeouts(written: Option<&file::Timeouts>) -> Timeouts {
         total: or(written.total, 0),
         keepalive: or(written.keepalive, 30),
         token_wait: or(written.token_wait, 5),
+    }
+}
+
+fn limits(written: Option<&file::Limits>, at: &Spot, context: &mut Context<'_>) -> Limits {
+    let none = file::Limits::default();
+    let written = written.unwrap_or(&none);
+    Limits {
+        in_flight: written.in_flight.unwrap_or(1024),
+        body: written.body.map_or(100 << 20, |size| size.0),
+        rate: written
+            .rate
+            .as_ref()
+            .and_then(|rate| callers::rate(rate, &at.key("rate"), context)),
+        honour_retry_after: written.honour_retry_after.unwrap_or(false),
     }
 }
 

@@ -4,6 +4,7 @@ pub mod accept;
 pub mod admin;
 pub mod live;
 pub mod logs;
+mod page;
 mod preamble;
 mod tls;
 

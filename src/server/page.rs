@@ -288,7 +288,7 @@ impl Sight {
             section #certificates aria-labelledby="certificates-head" {
                 h2 #certificates-head { "Certificates" }
                 @if self.certificates.is_empty() {
-                    p.aside { "This proxy presents none: no TLS listener, no client certificate." }
+                    p.aside { "None: no TLS listener, and no client certificate for an upstream." }
                 } @else {
                     ul.certificates {
                         @for (name, ends) in &self.certificates {
@@ -330,8 +330,9 @@ impl Sight {
                     div { dt { "Configuration loaded" } dd { (when(*loaded, self.now)) } }
                     div { dt { "Last reload" } dd {
                         @if self.refused.is_some() { "refused" }
-                        @else if loaded.duration_since(self.started).is_ok() { "in use" }
-                        @else { "none" }
+                        // The first configuration is older than the listeners.
+                        @else if *loaded < self.started { "none since the start" }
+                        @else { "in use" }
                     } }
                     div { dt { "Requests that no vendor matched" } dd {
                         (grouped(astray)) " in " (covered(self.astray.len()))
@@ -440,8 +441,8 @@ impl Row {
                     }
                     td.credential role="cell" { (self.life(now)) }
                     td.traffic role="cell" { (self.traffic()) }
-                    td.number role="cell" data-head="in flight" { (grouped(self.in_flight as u64)) }
-                    td.breaker role="cell" data-head="breaker" { (self.breaker) }
+                    td.number role="cell" { (grouped(self.in_flight as u64)) }
+                    td.breaker role="cell" { (self.breaker) }
                 }
                 @if let Some(advice) = advice {
                     tr.trouble role="row" {
@@ -492,18 +493,14 @@ impl Row {
             }
             @match status.refresh_at {
                 Some(at) if at > now => {
-                    span.line {
-                        @if self.last_error().is_some() { "next attempt " } @else { "renewed " }
-                        (when(at, now))
-                    }
+                    @if self.last_error().is_some() { "next attempt " } @else { "renewed " }
+                    (when(at, now)) ", "
                 }
-                Some(_) => { span.line { "renewal under way" } }
+                Some(_) => { "renewal under way, " }
                 None => {}
             }
-            span.line {
-                @if left.is_zero() { "ended " } @else { "ends " }
-                (when(end, now))
-            }
+            @if left.is_zero() { "ended " } @else { "ends " }
+            (when(end, now))
         }
     }
 
@@ -656,4 +653,185 @@ fn grouped(number: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credential::{State, Status};
+
+    fn row(state: State, last_error: Option<&str>) -> Row {
+        let now = SystemTime::now();
+        Row {
+            name: "v".into(),
+            prefix: "/v".into(),
+            hosts: vec!["<i>".into()],
+            upstream: "https://v.example".into(),
+            auth: "client_credentials",
+            credential: Some(Status {
+                state,
+                expires_at: Some(now + Duration::from_mins(30)),
+                refresh_at: Some(now + Duration::from_mins(10)),
+                last_refresh: Some(now - Duration::from_mins(30)),
+                last_error: last_error.map(ToOwned::to_owned),
+                generation: 1,
+                settled: true,
+                ever_usable: true,
+            }),
+            usable: !matches!(state, State::Expired | State::Pending),
+            in_flight: 0,
+            breaker: "off",
+            samples: vec![Answered::default()],
+        }
+    }
+
+    fn sight(vendors: Vec<Row>) -> Sight {
+        let now = SystemTime::now();
+        Sight {
+            now,
+            started: now - Duration::from_hours(3),
+            draining: false,
+            configuration: ("00".into(), now),
+            refused: None,
+            vendors,
+            certificates: vec![],
+            astray: vec![],
+        }
+    }
+
+    #[test]
+    fn how_bad_it_is_depends_on_what_callers_have() {
+        for (state, error, level) in [
+            (State::Fresh, None, Level::Well),
+            (State::Static, None, Level::Well),
+            (State::Refreshing, None, Level::Well),
+            (State::Refreshing, Some("late"), Level::Risk),
+            (State::Failed, Some("no"), Level::Risk),
+            (State::Reauthorize, Some("no"), Level::Risk),
+            (State::Expired, Some("no"), Level::Down),
+            (State::Pending, None, Level::Pending),
+        ] {
+            assert_eq!(row(state, error).level(), level, "{state:?}");
+        }
+        let mut failed = row(State::Failed, Some("no"));
+        failed.usable = false;
+        assert_eq!(failed.level(), Level::Down);
+        let mut open = row(State::Fresh, None);
+        open.breaker = "open";
+        assert_eq!(open.level(), Level::Down);
+        let mut failing = row(State::Fresh, None);
+        for (errors, level) in [(2, Level::Well), (3, Level::Risk)] {
+            let requests = 20;
+            failing.samples = vec![Answered { requests, errors }];
+            assert_eq!(failing.level(), level, "{errors} of {requests}");
+        }
+    }
+
+    #[test]
+    fn every_text_is_escaped() {
+        let hostile = "</script><script>alert(1)</script>\"' onload='x";
+        let mut sight = sight(vec![row(State::Failed, Some(hostile))]);
+        sight.refused = Some(hostile.to_owned());
+        sight.configuration.0 = hostile.to_owned();
+        sight.certificates = vec![(hostile.to_owned(), sight.now)];
+        sight.vendors[0].name = hostile.to_owned();
+        sight.vendors[0].upstream = hostile.to_owned();
+        let page = sight.page();
+        // The page's own one.
+        assert_eq!(page.matches("<script>").count(), 1);
+        assert_eq!(page.matches("</script>").count(), 1);
+        assert!(page.contains("<code>&lt;i&gt;</code>"));
+        assert!(!page.contains("\"' onload"));
+    }
+
+    #[test]
+    fn the_verdict_names_the_worst_and_says_when_all_is_well() {
+        let page = |vendors| sight(vendors).page();
+        assert!(page(vec![row(State::Fresh, None)]).contains("The vendor is well."));
+        let two = vec![row(State::Fresh, None), row(State::Static, None)];
+        assert!(page(two).contains("All 2 vendors are well."));
+        let waiting = page(vec![row(State::Pending, None)]);
+        assert!(waiting.contains("1 vendor waiting for the first credential."));
+        let one = vec![row(State::Expired, Some("late")), row(State::Fresh, None)];
+        let one = page(one);
+        assert!(one.contains("1 of 2 vendors needs attention."), "{one}");
+        assert!(one.contains("Callers get errors from <a href=\"#vendor-v\">v</a>."));
+    }
+
+    #[test]
+    fn advice_follows_what_the_server_said_and_not_its_address() {
+        let now = SystemTime::now();
+        for (error, advised) in [
+            (
+                "https://v.example/certificate/token: 401 Unauthorized: no",
+                "does not know our client id",
+            ),
+            (
+                "https://v.example/t: 400 Bad Request: invalid_grant",
+                "does not take what we log in with",
+            ),
+            (
+                "https://store:8443/invalid_grant: 400 Bad: odd",
+                "The vendor refused",
+            ),
+            (
+                "https://v.example/t: invalid peer certificate: UnknownIssuer",
+                "vendors.v.ca",
+            ),
+            (
+                "https://tls.example/t: connection refused",
+                "Tried again by itself",
+            ),
+            ("store: not writable", "The store of refresh tokens"),
+        ] {
+            let advice = advice::of(&row(State::Failed, Some(error)), now).unwrap();
+            let advice = advice.into_string();
+            assert!(advice.contains(advised), "{error}: {advice}");
+        }
+        let consent = advice::of(&row(State::Reauthorize, Some("no consent")), now).unwrap();
+        let consent = consent.into_string();
+        assert!(consent.contains("countersign authorize v"), "{consent}");
+        assert!(advice::of(&row(State::Fresh, None), now).is_none());
+    }
+
+    #[test]
+    fn bars_end_at_the_right_and_errors_are_never_too_small_to_see() {
+        let samples = [
+            Answered {
+                requests: 0,
+                errors: 0,
+            },
+            Answered {
+                requests: 1000,
+                errors: 1,
+            },
+        ];
+        let path = bars(&samples, 1000, |sample| sample.requests);
+        assert_eq!(path, "M177 23v-22.0h2v22.0z");
+        let path = bars(&samples, 1000, |sample| sample.errors);
+        assert_eq!(path, "M177 23v-2.0h2v2.0z");
+    }
+
+    #[test]
+    fn times_and_numbers_are_as_exact_as_it_matters() {
+        for (seconds, words) in [
+            (59, "59 s"),
+            (60, "1 min"),
+            (3599, "59 min"),
+            (7200, "2 h"),
+            (7260, "2 h 1 min"),
+            (90_000, "1 day 1 h"),
+            (172_800, "2 days"),
+        ] {
+            assert_eq!(span(Duration::from_secs(seconds)), words);
+        }
+        for (number, words) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (1_234_567, "1,234,567"),
+        ] {
+            assert_eq!(grouped(number), words);
+        }
+    }
 }

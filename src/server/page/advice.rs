@@ -19,7 +19,9 @@ pub(super) fn of(row: &Row, now: SystemTime) -> Option<Markup> {
         }
     };
     let open = row.breaker == "open";
-    if !(about_credential || open || row.too_many_errors()) {
+    // Where callers are not served anyway, their errors are no news.
+    let errors = row.too_many_errors() && row.usable && !open;
+    if !(about_credential || open || errors) {
         return None;
     }
     Some(html! {
@@ -37,7 +39,7 @@ pub(super) fn of(row: &Row, now: SystemTime) -> Option<Markup> {
                      the vendor's own status page and at the network on the way there."
                 } }
             }
-            @if row.too_many_errors() && !open {
+            @if errors {
                 div { dt { "Errors" } dd {
                     "At least every tenth answer of the last 15 minutes was an error. "
                     @if !about_credential { "The credential is not the reason. " }

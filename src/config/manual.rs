@@ -166,18 +166,14 @@ struct Manual {
 impl Manual {
     /// A table of the keys of `schema`, then a section for each kind of object in it.
     fn section(&mut self, title: &str, path: &str, schema: &Value) {
-        let level = if path.is_empty() || !path.contains(['.', '[']) {
-            "##"
-        } else {
-            "###"
-        };
+        // A chapter for each key of the file, whatever it is a list or a mapping of.
+        let below = path.trim_end_matches("[]").trim_end_matches(".NAME");
+        let level = if below.contains('.') { "###" } else { "##" };
         // Writing to a String cannot fail.
         let _ = writeln!(self.text, "{level} {title}\n");
-        if let Some(about) = schema["description"].as_str() {
-            let _ = writeln!(self.text, "{}\n", about.replace('\n', " "));
-        }
-        let exactly_one = schema["maxProperties"] == 1;
-        if exactly_one {
+        let about = schema["description"].as_str().unwrap_or_default();
+        let _ = writeln!(self.text, "{}\n", about.replace('\n', " "));
+        if schema["maxProperties"] == 1 && !about.contains("exactly one") {
             self.text.push_str("Exactly one of these keys.\n\n");
         }
         self.text
@@ -268,6 +264,10 @@ fn value(schema: &Value) -> String {
             .map(|word| format!("`{word}`"))
             .collect();
         return words.join(", ");
+    }
+    // Where the schema has a copy of it instead of a reference.
+    if schema["x-secret"] == true {
+        return "[secret](#secret)".to_owned();
     }
     match schema["type"].as_str() {
         Some("array") => format!("list of {}", value(&schema["items"])),

@@ -218,14 +218,9 @@ impl Sight {
     fn verdict(&self) -> Markup {
         let (all, bad) = (self.vendors.len(), self.bad());
         let pending = self.at(Level::Pending).count();
-        let level = self.vendors.first().map_or(Level::Well, Row::level);
-        let level = if level == Level::Well && (self.refused.is_some() || self.ending().count() > 0)
-        {
-            Level::Risk
-        } else {
-            level
-        };
-        let sentence = if bad > 0 {
+        let ending = self.ending().count();
+        let mut level = self.vendors.first().map_or(Level::Well, Row::level);
+        let mut sentence = if bad > 0 {
             let verb = if bad == 1 { "needs" } else { "need" };
             format!("{bad} of {} {verb} attention.", counted(all, "vendor"))
         } else if pending > 0 {
@@ -238,6 +233,15 @@ impl Sight {
         } else {
             format!("All {all} vendors are well.")
         };
+        if level == Level::Well && (self.refused.is_some() || ending > 0) {
+            level = Level::Risk;
+            sentence.pop();
+            sentence.push_str(match (&self.refused, ending) {
+                (Some(_), _) => "; the last reload was refused.",
+                (None, 1) => "; a certificate is not.",
+                (None, _) => "; certificates are not.",
+            });
+        }
         html! {
             section #verdict.verdict.(level.class()) aria-label="Summary" {
                 h1 { (sentence) }
@@ -465,8 +469,8 @@ impl Row {
         }
         let Some(end) = status.expires_at else {
             return html! {
-                @if self.usable { span.aside { "no stated end" } }
-                @else { "none held" }
+                @if self.usable { "no stated end" }
+                @else { strong { "none held" } }
                 @if let Some(next) = status.refresh_at { span.line { "next attempt " (when(next, now)) } }
             };
         };
@@ -755,6 +759,13 @@ mod tests {
         let one = vec![row(State::Expired, Some("late")), row(State::Fresh, None)];
         let one = page(one);
         assert!(one.contains("1 of 2 vendors needs attention."), "{one}");
+        let mut refused = sight(vec![row(State::Fresh, None)]);
+        refused.refused = Some("line 3".into());
+        assert!(
+            refused
+                .page()
+                .contains("The vendor is well; the last reload was refused.")
+        );
         assert!(one.contains("Callers get errors from <a href=\"#vendor-v\">v</a>."));
     }
 

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use hyper::body::Frame;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Sight;
@@ -29,6 +29,9 @@ const EVERY: Duration = Duration::from_secs(2);
 
 /// A page that hears nothing for longer takes the connection for dead; so do proxies in between.
 const BEAT: Duration = Duration::from_secs(10);
+
+/// Whoever reads nothing for so long makes room.
+const STALLED: Duration = Duration::from_secs(30);
 
 /// Whoever has the page open.
 pub(in crate::server) struct Events {
@@ -65,16 +68,16 @@ impl Events {
         };
         // A page that reads slowly is not written ahead for.
         let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(self.clone().tell(look, sender));
+        let telling = self.clone();
+        tokio::spawn(async move {
+            telling.tell(look, sender).await;
+            drop(place);
+        });
         let kind = [
             (header::CONTENT_TYPE, "text/event-stream"),
             (header::CACHE_CONTROL, "no-store"),
         ];
-        let body = Body::new(Stream {
-            receiver,
-            _place: place,
-        });
-        (kind, body).into_response()
+        (kind, Body::new(Stream(receiver))).into_response()
     }
 
     async fn tell(self: Arc<Self>, look: impl Fn() -> Sight, to: mpsc::Sender<Bytes>) {
@@ -99,7 +102,8 @@ impl Events {
             }
             if let Some(text) = text {
                 last = Instant::now();
-                if to.send(text.into()).await.is_err() {
+                // Also ends when nobody reads any more on a connection that stays open.
+                if to.send_timeout(text.into(), STALLED).await.is_err() {
                     return;
                 }
             }
@@ -153,11 +157,8 @@ impl Told {
     }
 }
 
-/// The body of the answer; its place is free again when it is dropped.
-struct Stream {
-    receiver: mpsc::Receiver<Bytes>,
-    _place: OwnedSemaphorePermit,
-}
+/// The body of the answer.
+struct Stream(mpsc::Receiver<Bytes>);
 
 impl hyper::body::Body for Stream {
     type Data = Bytes;
@@ -167,7 +168,7 @@ impl hyper::body::Body for Stream {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let next = self.receiver.poll_recv(context);
+        let next = self.0.poll_recv(context);
         next.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
 }

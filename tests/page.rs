@@ -166,6 +166,20 @@ async fn a_name_that_is_made_to_lead_here_shows_nothing() {
     );
 }
 
+#[test]
+fn where_it_is_bound_for_others_any_name_will_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = "\
+listeners: [ { bind: 127.0.0.1:0 } ]
+admin: { bind: 0.0.0.0:0 }
+vendors: { v: { upstream: \"https://127.0.0.1:1\" } }
+";
+    let proxy = Proxy::start(dir.path(), yaml);
+    let head = "GET / HTTP/1.1\r\nHost: admin.example\r\nConnection: close\r\n\r\n";
+    let here = SocketAddr::from(([127, 0, 0, 1], proxy.admin.port()));
+    assert_eq!(status_of(&exchange(here, head.as_bytes())), 200);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn events_tell_of_a_credential_that_fails_and_of_one_that_is_well_again() {
     let scene = Scene::start(1).await;

@@ -101,6 +101,9 @@ async fn watch(arguments: &Arguments) -> Result<(), Error> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let over = io::stdout().is_terminal() && !arguments.json;
+    if over {
+        write("\x1b[2J")?;
+    }
     loop {
         let told = tokio::select! {
             told = ask(&arguments.admin) => told,

@@ -313,13 +313,13 @@ fn as_json(watched: &Watched) -> Value {
         "last_error": status.as_ref().and_then(|status| status.last_error.clone()),
         "requests": watched.vendor.metrics.count(),
         "in_flight": watched.vendor.in_flight.load(Ordering::Relaxed),
-        "breaker": breaker(watched),
+        "breaker": breaker(watched).0,
     })
 }
 
-/// The breaker's word.
-pub(super) fn breaker(_: &Watched) -> &'static str {
-    "off"
+/// The breaker's word, and why it is not closed.
+pub(super) fn breaker(_: &Watched) -> (&'static str, Option<String>) {
+    ("off", None)
 }
 
 fn rfc3339(at: SystemTime) -> String {

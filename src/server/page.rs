@@ -53,6 +53,8 @@ struct Row {
     usable: bool,
     in_flight: usize,
     breaker: &'static str,
+    /// Why it is not closed.
+    breaker_reason: Option<String>,
     samples: Vec<Answered>,
 }
 
@@ -366,6 +368,7 @@ impl Row {
         } else {
             &vendor.prefix
         };
+        let (breaker, breaker_reason) = breaker(watched);
         Self {
             name: vendor.name.to_string(),
             prefix: prefix.to_owned(),
@@ -375,7 +378,8 @@ impl Row {
             credential: credential.map(|credential| credential.status()),
             usable: credential.is_none_or(|credential| credential.current().is_ok()),
             in_flight: vendor.in_flight.load(Ordering::Relaxed),
-            breaker: breaker(watched),
+            breaker,
+            breaker_reason,
             samples,
         }
     }
@@ -403,6 +407,8 @@ impl Row {
         };
         if self.breaker == "open" {
             Level::Down
+        } else if self.breaker == "half_open" {
+            of_credential.min(Level::Risk)
         } else if self.too_many_errors() {
             of_credential.min(Level::Risk)
         } else {
@@ -446,7 +452,7 @@ impl Row {
                     td.credential role="cell" { (self.life(now)) }
                     td.traffic role="cell" { (self.traffic()) }
                     td.number role="cell" { (grouped(self.in_flight as u64)) }
-                    td.breaker role="cell" { (self.breaker) }
+                    td.breaker role="cell" { (self.breaker.replace('_', " ")) }
                 }
                 @if let Some(advice) = advice {
                     tr.trouble role="row" {
@@ -685,6 +691,7 @@ mod tests {
             usable: !matches!(state, State::Expired | State::Pending),
             in_flight: 0,
             breaker: "off",
+            breaker_reason: None,
             samples: vec![Answered::default()],
         }
     }

@@ -18,7 +18,7 @@ pub(super) fn of(row: &Row, now: SystemTime) -> Option<Markup> {
             error.is_some()
         }
     };
-    let open = row.breaker == "open";
+    let open = matches!(row.breaker, "open" | "half_open");
     // Where callers are not served anyway, their errors are no news.
     let errors = row.too_many_errors() && row.usable && !open;
     if !(about_credential || open || errors) {
@@ -33,8 +33,9 @@ pub(super) fn of(row: &Row, now: SystemTime) -> Option<Markup> {
             }
             @if open {
                 div { dt { "Breaker" } dd {
-                    "Open: the vendor failed too often in a row, and callers get "
-                    code { "503 circuit_open" }
+                    @if let Some(reason) = &row.breaker_reason { (reason) ": callers" }
+                    @else { "The vendor failed too often in a row: callers" }
+                    " get " code { "503 circuit_open" }
                     " without asking it. It closes by itself when the vendor answers again; look at \
                      the vendor's own status page and at the network on the way there."
                 } }

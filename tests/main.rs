@@ -12,10 +12,13 @@
 )]
 
 mod callers;
+mod clients;
 mod config;
 mod connections;
 mod echo;
 mod faults;
+mod floods;
+mod fuzzing;
 mod inspection;
 mod login;
 mod operating;
@@ -24,6 +27,7 @@ mod page;
 mod peers;
 mod reload;
 mod routing;
+mod spellings;
 mod stores;
 mod support;
 mod terminal;

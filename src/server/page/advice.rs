@@ -5,7 +5,8 @@ use std::time::SystemTime;
 
 use maud::{Markup, html};
 
-use super::{Row, when};
+use super::row::Row;
+use super::words::when;
 use crate::credential::State;
 
 /// `None`: nothing is wrong.
@@ -120,5 +121,47 @@ fn what_to_do(row: &Row, error: &str) -> Markup {
         } @else {
             (probe) " tries it once, and says what comes of it."
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::page::row::tests::row;
+
+    #[test]
+    fn advice_follows_what_the_server_said_and_not_its_address() {
+        let now = SystemTime::now();
+        for (error, advised) in [
+            (
+                "https://v.example/certificate/token: 401 Unauthorized: no",
+                "does not know our client id",
+            ),
+            (
+                "https://v.example/t: 400 Bad Request: invalid_grant",
+                "does not take what we log in with",
+            ),
+            (
+                "https://store:8443/invalid_grant: 400 Bad: odd",
+                "The vendor refused",
+            ),
+            (
+                "https://v.example/t: invalid peer certificate: UnknownIssuer",
+                "vendors.v.ca",
+            ),
+            (
+                "https://tls.example/t: connection refused",
+                "Tried again by itself",
+            ),
+            ("store: not writable", "The store of refresh tokens"),
+        ] {
+            let advice = of(&row(State::Failed, Some(error)), now).unwrap();
+            let advice = advice.into_string();
+            assert!(advice.contains(advised), "{error}: {advice}");
+        }
+        let consent = of(&row(State::Reauthorize, Some("no consent")), now).unwrap();
+        let consent = consent.into_string();
+        assert!(consent.contains("countersign authorize v"), "{consent}");
+        assert!(of(&row(State::Fresh, None), now).is_none());
     }
 }

@@ -124,7 +124,7 @@ impl Events {
         let rendering = Arc::new(Rendering {
             title: sight.title(),
             draining: sight.draining,
-            order: sight.vendors.iter().map(super::Row::id).collect(),
+            order: sight.vendors.iter().map(super::row::Row::id).collect(),
             parts: sight.parts(),
         });
         *newest = Some((Instant::now(), rendering.clone()));

@@ -17,6 +17,7 @@ mod callers;
 mod document;
 mod file;
 mod listeners;
+mod manual;
 mod passage;
 mod presets;
 mod reference;
@@ -204,6 +205,12 @@ pub(crate) fn yaml(text: &str) -> Option<Value> {
 #[must_use]
 pub fn schema() -> &'static Value {
     &file::SCHEMA
+}
+
+/// The configuration reference, Markdown, made from that schema.
+#[must_use]
+pub fn manual() -> String {
+    manual::manual()
 }
 
 /// One place callers connect to.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::Method;
 use prometheus::core::Collector;
+use prometheus::proto::{Metric, MetricFamily};
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
@@ -276,6 +277,62 @@ impl Metrics {
         self.reloads.with_label_values(&[outcome]).inc();
     }
 
+    /// What every vendor's callers were answered so far, by vendor; `none`: requests that reached
+    /// none. Walks all series: not for the request path.
+    #[must_use]
+    pub fn answered(&self) -> HashMap<String, Answered> {
+        let mut answered: HashMap<String, Answered> = HashMap::new();
+        let label = |metric: &Metric, name: &str| {
+            let found = metric.get_label().iter().find(|pair| pair.name() == name);
+            found.map_or_else(String::new, |pair| pair.value().to_owned())
+        };
+        let count = |metric: &Metric| {
+            let value = metric.get_counter().get_value();
+            #[expect(clippy::cast_possible_truncation, reason = "counts up to 2^53")]
+            #[expect(clippy::cast_sign_loss, reason = "counters are never negative")]
+            let count = value as u64;
+            count
+        };
+        for metric in self
+            .requests
+            .collect()
+            .iter()
+            .flat_map(MetricFamily::get_metric)
+        {
+            let of = answered.entry(label(metric, "vendor")).or_default();
+            of.requests += count(metric);
+            if label(metric, "status").starts_with('5') {
+                of.errors += count(metric);
+            }
+        }
+        for metric in self
+            .upstream_401
+            .collect()
+            .iter()
+            .flat_map(MetricFamily::get_metric)
+        {
+            if label(metric, "action") == "passed" {
+                let of = answered.entry(label(metric, "vendor")).or_default();
+                of.errors += count(metric);
+            }
+        }
+        answered
+    }
+
+    /// The certificates this process presents: where the configuration names them, and their ends,
+    /// Unix seconds.
+    #[must_use]
+    pub fn certificates(&self) -> Vec<(String, f64)> {
+        let families = self.certificate_expiry.collect();
+        let metrics = families.iter().flat_map(MetricFamily::get_metric);
+        metrics
+            .filter_map(|metric| {
+                let name = metric.get_label().first()?;
+                Some((name.value().to_owned(), metric.get_gauge().get_value()))
+            })
+            .collect()
+    }
+
     /// The Prometheus text format.
     #[must_use]
     pub fn text(&self) -> String {
@@ -324,6 +381,16 @@ pub const COMMIT: &str = match option_env!("COUNTERSIGN_COMMIT") {
     Some(commit) => commit,
     None => "unknown",
 };
+
+/// What callers were answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answered {
+    /// Requests, whoever answered them.
+    pub requests: u64,
+    /// Those answered 5xx, by the vendor or by us, and a vendor's 401 that reached a caller: the
+    /// vendor did not take our credential.
+    pub errors: u64,
+}
 
 /// What one credential's refresh task counts.
 #[derive(Clone, Debug)]
@@ -461,6 +528,16 @@ mod tests {
         vendor.refused("forbidden");
         metrics.credential("v", &["fresh", "failed"], "fresh", Some(1e9));
         metrics.fetch("v").ok.inc();
+        vendor.finished(&caller, &Method::GET, 503, Duration::ZERO);
+        vendor.passed.inc();
+        metrics.certificate("vendors.v.client_cert", 2e9);
+        let answered = Answered {
+            requests: 5,
+            errors: 2,
+        };
+        assert_eq!(metrics.answered()["v"], answered);
+        let certificates = [("vendors.v.client_cert".to_owned(), 2e9)];
+        assert_eq!(metrics.certificates(), certificates);
 
         let text = metrics.text();
         for line in [

@@ -5,6 +5,7 @@ pub mod admin;
 pub mod handover;
 pub mod live;
 pub mod logs;
+mod page;
 mod preamble;
 mod tls;
 
@@ -35,7 +36,7 @@ use crate::request::Proxy;
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address is taken, not ours, or needs rights we lack.
-    #[error("cannot listen on {address}: {cause}")]
+    #[error("cannot listen on {address}: {cause}{}", hint(*address, cause))]
     Bind {
         /// What was asked for.
         address: SocketAddr,
@@ -72,6 +73,29 @@ pub enum StartError {
     /// The system refused a thread or a socket option.
     #[error("the system refused a resource: {0}")]
     System(#[from] std::io::Error),
+}
+
+/// What to do about an address that cannot be had.
+fn hint(address: SocketAddr, cause: &std::io::Error) -> String {
+    use std::io::ErrorKind;
+
+    let port = address.port();
+    let kind = cause.kind();
+    if kind == ErrorKind::AddrInUse {
+        format!(
+            "; another program has it: `ss -ltnp sport = :{port}` names it; end that one, or bind \
+             another port"
+        )
+    } else if kind == ErrorKind::AddrNotAvailable {
+        "; no interface of this machine has this address: `ip addr` shows those there are; \
+         0.0.0.0 and [::] stand for all of them"
+            .to_owned()
+    } else if kind == ErrorKind::PermissionDenied && port < 1024 {
+        let higher = port + 8000;
+        format!("; ports below 1024 need a right of their own: bind a higher one, such as {higher}")
+    } else {
+        String::new()
+    }
 }
 
 /// A running proxy.

@@ -1,4 +1,10 @@
-//! The admin listener: probes, metrics, `/status`, forced renewals. Never a request of a caller.
+//! The admin listener: probes, metrics, `/status`, the status page, forced renewals. Never a request
+//! of a caller.
+//!
+//! Whoever reaches it may look; nothing it shows is a secret. What must not reach it is a web page in
+//! an operator's browser. Another site's page cannot read what it fetches here (no CORS is granted),
+//! unless its own name is made to lead to this machine (DNS rebinding): so, where the listener is on
+//! loopback, every request but a probe must also name it by a loopback name.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -6,18 +12,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use axum::Router;
-use axum::extract::{ConnectInfo, Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Json, Response};
+use axum::extract::{ConnectInfo, Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{Html, IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
 
 use super::live::{Live, Watched};
+use super::page::events::Events;
+use super::page::history::History;
+use super::page::{self, Sight};
 use super::unix_seconds;
 use crate::config::ReadyWhen;
 use crate::credential::State as CredentialState;
 use crate::request::limit::Rest;
 use crate::request::vendor::Vendor;
+use crate::request::caller::{host_of, is_loopback};
 use crate::tls::sha256;
 use crate::upstream::breaker::Shown;
 
@@ -39,10 +50,16 @@ pub(super) struct Console {
 const SETTLED_AFTER: Duration = Duration::from_secs(30);
 
 /// The state words of `/status`, the ones of vendors without a credential included.
-const NONE: &str = "none";
+pub(super) const NONE: &str = "none";
 
 struct Admin {
     console: Arc<Console>,
+    /// What the page's plots show.
+    history: History,
+    /// Whoever has the page open.
+    events: Arc<Events>,
+    /// Nobody else's names lead here.
+    on_loopback: bool,
     /// Once ready, a vendor's trouble never makes us unready.
     was_ready: AtomicBool,
 }
@@ -51,30 +68,93 @@ struct Admin {
 pub(super) async fn serve(console: Arc<Console>, socket: tokio::net::TcpListener) {
     let admin = Arc::new(Admin {
         console,
+        history: History::default(),
+        events: Arc::new(Events::new()),
+        on_loopback: socket
+            .local_addr()
+            .is_ok_and(|address| address.ip().to_canonical().is_loopback()),
         was_ready: AtomicBool::new(false),
     });
     let app = Router::new()
-        .route("/livez", get(|| async { "ok\n" }))
-        .route("/readyz", get(readyz))
+        .route("/", get(status_page))
+        .route("/events", get(events))
         .route("/metrics", get(metrics))
         .route("/status", get(status))
         .route("/vendors/{name}/refresh", post(refresh))
         .fallback(not_found)
-        .with_state(admin)
+        .layer(middleware::from_fn_with_state(admin.clone(), named_right))
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .with_state(admin.clone())
+        .layer(middleware::map_response(for_browsers))
         .into_make_service_with_connect_info::<SocketAddr>();
-    if let Err(cause) = axum::serve(socket, app).await {
-        tracing::error!(%cause, "the admin listener ended");
+    tokio::select! {
+        ended = axum::serve(socket, app) => {
+            if let Err(cause) = ended {
+                tracing::error!(%cause, "the admin listener ended");
+            }
+        }
+        () = admin.history.keep(&admin.console.live.metrics) => {}
     }
+}
+
+/// Lets pass what names this listener as nobody else could.
+async fn named_right(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
+    let authority = request
+        .uri()
+        .authority()
+        .map(axum::http::uri::Authority::as_str);
+    let host = authority.or_else(|| request.headers().get(header::HOST)?.to_str().ok());
+    // Browsers always send one.
+    if admin.on_loopback && host.is_some_and(|host| !is_loopback(host_of(host))) {
+        let hint = "this admin listener is on loopback and goes by loopback names only: use \
+                    127.0.0.1 or localhost in the address, or bind `admin` where other names lead\n";
+        return (StatusCode::FORBIDDEN, hint).into_response();
+    }
+    next.run(request).await
+}
+
+/// Nothing of this listener is for other sites, and nothing is what it does not say it is.
+async fn for_browsers(mut response: Response) -> Response {
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (
+            header::HeaderName::from_static("cross-origin-resource-policy"),
+            "same-origin",
+        ),
+    ] {
+        let headers = response.headers_mut();
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+async fn status_page(State(admin): State<Arc<Admin>>) -> Response {
+    let head = [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::CONTENT_SECURITY_POLICY, page::POLICY.as_str()),
+    ];
+    let sight = Sight::now(&admin.console, &admin.history);
+    (head, Html(sight.page())).into_response()
+}
+
+async fn events(State(admin): State<Arc<Admin>>) -> Response {
+    let looking = admin.clone();
+    admin
+        .events
+        .stream(move || Sight::now(&looking.console, &looking.history))
 }
 
 async fn not_found() -> Response {
     let pages = "This is Countersign's admin listener. It serves:\n\
+        GET  /                       the status page\n\
+        GET  /events                 its news, server-sent events\n\
         GET  /livez                  200 while the process lives\n\
         GET  /readyz                 200 when callers may be sent here\n\
         GET  /metrics                Prometheus text\n\
         GET  /status                 vendors and their credentials, JSON\n\
-        POST /vendors/NAME/refresh   renew a credential now\n\
-        The status page is not supported yet.\n";
+        POST /vendors/NAME/refresh   renew a credential now\n";
     (StatusCode::NOT_FOUND, pages).into_response()
 }
 
@@ -282,6 +362,12 @@ impl Circuit {
             },
         }
     }
+}
+
+/// The breaker's word, and why it is not closed.
+pub(super) fn breaker(watched: &Watched) -> (&'static str, Option<String>) {
+    let circuit = Circuit::of(&watched.vendor);
+    (circuit.word, circuit.reason)
 }
 
 fn rfc3339(at: SystemTime) -> String {

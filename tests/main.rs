@@ -25,6 +25,7 @@ mod outbound;
 mod peers;
 mod reload;
 mod routing;
+mod smuggling;
 mod spellings;
 mod stores;
 mod support;

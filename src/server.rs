@@ -145,8 +145,7 @@ pub fn start(config: Config) -> Result<Running, StartError> {
     let (stop, stopping) = watch::channel(false);
     let mut listeners = Vec::new();
     let mut accepting = Vec::new();
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let most = accept::connections_each(files, data.len());
+    let most = accept::connections_each(accept::files_permitted(), data.len());
     let sockets = data.into_iter().zip(certificates).zip(doors);
     for (index, (((socket, address), certificates), (h2c, proxied_by))) in sockets.enumerate() {
         let tls = certificates

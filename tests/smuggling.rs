@@ -355,7 +355,7 @@ async fn the_connections_options_take_none_of_our_own_fields_away() {
         "via",
     ] {
         let answer = setup.proxy.raw(format!(
-            "GET /v/x HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: {KEY}\r\nAuthorization: Bearer theirs\r\nTE: trailers\r\nConnection: {options}\r\nConnection: close\r\n\r\n"
+            "GET /v/x HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: {KEY}\r\nAuthorization: Bearer theirs\r\nTE: trailers\r\nConnection: close, {options}\r\n\r\n"
         ));
         assert!(
             [200, 400].contains(&status_of(&answer)),

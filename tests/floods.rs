@@ -23,7 +23,7 @@ struct Setup {
 impl Setup {
     /// `more`: below the vendor.
     async fn new(more: &str) -> Self {
-        Self::with(more, |dir, yaml| Proxy::start(dir, yaml)).await
+        Self::with(more, Proxy::start).await
     }
 
     async fn with(

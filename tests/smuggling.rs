@@ -55,6 +55,7 @@ const KEY: &str = "key-of-the-caller";
 const INNER: &str = "GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 #[tokio::test(flavor = "multi_thread")]
+#[allow(clippy::too_many_lines, reason = "one table")]
 async fn no_framing_makes_two_requests_of_one() {
     let setup = Setup::new("").await;
     let chunked = format!("{:x}\r\n{INNER}\r\n0\r\n\r\n", INNER.len());

@@ -388,6 +388,10 @@ impl ProxyHttp for Proxy {
         };
         let vendor = &way.vendor;
         let upgraded = answer.status == 101;
+        if upgraded && !session.as_downstream().is_upgrade_req() {
+            // Nobody has asked; pingora minds only where one side thinks otherwise.
+            return Err(stopped(ctx, Error::UpstreamUnreachable));
+        }
         let needles = needles(ctx, vendor);
         if let Some(needles) = &needles {
             mask_head(needles, answer, vendor)?;

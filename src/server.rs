@@ -191,8 +191,7 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
     let (open, opened) = watch::channel(false);
     let mut listeners = Vec::new();
     let mut accepting = Vec::new();
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let most = accept::connections_each(files, data.len());
+    let most = accept::connections_each(accept::files_permitted(), data.len());
     let sockets = data.into_iter().zip(certificates).zip(doors);
     for (index, (((socket, address), certificates), (h2c, proxied_by))) in sockets.enumerate() {
         let tls = certificates

@@ -28,6 +28,7 @@ mod peers;
 mod reload;
 mod resilience;
 mod routing;
+mod smuggling;
 mod spellings;
 mod stores;
 mod support;

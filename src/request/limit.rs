@@ -191,7 +191,7 @@ mod tests {
         while pace.heard(second, 100) {
             seconds += 1;
         }
-        assert_eq!(seconds, 75);
+        assert_eq!(seconds, 74);
         let mut pace = Pace::new(10 * second);
         assert!((0..1000).all(|_| pace.heard(second, 500)));
         assert!(!pace.heard(11 * second, 0));

@@ -31,7 +31,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderValue, LOCATION};
+use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderValue, LOCATION};
 use http::{HeaderMap, Method, StatusCode, Version};
 use pingora::ErrorSource;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -51,13 +51,14 @@ use self::login::Posted;
 use self::path::Target;
 use self::redact::{Echoed, Needles, Redactor};
 use self::vendor::{InFlight, Routes, Vendor};
-use crate::config::{LoginShape, Timeouts};
+use crate::config::LoginShape;
 use crate::credential::Held;
 use crate::error::Error;
 use crate::metrics::VendorMetrics;
 use crate::server::accept::Guarded;
 use crate::server::logs::{AccessLog, Line};
 use crate::upstream::Upstream;
+use crate::upstream::http2::{self, Kind, Need, Refusal};
 
 /// Everything that requests need of one configuration. A request keeps the one it began with.
 #[derive(Debug)]
@@ -111,6 +112,10 @@ pub struct Proxy {
 
 /// One request's state.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each tells of something else that may or may not have happened"
+)]
 pub struct Context {
     started: Instant,
     request_id: HeaderValue,
@@ -129,6 +134,12 @@ pub struct Context {
     /// This attempt's error is the 401 that is to be replayed.
     replaying: bool,
     replayed: bool,
+    kind: Kind,
+    /// The next attempt goes over another HTTP/2 connection than the pooled ones.
+    fresh: bool,
+    /// The caller waits for a 100 before it sends the body.
+    expecting: bool,
+    announced: Option<u64>,
     body_in: u64,
     upstream_since: Option<Instant>,
     upstream_took: Option<Duration>,
@@ -137,6 +148,8 @@ pub struct Context {
     deadline: Option<Instant>,
     /// `timeouts.first_byte`, once the request is out, where it is shorter than other limits.
     answer_by: Option<Instant>,
+    /// `timeouts.idle` of the answer, where pingora's read timeout is too long for it.
+    own_idle: Option<Duration>,
     in_flight: Option<InFlight>,
     _serving: Serving,
 }
@@ -183,12 +196,17 @@ impl ProxyHttp for Proxy {
             attempts: 0,
             replaying: false,
             replayed: false,
+            kind: Kind::Ordinary,
+            fresh: false,
+            expecting: false,
+            announced: None,
             body_in: 0,
             upstream_since: None,
             upstream_took: None,
             reused: false,
             deadline: None,
             answer_by: None,
+            own_idle: None,
             in_flight: None,
             _serving: Serving(self.serving.clone()),
         })
@@ -238,7 +256,7 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_peer(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<Box<HttpPeer>> {
         let Some(way) = ctx.way.clone() else {
@@ -251,10 +269,26 @@ impl ProxyHttp for Proxy {
         ctx.body_in = 0;
         ctx.upstream_since = Some(Instant::now());
         let wait = way.vendor.timeouts.connect;
-        match way.upstream.peer(attempt, wait).await {
-            Some(peer) => Ok(peer),
-            None => Err(stopped(ctx, Error::UpstreamUnreachable)),
-        }
+        let Some(mut peer) = way.upstream.peer(attempt, wait).await else {
+            return Err(stopped(ctx, Error::UpstreamUnreachable));
+        };
+        let timeouts = &way.vendor.timeouts;
+        let watched = guard(session).is_some();
+        let need = Need {
+            kind: ctx.kind,
+            fresh: ctx.fresh,
+            upload: (!session.as_downstream_mut().is_body_done())
+                .then_some(ctx.announced.unwrap_or(0)),
+            left: ctx.deadline.filter(|_| !watched).map(|deadline| {
+                let left = deadline.saturating_duration_since(Instant::now());
+                left.max(Duration::from_millis(1))
+            }),
+        };
+        // A caller that takes its time over the answer is no silent vendor.
+        ctx.own_idle = (watched && need.is_lenient(&peer) && !timeouts.idle.is_zero())
+            .then_some(timeouts.idle + CALLER_IDLE);
+        need.suit(&mut peer, timeouts);
+        Ok(peer)
     }
 
     async fn connected_to_upstream(
@@ -289,12 +323,27 @@ impl ProxyHttp for Proxy {
         };
         let vendor = &way.vendor;
         let h2 = session.as_downstream().is_http2();
+        let to_h2 = request.version == Version::HTTP_2;
         for name in ctx
             .snapshot
             .barred
             .in_request(&request.headers, vendor.cookies_pass, h2)
         {
             request.remove_header(&name);
+        }
+        if h2 && !to_h2 && vendor.cookies_pass {
+            // HTTP/2 may send a cookie in pieces; older servers read the first alone.
+            if let Some(joined) = headers::joined_cookies(&request.headers) {
+                request.insert_header(COOKIE, joined)?;
+            }
+        }
+        if to_h2 && request.remove_header(&EXPECT).is_some() && ctx.expecting {
+            // The vendor's own 100 would get lost: h2 does not show it to pingora.
+            ctx.expecting = false;
+            session
+                .as_downstream_mut()
+                .write_continue_response()
+                .await?;
         }
         request.set_raw_path(ctx.target.as_bytes())?;
         request.insert_header(HOST, vendor.host.clone())?;
@@ -325,6 +374,9 @@ impl ProxyHttp for Proxy {
             await_answer(session, ctx);
         }
         let Some(body) = body else { return Ok(()) };
+        if session.as_downstream().was_upgraded() {
+            return in_time(ctx);
+        }
         ctx.body_in += body.len() as u64;
         let limit = ctx.way.as_ref().map_or(0, |way| way.vendor.limits.body);
         if limit > 0 && ctx.body_in > limit {
@@ -365,10 +417,7 @@ impl ProxyHttp for Proxy {
         ctx.redactor = needles
             .filter(|_| !upgraded)
             .map(|needles| Redactor::new(needles, &answer.headers));
-        ctx.answer_by = None;
-        if let Some(guarded) = guard(session) {
-            guarded.expect_answer_by(ctx.deadline);
-        }
+        await_more(session, ctx);
         if let Some(since) = ctx.upstream_since {
             let took = since.elapsed();
             ctx.upstream_took = Some(took);
@@ -393,7 +442,7 @@ impl ProxyHttp for Proxy {
 
     fn upstream_response_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
         ctx: &mut Self::CTX,
@@ -407,6 +456,9 @@ impl ProxyHttp for Proxy {
                     return Err(stopped(ctx, Error::CredentialEchoed));
                 }
             }
+        }
+        if ctx.own_idle.is_some() {
+            await_more(session, ctx);
         }
         in_time(ctx).map(|()| None)
     }
@@ -443,7 +495,12 @@ impl ProxyHttp for Proxy {
     ) -> Box<PingoraError> {
         // Nothing has been sent: another address is as good, whatever the method.
         let addresses = ctx.way.as_ref().map_or(0, |way| way.upstream.addresses());
-        let more = (ctx.attempts as usize) < addresses && ctx.attempts < MAX_ADDRESSES;
+        let mut more = (ctx.attempts as usize) < addresses && ctx.attempts < MAX_ADDRESSES;
+        if *error.etype() == ErrorType::H2Error {
+            // A pooled connection whose end is learnt of when it is asked for one more stream.
+            more = ctx.attempts < MAX_ADDRESSES;
+            ctx.fresh = true;
+        }
         error.set_retry(more);
         error
     }
@@ -460,8 +517,21 @@ impl ProxyHttp for Proxy {
         let answered = session
             .response_written()
             .is_some_and(|head| !head.status.is_informational());
+        let refusal = Refusal::of(&error);
+        match refusal {
+            Some(Refusal::NotProcessed) => ctx.fresh = true,
+            Some(Refusal::WantsHttp1 | Refusal::BrokenHttp2) => {
+                if let Some(way) = &ctx.way {
+                    way.upstream.stay_on_http1();
+                }
+            }
+            None => {}
+        }
         if ctx.replaying {
             error.set_retry(!body_lost && !answered);
+        } else if let Some(Refusal::NotProcessed | Refusal::WantsHttp1) = refusal {
+            let more = ctx.stop.is_none() && ctx.attempts < MAX_ADDRESSES;
+            error.set_retry(more && !body_lost && !answered);
         } else if body_lost
             || answered
             || ctx.stop.is_some()
@@ -644,6 +714,8 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<Admitted, Err
         path.push_str(query);
     }
     ctx.target = path;
+    ctx.kind = Kind::of(head.version, &head.headers);
+    ctx.expecting = head.version == Version::HTTP_11 && head.headers.contains_key(EXPECT);
     let scheme = if tls.is_some() { "https" } else { "http" };
     ctx.callers_origin = format!("{scheme}://{authority}");
     let announced = head
@@ -653,13 +725,15 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<Admitted, Err
     if announced.is_some_and(|length| vendor.limits.body > 0 && length > vendor.limits.body) {
         return Err(Error::BodyTooLarge);
     }
+    ctx.announced = announced;
     vendor.rate.as_ref().map_or(Ok(()), Limiter::take)?;
     ctx.in_flight = Some(vendor.enter()?);
     if !vendor.timeouts.total.is_zero() {
         ctx.deadline = Some(ctx.started + vendor.timeouts.total);
     }
-    if !vendor.timeouts.idle.is_zero() {
-        session.set_read_timeout(Some(vendor.timeouts.idle));
+    let idle = ctx.kind.idle(&vendor.timeouts);
+    if !idle.is_zero() {
+        session.set_read_timeout(Some(idle));
     }
     if let Some((_, credential)) = &vendor.credential {
         let held = match credential.current() {
@@ -753,15 +827,26 @@ fn certificate(session: &Session) -> Option<&Certificate> {
 /// pingora's own read timeout does.
 fn await_answer(session: &Session, ctx: &mut Context) {
     let Some(way) = &ctx.way else { return };
-    let Timeouts {
-        first_byte, idle, ..
-    } = way.vendor.timeouts;
-    if !first_byte.is_zero() && (idle.is_zero() || first_byte < idle) {
+    let timeouts = &way.vendor.timeouts;
+    let (first_byte, idle) = (timeouts.first_byte, ctx.kind.idle(timeouts));
+    let comes_first = idle.is_zero() || first_byte < idle || ctx.own_idle.is_some();
+    // The head of a gRPC answer may come with the stream's first message, whenever that is.
+    if !first_byte.is_zero() && comes_first && ctx.kind != Kind::Grpc {
         ctx.answer_by = Some(Instant::now() + first_byte);
     }
-    let earliest = [ctx.deadline, ctx.answer_by].into_iter().flatten().min();
-    if let (Some(guarded), Some(at)) = (guard(session), earliest) {
-        guarded.expect_answer_by(Some(at));
+    watch(session, ctx);
+}
+
+/// Some of the answer has come.
+fn await_more(session: &Session, ctx: &mut Context) {
+    ctx.answer_by = ctx.own_idle.map(|idle| Instant::now() + idle);
+    watch(session, ctx);
+}
+
+fn watch(session: &Session, ctx: &Context) {
+    if let Some(guarded) = guard(session) {
+        let earliest = [ctx.deadline, ctx.answer_by].into_iter().flatten().min();
+        guarded.expect_answer_by(earliest);
     }
 }
 
@@ -882,7 +967,7 @@ fn classify(session: &mut Session, error: &PingoraError) -> Option<Error> {
     let timed_out = matches!(
         error.etype(),
         ConnectTimedout | ReadTimedout | TLSHandshakeTimedout | WriteTimedout
-    );
+    ) || http2::has_vanished(error);
     match error.esource() {
         ErrorSource::Upstream if timed_out => {
             // pingora's read timeout runs while the caller stalls, too.

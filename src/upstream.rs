@@ -1,12 +1,14 @@
 //! The way to a vendor's servers: peers prepared once per configuration, addresses kept current in
 //! the background. A request clones a finished template and never resolves a name.
 
+pub mod http2;
 pub mod resolver;
 mod tls;
 mod tunnel;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -24,6 +26,9 @@ use crate::outbound::Outbound;
 pub struct Upstream {
     known: Arc<Known>,
     resolving: Option<AbortHandle>,
+    /// Its HTTP/2 is refused or broken. pingora's own memory of that does not keep it from pooled
+    /// connections.
+    http1_only: AtomicBool,
 }
 
 /// What the resolving task hands to requests.
@@ -87,6 +92,7 @@ impl Upstream {
             return Ok(Arc::new(Self {
                 known,
                 resolving: None,
+                http1_only: AtomicBool::new(false),
             }));
         }
         let follow = resolver.follow(host);
@@ -116,13 +122,20 @@ impl Upstream {
         Ok(Arc::new(Self {
             known,
             resolving: Some(tokio::spawn(follow.run(publish)).abort_handle()),
+            http1_only: AtomicBool::new(false),
         }))
     }
 
     /// The peer for the n-th attempt (from 0) of one request: each attempt takes the next address.
     /// Waits `at_most` for the very first resolution.
     pub async fn peer(&self, attempt: usize, at_most: Duration) -> Option<Box<HttpPeer>> {
-        let pick = |peers: &Vec<HttpPeer>| Box::new(peers[attempt % peers.len()].clone());
+        let pick = |peers: &Vec<HttpPeer>| {
+            let mut peer = Box::new(peers[attempt % peers.len()].clone());
+            if self.http1_only.load(Ordering::Relaxed) {
+                peer.options.alpn = ALPN::H1;
+            }
+            peer
+        };
         if let Some(peers) = &*self.known.peers.load() {
             return Some(pick(peers));
         }
@@ -132,6 +145,11 @@ impl Upstream {
             let _ = tokio::time::timeout(at_most, resolved).await;
         }
         self.known.peers.load().as_ref().map(|peers| pick(peers))
+    }
+
+    /// From now on this configuration's requests stay off HTTP/2.
+    pub fn stay_on_http1(&self) {
+        self.http1_only.store(true, Ordering::Relaxed);
     }
 
     /// How many addresses there are to try.
@@ -168,8 +186,12 @@ fn template(vendor: &Vendor, generation: u64) -> Result<HttpPeer, crate::tls::Er
         ..
     } = vendor.timeouts;
     let options = &mut peer.options;
-    // HTTP/1.1 keeps reason phrases and the spelling of header names.
-    options.alpn = ALPN::H1;
+    // Plaintext has no way to ask what the server speaks.
+    if upstream.tls {
+        http2::offer(options);
+    } else {
+        options.alpn = ALPN::H1;
+    }
     options.connection_timeout = limit(connect);
     options.total_connection_timeout = limit(connect);
     // pingora has one timeout for every read of a connection, the first included.
@@ -291,6 +313,7 @@ mod tests {
                 resolved: Notify::new(),
             }),
             resolving: None,
+            http1_only: AtomicBool::new(false),
         };
         for (attempt, address) in [(0, addresses[0]), (1, addresses[1]), (2, addresses[0])] {
             let peer = upstream.peer(attempt, Duration::ZERO).await.unwrap();

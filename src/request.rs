@@ -135,8 +135,10 @@ pub struct Context {
     replaying: bool,
     replayed: bool,
     kind: Kind,
-    /// The next attempt goes over another HTTP/2 connection than the pooled ones.
-    fresh: bool,
+    /// Addresses that could not be reached.
+    unreachable: u32,
+    /// Times that an HTTP/2 connection would not take the request.
+    refusals: u32,
     /// The caller waits for a 100 before it sends the body.
     expecting: bool,
     announced: Option<u64>,
@@ -175,6 +177,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 const REPLAYABLE: u64 = 64 * 1024;
 /// Attempts over different addresses for one request.
 const MAX_ADDRESSES: u32 = 3;
+/// HTTP/2 connections that may refuse one request before its caller is told.
+const MAX_REFUSALS: u32 = 2;
 
 #[async_trait]
 impl ProxyHttp for Proxy {
@@ -197,7 +201,8 @@ impl ProxyHttp for Proxy {
             replaying: false,
             replayed: false,
             kind: Kind::Ordinary,
-            fresh: false,
+            unreachable: 0,
+            refusals: 0,
             expecting: false,
             announced: None,
             body_in: 0,
@@ -262,21 +267,20 @@ impl ProxyHttp for Proxy {
         let Some(way) = ctx.way.clone() else {
             return Err(stopped(ctx, Error::Internal));
         };
-        let attempt = ctx.attempts as usize;
         ctx.attempts += 1;
         ctx.replaying = false;
         // A replay sends the buffered body through the filters again.
         ctx.body_in = 0;
         ctx.upstream_since = Some(Instant::now());
         let wait = way.vendor.timeouts.connect;
-        let Some(mut peer) = way.upstream.peer(attempt, wait).await else {
+        let Some(mut peer) = way.upstream.peer(ctx.unreachable as usize, wait).await else {
             return Err(stopped(ctx, Error::UpstreamUnreachable));
         };
         let timeouts = &way.vendor.timeouts;
         let watched = guard(session).is_some();
         let need = Need {
             kind: ctx.kind,
-            fresh: ctx.fresh,
+            fresh: ctx.refusals > 0,
             upload: (!session.as_downstream_mut().is_body_done())
                 .then_some(ctx.announced.unwrap_or(0)),
             left: ctx.deadline.filter(|_| !watched).map(|deadline| {
@@ -337,13 +341,12 @@ impl ProxyHttp for Proxy {
                 request.insert_header(COOKIE, joined)?;
             }
         }
-        if to_h2 && request.remove_header(&EXPECT).is_some() && ctx.expecting {
+        if to_h2 && request.remove_header(&EXPECT).is_some() {
             // The vendor's own 100 would get lost: h2 does not show it to pingora.
-            ctx.expecting = false;
-            session
-                .as_downstream_mut()
-                .write_continue_response()
-                .await?;
+            let caller = session.as_downstream_mut();
+            if std::mem::take(&mut ctx.expecting) && !caller.is_body_done() {
+                caller.write_continue_response().await?;
+            }
         }
         request.set_raw_path(ctx.target.as_bytes())?;
         request.insert_header(HOST, vendor.host.clone())?;
@@ -495,12 +498,14 @@ impl ProxyHttp for Proxy {
     ) -> Box<PingoraError> {
         // Nothing has been sent: another address is as good, whatever the method.
         let addresses = ctx.way.as_ref().map_or(0, |way| way.upstream.addresses());
-        let mut more = (ctx.attempts as usize) < addresses && ctx.attempts < MAX_ADDRESSES;
-        if *error.etype() == ErrorType::H2Error {
+        let more = if *error.etype() == ErrorType::H2Error {
             // A pooled connection whose end is learnt of when it is asked for one more stream.
-            more = ctx.attempts < MAX_ADDRESSES;
-            ctx.fresh = true;
-        }
+            ctx.refusals += 1;
+            ctx.refusals <= MAX_REFUSALS
+        } else {
+            ctx.unreachable += 1;
+            (ctx.unreachable as usize) < addresses && ctx.unreachable < MAX_ADDRESSES
+        };
         error.set_retry(more);
         error
     }
@@ -519,8 +524,9 @@ impl ProxyHttp for Proxy {
             .is_some_and(|head| !head.status.is_informational());
         let refusal = Refusal::of(&error);
         match refusal {
-            Some(Refusal::NotProcessed) => ctx.fresh = true,
+            Some(Refusal::NotProcessed) => ctx.refusals += 1,
             Some(Refusal::WantsHttp1 | Refusal::BrokenHttp2) => {
+                ctx.refusals += 1;
                 if let Some(way) = &ctx.way {
                     way.upstream.stay_on_http1();
                 }
@@ -530,7 +536,7 @@ impl ProxyHttp for Proxy {
         if ctx.replaying {
             error.set_retry(!body_lost && !answered);
         } else if let Some(Refusal::NotProcessed | Refusal::WantsHttp1) = refusal {
-            let more = ctx.stop.is_none() && ctx.attempts < MAX_ADDRESSES;
+            let more = ctx.stop.is_none() && ctx.refusals <= MAX_REFUSALS;
             error.set_retry(more && !body_lost && !answered);
         } else if body_lost
             || answered

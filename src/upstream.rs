@@ -126,11 +126,10 @@ impl Upstream {
         }))
     }
 
-    /// The peer for the n-th attempt (from 0) of one request: each attempt takes the next address.
-    /// Waits `at_most` for the very first resolution.
-    pub async fn peer(&self, attempt: usize, at_most: Duration) -> Option<Box<HttpPeer>> {
+    /// The peer for a request that could not reach `failed` addresses: the one after those. Waits `at_most` for the very first resolution.
+    pub async fn peer(&self, failed: usize, at_most: Duration) -> Option<Box<HttpPeer>> {
         let pick = |peers: &Vec<HttpPeer>| {
-            let mut peer = Box::new(peers[attempt % peers.len()].clone());
+            let mut peer = Box::new(peers[failed % peers.len()].clone());
             if self.http1_only.load(Ordering::Relaxed) {
                 peer.options.alpn = ALPN::H1;
             }
@@ -298,7 +297,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_attempt_of_a_request_takes_the_next_address() {
+    async fn after_a_failure_the_next_address_is_taken() {
         let dir = tempfile::tempdir().unwrap();
         let template = template(&vendor(dir.path(), ""), 1).unwrap();
         let addresses = ["192.0.2.1:443", "192.0.2.2:443"];
@@ -315,8 +314,8 @@ mod tests {
             resolving: None,
             http1_only: AtomicBool::new(false),
         };
-        for (attempt, address) in [(0, addresses[0]), (1, addresses[1]), (2, addresses[0])] {
-            let peer = upstream.peer(attempt, Duration::ZERO).await.unwrap();
+        for (failed, address) in [(0, addresses[0]), (1, addresses[1]), (2, addresses[0])] {
+            let peer = upstream.peer(failed, Duration::ZERO).await.unwrap();
             assert_eq!(peer._address.to_string(), address);
         }
     }

@@ -26,4 +26,5 @@ mod routing;
 mod stores;
 mod support;
 mod tree;
+mod upstream_h2;
 mod vendors;

@@ -2,6 +2,7 @@
 
 pub mod front;
 pub mod kubernetes;
+pub mod origin;
 pub mod peers;
 pub mod redis;
 pub mod script;

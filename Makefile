@@ -54,4 +54,4 @@ setup-test:
 
 clean: ## Remove what was built
 	$(CARGO) clean
-	rm -rf $(PEERS)/node_modules $(PEERS)/newer-node $(PEERS)/venv $(PEERS)/glewlwyd
+	rm -rf $(PEERS)/node_modules $(PEERS)/newer-node $(PEERS)/venv $(PEERS)/glewlwyd $(PEERS)/nginx

@@ -35,8 +35,9 @@ main() {
     if [ "$purpose" = test ]; then
         newer_node
         node_modules
-        toolkit
+        python_packages
         glewlwyd
+        nginx
     fi
 }
 
@@ -132,18 +133,18 @@ node_modules() {
     cp "$peers/package-lock.json" "$peers/node_modules/.installed-from"
 }
 
-# The real server that comes from PyPI, exactly as listed; nothing of it is built here.
-toolkit() {
-    if cmp -s "$peers/django.txt" "$peers/venv/.installed-from"; then
+# The real servers and clients that come from PyPI, exactly as listed; nothing of them is built here.
+python_packages() {
+    if cat "$peers/django.txt" "$peers/streams.txt" | cmp -s - "$peers/venv/.installed-from"; then
         return
     fi
-    say 'installing django-oauth-toolkit with pip, into a directory of its own'
+    say 'installing django-oauth-toolkit, grpcio and websockets with pip, into a directory of their own'
     rm -rf "$peers/venv"
     python3 -m venv "$peers/venv" &&
         "$peers/venv/bin/pip" install -q --disable-pip-version-check --no-deps \
-            --only-binary :all: -r "$peers/django.txt" ||
-        fail "pip could not install the packages of $peers/django.txt"
-    cp "$peers/django.txt" "$peers/venv/.installed-from"
+            --only-binary :all: -r "$peers/django.txt" -r "$peers/streams.txt" ||
+        fail "pip could not install the packages of $peers/django.txt and streams.txt"
+    cat "$peers/django.txt" "$peers/streams.txt" >"$peers/venv/.installed-from"
 }
 
 # Unpacked, not installed: its Debian package would also start a server on this machine. What it
@@ -170,6 +171,24 @@ glewlwyd() {
 
 needed_by_glewlwyd() {
     apt-cache depends glewlwyd 2>/dev/null | sed -n 's/^ *Depends: \(lib.*\)$/\1/p'
+}
+
+# The same holds of nginx.
+nginx() {
+    program=/usr/sbin/nginx
+    if ! [ -x "$program" ]; then
+        program=$peers/nginx/usr/sbin/nginx
+    fi
+    if [ -x "$program" ] && ! ldd "$program" | grep -q 'not found'; then
+        return
+    fi
+    say 'fetching nginx, a server that speaks HTTP/1.1 and HTTP/2, to test against, and installing the libraries it needs'
+    # shellcheck disable=SC2046 # a list of words
+    apt_install $(apt-cache depends nginx | sed -n 's/^ *Depends: \(lib.*\)$/\1/p')
+    rm -rf "$peers/nginx"
+    mkdir "$peers/nginx"
+    (cd "$peers/nginx" && apt-get download -q nginx && dpkg -x nginx_*.deb . &&
+        rm nginx_*.deb) || fail 'could not fetch the Debian package nginx'
 }
 
 say() {

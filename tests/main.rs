@@ -11,6 +11,7 @@
     reason = "nothing is reachable here; `pub` says what modules offer"
 )]
 
+mod bodies;
 mod callers;
 mod config;
 mod connections;
@@ -24,6 +25,7 @@ mod peers;
 mod reload;
 mod routing;
 mod stores;
+mod streams;
 mod support;
 mod tree;
 mod upstream_h2;

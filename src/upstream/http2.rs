@@ -34,8 +34,8 @@ const PING: Duration = Duration::from_secs(20);
 const GRPC_PING: Duration = Duration::from_secs(305);
 /// Keeps gRPC's connections, which are pinged less often, apart from the others.
 const GRPC_POOL: u64 = 0x6772_7063;
-/// Leads to another connection than the pooled ones.
-const FRESH_POOL: u64 = 0x6672_6573;
+/// How long a connection made for one request alone is kept: others would not find it.
+const FRESH_IDLE: Duration = Duration::from_millis(100);
 /// The slowest upload that is waited for, bytes a second.
 const SLOWEST: u64 = 64 * 1024;
 /// What is expected of an upload that does not say how long it is, bytes.
@@ -138,7 +138,10 @@ impl Need {
             Kind::Ordinary | Kind::Grpc => {}
         }
         if self.fresh && may_be_http2 {
-            peer.group_key ^= FRESH_POOL;
+            // One that others share may end as well: pingora would not tell us why it does while
+            // the buffered body is sent again.
+            peer.group_key ^= fastrand::u64(1..);
+            peer.options.idle_timeout = Some(FRESH_IDLE);
         }
     }
 }

@@ -277,6 +277,11 @@ impl Caller {
         }
     }
 
+    /// To send requests piece by piece.
+    pub fn sender(&mut self) -> &mut SendRequest<Bytes> {
+        &mut self.sender
+    }
+
     /// Sends a request, its body in one piece, and reads its answer.
     pub async fn ask(&mut self, request: http::request::Builder, body: &[u8]) -> Got {
         let request = request.body(()).unwrap();

@@ -3,6 +3,7 @@
 //! A missing one fails the test with the name of its Debian package: `make test` installs them.
 
 pub mod rotating;
+pub mod streams;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};

@@ -183,3 +183,116 @@ impl Refusal {
 pub fn has_vanished(error: &Error) -> bool {
     *error.etype() == PING_TIMEDOUT
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+
+    const TIMEOUTS: Timeouts = Timeouts {
+        connect: Duration::from_secs(5),
+        first_byte: Duration::from_mins(1),
+        idle: Duration::from_mins(1),
+        idle_stream: Duration::from_mins(5),
+        total: Duration::ZERO,
+        keepalive: Duration::from_secs(30),
+        token_wait: Duration::from_secs(5),
+    };
+
+    fn peer() -> HttpPeer {
+        let mut peer = HttpPeer::new(SocketAddr::from(([192, 0, 2, 1], 443)), true, "a".into());
+        offer(&mut peer.options);
+        peer.options.read_timeout = Some(TIMEOUTS.idle);
+        peer
+    }
+
+    fn suited(kind: Kind, change: impl FnOnce(&mut Need)) -> HttpPeer {
+        let mut need = Need {
+            kind,
+            fresh: false,
+            upload: None,
+            left: None,
+        };
+        change(&mut need);
+        let mut peer = peer();
+        need.suit(&mut peer, &TIMEOUTS);
+        peer
+    }
+
+    fn fields(name: &'static str, value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())])
+    }
+
+    #[test]
+    fn an_upgrade_goes_over_http_1_and_may_be_silent_for_long() {
+        let upgrade = Kind::of(Version::HTTP_11, &fields("upgrade", "websocket"));
+        assert_eq!(upgrade, Kind::Upgrade);
+        let peer = suited(upgrade, |_| {});
+        assert_eq!(peer.options.alpn, ALPN::H1);
+        assert_eq!(peer.options.read_timeout, Some(TIMEOUTS.idle_stream));
+    }
+
+    #[test]
+    fn grpc_is_pinged_no_more_often_than_its_servers_bear() {
+        let grpc = Kind::of(
+            Version::HTTP_2,
+            &fields("content-type", "application/grpc+proto"),
+        );
+        assert_eq!(grpc, Kind::Grpc);
+        let (other, grpc) = (suited(Kind::Ordinary, |_| {}), suited(grpc, |_| {}));
+        assert!(grpc.options.h2_ping_interval > Some(Duration::from_mins(5)));
+        assert!(other.options.h2_ping_interval < Some(TIMEOUTS.keepalive));
+        // A connection is pinged as its first request wants it.
+        assert_ne!(grpc.group_key, other.group_key);
+        assert_eq!(grpc.options.read_timeout, Some(TIMEOUTS.idle_stream));
+    }
+
+    #[test]
+    fn a_long_upload_has_time_and_the_total_bounds_everything() {
+        let read = |change: fn(&mut Need)| suited(Kind::Ordinary, change).options.read_timeout;
+        assert_eq!(read(|_| {}), Some(TIMEOUTS.idle));
+        assert_eq!(read(|need| need.upload = Some(1000)), Some(TIMEOUTS.idle));
+        let minute = 60 * SLOWEST;
+        assert_eq!(minute, 3_932_160);
+        let long = read(|need| need.upload = Some(3_932_160));
+        assert_eq!(long, Some(TIMEOUTS.idle + Duration::from_mins(1)));
+        assert!(read(|need| need.upload = Some(0)) > long);
+        let left = read(|need| need.left = Some(Duration::from_secs(3)));
+        assert_eq!(left, Some(Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn a_refused_request_meets_a_connection_of_its_own() {
+        let keys: std::collections::HashSet<_> = (0..3)
+            .map(|_| suited(Kind::Ordinary, |need| need.fresh = true).group_key)
+            .chain([peer().group_key])
+            .collect();
+        assert_eq!(keys.len(), 4);
+    }
+
+    #[test]
+    fn every_window_fits_into_the_connections() {
+        let options = peer().options;
+        let streams = u32::try_from(options.max_h2_streams).unwrap();
+        let all = options.h2_stream_window_size.unwrap() * streams;
+        assert!(all <= options.h2_connection_window_size.unwrap());
+    }
+
+    #[test]
+    fn only_what_the_server_says_makes_a_request_one_it_has_not_processed() {
+        let of = |cause: h2::Error| {
+            Refusal::of(&Error::because(
+                ErrorType::H2Error,
+                "while reading h2 header",
+                cause,
+            ))
+        };
+        // Ours, not the server's.
+        assert_eq!(of(Reason::REFUSED_STREAM.into()), None);
+        let named = |kind| Refusal::of(&Error::new(kind));
+        assert_eq!(named(ErrorType::H2Downgrade), Some(Refusal::WantsHttp1));
+        assert_eq!(named(ErrorType::InvalidH2), Some(Refusal::BrokenHttp2));
+        assert_eq!(named(ErrorType::ReadError), None);
+    }
+}

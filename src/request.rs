@@ -46,7 +46,7 @@ use self::caller::token::Mint;
 use self::caller::{Caller, Callers, Certificate, Shown};
 use self::decide::{Ask, Identity, decide};
 use self::headers::Barred;
-use self::limit::Limiter;
+use self::limit::{Limiter, Pace};
 use self::login::Posted;
 use self::path::Target;
 use self::redact::{Echoed, Needles, Redactor};
@@ -152,6 +152,9 @@ pub struct Context {
     answer_by: Option<Instant>,
     /// `timeouts.idle` of the answer, where pingora's read timeout is too long for it.
     own_idle: Option<Duration>,
+    /// How slowly the body may come, and when some of it last came, on HTTP/2. There is one
+    /// connection for many bodies; for HTTP/1, the guard of the connection knows.
+    pace: Option<(Pace, Option<Instant>)>,
     in_flight: Option<InFlight>,
     _serving: Serving,
 }
@@ -212,6 +215,7 @@ impl ProxyHttp for Proxy {
             deadline: None,
             answer_by: None,
             own_idle: None,
+            pace: None,
             in_flight: None,
             _serving: Serving(self.serving.clone()),
         })
@@ -237,6 +241,7 @@ impl ProxyHttp for Proxy {
         ctx.request_id = headers::request_id(&session.req_header().headers);
         if let Some(guarded) = guard(session) {
             guarded.head_is_complete();
+            guarded.expect_body(CALLER_IDLE);
         }
         Ok(())
     }
@@ -361,6 +366,9 @@ impl ProxyHttp for Proxy {
             }
         }
         if session.as_downstream_mut().is_body_done() {
+            if let Some(guarded) = guard(session) {
+                guarded.expect_body(Duration::ZERO);
+            }
             await_answer(session, ctx);
         }
         Ok(())
@@ -374,13 +382,28 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
         if end {
+            if let Some(guarded) = guard(session) {
+                guarded.expect_body(Duration::ZERO);
+            }
             await_answer(session, ctx);
+            // HTTP/2 clients often say the end in a frame of its own. pingora would write it to an
+            // HTTP/1.1 upstream as a chunk of no bytes, which is an end already, and then the end:
+            // what follows on that connection would be read from the wrong place.
+            if body.as_ref().is_some_and(Bytes::is_empty) {
+                *body = None;
+            }
         }
         let Some(body) = body else { return Ok(()) };
         if session.as_downstream().was_upgraded() {
             return in_time(ctx);
         }
         ctx.body_in += body.len() as u64;
+        if let Some((pace, last)) = &mut ctx.pace {
+            let waited = last.replace(Instant::now()).map(|at| at.elapsed());
+            if !pace.heard(waited.unwrap_or_default(), body.len()) {
+                return Err(stopped(ctx, Error::BodyTimeout));
+            }
+        }
         let limit = ctx.way.as_ref().map_or(0, |way| way.vendor.limits.body);
         if limit > 0 && ctx.body_in > limit {
             return Err(stopped(ctx, Error::BodyTooLarge));
@@ -403,6 +426,9 @@ impl ProxyHttp for Proxy {
         if let Some(needles) = &needles {
             mask_head(needles, answer, vendor)?;
         }
+        for name in headers::barred_in_answer(&answer.headers, vendor.cookies_pass, upgraded) {
+            answer.remove_header(&name);
+        }
         if answer.status.is_informational() && !upgraded {
             return Ok(());
         }
@@ -421,13 +447,15 @@ impl ProxyHttp for Proxy {
             .filter(|_| !upgraded)
             .map(|needles| Redactor::new(needles, &answer.headers));
         await_more(session, ctx);
+        if let Some(guarded) = guard(session) {
+            // Whoever is being answered may go on sending as it likes: that is a stream.
+            guarded.expect_body(Duration::ZERO);
+        }
+        ctx.pace = None;
         if let Some(since) = ctx.upstream_since {
             let took = since.elapsed();
             ctx.upstream_took = Some(took);
             vendor.metrics.answered(took);
-        }
-        for name in headers::barred_in_answer(&answer.headers, vendor.cookies_pass, upgraded) {
-            answer.remove_header(&name);
         }
         if let Some(location) = answer.headers.get(LOCATION)
             && let Some(ours) = headers::rewrite_location(
@@ -472,9 +500,13 @@ impl ProxyHttp for Proxy {
         trailers: &mut HeaderMap,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
-        if let (Some(redactor), Some(way)) = (&ctx.redactor, &ctx.way) {
+        let Some(way) = &ctx.way else { return Ok(()) };
+        if let Some(redactor) = &ctx.redactor {
             let masked = redactor.needles().mask_fields(trailers);
             way.vendor.metrics.echoes.inc_by(masked);
+        }
+        for name in headers::barred_in_answer(trailers, way.vendor.cookies_pass, false) {
+            trailers.remove(name);
         }
         Ok(())
     }
@@ -563,6 +595,8 @@ impl ProxyHttp for Proxy {
         let stop = ctx.stop.or_else(|| {
             if overdue {
                 Some(Error::UpstreamTimeout)
+            } else if guard(session).is_some_and(Guarded::body_was_too_slow) {
+                Some(Error::BodyTimeout)
             } else {
                 classify(session, error)
             }
@@ -737,9 +771,21 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<Admitted, Err
     if !vendor.timeouts.total.is_zero() {
         ctx.deadline = Some(ctx.started + vendor.timeouts.total);
     }
-    let idle = ctx.kind.idle(&vendor.timeouts);
-    if !idle.is_zero() {
-        session.set_read_timeout(Some(idle));
+    let http2 = session.as_downstream().is_http2();
+    let longest_pause = match ctx.kind.idle(&vendor.timeouts) {
+        Duration::ZERO => CALLER_IDLE,
+        idle => {
+            session.set_read_timeout(Some(idle));
+            session.set_write_timeout(Some(idle));
+            idle
+        }
+    };
+    if let Some(guarded) = guard(session) {
+        guarded.expect_body(longest_pause);
+    }
+    // A stream of gRPC's is as slow as its messages are rare.
+    if http2 && ctx.kind != Kind::Grpc {
+        ctx.pace = Some((Pace::new(longest_pause), None));
     }
     if let Some((_, credential)) = &vendor.credential {
         let held = match credential.current() {
@@ -1061,8 +1107,10 @@ async fn write(
             downstream.finish_body().await?;
         }
     }
-    if body_left && !http2 && !untrusted {
-        // Closing on unread bytes would reset the connection and could lose the answer.
+    if body_left && !untrusted {
+        // Closing on unread bytes would reset the connection and could lose the answer. Over HTTP/2
+        // it would be a reset of the stream, and clients that wait for its window to open before
+        // they look at an answer (httpx does) would wait for ever.
         let _ = downstream.drain_request_body().await;
     }
     Ok(())

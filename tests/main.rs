@@ -13,10 +13,13 @@
 
 mod bodies;
 mod callers;
+mod clients;
 mod config;
 mod connections;
 mod echo;
 mod faults;
+mod floods;
+mod fuzzing;
 mod inspection;
 mod login;
 mod operating;
@@ -24,6 +27,7 @@ mod outbound;
 mod peers;
 mod reload;
 mod routing;
+mod spellings;
 mod stores;
 mod streams;
 mod support;

@@ -99,7 +99,7 @@ impl Drop for Nginx {
     }
 }
 
-/// A program of ours in Python, for the packages of `peers/streams.txt`.
+/// A program of ours in Python, for the packages of `peers/python.txt`.
 fn python(program: &str) -> Command {
     let python = here().join("venv/bin/python");
     let found = ["grpc", "websockets"].iter().all(|package| {

@@ -63,4 +63,4 @@ setup-test:
 
 clean: ## Remove what was built
 	$(CARGO) clean
-	rm -rf $(PEERS)/node_modules $(PEERS)/newer-node $(PEERS)/venv $(PEERS)/glewlwyd $(PEERS)/squid
+	rm -rf $(PEERS)/node_modules $(PEERS)/newer-node $(PEERS)/venv $(PEERS)/glewlwyd $(PEERS)/squid $(PEERS)/nginx

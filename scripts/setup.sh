@@ -45,6 +45,9 @@ main() {
         python_packages
         unpacked 'a token server to test against' usr/bin/glewlwyd glewlwyd
         unpacked 'a way out of a company to test with' usr/sbin/squid squid squid-common squid-langpack
+        if ! [ -x /usr/sbin/nginx ]; then
+            unpacked 'a vendor that speaks HTTP/1.1 and HTTP/2' usr/sbin/nginx nginx
+        fi
     fi
 }
 

@@ -578,6 +578,8 @@ pub struct Timeouts {
     pub first_byte: Duration,
     /// No byte either way.
     pub idle: Duration,
+    /// The same on connections that are made to be silent: WebSocket and gRPC.
+    pub idle_stream: Duration,
     /// The whole exchange.
     pub total: Duration,
     /// An unused pooled connection.

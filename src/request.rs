@@ -32,7 +32,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderValue, LOCATION};
+use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderValue, LOCATION};
 use http::{HeaderMap, Method, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error as PingoraError, ErrorType, HttpPeer};
@@ -52,7 +52,7 @@ use self::login::Posted;
 use self::path::Target;
 use self::redact::{Echoed, Needles, Redactor};
 use self::vendor::{InFlight, Routes, Vendor};
-use crate::config::{LoginShape, Timeouts};
+use crate::config::LoginShape;
 use crate::credential::Held;
 use crate::error::Error;
 use crate::metrics::VendorMetrics;
@@ -60,6 +60,7 @@ use crate::server::accept::Guarded;
 use crate::server::logs::{AccessLog, Line};
 use crate::upstream::Upstream;
 use crate::upstream::breaker::{Fault, Pass};
+use crate::upstream::http2::{self, Kind, Need, Refusal};
 
 /// Everything that requests need of one configuration. A request keeps the one it began with.
 #[derive(Debug)]
@@ -136,6 +137,14 @@ pub struct Context {
     head_sent: bool,
     /// Until the vendor's doing is known.
     pass: Option<Pass>,
+    kind: Kind,
+    /// Addresses that could not be reached, or broke off.
+    unreachable: u32,
+    /// Times that an HTTP/2 connection would not take the request.
+    refusals: u32,
+    /// The caller waits for a 100 before it sends the body.
+    expecting: bool,
+    announced: Option<u64>,
     body_in: u64,
     upstream_since: Option<Instant>,
     upstream_took: Option<Duration>,
@@ -144,6 +153,8 @@ pub struct Context {
     deadline: Option<Instant>,
     /// `timeouts.first_byte`, once the request is out, where it is shorter than other limits.
     answer_by: Option<Instant>,
+    /// `timeouts.idle` of the answer, where pingora's read timeout is too long for it.
+    own_idle: Option<Duration>,
     /// How slowly the body may come, and when some of it last came, on HTTP/2. There is one
     /// connection for many bodies; for HTTP/1, the guard of the connection knows.
     pace: Option<(Pace, Option<Instant>)>,
@@ -170,8 +181,10 @@ const CALLER_IDLE: Duration = Duration::from_mins(1);
 const DRAIN: Duration = Duration::from_secs(2);
 /// Bodies up to this size can be replayed: what pingora buffers.
 const REPLAYABLE: u64 = 64 * 1024;
-/// Attempts for one request, each at the next address; the replay of a 401 is one.
+/// Attempts for one request; the replay of a 401 is one.
 const MAX_ATTEMPTS: u32 = 3;
+/// HTTP/2 connections that may refuse one request before its caller is told.
+const MAX_REFUSALS: u32 = 2;
 
 #[async_trait]
 impl ProxyHttp for Proxy {
@@ -195,12 +208,18 @@ impl ProxyHttp for Proxy {
             replayed: false,
             head_sent: false,
             pass: None,
+            kind: Kind::Ordinary,
+            unreachable: 0,
+            refusals: 0,
+            expecting: false,
+            announced: None,
             body_in: 0,
             upstream_since: None,
             upstream_took: None,
             reused: false,
             deadline: None,
             answer_by: None,
+            own_idle: None,
             pace: None,
             in_flight: None,
             _serving: Serving(self.serving.clone()),
@@ -252,13 +271,12 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_peer(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<Box<HttpPeer>> {
         let Some(way) = ctx.way.clone() else {
             return Err(stopped(ctx, Error::Internal));
         };
-        let attempt = ctx.attempts as usize;
         ctx.attempts += 1;
         ctx.replaying = false;
         // A replay sends the buffered body through the filters again.
@@ -267,9 +285,25 @@ impl ProxyHttp for Proxy {
         in_time(ctx)?;
         ctx.upstream_since = Some(Instant::now());
         let wait = way.vendor.timeouts.connect;
-        let Some(mut peer) = way.upstream.peer(attempt, wait).await else {
+        let Some(mut peer) = way.upstream.peer(ctx.unreachable as usize, wait).await else {
             return Err(stopped(ctx, Error::UpstreamUnreachable));
         };
+        let timeouts = &way.vendor.timeouts;
+        let watched = guard(session).is_some();
+        let need = Need {
+            kind: ctx.kind,
+            fresh: ctx.refusals > 0,
+            upload: (!session.as_downstream_mut().is_body_done())
+                .then_some(ctx.announced.unwrap_or(0)),
+            left: ctx.deadline.filter(|_| !watched).map(|deadline| {
+                let left = deadline.saturating_duration_since(Instant::now());
+                left.max(Duration::from_millis(1))
+            }),
+        };
+        // A caller that takes its time over the answer is no silent vendor.
+        ctx.own_idle = (watched && need.is_lenient(&peer) && !timeouts.idle.is_zero())
+            .then_some(timeouts.idle + CALLER_IDLE);
+        need.suit(&mut peer, timeouts);
         if let Some(deadline) = ctx.deadline {
             let left = deadline.saturating_duration_since(Instant::now());
             let options = &mut peer.options;
@@ -313,12 +347,26 @@ impl ProxyHttp for Proxy {
         };
         let vendor = &way.vendor;
         let h2 = session.as_downstream().is_http2();
+        let to_h2 = request.version == Version::HTTP_2;
         for name in ctx
             .snapshot
             .barred
             .in_request(&request.headers, vendor.cookies_pass, h2)
         {
             request.remove_header(&name);
+        }
+        if h2 && !to_h2 && vendor.cookies_pass {
+            // HTTP/2 may send a cookie in pieces; older servers read the first alone.
+            if let Some(joined) = headers::joined_cookies(&request.headers) {
+                request.insert_header(COOKIE, joined)?;
+            }
+        }
+        if to_h2 && request.remove_header(&EXPECT).is_some() {
+            // The vendor's own 100 would get lost: h2 does not show it to pingora.
+            let caller = session.as_downstream_mut();
+            if std::mem::take(&mut ctx.expecting) && !caller.is_body_done() {
+                caller.write_continue_response().await?;
+            }
         }
         request.set_raw_path(ctx.target.as_bytes())?;
         request.insert_header(HOST, vendor.host.clone())?;
@@ -363,6 +411,9 @@ impl ProxyHttp for Proxy {
             }
         }
         let Some(body) = body else { return Ok(()) };
+        if session.as_downstream().was_upgraded() {
+            return in_time(ctx);
+        }
         ctx.body_in += body.len() as u64;
         if let Some((pace, last)) = &mut ctx.pace {
             let waited = last.replace(Instant::now()).map(|at| at.elapsed());
@@ -425,9 +476,8 @@ impl ProxyHttp for Proxy {
         ctx.redactor = needles
             .filter(|_| !upgraded)
             .map(|needles| Redactor::new(needles, &answer.headers));
-        ctx.answer_by = None;
+        await_more(session, ctx);
         if let Some(guarded) = guard(session) {
-            guarded.expect_answer_by(ctx.deadline);
             // Whoever is being answered may go on sending as it likes: that is a stream.
             guarded.expect_body(Duration::ZERO);
         }
@@ -453,7 +503,7 @@ impl ProxyHttp for Proxy {
 
     fn upstream_response_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
         ctx: &mut Self::CTX,
@@ -467,6 +517,9 @@ impl ProxyHttp for Proxy {
                     return Err(stopped(ctx, Error::CredentialEchoed));
                 }
             }
+        }
+        if ctx.own_idle.is_some() {
+            await_more(session, ctx);
         }
         in_time(ctx).map(|()| None)
     }
@@ -507,7 +560,14 @@ impl ProxyHttp for Proxy {
     ) -> Box<PingoraError> {
         // Nothing has been sent: another address is as good, whatever the method.
         let addresses = ctx.way.as_ref().map_or(0, |way| way.upstream.addresses());
-        let more = (ctx.attempts as usize) < addresses && ctx.attempts < MAX_ATTEMPTS;
+        let more = if *error.etype() == ErrorType::H2Error {
+            // A pooled connection whose end is learnt of when it is asked for one more stream.
+            ctx.refusals += 1;
+            ctx.refusals <= MAX_REFUSALS
+        } else {
+            ctx.unreachable += 1;
+            (ctx.unreachable as usize) < addresses && ctx.attempts < MAX_ATTEMPTS
+        };
         error.set_retry(more);
         error
     }
@@ -518,30 +578,51 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         mut error: Box<PingoraError>,
         ctx: &mut Self::CTX,
-        _reused: bool,
+        reused: bool,
     ) -> Box<PingoraError> {
         let answered = session
             .response_written()
             .is_some_and(|head| !head.status.is_informational());
+        let refusal = Refusal::of(&error);
+        match refusal {
+            Some(Refusal::NotProcessed) => ctx.refusals += 1,
+            Some(Refusal::WantsHttp1 | Refusal::BrokenHttp2) => {
+                ctx.refusals += 1;
+                if let Some(way) = &ctx.way {
+                    way.upstream.stay_on_http1();
+                }
+            }
+            None => {}
+        }
         if ctx.replaying {
             error.set_retry(!session.as_ref().retry_buffer_truncated() && !answered);
             return error;
         }
-        // A request that the vendor cannot have begun to work on may be sent again whatever its
-        // method, any other only when twice is as good as once (RFC 9110 §9.2.2).
-        let sendable = session.req_header().method.is_idempotent() || is_unsent(&error, ctx);
-        let again = sendable
-            && is_broken(&error)
-            && !answered
+        let sendable = !answered
             && ctx.stop.is_none()
-            && ctx.attempts < MAX_ATTEMPTS
             && ctx.deadline.is_none_or(|at| Instant::now() < at)
-            && replayable(session)
-            && ctx.way.as_ref().is_some_and(|way| {
-                let within = way.vendor.retries.spend();
-                way.vendor.metrics.retried(within);
-                within
-            });
+            && replayable(session);
+        let again = if let Some(Refusal::NotProcessed | Refusal::WantsHttp1) = refusal {
+            // Turned away unread: whatever its method, and not at the budget's cost, since servers
+            // end connections in good order all the time.
+            sendable && ctx.refusals <= MAX_REFUSALS
+        } else {
+            // A request that the vendor cannot have begun to work on may be sent again whatever its
+            // method, any other only when twice is as good as once (RFC 9110 §9.2.2).
+            let harmless = session.req_header().method.is_idempotent() || is_unsent(&error, ctx);
+            let again = sendable
+                && harmless
+                && (is_broken(&error) || refusal.is_some())
+                && ctx.attempts < MAX_ATTEMPTS
+                && ctx.way.as_ref().is_some_and(|way| {
+                    let within = way.vendor.retries.spend();
+                    way.vendor.metrics.retried(within);
+                    within
+                });
+            // A pooled connection may have died of old age, and says nothing about the server.
+            ctx.unreachable += u32::from(again && !reused);
+            again
+        };
         error.set_retry(again);
         error
     }
@@ -730,6 +811,8 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<Admitted, Err
         path.push_str(query);
     }
     ctx.target = path;
+    ctx.kind = Kind::of(head.version, &head.headers);
+    ctx.expecting = head.version == Version::HTTP_11 && head.headers.contains_key(EXPECT);
     let scheme = if tls.is_some() { "https" } else { "http" };
     ctx.callers_origin = format!("{scheme}://{authority}");
     let announced = head
@@ -743,12 +826,13 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<Admitted, Err
     ctx.pass = Some(vendor.breaker.admit()?);
     vendor.rate.as_deref().map_or(Ok(()), Limiter::take)?;
     vendor.retries.earn();
+    ctx.announced = announced;
     ctx.in_flight = Some(vendor.enter()?);
     if !vendor.timeouts.total.is_zero() {
         ctx.deadline = Some(ctx.started + vendor.timeouts.total);
     }
     let http2 = session.as_downstream().is_http2();
-    let longest_pause = match vendor.timeouts.idle {
+    let longest_pause = match ctx.kind.idle(&vendor.timeouts) {
         Duration::ZERO => CALLER_IDLE,
         idle => {
             session.set_read_timeout(Some(idle));
@@ -760,7 +844,7 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<Admitted, Err
         guarded.expect_body(longest_pause);
     }
     // A stream of gRPC's is as slow as its messages are rare.
-    if http2 && !answer::is_grpc(&session.req_header().headers) {
+    if http2 && ctx.kind != Kind::Grpc {
         ctx.pace = Some((Pace::new(longest_pause), None));
     }
     if let Some((_, credential)) = &vendor.credential {
@@ -855,15 +939,26 @@ fn certificate(session: &Session) -> Option<&Certificate> {
 /// pingora's own read timeout does.
 fn await_answer(session: &Session, ctx: &mut Context) {
     let Some(way) = &ctx.way else { return };
-    let Timeouts {
-        first_byte, idle, ..
-    } = way.vendor.timeouts;
-    if !first_byte.is_zero() && (idle.is_zero() || first_byte < idle) {
+    let timeouts = &way.vendor.timeouts;
+    let (first_byte, idle) = (timeouts.first_byte, ctx.kind.idle(timeouts));
+    let comes_first = idle.is_zero() || first_byte < idle || ctx.own_idle.is_some();
+    // The head of a gRPC answer may come with the stream's first message, whenever that is.
+    if !first_byte.is_zero() && comes_first && ctx.kind != Kind::Grpc {
         ctx.answer_by = Some(Instant::now() + first_byte);
     }
-    let earliest = [ctx.deadline, ctx.answer_by].into_iter().flatten().min();
-    if let (Some(guarded), Some(at)) = (guard(session), earliest) {
-        guarded.expect_answer_by(Some(at));
+    watch(session, ctx);
+}
+
+/// Some of the answer has come.
+fn await_more(session: &Session, ctx: &mut Context) {
+    ctx.answer_by = ctx.own_idle.map(|idle| Instant::now() + idle);
+    watch(session, ctx);
+}
+
+fn watch(session: &Session, ctx: &Context) {
+    if let Some(guarded) = guard(session) {
+        let earliest = [ctx.deadline, ctx.answer_by].into_iter().flatten().min();
+        guarded.expect_answer_by(earliest);
     }
 }
 
@@ -1019,7 +1114,7 @@ fn classify(session: &mut Session, error: &PingoraError) -> Option<Error> {
     let timed_out = matches!(
         error.etype(),
         ConnectTimedout | ReadTimedout | TLSHandshakeTimedout | WriteTimedout
-    );
+    ) || http2::has_vanished(error);
     match error.esource() {
         ErrorSource::Upstream if timed_out => {
             // pingora's read timeout runs while the caller stalls, too.

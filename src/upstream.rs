@@ -3,12 +3,14 @@
 
 pub mod breaker;
 mod bridge;
+pub mod http2;
 pub mod resolver;
 mod tls;
 mod tunnel;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -27,6 +29,9 @@ use crate::outbound::Outbound;
 pub struct Upstream {
     known: Arc<Known>,
     resolving: Option<AbortHandle>,
+    /// Its HTTP/2 is refused or broken. pingora's own memory of that does not keep it from pooled
+    /// connections.
+    http1_only: AtomicBool,
 }
 
 /// What the resolving task hands to requests.
@@ -101,6 +106,7 @@ impl Upstream {
             return Ok(Arc::new(Self {
                 known,
                 resolving: None,
+                http1_only: AtomicBool::new(false),
             }));
         }
         let follow = resolver.follow(host);
@@ -130,13 +136,19 @@ impl Upstream {
         Ok(Arc::new(Self {
             known,
             resolving: Some(tokio::spawn(follow.run(publish)).abort_handle()),
+            http1_only: AtomicBool::new(false),
         }))
     }
 
-    /// The peer for the n-th attempt (from 0) of one request: each attempt takes the next address.
-    /// Waits `at_most` for the very first resolution.
-    pub async fn peer(&self, attempt: usize, at_most: Duration) -> Option<Box<HttpPeer>> {
-        let pick = |peers: &Vec<HttpPeer>| Box::new(peers[attempt % peers.len()].clone());
+    /// The peer for a request that could not reach `failed` addresses: the one after those. Waits `at_most` for the very first resolution.
+    pub async fn peer(&self, failed: usize, at_most: Duration) -> Option<Box<HttpPeer>> {
+        let pick = |peers: &Vec<HttpPeer>| {
+            let mut peer = Box::new(peers[failed % peers.len()].clone());
+            if self.http1_only.load(Ordering::Relaxed) {
+                peer.options.alpn = ALPN::H1;
+            }
+            peer
+        };
         if let Some(peers) = &*self.known.peers.load() {
             return Some(pick(peers));
         }
@@ -146,6 +158,11 @@ impl Upstream {
             let _ = tokio::time::timeout(at_most, resolved).await;
         }
         self.known.peers.load().as_ref().map(|peers| pick(peers))
+    }
+
+    /// From now on this configuration's requests stay off HTTP/2.
+    pub fn stay_on_http1(&self) {
+        self.http1_only.store(true, Ordering::Relaxed);
     }
 
     /// How many addresses there are to try.
@@ -184,8 +201,12 @@ fn template(vendor: &Vendor, generation: u64) -> Result<HttpPeer, crate::tls::Er
         ..
     } = vendor.timeouts;
     let options = &mut peer.options;
-    // HTTP/1.1 keeps reason phrases and the spelling of header names.
-    options.alpn = ALPN::H1;
+    // Plaintext has no way to ask what the server speaks.
+    if tls {
+        http2::offer(options);
+    } else {
+        options.alpn = ALPN::H1;
+    }
     options.connection_timeout = limit(connect);
     options.total_connection_timeout = limit(connect);
     // pingora has one timeout for every read of a connection, the first included.
@@ -292,7 +313,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_attempt_of_a_request_takes_the_next_address() {
+    async fn after_a_failure_the_next_address_is_taken() {
         let dir = tempfile::tempdir().unwrap();
         let template = template(&vendor(dir.path(), ""), 1).unwrap();
         let addresses = ["192.0.2.1:443", "192.0.2.2:443"];
@@ -307,9 +328,10 @@ mod tests {
                 resolved: Notify::new(),
             }),
             resolving: None,
+            http1_only: AtomicBool::new(false),
         };
-        for (attempt, address) in [(0, addresses[0]), (1, addresses[1]), (2, addresses[0])] {
-            let peer = upstream.peer(attempt, Duration::ZERO).await.unwrap();
+        for (failed, address) in [(0, addresses[0]), (1, addresses[1]), (2, addresses[0])] {
+            let peer = upstream.peer(failed, Duration::ZERO).await.unwrap();
             assert_eq!(peer._address.to_string(), address);
         }
     }

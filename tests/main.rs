@@ -11,6 +11,7 @@
     reason = "nothing is reachable here; `pub` says what modules offer"
 )]
 
+mod bodies;
 mod callers;
 mod clients;
 mod config;
@@ -31,7 +32,9 @@ mod routing;
 mod smuggling;
 mod spellings;
 mod stores;
+mod streams;
 mod support;
 mod terminal;
 mod tree;
+mod upstream_h2;
 mod vendors;

@@ -3,6 +3,7 @@
 pub mod browser;
 pub mod front;
 pub mod kubernetes;
+pub mod origin;
 pub mod peers;
 pub mod redis;
 pub mod script;

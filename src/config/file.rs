@@ -464,7 +464,7 @@ pub(super) struct Timeouts {
     /// From the request's end to the answer's first byte.
     #[schemars(extend("default" = "60s"))]
     pub(super) first_byte: Option<Span>,
-    /// No byte either way.
+    /// No byte either way. WebSocket and gRPC have 5m unless it is given.
     #[schemars(extend("default" = "60s"))]
     pub(super) idle: Option<Span>,
     /// The whole exchange.

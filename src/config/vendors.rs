@@ -262,6 +262,8 @@ fn timeouts(written: Option<&file::Timeouts>) -> Timeouts {
         connect: or(written.connect, 5),
         first_byte: or(written.first_byte, 60),
         idle: or(written.idle, 60),
+        // What Envoy gives a stream. Who says how long holds for every kind of request.
+        idle_stream: or(written.idle, 300),
         total: or(written.total, 0),
         keepalive: or(written.keepalive, 30),
         token_wait: or(written.token_wait, 5),

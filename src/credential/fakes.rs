@@ -216,6 +216,7 @@ pub(crate) fn vendor(auth: Auth) -> Vendor {
             connect: Duration::from_secs(1),
             first_byte: Duration::ZERO,
             idle: Duration::ZERO,
+            idle_stream: Duration::ZERO,
             total: Duration::ZERO,
             keepalive: Duration::ZERO,
             token_wait: Duration::from_secs(5),

@@ -243,9 +243,23 @@ impl Barred {
 /// `te: trailers` is the one hop-by-hop field HTTP/2 permits (RFC 9113 §8.2.2).
 fn is_h2_hop(name: &HeaderName, headers: &HeaderMap) -> bool {
     if name == TE {
-        return headers.get(TE).is_some_and(|value| value != "trailers");
+        return headers.get_all(TE).iter().any(|value| value != "trailers");
     }
     name == CONNECTION || HOP_BY_HOP.contains(name)
+}
+
+/// The fields of a cookie that came in pieces as one (RFC 9113 §8.2.3); `None`: it came whole.
+#[must_use]
+pub fn joined_cookies(headers: &HeaderMap) -> Option<HeaderValue> {
+    let pieces: Vec<&[u8]> = headers
+        .get_all(COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if pieces.len() < 2 {
+        return None;
+    }
+    HeaderValue::from_bytes(&pieces.join(&b"; "[..])).ok()
 }
 
 /// Which of the answer's fields must go: hop-by-hop ones, those that `Connection` names, cookies
@@ -472,6 +486,22 @@ mod tests {
         let gone = barred.in_request(&sent, false, true);
         let kept: Vec<_> = sent.keys().filter(|name| !gone.contains(name)).collect();
         assert_eq!(kept, ["accept", "traceparent"]);
+    }
+
+    #[test]
+    fn http_2_carries_te_for_trailers_alone() {
+        let barred = Barred::new([]);
+        let kept = headers(&[("te", "trailers")]);
+        assert!(barred.in_request(&kept, false, true).is_empty());
+        let mixed = headers(&[("te", "trailers"), ("te", "gzip")]);
+        assert_eq!(barred.in_request(&mixed, false, true), [TE]);
+    }
+
+    #[test]
+    fn a_cookie_in_pieces_becomes_one() {
+        let pieces = headers(&[("cookie", "a=1"), ("cookie", "b=2; c=3")]);
+        assert_eq!(joined_cookies(&pieces).unwrap(), "a=1; b=2; c=3");
+        assert_eq!(joined_cookies(&headers(&[("cookie", "a=1")])), None);
     }
 
     #[test]

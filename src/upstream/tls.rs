@@ -46,7 +46,6 @@ pub(super) fn equip(peer: &mut HttpPeer, vendor: &Vendor, generation: u64) -> Re
         &[0],
         &leaf,
         &trusted,
-        b"http/1.1",
         &generation.to_be_bytes(),
     ]);
     let mut first = [0; 8];

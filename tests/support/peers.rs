@@ -4,6 +4,7 @@
 
 pub mod rotating;
 pub mod squid;
+pub mod streams;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};

@@ -1,0 +1,430 @@
+//! Bodies pass as they come: at once, through little memory, unchanged.
+
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+
+use crate::support::origin::{Caller, Origin};
+use crate::support::peers::Pki;
+use crate::support::peers::streams::Nginx;
+use crate::support::script::{Reply, Server};
+use crate::support::{PATIENCE, Proxy, status_of};
+
+const TOKEN: &str = "Streams+of/tokens=0123456789";
+
+/// The proxy in front of each of `vendors`, by name; its listener speaks HTTP/2, too.
+fn front(pki: &Pki, vendors: &[(&str, &str)]) -> Proxy {
+    let mut yaml = "listeners: [ { bind: 127.0.0.1:0, h2c: true } ]\nadmin: { bind: 127.0.0.1:0 }\ndrain: { delay: 0s }\nvendors:\n".to_owned();
+    for (name, url) in vendors {
+        let _ = write!(
+            yaml,
+            "  {name}:\n    upstream: {url}\n    ca: ca.pem\n    allow_plaintext: true\n    limits: {{ body: 0 }}\n    auth: {{ bearer: {{ token: {{ value: \"{TOKEN}\" }} }} }}\n"
+        );
+    }
+    Proxy::start(pki.dir(), &yaml)
+}
+
+fn connect(to: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(to).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Reads up to the end of a head.
+fn head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).unwrap()
+}
+
+fn get(proxy: &Proxy, target: &str, fields: &str) -> String {
+    proxy.raw(format!(
+        "GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{fields}\r\n"
+    ))
+}
+
+/// The proxy's memory, bytes: now, or the most it ever was.
+fn memory(proxy: &Proxy, which: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", proxy.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with(which)).unwrap();
+    let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    kib * 1024
+}
+
+const MIB: u64 = 1024 * 1024;
+
+/// How much is sent each way; more with `COUNTERSIGN_TEST_BODY_MIB`.
+fn large() -> u64 {
+    let mib = std::env::var("COUNTERSIGN_TEST_BODY_MIB");
+    mib.map_or(256, |mib| mib.parse().unwrap()) * MIB
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_bodies_pass_through_little_memory() {
+    let pki = Pki::new();
+    let nginx = Nginx::start(&pki);
+    std::fs::File::create(nginx.file("large"))
+        .unwrap()
+        .set_len(large())
+        .unwrap();
+    let proxy = front(&pki, &[("h1", &nginx.http1), ("h2", &nginx.both)]);
+    // What a first request costs is no body's doing.
+    for vendor in ["h1", "h2"] {
+        assert_eq!(
+            status_of(&get(&proxy, &format!("/{vendor}/small"), "")),
+            200
+        );
+    }
+    let before = memory(&proxy, "VmRSS");
+
+    for vendor in ["h1", "h2"] {
+        tokio::task::block_in_place(|| {
+            download_over_h1(&proxy, &format!("/{vendor}/large"));
+            upload_over_h1(&proxy, &format!("/{vendor}/put/{vendor}-1"));
+        });
+        let stored = std::fs::metadata(nginx.file(&format!("put/{vendor}-1")));
+        assert_eq!(stored.unwrap().len(), large());
+    }
+    over_h2(&proxy, "/h2/large", "/h2/put/h2-2").await;
+    let stored = std::fs::metadata(nginx.file("put/h2-2"));
+    assert_eq!(stored.unwrap().len(), large());
+
+    let grown = memory(&proxy, "VmHWM").saturating_sub(before);
+    println!(
+        "{} MiB each way: {} KiB more memory",
+        large() / MIB,
+        grown / 1024
+    );
+    assert!(grown < 30 * MIB, "{grown}");
+}
+
+fn download_over_h1(proxy: &Proxy, target: &str) {
+    let mut stream = connect(proxy.data);
+    let request = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let head = head(&mut stream);
+    assert_eq!(status_of(&head), 200, "{head}");
+    // Nobody reads: the vendor must wait, not the proxy's memory fill.
+    std::thread::sleep(Duration::from_secs(1));
+    let read = std::io::copy(&mut stream, &mut std::io::sink()).unwrap();
+    assert_eq!(read, large());
+}
+
+fn upload_over_h1(proxy: &Proxy, target: &str) {
+    let mut stream = connect(proxy.data);
+    let request = format!(
+        "PUT {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        large()
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let piece = vec![b'x'; 64 * 1024];
+    for _ in 0..large() / piece.len() as u64 {
+        stream.write_all(&piece).unwrap();
+    }
+    let head = head(&mut stream);
+    assert_eq!(status_of(&head), 201, "{head}");
+}
+
+async fn over_h2(proxy: &Proxy, download: &str, upload: &str) {
+    let mut caller = Caller::connect(proxy.data).await;
+    let request = Request::get(format!("http://localhost{download}"));
+    let (response, _) = caller
+        .sender()
+        .send_request(request.body(()).unwrap(), true)
+        .unwrap();
+    let mut body = response.await.unwrap().into_body();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut read = 0;
+    while let Some(some) = body.data().await {
+        let some = some.unwrap();
+        read += some.len() as u64;
+        body.flow_control().release_capacity(some.len()).unwrap();
+    }
+    assert_eq!(read, large());
+
+    let request =
+        Request::put(format!("http://localhost{upload}")).header("content-length", large());
+    let (response, mut stream) = caller
+        .sender()
+        .send_request(request.body(()).unwrap(), false)
+        .unwrap();
+    let mut left = large();
+    while left > 0 {
+        stream.reserve_capacity(64 * 1024);
+        let room = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await;
+        let some = (room.unwrap().unwrap() as u64).min(left);
+        left -= some;
+        let piece = Bytes::from(vec![b'x'; usize::try_from(some).unwrap()]);
+        stream.send_data(piece, left == 0).unwrap();
+    }
+    assert_eq!(response.await.unwrap().status(), 201);
+}
+
+const EVENTS: [&str; 2] = ["data: one\n\n", "data: two St\n\n"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_arrive_as_they_are_sent() {
+    let pki = Pki::new();
+    let heard = Arc::new(Notify::new());
+    let next = heard.clone();
+    let over_h2 = Origin::start(&pki, move |mut exchange| {
+        let next = next.clone();
+        async move {
+            let mut stream = exchange.begin(200, &[("content-type", "text/event-stream")]);
+            for event in EVENTS {
+                stream
+                    .send_data(Bytes::from_static(event.as_bytes()), false)
+                    .unwrap();
+                next.notified().await;
+            }
+            stream.send_data(Bytes::new(), true).unwrap();
+        }
+    })
+    .await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let over_h1 = format!("http://{}", listener.local_addr().unwrap());
+    let next = heard.clone();
+    let serving = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.read(&mut [0; 4096]).await.unwrap();
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+            stream.write_all(head.as_bytes()).await.unwrap();
+            for event in EVENTS {
+                let chunk = format!("{:x}\r\n{event}\r\n", event.len());
+                stream.write_all(chunk.as_bytes()).await.unwrap();
+                next.notified().await;
+            }
+            stream.write_all(b"0\r\n\r\n").await.unwrap();
+        }
+    });
+    let proxy = front(&pki, &[("h1", &over_h1), ("h2", &over_h2.url)]);
+
+    for vendor in ["h1", "h2"] {
+        let (to, listener) = (proxy.data, heard.clone());
+        tokio::task::spawn_blocking(move || {
+            let mut stream = connect(to);
+            let request = format!("GET /{vendor}/x HTTP/1.1\r\nHost: localhost\r\n\r\n");
+            stream.write_all(request.as_bytes()).unwrap();
+            head(&mut stream);
+            // The vendor says nothing more until we have heard what it said.
+            for event in EVENTS {
+                let mut chunk = vec![0; format!("{:x}\r\n{event}\r\n", event.len()).len()];
+                stream.read_exact(&mut chunk).unwrap();
+                assert!(String::from_utf8_lossy(&chunk).contains(event), "{vendor}");
+                listener.notify_one();
+            }
+            let mut end = [0; 5];
+            stream.read_exact(&mut end).unwrap();
+            assert_eq!(&end, b"0\r\n\r\n");
+        })
+        .await
+        .unwrap();
+
+        let mut caller = Caller::connect(proxy.data).await;
+        let request = Request::get(format!("http://localhost/{vendor}/x"));
+        let (response, _) = caller
+            .sender()
+            .send_request(request.body(()).unwrap(), true)
+            .unwrap();
+        let mut body = response.await.unwrap().into_body();
+        for event in EVENTS {
+            let some = body.data().await.unwrap().unwrap();
+            assert_eq!(some, event, "{vendor}");
+            heard.notify_one();
+        }
+    }
+    serving.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nginx_answers_the_same_through_the_proxy_as_without_it() {
+    let pki = Pki::new();
+    let nginx = Nginx::start(&pki);
+    let proxy = front(&pki, &[("h1", &nginx.http1), ("h2", &nginx.both)]);
+    let client = pki.client();
+    let stored = client
+        .get(format!("{}/small", nginx.http1))
+        .send()
+        .await
+        .unwrap();
+    let tag = stored.headers()["etag"].to_str().unwrap().to_owned();
+    for (method, path, field) in [
+        ("GET", "/small", ("accept-encoding", "identity")),
+        ("GET", "/small", ("accept-encoding", "gzip")),
+        ("GET", "/small", ("range", "bytes=2-4")),
+        ("GET", "/small", ("range", "bytes=0-1,4-")),
+        ("GET", "/small", ("range", "bytes=99-")),
+        ("GET", "/small", ("if-none-match", &tag)),
+        ("HEAD", "/small", ("accept", "*/*")),
+        ("HEAD", "/empty", ("accept", "*/*")),
+        ("GET", "/empty", ("accept", "*/*")),
+        ("GET", "/missing", ("accept", "*/*")),
+        ("OPTIONS", "/small", ("accept", "*/*")),
+    ] {
+        let ask = async |url: String| {
+            let method = method.parse().unwrap();
+            let answer = client.request(method, url).header(field.0, field.1);
+            let answer = answer.send().await.unwrap();
+            let status = answer.status();
+            let mut fields = answer.headers().clone();
+            // Ours, or a matter of the connection.
+            for ours in [
+                "via",
+                "x-request-id",
+                "date",
+                "connection",
+                "transfer-encoding",
+            ] {
+                fields.remove(ours);
+            }
+            let boundary = fields.get("content-type").cloned();
+            if boundary.is_some_and(|kind| kind.to_str().unwrap().contains("boundary=")) {
+                // A new one each time.
+                fields.remove("content-type");
+                return (status, fields, None);
+            }
+            (status, fields, Some(answer.bytes().await.unwrap()))
+        };
+        let direct = ask(format!("{}{path}", nginx.http1)).await;
+        for vendor in ["h1", "h2"] {
+            let through = ask(format!("http://{}/{vendor}{path}", proxy.data)).await;
+            assert_eq!(through, direct, "{vendor} {method} {path} {field:?}");
+        }
+    }
+    let requests = nginx.requests();
+    assert!(
+        requests
+            .iter()
+            .any(|line| line.starts_with("HTTP/2.0 HEAD"))
+    );
+    assert!(
+        requests
+            .iter()
+            .any(|line| line.starts_with("HTTP/1.1 HEAD"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_post_is_lost_to_connections_that_nginx_ends_after_five_requests() {
+    let pki = Pki::new();
+    let nginx = Nginx::start(&pki);
+    let proxy = front(&pki, &[("h2", &nginx.both)]);
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (client, url) = (pki.client(), format!("http://{}/h2/answer", proxy.data));
+        asking.spawn(async move {
+            for _ in 0..25 {
+                let answer = client.post(&url).body("a body").send().await.unwrap();
+                assert_eq!(answer.status(), 200);
+                assert_eq!(answer.text().await.unwrap(), "nginx says so");
+            }
+        });
+    }
+    asking.join_all().await;
+    let posts = |line: &&String| line.starts_with("HTTP/2.0 POST");
+    let requests = nginx.requests();
+    assert_eq!(requests.iter().filter(posts).count(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_http_1_has_of_its_own_is_kept() {
+    let pki = Pki::new();
+    let vendor = Server::start(|asked| async move {
+        let body = String::from_utf8(asked.body).unwrap();
+        Reply::whole(
+            "299 Rather Fine",
+            "X-OddLy: Spelled\r\n",
+            format!("{} {body}", asked.target),
+        )
+    })
+    .await;
+    let proxy = front(&pki, &[("v", &vendor.url(""))]);
+    // A GET with a body, and a lone question mark.
+    let answer = tokio::task::block_in_place(|| {
+        proxy.raw("GET /v/x? HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbody")
+    });
+    assert!(
+        answer.starts_with("HTTP/1.1 299 Rather Fine\r\n"),
+        "{answer}"
+    );
+    assert!(answer.contains("\r\nX-OddLy: Spelled\r\n"), "{answer}");
+    assert!(answer.ends_with("\r\n\r\n/x? body"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vendors_100_reaches_the_caller_that_waits_for_it() {
+    let pki = Pki::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let serving = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap().to_lowercase();
+        assert!(head.contains("\r\nexpect: 100-continue\r\n"), "{head}");
+        stream
+            .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+            .await
+            .unwrap();
+        let mut body = [0; 4];
+        stream.read_exact(&mut body).await.unwrap();
+        let answer = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n";
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        stream.write_all(&body).await.unwrap();
+    });
+    let proxy = front(&pki, &[("v", &url)]);
+    tokio::task::block_in_place(|| {
+        let mut stream = connect(proxy.data);
+        let request = "POST /v/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
+        stream.write_all(request.as_bytes()).unwrap();
+        assert_eq!(status_of(&head(&mut stream)), 100);
+        stream.write_all(b"body").unwrap();
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).unwrap();
+        assert!(
+            rest.starts_with("HTTP/1.1 200") && rest.ends_with("body"),
+            "{rest}"
+        );
+    });
+    serving.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_breaks_off_is_never_ended_cleanly() {
+    let pki = Pki::new();
+    let origin = Origin::start(&pki, |mut exchange| async move {
+        let mut stream = exchange.begin(200, &[]);
+        stream
+            .send_data(Bytes::from_static(b"some"), false)
+            .unwrap();
+        stream.reserve_capacity(1);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        stream.send_reset(h2::Reason::INTERNAL_ERROR);
+    })
+    .await;
+    let proxy = front(&pki, &[("v", &origin.url)]);
+    let answer = tokio::task::block_in_place(|| get(&proxy, "/v/x", ""));
+    assert!(answer.ends_with("some\r\n"), "{answer}");
+
+    let mut caller = Caller::connect(proxy.data).await;
+    let request = Request::get("http://localhost/v/x").body(()).unwrap();
+    let (response, _) = caller.sender().send_request(request, true).unwrap();
+    let mut body = response.await.unwrap().into_body();
+    assert_eq!(body.data().await.unwrap().unwrap(), "some");
+    assert!(body.data().await.unwrap().unwrap_err().is_reset());
+}

@@ -1,0 +1,473 @@
+//! Vendors that choose HTTP/2: what holds of requests over HTTP/1.1 holds of theirs.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use countersign::demo;
+use h2::Reason;
+use http::{HeaderMap, Request};
+use tokio::sync::{Barrier, Mutex};
+
+use crate::support::origin::{Caller, Conduct, Exchange, Origin};
+use crate::support::peers::Pki;
+use crate::support::script::{Reply, Server};
+use crate::support::{Proxy, eventually, status_of};
+
+const TOKEN: &str = "the+token/of=ours-0123456789";
+
+/// The proxy in front of `url`, reached as vendor `v`; its listener speaks HTTP/2, too.
+async fn front(pki: &Pki, url: &str, more: &str) -> Proxy {
+    let yaml = format!(
+        "listeners: [ {{ bind: 127.0.0.1:0, h2c: true }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\nvendors:\n  v:\n    upstream: {url}\n    ca: ca.pem\n    allow_plaintext: true\n    {more}\n"
+    );
+    let directory = pki.dir().to_owned();
+    tokio::task::spawn_blocking(move || Proxy::start(&directory, &yaml))
+        .await
+        .unwrap()
+}
+
+async fn raw(proxy: &Proxy, request: impl Into<String>) -> String {
+    let (to, request) = (proxy.data, request.into());
+    tokio::task::spawn_blocking(move || crate::support::exchange(to, request.as_bytes()))
+        .await
+        .unwrap()
+}
+
+async fn get(proxy: &Proxy, target: &str) -> String {
+    let head = "Host: localhost\r\nConnection: close";
+    raw(proxy, format!("GET {target} HTTP/1.1\r\n{head}\r\n\r\n")).await
+}
+
+async fn post(proxy: &Proxy, target: &str, body: &str) -> String {
+    let head = format!(
+        "Host: localhost\r\nConnection: close\r\nContent-Length: {}",
+        body.len()
+    );
+    raw(
+        proxy,
+        format!("POST {target} HTTP/1.1\r\n{head}\r\n\r\n{body}"),
+    )
+    .await
+}
+
+fn body(answer: &str) -> &str {
+    answer.split_once("\r\n\r\n").map_or("", |(_, body)| body)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_connection_carries_many_requests_at_a_time() {
+    let pki = Pki::new();
+    let both = Arc::new(Barrier::new(2));
+    let origin = Origin::start(&pki, move |exchange| {
+        let both = both.clone();
+        async move {
+            if exchange.request.uri().path() == "/together" {
+                both.wait().await;
+            }
+            let nth = exchange.connection.to_string();
+            exchange.answer(nth);
+        }
+    })
+    .await;
+    let proxy = front(&pki, &origin.url, "").await;
+
+    for _ in 0..3 {
+        assert!(get(&proxy, "/v/one").await.ends_with('0'));
+    }
+    let mut caller = Caller::connect(proxy.data).await;
+    let request = Request::get("http://localhost/v/together");
+    let (first, second) = tokio::join!(caller.ask(request, b""), get(&proxy, "/v/together"));
+    assert_eq!((first.body.as_str(), second.ends_with('0')), ("0", true));
+    assert_eq!(origin.connections(), 1);
+    let metrics = proxy.admin("/metrics").1;
+    assert!(
+        metrics.contains("countersign_upstream_connections_total{reused=\"true\",vendor=\"v\"} 4")
+    );
+}
+
+/// Answers with the request as it came.
+async fn repeated(exchange: Exchange) {
+    let mut said = format!("{} {}", exchange.request.method(), exchange.request.uri());
+    for (name, value) in exchange.request.headers() {
+        let _ = write!(said, "\n{name}: {}", value.to_str().unwrap());
+    }
+    exchange.answer(said);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_reaches_the_vendor_as_http_2_wants_it() {
+    let pki = Pki::new();
+    let origin = Origin::start(&pki, repeated).await;
+    let more = "redact_echo: false\n    auth: { headers: { customerUri: example, Login: { value: \"secret\" } } }";
+    let proxy = front(&pki, &origin.url, more).await;
+
+    for path in [
+        "/x?",
+        "/x",
+        "/a%41%2e.b;c=d/?q=%zz&a=1&&",
+        "/~x!$&'()*+,;=:@/{y}",
+    ] {
+        let said = get(&proxy, &format!("/v{path}")).await;
+        let first = body(&said).lines().next().unwrap_or_default().to_owned();
+        if said.starts_with("HTTP/1.1 200") {
+            assert_eq!(first, format!("GET {}{path}", origin.url));
+        } else {
+            // Refused, and so never repaired.
+            assert_eq!(status_of(&said), 400, "{path}: {said}");
+        }
+    }
+    let said = raw(&proxy, "GET /v/x HTTP/1.1\r\nHost: localhost\r\nConnection: close, x-mine\r\nX-Mine: 1\r\nTE: trailers\r\nKeep-Alive: 1\r\nProxy-Connection: 1\r\nCUSTOMERURI: the caller's\r\nExpect: 100-continue\r\nX-Two: a\r\nx-two: b\r\n\r\n").await;
+    let mut fields: Vec<_> = body(&said).lines().skip(1).collect();
+    fields.sort_unstable();
+    let wanted = [
+        "customeruri: example",
+        "login: secret",
+        "x-two: a",
+        "x-two: b",
+    ];
+    assert_eq!(fields, wanted, "{said}");
+
+    let mut caller = Caller::connect(proxy.data).await;
+    let request = Request::get("http://localhost/v/x?")
+        .header("te", "trailers")
+        .header("proxy-authorization", "Basic eDp5")
+        .header("customeruri", "the caller's");
+    let got = caller.ask(request, b"").await;
+    let mut fields: Vec<_> = got.body.lines().skip(1).collect();
+    fields.sort_unstable();
+    assert_eq!(
+        fields,
+        ["customeruri: example", "login: secret", "te: trailers"]
+    );
+    assert!(got.body.starts_with(&format!("GET {}/x?\n", origin.url)));
+    assert_eq!(origin.connections(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cookie_in_pieces_stays_so_over_http_2_and_is_joined_for_http_1() {
+    let pki = Pki::new();
+    let origin = Origin::start(&pki, repeated).await;
+    let echo = demo::echo().await.unwrap();
+    let request = || {
+        Request::get("http://localhost/v/x")
+            .header("cookie", "a=1")
+            .header("cookie", "b=2")
+    };
+
+    let proxy = front(&pki, &origin.url, "cookies: pass").await;
+    let got = Caller::connect(proxy.data).await.ask(request(), b"").await;
+    assert!(got.body.ends_with("cookie: a=1\ncookie: b=2"), "{got:?}");
+
+    let proxy = front(&pki, &echo.url(), "cookies: pass").await;
+    let got = Caller::connect(proxy.data).await.ask(request(), b"").await;
+    assert_eq!(got.status, 200);
+    assert_eq!(echo.requests()[0].exact_field("cookie"), Some("a=1; b=2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_401_is_replayed_with_its_body() {
+    let pki = Pki::new();
+    let origin = Origin::start(&pki, |mut exchange| async move {
+        let body = exchange.body().await;
+        if exchange.field("authorization") == "Bearer token-2" {
+            exchange.answer(body);
+        } else {
+            exchange.answer_with(401, &[], "refused");
+        }
+    })
+    .await;
+    let granted = AtomicUsize::new(0);
+    let tokens = Server::start(move |_| {
+        let nth = granted.fetch_add(1, Ordering::SeqCst) + 1;
+        async move {
+            Reply::json(format!(
+                r#"{{"access_token":"token-{nth}","token_type":"Bearer","expires_in":3600}}"#
+            ))
+        }
+    })
+    .await;
+    let auth = format!(
+        "auth: {{ client_credentials: {{ token_url: \"{}\", client_id: c, client_secret: {{ value: s }} }} }}",
+        tokens.url("/token")
+    );
+    let proxy = front(&pki, &origin.url, &auth).await;
+
+    let large = "x".repeat(60_000);
+    let answer = post(&proxy, "/v/x", &large).await;
+    assert_eq!(status_of(&answer), 200, "{answer}");
+    assert_eq!(body(&answer).matches('x').count(), large.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_says_it_has_not_processed_is_sent_again_on_another_connection() {
+    for (conduct, reason) in [
+        (goes_away_gracefully as fn(usize) -> Conduct, "NO_ERROR"),
+        (is_not_calm, "ENHANCE_YOUR_CALM"),
+    ] {
+        let pki = Pki::new();
+        let origin = Origin::conducted(&pki, conduct, |mut exchange| async move {
+            let body = exchange.body().await;
+            exchange.answer(body);
+        })
+        .await;
+        let proxy = front(&pki, &origin.url, "").await;
+        let answer = post(&proxy, "/v/x", "once and for all").await;
+        assert!(answer.ends_with("once and for all"), "{reason}: {answer}");
+        assert_eq!(origin.connections(), 2, "{reason}");
+    }
+
+    let pki = Pki::new();
+    let origin = Origin::start(&pki, |mut exchange| async move {
+        if exchange.connection == 0 {
+            exchange.respond.send_reset(Reason::REFUSED_STREAM);
+            return;
+        }
+        let body = exchange.body().await;
+        exchange.answer(body);
+    })
+    .await;
+    let proxy = front(&pki, &origin.url, "").await;
+    let answer = post(&proxy, "/v/x", "once and for all").await;
+    assert!(answer.ends_with("once and for all"), "{answer}");
+    assert_eq!(origin.connections(), 2);
+}
+
+fn goes_away_gracefully(connection: usize) -> Conduct {
+    match connection {
+        0 => Conduct::GoAway(0),
+        _ => Conduct::Serve,
+    }
+}
+
+fn is_not_calm(connection: usize) -> Conduct {
+    match connection {
+        0 => Conduct::GoAway(11),
+        _ => Conduct::Serve,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_whose_outcome_is_unknown_is_never_sent_again() {
+    let pki = Pki::new();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = asked.clone();
+    let origin = Origin::start(&pki, move |mut exchange| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        async move {
+            exchange.body().await;
+            exchange.respond.send_reset(Reason::INTERNAL_ERROR);
+        }
+    })
+    .await;
+    let proxy = front(&pki, &origin.url, "").await;
+    let answer = post(&proxy, "/v/x", "once and for all").await;
+    assert_eq!(status_of(&answer), 502, "{answer}");
+    assert!(answer.contains("upstream_unreachable"));
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_refuses_always_is_not_asked_for_ever() {
+    let pki = Pki::new();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = asked.clone();
+    let origin = Origin::start(&pki, move |mut exchange| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        async move { exchange.respond.send_reset(Reason::REFUSED_STREAM) }
+    })
+    .await;
+    let proxy = front(&pki, &origin.url, "").await;
+    assert_eq!(status_of(&get(&proxy, "/v/x").await), 502);
+    assert!((2..=3).contains(&asked.load(Ordering::SeqCst)), "{asked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_wants_http_1_gets_it_from_then_on() {
+    let pki = Pki::new();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = asked.clone();
+    let origin = Origin::start(&pki, move |mut exchange| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        async move { exchange.respond.send_reset(Reason::HTTP_1_1_REQUIRED) }
+    })
+    .await;
+    let more = "auth: { headers: { customerUri: example } }";
+    let proxy = front(&pki, &origin.url, more).await;
+    for _ in 0..2 {
+        let answer = post(&proxy, "/v/x", "").await;
+        assert!(
+            answer.starts_with("HTTP/1.1 200 Quite Fine\r\n"),
+            "{answer}"
+        );
+        assert!(answer.contains("\r\ncustomerUri: example\r\n"), "{answer}");
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silence_is_a_timeout() {
+    let pki = Pki::new();
+    let origin = Origin::start(&pki, |mut exchange| async move {
+        let mut stream = if exchange.request.uri().path() == "/begun" {
+            Some(exchange.begin(200, &[]))
+        } else {
+            None
+        };
+        if let Some(stream) = &mut stream {
+            stream
+                .send_data(Bytes::from_static(b"some"), false)
+                .unwrap();
+        }
+        tokio::time::sleep(Duration::from_mins(1)).await;
+    })
+    .await;
+    for timeouts in [
+        "first_byte: 700ms",
+        "first_byte: 700ms, idle: 700ms",
+        "total: 700ms",
+    ] {
+        let more = format!("timeouts: {{ {timeouts} }}");
+        let proxy = front(&pki, &origin.url, &more).await;
+        let answers = tokio::join!(get(&proxy, "/v/x"), post(&proxy, "/v/x", "body"));
+        for answer in [answers.0, answers.1] {
+            assert_eq!(status_of(&answer), 504, "{timeouts}: {answer}");
+            assert!(answer.contains("upstream_timeout"), "{answer}");
+        }
+        if timeouts != "first_byte: 700ms" {
+            let mut caller = Caller::connect(proxy.data).await;
+            let request = || Request::get("http://localhost/v/x");
+            assert_eq!(caller.ask(request(), b"").await.status, 504, "{timeouts}");
+            // What has begun breaks off: no chunk of no bytes.
+            let answer = get(&proxy, "/v/begun").await;
+            assert!(answer.ends_with("some\r\n"), "{timeouts}: {answer}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_credential_is_masked_in_fields_bodies_and_trailers() {
+    let pki = Pki::new();
+    let origin = Origin::start(&pki, |mut exchange| async move {
+        let mut stream = exchange.begin(200, &[("x-echo", TOKEN)]);
+        stream
+            .send_data(Bytes::from(format!("<{TOKEN}>")), false)
+            .unwrap();
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-trailing", TOKEN.parse().unwrap());
+        trailers.insert("x-checksum", "kept".parse().unwrap());
+        stream.send_trailers(trailers).unwrap();
+    })
+    .await;
+    let auth = format!("auth: {{ bearer: {{ token: {{ value: \"{TOKEN}\" }} }} }}");
+    let proxy = front(&pki, &origin.url, &auth).await;
+    let stars = "*".repeat(TOKEN.len());
+
+    let mut caller = Caller::connect(proxy.data).await;
+    let got = caller.ask(Request::get("http://localhost/v/x"), b"").await;
+    let trailers = got.trailers.unwrap();
+    assert_eq!(got.fields["x-echo"], stars);
+    assert_eq!(got.body, format!("<{stars}>"));
+    assert_eq!(trailers["x-trailing"], stars);
+    assert_eq!(trailers["x-checksum"], "kept");
+
+    // HTTP/1.1 callers get none.
+    let answer = get(&proxy, "/v/x").await;
+    assert!(answer.ends_with("\r\n0\r\n\r\n"), "{answer}");
+    assert!(!answer.contains("x-checksum") && !answer.contains(TOKEN));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_waits_for_100_gets_it_before_the_vendor_is_answered_over_http_2() {
+    let pki = Pki::new();
+    let origin = Origin::start(&pki, |mut exchange| async move {
+        let body = exchange.body().await;
+        assert_eq!(exchange.field("expect"), "");
+        exchange.answer(body);
+    })
+    .await;
+    let proxy = front(&pki, &origin.url, "").await;
+    let answer = tokio::task::spawn_blocking(move || {
+        use std::io::{Read, Write};
+
+        let mut stream = std::net::TcpStream::connect(proxy.data).unwrap();
+        stream.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
+        let head = "POST /v/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut said = [0; 25];
+        stream.read_exact(&mut said).unwrap();
+        assert_eq!(&said, b"HTTP/1.1 100 Continue\r\n\r\n");
+        stream.write_all(b"body").unwrap();
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).unwrap();
+        rest
+    })
+    .await
+    .unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.ends_with("body"),
+        "{answer}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_connection_outlives_the_certificate_it_was_made_with() {
+    let pki = Pki::new();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let sink = seen.clone();
+    let origin = Origin::start(&pki, move |exchange| {
+        let sink = sink.clone();
+        async move {
+            sink.lock().await.push(exchange.connection);
+            exchange.answer("");
+        }
+    })
+    .await;
+    let more = "client_cert: { cert: client.pem, key: client.key }";
+    let proxy = front(&pki, &origin.url, more).await;
+    for _ in 0..2 {
+        assert_eq!(status_of(&get(&proxy, "/v/x").await), 200);
+    }
+    for (from, to) in [
+        ("self-signed.pem", "client.pem"),
+        ("self-signed.key", "client.key"),
+    ] {
+        let new = std::fs::read(pki.file(from)).unwrap();
+        std::fs::write(pki.file(to), new).unwrap();
+    }
+    crate::support::signal(proxy.id(), "HUP");
+    eventually("reloaded", || {
+        let metrics = proxy.admin("/metrics").1;
+        let series = "countersign_config_reloads_total{outcome=\"ok\"} ";
+        let count = metrics.lines().find_map(|line| line.strip_prefix(series))?;
+        (count != "0").then_some(())
+    });
+    assert_eq!(status_of(&get(&proxy, "/v/x").await), 200);
+    assert_eq!(*seen.lock().await, [0, 0, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_vanished_is_found_out_by_asking_it() {
+    let pki = Pki::new();
+    let origin = Origin::conducted(
+        &pki,
+        |connection| match connection {
+            0 => Conduct::VanishAfterOne,
+            _ => Conduct::Serve,
+        },
+        |exchange| async move {
+            let nth = exchange.connection.to_string();
+            exchange.answer(nth);
+        },
+    )
+    .await;
+    // Nothing else would end the wait.
+    let more = "timeouts: { first_byte: 0s, idle: 0s }";
+    let proxy = front(&pki, &origin.url, more).await;
+    assert!(get(&proxy, "/v/x").await.ends_with('0'));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let answer = get(&proxy, "/v/x").await;
+    assert!(answer.ends_with('1'), "{answer}");
+}

@@ -50,7 +50,7 @@ def main():
             server = None if options.kubeconfig else ApiServer(options, scratch, processes)
             admin = options.kubeconfig or server.kubeconfig
             run = Run(options, scratch, processes, server, Kubectl(options.kubectl, admin))
-            run.all()
+            run.record() if options.record else run.all()
         finally:
             for process in reversed(processes):
                 process.kill()
@@ -64,6 +64,7 @@ def arguments():
     parser.add_argument("--etcd", default="etcd")
     parser.add_argument("--kube-apiserver", default="kube-apiserver")
     parser.add_argument("--kubeconfig", help="an administrator's, of a cluster that is there")
+    parser.add_argument("--record", help="only writes down there how the API server answers")
     return parser.parse_args()
 
 
@@ -409,6 +410,66 @@ class Run:
         finally:
             self.kubectl("delete", "namespace", NAMESPACE, "--wait=false", fails=True)
 
+    def record(self):
+        """What the API server says to requests like ours, right and wrong, for the stand-in in
+        tests/support/kubernetes.rs to be compared with. `$VERSION` is the `resourceVersion` that
+        the object has then."""
+        self.prepare()
+        self.kubectl("delete", "secret/" + SECRET, "lease/" + LEASE, "-n", NAMESPACE)
+        self.kubectl("delete", "role/countersign", "rolebinding/countersign", "-n", NAMESPACE)
+        view = json.loads((self.scratch / "kubeconfig").read_text())
+        cluster = view["clusters"][0]["cluster"]
+        ca = base64.b64decode(cluster["certificate-authority-data"]).decode()
+        context = ssl.create_default_context(cadata=ca)
+        open_role = [
+            *("create", "role", "everything", "-n", NAMESPACE, "--verb=get,create,update"),
+            "--resource=secrets,leases.coordination.k8s.io",
+        ]
+        recorded = []
+
+        def ask(token, method, path, body):
+            request = urllib.request.Request(cluster["server"] + path, method=method)
+            request.add_header("Content-Type", "application/json")
+            if token:
+                request.add_header("Authorization", f"Bearer {token}")
+            data = None if body is None else json.dumps(body).encode()
+            try:
+                with urllib.request.urlopen(request, data, context=context) as answer:
+                    return answer.status, json.load(answer)
+            except urllib.error.HTTPError as error:
+                return error.code, json.load(error)
+
+        for case in CASES:
+            who, method, path, body = case
+            if who == "granted":
+                self.kubectl(*open_role)
+                binding = ["create", "rolebinding", "everything", "--role=everything"]
+                account = f"--serviceaccount={NAMESPACE}:countersign"
+                self.kubectl(*binding, account, "-n", NAMESPACE)
+                # It reaches the authoriser a moment later.
+                time.sleep(2)
+                continue
+            token = None if who == "nobody" else self.token.read_text()
+            full = path.replace("NAMESPACE", NAMESPACE)
+            if body is not None and "$VERSION" in json.dumps(body):
+                _, there = ask(token, "GET", full, None)
+                version = there["metadata"]["resourceVersion"]
+                sent = json.loads(json.dumps(body).replace("$VERSION", version))
+            else:
+                sent = body
+            status, answer = ask(token, method, full, sent)
+            said = {"as": who, "method": method, "path": path, "body": body, "status": status}
+            if status >= 400:
+                said["reason"] = answer.get("reason")
+                said["message"] = answer["message"].replace(NAMESPACE, "NAMESPACE")
+            else:
+                said["fields"] = sorted(answer["metadata"])
+            recorded.append(said)
+        lines = ",\n".join(json.dumps(said, ensure_ascii=False) for said in recorded)
+        pathlib.Path(self.options.record).write_text(f"[\n{lines}\n]\n")
+        say(f"   {len(recorded)} answers written to {self.options.record}")
+        self.kubectl("delete", "namespace", NAMESPACE, "--wait=false", fails=True)
+
     def prepare(self):
         step("A namespace and a service account with the rights that are shipped")
         version = json.loads(self.kubectl("version", "-o", "json"))["serverVersion"]
@@ -615,6 +676,70 @@ vendors:
         if done.returncode:
             say(done.stderr)
         return done
+
+
+# ---- for --record ------------------------------------------------------------------------------
+
+SECRETS = "/api/v1/namespaces/NAMESPACE/secrets"
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/NAMESPACE/leases"
+TIME = "2026-01-01T00:00:00.000000Z"
+
+
+def a_secret(data=None, **metadata):
+    secret = {"apiVersion": "v1", "kind": "Secret", "type": "Opaque"}
+    return {**secret, "metadata": {"name": "s", **metadata}, "data": data or {"v": "AAAA"}}
+
+
+def a_lease(version=None, **spec):
+    metadata = {"name": "l"} | ({"resourceVersion": version} if version else {})
+    whole = {
+        "holderIdentity": "one",
+        "leaseDurationSeconds": 15,
+        "acquireTime": TIME,
+        "renewTime": TIME,
+        "leaseTransitions": 0,
+        **spec,
+    }
+    whole = {name: value for name, value in whole.items() if value is not None}
+    kind = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
+    return {**kind, "metadata": metadata, "spec": whole}
+
+
+CASES = [
+    ("nobody", "GET", f"{SECRETS}/s", None),
+    ("account", "GET", f"{SECRETS}/s", None),
+    ("account", "PUT", f"{LEASES}/l", a_lease()),
+    ("account", "POST", SECRETS, a_secret()),
+    ("granted", None, None, None),
+    ("account", "GET", f"{SECRETS}/s", None),
+    ("account", "PUT", f"{SECRETS}/s", a_secret()),
+    ("account", "POST", SECRETS, a_secret(resourceVersion="7")),
+    ("account", "POST", SECRETS, a_secret({"v": "%"})),
+    ("account", "POST", SECRETS, a_secret({"a/b": "AAAA"})),
+    ("account", "POST", SECRETS, a_secret(name="S_")),
+    ("account", "POST", SECRETS, a_lease()),
+    ("account", "POST", SECRETS, a_secret()),
+    ("account", "POST", SECRETS, a_secret()),
+    ("account", "PUT", f"{SECRETS}/s", a_secret(resourceVersion="1")),
+    ("account", "PUT", f"{SECRETS}/s", a_secret(resourceVersion="$VERSION")),
+    ("account", "PUT", f"{SECRETS}/s", a_secret()),
+    ("account", "PUT", f"{SECRETS}/s", a_secret(name="other")),
+    ("account", "PUT", f"{SECRETS}/s", {**a_secret(), "type": "example.com/other"}),
+    ("account", "GET", f"{LEASES}/l", None),
+    ("account", "POST", LEASES, a_lease(leaseDurationSeconds=0)),
+    ("account", "POST", LEASES, a_lease(renewTime="2026-01-01T00:00:00Z")),
+    ("account", "POST", LEASES, a_lease(renewTime="2026-01-01T00:00:00.000Z")),
+    ("account", "POST", LEASES, a_lease(renewTime="yesterday")),
+    ("account", "POST", LEASES, a_lease(leaseTransitions=-1)),
+    ("account", "PUT", f"{LEASES}/l", a_lease("7")),
+    ("account", "PUT", f"{LEASES}/l", a_lease()),
+    ("account", "POST", LEASES, a_lease()),
+    ("account", "PUT", f"{LEASES}/l", a_lease("1")),
+    ("account", "PUT", f"{LEASES}/l", a_lease()),
+    ("account", "PUT", f"{LEASES}/l", a_lease("$VERSION", holderIdentity=None)),
+    ("account", "PUT", f"{LEASES}/l", a_lease("$VERSION", holderIdentity="two")),
+    ("account", "DELETE", f"{LEASES}/l", None),
+]
 
 
 if __name__ == "__main__":

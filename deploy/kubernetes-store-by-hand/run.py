@@ -64,6 +64,11 @@ def arguments():
     parser.add_argument("--etcd", default="etcd")
     parser.add_argument("--kube-apiserver", default="kube-apiserver")
     parser.add_argument("--kubeconfig", help="an administrator's, of a cluster that is there")
+    parser.add_argument(
+        "--as-pods",
+        action="store_true",
+        help="as root: proxies find service account and API server as in a pod, not by KUBECONFIG",
+    )
     parser.add_argument("--record", help="only writes down there how the API server answers")
     return parser.parse_args()
 
@@ -302,7 +307,7 @@ class Proxy:
     def __init__(self, name, run):
         self.name = name
         self.process = subprocess.Popen(
-            [run.options.countersign, "serve", "--config", run.config],
+            [*run.program, "serve", "--config", run.config],
             env=run.environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -382,7 +387,10 @@ class Run:
         self.server, self.kubectl = server, kubectl
         self.vendor = Vendor()
         self.config = scratch / "proxy.yaml"
-        self.token = scratch / "token"
+        self.account = scratch / "account"
+        self.account.mkdir()
+        self.token = self.account / "token"
+        self.program = [options.countersign]
         self.environment = {
             "PATH": os.environ["PATH"],
             "NO_COLOR": "1",
@@ -491,6 +499,17 @@ class Run:
         ca = base64.b64decode(cluster["certificate-authority-data"])
         user = {"tokenFile": str(self.token)}
         write_kubeconfig(self.scratch / "kubeconfig", cluster["server"], ca, user)
+        if self.options.as_pods:
+            (self.account / "ca.crt").write_bytes(ca)
+            (self.account / "namespace").write_text(NAMESPACE)
+            there = "/var/run/secrets/kubernetes.io/serviceaccount"
+            mount = f"mkdir -p {there} && mount --bind {self.account} {there}"
+            self.program = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+            self.program += [self.options.countersign]
+            del self.environment["KUBECONFIG"]
+            server = urllib.parse.urlsplit(cluster["server"])
+            self.environment["KUBERNETES_SERVICE_HOST"] = server.hostname
+            self.environment["KUBERNETES_SERVICE_PORT"] = str(server.port or 443)
         self.config.write_text(
             f"""
 listeners: [ {{ bind: 127.0.0.1:0 }} ]
@@ -667,7 +686,7 @@ vendors:
 
     def countersign(self, *words, stdin=""):
         done = subprocess.run(
-            [self.options.countersign, *words, "--config", self.config],
+            [*self.program, *words, "--config", self.config],
             env=self.environment,
             input=stdin,
             capture_output=True,

@@ -21,6 +21,7 @@ mod login;
 mod operating;
 mod outbound;
 mod peers;
+mod prometheus;
 mod reload;
 mod routing;
 mod stores;

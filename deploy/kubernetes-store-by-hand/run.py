@@ -81,7 +81,7 @@ def say(text):
 
 
 def step(text):
-    say(f"\n== {text}")
+    say(f"\n== {time.strftime('%X')} {text}")
 
 
 def must(holds, text):
@@ -335,7 +335,7 @@ class Proxy:
                 urllib.request.urlopen(f"http://{self.data}/{VENDOR}/thing", timeout=20).read()
             except OSError as error:
                 if not self.ending:
-                    self.failed.append(str(error))
+                    self.failed.append(f"{time.strftime('%X')} {error}")
             time.sleep(0.05)
 
     def status(self):
@@ -413,6 +413,8 @@ class Run:
                 self.stop_the_api_server(one, two)
             step("In all")
             for proxy in (one, two):
+                for failure in proxy.failed[:5]:
+                    say(f"   {proxy.name}: {failure}")
                 must(not proxy.failed, f"{proxy.name}: {proxy.asked} requests, none failed")
             must(not self.vendor.dead, f"{len(self.vendor.shown)} refreshes, the grant is alive")
         finally:
@@ -659,13 +661,19 @@ vendors:
 
     def stop_the_api_server(self, one, two):
         step("The API server is killed, and started again")
+        # Longer than a kube-apiserver takes to start on a busy machine.
+        self.vendor.lifetime = 120
+        for proxy in (one, two):
+            self.refresh(proxy)
+            proxy.until_renewed()
         self.server.stop()
         for proxy in (one, two):
+            self.refresh(proxy)
             say(f"   {proxy.name}: {proxy.until_in_trouble()}")
             must(proxy.status()["state"] != "expired", f"{proxy.name} goes on with what it holds")
         self.server.start()
         for proxy in (one, two):
-            proxy.until_renewed(2)
+            proxy.until_renewed()
         must(self.vendor.repeated() == 1, "it is back, and both go on")
 
     def apply(self, file):

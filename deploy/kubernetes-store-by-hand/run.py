@@ -352,9 +352,11 @@ class Proxy:
     def until_renewed(self, times=1, patience=PATIENCE):
         wanted = self.fetches("ok") + times
         since = time.monotonic()
-        eventually(
-            f"{self.name} renewed, but {self.status()}", lambda: self.fetches("ok") >= wanted, patience
-        )
+        try:
+            eventually(f"{self.name} renewed", lambda: self.fetches("ok") >= wanted, patience)
+        except SystemExit:
+            say(f"   {self.name}: {json.dumps(self.status())}")
+            raise
         return time.monotonic() - since
 
     def until_in_trouble(self):

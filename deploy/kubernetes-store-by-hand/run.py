@@ -43,6 +43,8 @@ PATIENCE = 60
 
 def main():
     options = arguments()
+    # Nothing it started outlives it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(prefix="countersign-by-hand-") as scratch:
         scratch = pathlib.Path(scratch)
         processes = []

@@ -33,11 +33,13 @@ ALLOWED = {
     "Zlib",
 }
 
-# Crate, and why it must not come in.
+# Crate, and why it must not come in. OpenSSL itself is ours: src/late_client_auth.rs does with it
+# what rustls cannot. These would bring it to places that rustls serves.
 BANNED = {
-    "openssl": "rustls is the one TLS library",
-    "openssl-sys": "rustls is the one TLS library",
-    "native-tls": "rustls is the one TLS library",
+    "hyper-openssl": "rustls speaks TLS wherever it can",
+    "hyper-tls": "rustls speaks TLS wherever it can",
+    "native-tls": "rustls speaks TLS wherever it can",
+    "pingora-openssl": "rustls speaks TLS wherever it can",
 }
 
 # Two versions of these would compile, and then not know each other's types, certificates,
@@ -190,7 +192,8 @@ def self_test():
 
     crates = [
         ([crate("serde"), crate("countersign", source=None)], 0),
-        ([crate("openssl-sys")], 1),
+        ([crate("openssl-sys")], 0),
+        ([crate("pingora-openssl")], 1),
         ([crate("serde", source="git+https://example.com/serde#1")], 1),
         ([crate("serde", licence=None)], 1),
         ([crate("serde", licence="MIT OR")], 1),

@@ -16,10 +16,16 @@ main() {
     rust
     needs cmake cmake 'builds zlib-ng, which compresses answers'
     needs gcc cc 'builds the C parts of the TLS and compression libraries'
+    needs make make 'builds OpenSSL, for vendors that ask for a certificate late'
+    # Every machine has a perl, and the small one lacks these.
+    if ! perl -MFindBin -MIPC::Cmd -MTime::Piece -e 1 2>/dev/null; then
+        want perl 'configures OpenSSL, for the same'
+    fi
     needs_file libc6-dev /usr/include/stdio.h 'the C library, for the same'
     needs_file ca-certificates /etc/ssl/certs/ca-certificates.crt 'the certificate authorities that vendors are checked against'
     if [ "$purpose" = test ]; then
-        needs python3 python3 'checks the licences of dependencies'
+        needs python3 python3 'checks the licences of dependencies, runs servers and clients to test against'
+        needs curl curl 'a client to test with'
         needs nodejs node 'runs oidc-provider, a token server to test against'
         needs npm npm 'installs oidc-provider'
         # Not "apache2": that package would also start a web server on this machine.
@@ -29,17 +35,17 @@ main() {
         needs redis-tools redis-check-rdb 'a Redis, to test the store that replicas share'
         needs buildah buildah 'makes the container image'
         if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
-            want python3-venv 'installs django-oauth-toolkit, a token server to test against'
+            want python3-venv 'installs servers and clients from PyPI, to test against'
         fi
     fi
     install_missing
     if [ "$purpose" = test ]; then
         newer_node
         node_modules
-        python_packages django.txt venv 'django-oauth-toolkit, a token server to test against'
-        python_packages kubernetes.txt kubernetes 'kubernetes-validate, which knows the schemas of manifests'
-        glewlwyd
-        prometheus
+        python_packages
+        unpacked 'a token server to test against' usr/bin/glewlwyd glewlwyd
+        unpacked 'a way out of a company to test with' usr/sbin/squid squid squid-common squid-langpack
+        unpacked 'what asks us for metrics' usr/bin/promtool prometheus
         kubectl
     fi
 }
@@ -136,61 +142,50 @@ node_modules() {
     cp "$peers/package-lock.json" "$peers/node_modules/.installed-from"
 }
 
-# python_packages LIST DIRECTORY WHAT: from PyPI, exactly as listed; nothing of it is built here.
+# What comes from PyPI, exactly as listed; nothing of it is built here.
 python_packages() {
-    if cmp -s "$peers/$1" "$peers/$2/.installed-from"; then
+    if cmp -s "$peers/python.txt" "$peers/venv/.installed-from"; then
         return
     fi
-    say "installing $3, with pip, into a directory of its own"
-    rm -rf "${peers:?}/$2"
-    python3 -m venv "$peers/$2" &&
-        "$peers/$2/bin/pip" install -q --disable-pip-version-check --no-deps \
-            --only-binary :all: -r "$peers/$1" ||
-        fail "pip could not install the packages of $peers/$1"
-    cp "$peers/$1" "$peers/$2/.installed-from"
+    say 'installing django-oauth-toolkit, HTTP clients and others with pip, into a directory of their own'
+    rm -rf "$peers/venv"
+    python3 -m venv "$peers/venv" &&
+        "$peers/venv/bin/pip" install -q --disable-pip-version-check --no-deps \
+            --only-binary :all: -r "$peers/python.txt" ||
+        fail "pip could not install the packages of $peers/python.txt"
+    cp "$peers/python.txt" "$peers/venv/.installed-from"
 }
 
-# Unpacked, not installed: its Debian package would also start a server on this machine. What it
-# needs is installed.
-glewlwyd() {
-    program=$peers/glewlwyd/usr/bin/glewlwyd
-    if [ -x "$program" ] && ! ldd "$program" | grep -q 'not found'; then
+# unpacked WHAT PROGRAM PACKAGE [PACKAGE...]
+#
+# Unpacks Debian packages below the peers instead of installing them: they would also start a server
+# on this machine. The libraries that the first one needs are installed.
+unpacked() {
+    what=$1 program=$2
+    shift 2
+    root=$peers/$1
+    if [ -x "$root/$program" ] && ! ldd "$root/$program" | grep -q 'not found'; then
         return
     fi
-    say 'fetching glewlwyd, a token server to test against, and installing the libraries it needs'
-    libraries=$(needed_by_glewlwyd)
+    say "fetching $1, $what, and installing the libraries it needs"
+    libraries=$(libraries_of "$1")
     if [ -z "$libraries" ]; then
         # No lists yet.
         apt_install ca-certificates
-        libraries=$(needed_by_glewlwyd)
+        libraries=$(libraries_of "$1")
     fi
     # shellcheck disable=SC2086 # a list of words
     apt_install $libraries
-    rm -rf "$peers/glewlwyd"
-    mkdir "$peers/glewlwyd"
-    (cd "$peers/glewlwyd" && apt-get download -q glewlwyd && dpkg -x glewlwyd_*.deb . &&
-        rm glewlwyd_*.deb) || fail 'could not fetch the Debian package glewlwyd'
+    rm -rf "$root"
+    mkdir "$root"
+    for package in "$@"; do
+        (cd "$root" && apt-get download -q "$package" && dpkg -x "$package"_*.deb . &&
+            rm "$package"_*.deb) || fail "could not fetch the Debian package $package"
+    done
 }
 
-needed_by_glewlwyd() {
-    apt-cache depends glewlwyd 2>/dev/null | sed -n 's/^ *Depends: \(lib.*\)$/\1/p'
-}
-
-# Unpacked, not installed: its Debian package would also start a server on this machine.
-prometheus() {
-    if command -v promtool >/dev/null ||
-        [ -x "$peers/prometheus/usr/bin/promtool" ]; then
-        return
-    fi
-    say 'fetching prometheus, to test what it gets from us'
-    if ! apt-cache show prometheus >/dev/null 2>&1; then
-        # No lists yet.
-        apt_install ca-certificates
-    fi
-    rm -rf "$peers/prometheus"
-    mkdir "$peers/prometheus"
-    (cd "$peers/prometheus" && apt-get download -q prometheus && dpkg -x prometheus_*.deb . &&
-        rm prometheus_*.deb) || fail 'could not fetch the Debian package prometheus'
+libraries_of() {
+    apt-cache depends "$1" 2>/dev/null | sed -n '/libjs-/d; s/^ *Depends: \(lib.*\)$/\1/p'
 }
 
 # The one of Debian 12 is too old for today's kustomizations. A newer one comes in an npm package,

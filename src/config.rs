@@ -158,6 +158,7 @@ impl Config {
         let admin = listeners::admin(file.admin.as_ref(), &listeners, &mut context);
         let vendors = vendors::vendors(written, &mut context);
         let store = store::store(file.store.as_ref(), &mut context);
+        store::warn_of_shared_ends(&store, &vendors, &mut context);
         let or = |span: Option<file::Span>, seconds| {
             span.map_or(Duration::from_secs(seconds), |span| span.0)
         };
@@ -442,6 +443,8 @@ pub struct Vendor {
     pub client_cert: Option<CertFiles>,
     /// Trusted instead of the system's roots, for the upstream and for token URLs.
     pub ca: Option<PathBuf>,
+    /// The server asks for the certificate after reading the path; `https://` only.
+    pub late_client_auth: bool,
     /// `http://` is accepted for upstream and token URLs.
     pub allow_plaintext: bool,
     /// Outbound CONNECT proxy for the upstream and for token URLs; `None`: as the environment says.

@@ -30,6 +30,7 @@ pub mod credential;
 pub mod demo;
 pub mod error;
 pub mod jwks;
+pub mod late_client_auth;
 pub mod metrics;
 pub mod outbound;
 pub mod request;

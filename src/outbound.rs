@@ -3,6 +3,8 @@
 
 use http::HeaderValue;
 use hyper_util::client::proxy::matcher::Matcher;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use url::Url;
 
 /// The proxies in force for one vendor.
@@ -80,6 +82,62 @@ impl Outbound {
         let (proxy, matcher) = self.environment.as_ref()?;
         matcher.intercept(&destination.as_str().parse().ok()?)?;
         Some(proxy.clone())
+    }
+}
+
+/// Why a proxy led nowhere.
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelError {
+    /// The connection to it broke.
+    #[error("the outbound proxy closed the connection: {0}")]
+    Broken(#[from] std::io::Error),
+    /// It answered something that is no answer.
+    #[error("the outbound proxy {0}")]
+    Garbled(&'static str),
+    /// It answered, and the answer is no. Holds the status.
+    #[error("the outbound proxy refused the CONNECT with {0}")]
+    Refused(String),
+}
+
+/// Longest head of a proxy's answer, bytes.
+const MAX_ANSWER: usize = 8 * 1024;
+
+impl Via {
+    /// Asks the proxy at the other end of `stream` for `target`, `host:port` (RFC 9110 §9.3.6).
+    /// After that the target is at the other end.
+    ///
+    /// # Errors
+    /// When the proxy does not lead there.
+    pub async fn tunnel(&self, stream: &mut TcpStream, target: &str) -> Result<(), TunnelError> {
+        let mut head = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n").into_bytes();
+        if let Some(authorization) = &self.authorization {
+            head.extend_from_slice(b"Proxy-Authorization: ");
+            head.extend_from_slice(authorization.as_bytes());
+            head.extend_from_slice(b"\r\n");
+        }
+        head.extend_from_slice(b"\r\n");
+        stream.write_all(&head).await?;
+
+        let mut answer = Vec::with_capacity(512);
+        loop {
+            let read = stream.read_buf(&mut answer).await?;
+            if let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") {
+                // A vendor says nothing before our handshake: whatever follows is not its.
+                if end + 4 < answer.len() {
+                    return Err(TunnelError::Garbled("sent more than its answer"));
+                }
+                break;
+            }
+            if read == 0 || answer.len() > MAX_ANSWER {
+                return Err(TunnelError::Garbled("did not answer the CONNECT"));
+            }
+        }
+        let status = answer.get(9..12).unwrap_or_default();
+        if status.first() != Some(&b'2') {
+            let status = String::from_utf8_lossy(status).into_owned();
+            return Err(TunnelError::Refused(status));
+        }
+        Ok(())
     }
 }
 

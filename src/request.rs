@@ -46,7 +46,7 @@ use self::caller::token::Mint;
 use self::caller::{Caller, Callers, Certificate, Shown};
 use self::decide::{Ask, Identity, decide};
 use self::headers::Barred;
-use self::limit::Limiter;
+use self::limit::{Limiter, Pace};
 use self::login::Posted;
 use self::path::Target;
 use self::redact::{Echoed, Needles, Redactor};
@@ -137,6 +137,9 @@ pub struct Context {
     deadline: Option<Instant>,
     /// `timeouts.first_byte`, once the request is out, where it is shorter than other limits.
     answer_by: Option<Instant>,
+    /// How slowly the body may come, and when some of it last came, on HTTP/2. There is one
+    /// connection for many bodies; for HTTP/1, the guard of the connection knows.
+    pace: Option<(Pace, Option<Instant>)>,
     in_flight: Option<InFlight>,
     _serving: Serving,
 }
@@ -189,6 +192,7 @@ impl ProxyHttp for Proxy {
             reused: false,
             deadline: None,
             answer_by: None,
+            pace: None,
             in_flight: None,
             _serving: Serving(self.serving.clone()),
         })
@@ -214,6 +218,7 @@ impl ProxyHttp for Proxy {
         ctx.request_id = headers::request_id(&session.req_header().headers);
         if let Some(guarded) = guard(session) {
             guarded.head_is_complete();
+            guarded.expect_body(CALLER_IDLE);
         }
         Ok(())
     }
@@ -309,6 +314,9 @@ impl ProxyHttp for Proxy {
             }
         }
         if session.as_downstream_mut().is_body_done() {
+            if let Some(guarded) = guard(session) {
+                guarded.expect_body(Duration::ZERO);
+            }
             await_answer(session, ctx);
         }
         Ok(())
@@ -322,10 +330,25 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
         if end {
+            if let Some(guarded) = guard(session) {
+                guarded.expect_body(Duration::ZERO);
+            }
             await_answer(session, ctx);
+            // HTTP/2 clients often say the end in a frame of its own. pingora would write it to an
+            // HTTP/1.1 upstream as a chunk of no bytes, which is an end already, and then the end:
+            // what follows on that connection would be read from the wrong place.
+            if body.as_ref().is_some_and(Bytes::is_empty) {
+                *body = None;
+            }
         }
         let Some(body) = body else { return Ok(()) };
         ctx.body_in += body.len() as u64;
+        if let Some((pace, last)) = &mut ctx.pace {
+            let waited = last.replace(Instant::now()).map(|at| at.elapsed());
+            if !pace.heard(waited.unwrap_or_default(), body.len()) {
+                return Err(stopped(ctx, Error::BodyTimeout));
+            }
+        }
         let limit = ctx.way.as_ref().map_or(0, |way| way.vendor.limits.body);
         if limit > 0 && ctx.body_in > limit {
             return Err(stopped(ctx, Error::BodyTooLarge));
@@ -348,6 +371,9 @@ impl ProxyHttp for Proxy {
         if let Some(needles) = &needles {
             mask_head(needles, answer, vendor)?;
         }
+        for name in headers::barred_in_answer(&answer.headers, vendor.cookies_pass, upgraded) {
+            answer.remove_header(&name);
+        }
         if answer.status.is_informational() && !upgraded {
             return Ok(());
         }
@@ -368,14 +394,14 @@ impl ProxyHttp for Proxy {
         ctx.answer_by = None;
         if let Some(guarded) = guard(session) {
             guarded.expect_answer_by(ctx.deadline);
+            // Whoever is being answered may go on sending as it likes: that is a stream.
+            guarded.expect_body(Duration::ZERO);
         }
+        ctx.pace = None;
         if let Some(since) = ctx.upstream_since {
             let took = since.elapsed();
             ctx.upstream_took = Some(took);
             vendor.metrics.answered(took);
-        }
-        for name in headers::barred_in_answer(&answer.headers, vendor.cookies_pass, upgraded) {
-            answer.remove_header(&name);
         }
         if let Some(location) = answer.headers.get(LOCATION)
             && let Some(ours) = headers::rewrite_location(
@@ -417,9 +443,13 @@ impl ProxyHttp for Proxy {
         trailers: &mut HeaderMap,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
-        if let (Some(redactor), Some(way)) = (&ctx.redactor, &ctx.way) {
+        let Some(way) = &ctx.way else { return Ok(()) };
+        if let Some(redactor) = &ctx.redactor {
             let masked = redactor.needles().mask_fields(trailers);
             way.vendor.metrics.echoes.inc_by(masked);
+        }
+        for name in headers::barred_in_answer(trailers, way.vendor.cookies_pass, false) {
+            trailers.remove(name);
         }
         Ok(())
     }
@@ -487,6 +517,8 @@ impl ProxyHttp for Proxy {
         let stop = ctx.stop.or_else(|| {
             if overdue {
                 Some(Error::UpstreamTimeout)
+            } else if guard(session).is_some_and(Guarded::body_was_too_slow) {
+                Some(Error::BodyTimeout)
             } else {
                 classify(session, error)
             }
@@ -658,8 +690,21 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<Admitted, Err
     if !vendor.timeouts.total.is_zero() {
         ctx.deadline = Some(ctx.started + vendor.timeouts.total);
     }
-    if !vendor.timeouts.idle.is_zero() {
-        session.set_read_timeout(Some(vendor.timeouts.idle));
+    let http2 = session.as_downstream().is_http2();
+    let longest_pause = match vendor.timeouts.idle {
+        Duration::ZERO => CALLER_IDLE,
+        idle => {
+            session.set_read_timeout(Some(idle));
+            session.set_write_timeout(Some(idle));
+            idle
+        }
+    };
+    if let Some(guarded) = guard(session) {
+        guarded.expect_body(longest_pause);
+    }
+    // A stream of gRPC's is as slow as its messages are rare.
+    if http2 && !answer::is_grpc(&session.req_header().headers) {
+        ctx.pace = Some((Pace::new(longest_pause), None));
     }
     if let Some((_, credential)) = &vendor.credential {
         let held = match credential.current() {
@@ -970,8 +1015,10 @@ async fn write(
             downstream.finish_body().await?;
         }
     }
-    if body_left && !http2 && !untrusted {
-        // Closing on unread bytes would reset the connection and could lose the answer.
+    if body_left && !untrusted {
+        // Closing on unread bytes would reset the connection and could lose the answer. Over HTTP/2
+        // it would be a reset of the stream, and clients that wait for its window to open before
+        // they look at an answer (httpx does) would wait for ever.
         let _ = downstream.drain_request_body().await;
     }
     Ok(())

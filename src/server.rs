@@ -145,6 +145,8 @@ pub fn start(config: Config) -> Result<Running, StartError> {
     let (stop, stopping) = watch::channel(false);
     let mut listeners = Vec::new();
     let mut accepting = Vec::new();
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let most = accept::connections_each(files, data.len());
     let sockets = data.into_iter().zip(certificates).zip(doors);
     for (index, (((socket, address), certificates), (h2c, proxied_by))) in sockets.enumerate() {
         let tls = certificates
@@ -163,7 +165,12 @@ pub fn start(config: Config) -> Result<Running, StartError> {
             proxied_by,
         });
         let socket = tokio::net::TcpListener::from_std(socket)?;
-        accepting.push(tokio::spawn(accept::accept(door, socket, stopping.clone())));
+        accepting.push(tokio::spawn(accept::accept(
+            door,
+            socket,
+            stopping.clone(),
+            most,
+        )));
         listeners.push(address);
     }
 

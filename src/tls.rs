@@ -40,6 +40,9 @@ pub enum Error {
         /// What rustls said.
         cause: String,
     },
+    /// Good enough for rustls, and not for OpenSSL: a key too short for today, say.
+    #[error("OpenSSL, which late_client_auth needs, cannot use it: {0}")]
+    OpenSsl(String),
 }
 
 /// A certificate chain with its private key, proven to belong together.
@@ -119,7 +122,7 @@ impl Roots {
     /// # Errors
     /// When the file is unreadable or holds no certificate that can be an issuer.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let roots = Self::new(certificates(path)?);
+        let roots = Self::of(certificates(path)?);
         roots.store().map_err(|cause| unreadable(path, cause))?;
         Ok(roots)
     }
@@ -128,10 +131,10 @@ impl Roots {
     /// a bare container image; then nothing verifies.
     #[must_use]
     pub fn system() -> Self {
-        Self::new(rustls_native_certs::load_native_certs().certs)
+        Self::of(rustls_native_certs::load_native_certs().certs)
     }
 
-    fn new(certificates: Vec<CertificateDer<'static>>) -> Self {
+    pub(crate) fn of(certificates: Vec<CertificateDer<'static>>) -> Self {
         let mut sorted: Vec<&[u8]> = certificates.iter().map(AsRef::as_ref).collect();
         sorted.sort_unstable();
         let sha256 = sha256(&sorted);

@@ -1,6 +1,7 @@
 //! The way to a vendor's servers: peers prepared once per configuration, addresses kept current in
 //! the background. A request clones a finished template and never resolves a name.
 
+mod bridge;
 pub mod resolver;
 mod tls;
 mod tunnel;
@@ -15,6 +16,7 @@ use pingora::upstreams::peer::HttpPeer;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use self::bridge::Bridge;
 use self::resolver::{Resolved, Resolver};
 use self::tunnel::Tunnel;
 use crate::config::{Timeouts, Vendor};
@@ -60,22 +62,33 @@ impl Upstream {
             .parse()
             .ok()
             .and_then(|origin| Outbound::new(vendor.proxy.as_ref()).via(&origin));
-        let (host, port) = match &via {
-            None => (vendor.upstream.host.clone(), vendor.upstream.port),
-            Some(via) => {
-                let tunnel = Tunnel {
-                    target: vendor.upstream.host_and_port(),
-                    authorization: via.authorization.clone(),
-                    limit: vendor.timeouts.connect,
-                };
-                template.group_key ^= tunnel.key();
-                template.options.custom_l4 = Some(Arc::new(tunnel));
-                (via.host.clone(), via.port)
-            }
-        };
+        let tunnel = via.as_ref().map(|via| Tunnel {
+            target: vendor.upstream.host_and_port(),
+            via: via.clone(),
+            limit: vendor.timeouts.connect,
+        });
+        if let Some(tunnel) = &tunnel {
+            template.group_key ^= tunnel.key();
+            template.options.custom_l4 = Some(Arc::new(tunnel.clone()));
+        }
+        let (host, port) = via.map_or_else(
+            || (vendor.upstream.host.clone(), vendor.upstream.port),
+            |via| (via.host, via.port),
+        );
+        let bridge = tls::late(vendor)?.map(|tls| Bridge {
+            vendor: vendor.name.as_str().into(),
+            host: vendor.upstream.host.as_str().into(),
+            tls: Arc::new(tls),
+            tunnel,
+            tcp_keepalive: template.options.tcp_keepalive.clone(),
+        });
         let at = move |address: IpAddr| {
             let mut peer = template.clone();
-            peer._address = SocketAddr::new(address, port).into();
+            let address = SocketAddr::new(address, port);
+            match &bridge {
+                Some(bridge) => bridge.lead(&mut peer, address),
+                None => peer._address = address.into(),
+            }
             peer
         };
         let known = Arc::new(Known {
@@ -157,7 +170,9 @@ impl Drop for Upstream {
 fn template(vendor: &Vendor, generation: u64) -> Result<HttpPeer, crate::tls::Error> {
     let upstream = &vendor.upstream;
     let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-    let mut peer = HttpPeer::new(nowhere, upstream.tls, upstream.host.clone());
+    // A bridge's far end is where TLS is.
+    let tls = upstream.tls && !vendor.late_client_auth;
+    let mut peer = HttpPeer::new(nowhere, tls, upstream.host.clone());
     tls::equip(&mut peer, vendor, generation)?;
 
     let Timeouts {

@@ -356,6 +356,57 @@ async fn a_token_of_a_new_key_makes_the_url_be_asked_and_an_outage_changes_nothi
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn keys_are_fetched_over_tls_from_a_server_that_the_ca_vouches_for() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    countersign::tls::install_provider();
+    let (ours, other) = (authority("ours"), authority("other"));
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let leaf = params.signed_by(&key, &ours).unwrap();
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
+    let tls = rustls::ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf.der().clone()], key.into())
+        .unwrap();
+    let tls = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+    let issuer = Issuer::new("one");
+    let (jwks, asked) = (issuer.jwks(), Arc::new(AtomicUsize::new(0)));
+    let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let counting = asked.clone();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = socket.accept().await {
+            let Ok(mut stream) = tls.accept(tcp).await else {
+                continue;
+            };
+            let _ = stream.read(&mut [0; 4096]).await;
+            counting.fetch_add(1, Ordering::Relaxed);
+            let length = jwks.len();
+            let head =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+            let _ = stream.write_all((head + &jwks).as_bytes()).await;
+            let _ = stream.shutdown().await;
+        }
+    });
+
+    for (ca, wanted) in [(&ours, 200), (&other, 401)] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("issuer-ca.pem"), ca.pem()).unwrap();
+        let head = format!(
+            "callers:\n  pods:\n    jwt: {{ {PODS}, jwks_url: 'https://{address}/keys', ca: issuer-ca.pem }}\n    allow: [ v ]"
+        );
+        let setup = Setup::new(dir, PLAIN, &head, "").await;
+        assert_eq!(
+            setup.with_token(&issuer.token("system:sa:apps:web")),
+            wanted
+        );
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rates_hold_for_a_caller_and_for_a_vendor() {
     let digest = |key: &str| hex::encode(countersign::tls::sha256(&[key.as_bytes()]));
     let head = format!(

@@ -146,6 +146,27 @@ vendors:
 }
 
 #[test]
+fn a_preset_may_know_that_the_certificate_is_asked_for_late() {
+    for (written, want) in [
+        ("", true),
+        ("    tls: { late_client_auth: false }\n", false),
+        ("    tls: { late_client_auth: true }\n", true),
+    ] {
+        let config = valid(&format!(
+            "vendors:
+  venafi:
+    preset: venafi
+    upstream: https://tpp.example
+{written}    auth: {{ vedauth: {{ client_id: x, jwt: {{ env: JWT }} }} }}
+"
+        ));
+        assert_eq!(config.vendors[0].late_client_auth, want, "{written}");
+    }
+    let config = valid(&vendor("upstream: https://a.example"));
+    assert!(!config.vendors[0].late_client_auth);
+}
+
+#[test]
 fn what_comes_before_http_is_for_plaintext_and_for_named_networks() {
     let text = "\
 listeners:
@@ -391,7 +412,6 @@ listeners:
 vendors:
   a:
     upstream: https://a.example
-    tls: { late_client_auth: true }
     limits: { honour_retry_after: true }
     breaker: { failures: 0 }
     auth: { vedauth: { client_id: x, jwt: { env: J } } }
@@ -410,11 +430,7 @@ vendors:
         .collect();
     assert_eq!(
         places,
-        [
-            "vendors.a.tls.late_client_auth",
-            "vendors.a.limits.honour_retry_after",
-            "vendors.a.breaker",
-        ]
+        ["vendors.a.limits.honour_retry_after", "vendors.a.breaker",]
     );
 }
 
@@ -991,6 +1007,29 @@ vendors:
              and the tokens travel in clear; use https://",
         ]
     );
+}
+
+#[test]
+fn a_grant_that_replicas_share_and_each_would_revoke_is_warned_of() {
+    let text = "\
+store: { redis: { url: { env: U } }, encryption_key: { env: K } }
+vendors:
+  a:
+    upstream: https://a.example
+    auth:
+      vedauth: { url: 'https://a.example/vedauth', client_id: me, username: u, password: { env: P }, revoke_on_exit: true }
+";
+    let warned = &valid(text).warnings;
+    assert_eq!(warned.len(), 1, "{warned:?}");
+    let warned = warned[0].to_string();
+    assert!(
+        warned.starts_with(
+            "dir/p.yaml:6:118: vendors.a.auth.vedauth.revoke_on_exit: the grant is shared"
+        ),
+        "{warned}"
+    );
+    let alone = text.lines().skip(1).collect::<Vec<_>>().join("\n");
+    assert_eq!(valid(&alone).warnings, []);
 }
 
 #[test]

@@ -24,7 +24,7 @@ const APPLIED: [&str; 4] = [
 
 #[test]
 fn every_overlay_is_what_the_kubernetes_api_takes() {
-    let validate = root().join("tests/support/peers/kubernetes/bin/kubernetes-validate");
+    let validate = root().join("tests/support/peers/venv/bin/kubernetes-validate");
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("rendered.yaml");
     for overlay in APPLIED {

@@ -12,11 +12,14 @@
 )]
 
 mod callers;
+mod clients;
 mod config;
 mod connections;
 mod deploy;
 mod echo;
 mod faults;
+mod floods;
+mod fuzzing;
 mod inspection;
 mod login;
 mod operating;
@@ -25,6 +28,7 @@ mod peers;
 mod prometheus;
 mod reload;
 mod routing;
+mod spellings;
 mod stores;
 mod support;
 mod tree;

@@ -8,17 +8,20 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::front::Plan;
+use crate::support::peers::squid::{PASSWORD, Squid, USER};
 
 /// A CONNECT proxy that notes the heads it was sent.
-struct Egress {
-    address: SocketAddr,
+pub struct Egress {
+    /// Where it listens.
+    pub address: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
     /// What it answers.
     status: &'static str,
 }
 
 impl Egress {
-    async fn start(status: &'static str) -> Self {
+    /// One that gives every CONNECT this answer.
+    pub async fn start(status: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let egress = Self {
             address: listener.local_addr().unwrap(),
@@ -35,7 +38,8 @@ impl Egress {
         egress
     }
 
-    fn heads(&self) -> Vec<String> {
+    /// The heads so far.
+    pub fn heads(&self) -> Vec<String> {
         self.heads.lock().clone()
     }
 }
@@ -126,4 +130,35 @@ async fn a_proxy_that_refuses_is_a_502_and_nothing_goes_around_it() {
     assert_eq!(answer.json()["reason"], "upstream_unreachable");
     assert!(front.stands.cert_manager.requests().is_empty());
     assert_eq!(egress.status, "407 Proxy Authentication Required");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_squid_lets_us_out_with_its_password_and_not_without() {
+    let squid = Squid::start();
+    for (login, status) in [(format!("{USER}:{PASSWORD}@"), 200), (String::new(), 502)] {
+        let url = format!("http://{login}127.0.0.1:{}", squid.port);
+        let front = Plan::new()
+            .await
+            .vendor("sectigo")
+            .vendor("certn")
+            .environment("HTTPS_PROXY", Box::leak(url.into_boxed_str()))
+            .start();
+        for _ in 0..3 {
+            let answer = front.answer("/sectigo/api/ssl/v1/types").await;
+            assert_eq!(answer.status, status, "{login:?}: {answer:?}");
+        }
+        // Its token call goes the same way.
+        let answer = front.answer("/certn/hr/v1/applicants/").await;
+        let expected = if status == 200 { 200 } else { 503 };
+        assert_eq!(answer.status, expected, "{login:?}: {answer:?}");
+        for stand in [&front.stands.cert_manager, &front.stands.certn] {
+            assert_eq!(!stand.requests().is_empty(), status == 200, "{login:?}");
+        }
+    }
+    // Written once a tunnel has ended.
+    let log = squid.requests();
+    assert!(
+        log.iter().any(|line| line.contains("TCP_DENIED/407")),
+        "{log:?}"
+    );
 }

@@ -1,5 +1,6 @@
 //! Logins against servers nobody here wrote: what they accept is not our reading of an RFC.
 
+mod late;
 mod rotating;
 
 use std::io::{BufRead, BufReader, Write};

@@ -19,7 +19,9 @@ use tempfile::TempDir;
 use crate::support::kubernetes::{Kubernetes, NAMESPACE};
 use crate::support::peers::Pki;
 use crate::support::redis::Redis;
-use crate::support::{PATIENCE, Proxy, countersign, eventually, exchange, status_of, write_secret};
+use crate::support::{
+    PATIENCE, Proxy, countersign, eventually, exchange, signal, status_of, write_secret,
+};
 
 const KEY: &str = "1111111111111111111111111111111111111111111111111111111111111111";
 const OTHER_KEY: &str = "2222222222222222222222222222222222222222222222222222222222222222";
@@ -578,7 +580,28 @@ async fn replicas_on_redis_that_are_killed_at_random_never_show_a_stored_answers
     let redis = Redis::start();
     let stage = Stage::on_redis("venafi", "        request_timeout: 1s\n", &redis).await;
     let store = open(&redis.url(), None, KEY);
-    killed_at_random(&stage, Some(store), seconds(20)).await;
+    disturbed_at_random(&stage, Some(store), seconds(20), async |replica| {
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(100..2500))).await;
+        let before = std::mem::replace(replica, stage.replica());
+        drop(before);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_on_redis_that_are_paused_beyond_their_lease_never_show_a_stored_answers_token_again()
+ {
+    let redis = Redis::start();
+    let stage = Stage::on_redis("venafi", "        request_timeout: 1s\n", &redis).await;
+    let store = open(&redis.url(), None, KEY);
+    disturbed_at_random(&stage, Some(store), seconds(25), async |replica| {
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(100..1500))).await;
+        // The lease is of six seconds.
+        signal(replica.id(), "STOP");
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(100..9000))).await;
+        signal(replica.id(), "CONT");
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -586,18 +609,28 @@ async fn replicas_on_kubernetes_that_are_killed_at_random_never_try_a_token_twic
     let pki = Pki::new();
     let kubernetes = Kubernetes::start(&pki).await;
     let stage = Stage::on_kubernetes("venafi", "        request_timeout: 1s\n", &kubernetes).await;
-    killed_at_random(&stage, None, seconds(15)).await;
+    disturbed_at_random(&stage, None, seconds(15), async |replica| {
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(100..2500))).await;
+        let before = std::mem::replace(replica, stage.replica());
+        drop(before);
+    })
+    .await;
 }
 
-/// How long processes are killed; `COUNTERSIGN_KILL_SECONDS` makes it longer.
+/// How long processes are disturbed; `COUNTERSIGN_KILL_SECONDS` makes it longer.
 fn seconds(usual: u64) -> Duration {
     let asked = std::env::var("COUNTERSIGN_KILL_SECONDS").ok();
     Duration::from_secs(asked.and_then(|text| text.parse().ok()).unwrap_or(usual))
 }
 
-/// Two replicas of which one or the other is always being killed and started again, in front of a
-/// server whose tokens live for two seconds and take a fifth of one to get.
-async fn killed_at_random(stage: &Stage, store: Option<Arc<dyn Store>>, long: Duration) {
+/// Two replicas of which one or the other is always being disturbed, in front of a server whose
+/// tokens live for two seconds and take a fifth of one to get.
+async fn disturbed_at_random(
+    stage: &Stage,
+    store: Option<Arc<dyn Store>>,
+    long: Duration,
+    mut disturb: impl AsyncFnMut(&mut Proxy),
+) {
     let venafi = &stage.stands.venafi;
     venafi.set_lifetime(Duration::from_secs(2));
     venafi.delay(Duration::from_millis(200));
@@ -632,20 +665,17 @@ async fn killed_at_random(stage: &Stage, store: Option<Arc<dyn Store>>, long: Du
         }
     };
     let mut replicas = [stage.replica(), stage.replica()];
-    let mut kills = 0_usize;
-    let killing = async {
+    let mut disturbances = 0_usize;
+    let disturbing = async {
         let deadline = Instant::now() + long;
         while Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(fastrand::u64(100..2500))).await;
-            let victim = &mut replicas[fastrand::usize(..2)];
-            let before = std::mem::replace(victim, stage.replica());
-            drop(before);
-            kills += 1;
+            disturb(&mut replicas[fastrand::usize(..2)]).await;
+            disturbances += 1;
         }
     };
     tokio::select! {
         () = watching => unreachable!(),
-        () = killing => {}
+        () = disturbing => {}
     }
     // However much of that fell into the leases of the dead, both go on now.
     for replica in &replicas {
@@ -658,9 +688,15 @@ async fn killed_at_random(stage: &Stage, store: Option<Arc<dyn Store>>, long: Du
         *times.entry(token).or_default() += 1;
     }
     let extra: usize = times.values().map(|times| times - 1).sum();
-    println!("{kills} kills, {} refreshes, {extra} extra", calls.len());
+    println!(
+        "{disturbances} disturbances, {} refreshes, {extra} extra",
+        calls.len()
+    );
     assert!(!calls.is_empty(), "nothing was renewed");
-    assert!(extra <= kills, "{extra} extra tries, {kills} kills");
+    assert!(
+        extra <= disturbances,
+        "{extra} extra tries, {disturbances} disturbances"
+    );
     for (token, before) in successors.lock().unwrap().iter() {
         let again = calls.iter().skip(*before).any(|(shown, _)| shown == token);
         assert!(!again, "shown again after its answer was stored");

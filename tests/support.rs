@@ -41,11 +41,32 @@ impl Proxy {
         proxy
     }
 
+    /// The same, with at most so many files open at a time.
+    pub fn start_limited(dir: &Path, yaml: &str, files: u32) -> Self {
+        let mut shell = Command::new("sh");
+        let script = "ulimit -n \"$1\" && shift && exec \"$@\"";
+        shell.args(["-c", script, "sh", &files.to_string()]);
+        shell.arg(countersign().get_program());
+        shell.env("NO_COLOR", "1").stdin(Stdio::null());
+        let proxy = Self::launch_by(shell, dir, yaml, &[]);
+        eventually("ready", || (proxy.admin("/readyz").0 == 200).then_some(()));
+        proxy
+    }
+
     /// The same, and returns as soon as it listens.
     pub fn launch(dir: &Path, yaml: &str, environment: &[(&str, &str)]) -> Self {
+        Self::launch_by(countersign(), dir, yaml, environment)
+    }
+
+    fn launch_by(
+        mut command: Command,
+        dir: &Path,
+        yaml: &str,
+        environment: &[(&str, &str)],
+    ) -> Self {
         let config = dir.join("proxy.yaml");
         std::fs::write(&config, yaml).unwrap();
-        let mut child = countersign()
+        let mut child = command
             .arg("serve")
             .arg("--config")
             .arg(&config)
@@ -101,6 +122,14 @@ impl Proxy {
     /// Its process id, to send signals to.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// How much memory it occupies, bytes.
+    pub fn resident(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.unwrap().trim().trim_end_matches(" kB");
+        kilobytes.parse::<usize>().unwrap() * 1024
     }
 
     /// Ends it without a warning.

@@ -73,6 +73,18 @@ fn the_two_paths_share_only_the_credential() {
 }
 
 #[test]
+fn one_function_is_unsafe_and_one_file_knows_openssl() {
+    for (name, text) in sources() {
+        let may = name == "late_client_auth.rs";
+        let found = uses(&text, "unsafe {").len() + uses(&text, "unsafe fn").len();
+        assert_eq!(found, usize::from(may), "{name}");
+        if !may {
+            assert_eq!(uses(&text, "openssl::"), [""; 0], "{name}");
+        }
+    }
+}
+
+#[test]
 fn no_vendor_is_named_outside_the_presets_and_the_demo() {
     for (name, text) in sources() {
         if name.starts_with("demo") || name == "cli/demo.rs" {

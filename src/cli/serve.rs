@@ -11,11 +11,25 @@ use tokio::signal::unix::{SignalKind, signal};
 /// else.
 pub(super) fn run(path: &Path) -> ExitCode {
     logs::init(logs::LevelFilter::INFO);
+    take_all_files();
     super::with_config(path, |config| {
         let threads = config.threads;
         let outcome = super::on_threads(threads, until_stopped(config));
         super::failed_or_done(outcome.and_then(|done| done))
     })
+}
+
+/// The usual limit of open files is for programs that call `select`; a process that needs more may
+/// raise it. Best effort: listeners take as many connections as the limit leaves room for.
+fn take_all_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let all = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    let _ = setrlimit(Resource::Nofile, all);
 }
 
 async fn until_stopped(config: Config) -> Result<(), String> {

@@ -450,8 +450,13 @@ pub(super) struct Vendor {
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct VendorTls {
-    /// For servers that ask for the client certificate after reading the path.
-    #[schemars(extend("default" = false, "x-supported" = [false]))]
+    /// For servers that ask for the client certificate only after reading the path, by TLS 1.2
+    /// renegotiation or TLS 1.3 post-handshake authentication: IIS, per-location rules of Apache.
+    /// OpenSSL speaks TLS 1.2 or 1.3 to the upstream and the token URLs then, trusting and showing
+    /// what is configured here as ever, over HTTP/1.1. Such a server holds back a request's body
+    /// while it asks, and answers 413 when it is longer than its buffer (Apache
+    /// `SSLRenegBufferSize`, 128 KiB; IIS `uploadReadAheadSize`, 48 KiB).
+    #[schemars(extend("default" = false))]
     pub(super) late_client_auth: Option<bool>,
 }
 

@@ -7,7 +7,7 @@ use url::Url;
 use super::file;
 use super::reference::Context;
 use super::report::Spot;
-use crate::config::{SecretRef, Secrets, Store};
+use crate::config::{Auth, SecretRef, Secrets, Store, Vendor};
 
 /// Reads `store:`. Where it has a mistake, what is returned is of no use, as the whole
 /// configuration.
@@ -90,6 +90,25 @@ pub(super) fn store(written: Option<&file::Store>, context: &mut Context<'_>) ->
             }
         }
         (_, encryption_key) => default_dir(context, encryption_key),
+    }
+}
+
+/// Says so where one replica that stops would end the grant of all.
+pub(super) fn warn_of_shared_ends(store: &Store, vendors: &[Vendor], context: &mut Context<'_>) {
+    if matches!(store, Store::File { .. }) {
+        return;
+    }
+    for vendor in vendors {
+        if let Some(Auth::Vedauth(vedauth)) = &vendor.auth
+            && vedauth.revoke_on_exit
+        {
+            let at = Spot::default().key("vendors").key(&vendor.name).key("auth");
+            context.report.warn(
+                &at.key("vedauth").key("revoke_on_exit"),
+                "the grant is shared: each replica that stops, in a rolling update too, revokes it for all",
+                "leave it out, or give every replica a store of its own",
+            );
+        }
     }
 }
 

@@ -117,6 +117,11 @@ fn vendor<'f>(
         },
         client_cert,
         ca,
+        late_client_auth: entry
+            .tls
+            .as_ref()
+            .and_then(|tls| tls.late_client_auth)
+            .unwrap_or(false),
         allow_plaintext,
         proxy: entry
             .proxy

@@ -207,6 +207,7 @@ pub(crate) fn vendor(auth: Auth) -> Vendor {
         },
         auth: Some(auth),
         client_cert: None,
+        late_client_auth: false,
         ca: None,
         allow_plaintext: true,
         allow_link_local: false,

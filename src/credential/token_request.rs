@@ -6,7 +6,7 @@
 
 use std::error::Error as _;
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest;
@@ -16,7 +16,7 @@ use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, LOCATION, RETRY_AF
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use parking_lot::Mutex;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::{Client, Response, redirect};
+use reqwest::{Client, RequestBuilder, Response, redirect};
 use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use url::Url;
@@ -25,6 +25,7 @@ use url::form_urlencoded;
 use super::pace::MIN_PAUSE;
 use super::{FetchError, Issued, Lifetime};
 use crate::config::{self, CertFiles, TokenTimes};
+use crate::late_client_auth::{LateClientAuth, exchange};
 use crate::outbound::Outbound;
 use crate::secret::Secret;
 use crate::tls::{Identity, Roots};
@@ -33,13 +34,29 @@ use crate::tls::{Identity, Roots};
 pub(super) struct TokenClient {
     identity: Option<CertFiles>,
     ca: Option<PathBuf>,
+    late_client_auth: bool,
     allow_plaintext: bool,
     proxy: Option<Url>,
     connect_timeout: Duration,
     times: TokenTimes,
     /// With the digest of the files it was made from.
-    built: Mutex<Option<([u8; 32], Client)>>,
+    built: Mutex<Option<([u8; 32], Transport)>>,
     last_sent: Mutex<Option<Instant>>,
+}
+
+/// What speaks TLS and HTTP.
+#[derive(Clone)]
+struct Transport {
+    client: Client,
+    /// In its place for `https://`, where the server asks for the certificate late.
+    late: Option<Arc<LateClientAuth>>,
+}
+
+/// Why there is no answer.
+struct NoAnswer {
+    cause: String,
+    /// The server cannot have had the request.
+    unheard: bool,
 }
 
 /// What is posted.
@@ -135,6 +152,7 @@ impl TokenClient {
         Self {
             identity,
             ca: vendor.ca.clone(),
+            late_client_auth: vendor.late_client_auth,
             allow_plaintext: vendor.allow_plaintext,
             proxy: vendor.proxy.clone(),
             connect_timeout: vendor.timeouts.connect,
@@ -151,9 +169,12 @@ impl TokenClient {
         url: &Url,
         request: TokenRequest,
     ) -> Result<Answer, TokenError> {
-        let client = self.client().map_err(TokenError::NotSent)?;
+        let transport = self.transport().map_err(TokenError::NotSent)?;
         let sent = self.turn().await;
-        let mut post = client.post(url.clone()).header(ACCEPT, "application/json");
+        let mut post = transport
+            .client
+            .post(url.clone())
+            .header(ACCEPT, "application/json");
         if let Some(value) = &request.authorization {
             post = post.header(AUTHORIZATION, value.clone());
         }
@@ -175,12 +196,12 @@ impl TokenClient {
             retry_after: None,
             unheard,
         };
-        let mut response = timeout_at(deadline, post.send())
+        let mut response = timeout_at(deadline, self.send(&transport, post))
             .await
             .map_err(|_| late(false))?
-            .map_err(|error| TokenError::Temporary {
-                unheard: error.is_connect(),
-                cause: format!("{place}: {}", describe(error)),
+            .map_err(|failed| TokenError::Temporary {
+                unheard: failed.unheard,
+                cause: format!("{place}: {}", failed.cause),
                 retry_after: None,
             })?;
         let body = timeout_at(deadline, read_bounded(&mut response))
@@ -205,19 +226,52 @@ impl TokenClient {
         url: &Url,
         authorization: HeaderValue,
     ) -> Result<StatusCode, TokenError> {
-        let client = self.client().map_err(TokenError::NotSent)?;
+        let transport = self.transport().map_err(TokenError::NotSent)?;
         let sent = self.turn().await;
-        let get = client.get(url.clone()).header(AUTHORIZATION, authorization);
+        let get = transport
+            .client
+            .get(url.clone())
+            .header(AUTHORIZATION, authorization);
         let trouble = |cause| TokenError::Temporary {
             cause: format!("{}: {cause}", place(url)),
             retry_after: None,
             unheard: false,
         };
-        let response = timeout_at(sent + self.times.request_timeout, get.send())
+        let deadline = sent + self.times.request_timeout;
+        let response = timeout_at(deadline, self.send(&transport, get))
             .await
             .map_err(|_| trouble(format!("no answer within {:?}", self.times.request_timeout)))?
-            .map_err(|error| trouble(describe(error)))?;
+            .map_err(|failed| trouble(failed.cause))?;
         Ok(response.status())
+    }
+
+    async fn send(
+        &self,
+        transport: &Transport,
+        request: RequestBuilder,
+    ) -> Result<Response, NoAnswer> {
+        let unsent = |error: reqwest::Error| NoAnswer {
+            unheard: error.is_connect() || error.is_builder(),
+            cause: describe(error),
+        };
+        let request = request.build().map_err(unsent)?;
+        let url = request.url().clone();
+        let Some(late) = transport.late.as_ref().filter(|_| url.scheme() == "https") else {
+            return transport.client.execute(request).await.map_err(unsent);
+        };
+        let via = Outbound::new(self.proxy.as_ref()).via(&url);
+        let opened = late.open(&url, via.as_ref(), self.connect_timeout).await;
+        let stream = opened.map_err(|cause| NoAnswer {
+            cause: cause.to_string(),
+            unheard: true,
+        })?;
+        let request = request.try_into().map_err(unsent)?;
+        exchange(stream, request, AGENT)
+            .await
+            .map_err(|cause| NoAnswer {
+                cause,
+                unheard: false,
+            })
     }
 
     /// Waits until a request may be sent, and counts it as sent.
@@ -232,7 +286,7 @@ impl TokenClient {
     }
 
     /// Made anew when a certificate or CA file holds something else than before.
-    fn client(&self) -> Result<Client, String> {
+    fn transport(&self) -> Result<Transport, String> {
         let mut files = digest::Context::new(&digest::SHA256);
         let identity = self.identity.iter().flat_map(|f| [&f.cert, &f.key]);
         for path in identity.chain(&self.ca) {
@@ -243,10 +297,10 @@ impl TokenClient {
         }
         let mut digest = [0; 32];
         digest.copy_from_slice(files.finish().as_ref());
-        if let Some((made_from, client)) = &*self.built.lock()
+        if let Some((made_from, transport)) = &*self.built.lock()
             && *made_from == digest
         {
-            return Ok(client.clone());
+            return Ok(transport.clone());
         }
 
         let text = |cause: &dyn std::fmt::Display| cause.to_string();
@@ -265,7 +319,7 @@ impl TokenClient {
             // A connection that died unnoticed would make the outcome of a request unknown, and
             // token requests are rare.
             .pool_max_idle_per_host(0)
-            .user_agent(concat!("countersign/", env!("CARGO_PKG_VERSION")));
+            .user_agent(AGENT);
         builder = match roots.client_config(identity.as_ref()) {
             Ok(tls) => builder.tls_backend_preconfigured(tls),
             // A bare container image has no roots at all, and can still speak plaintext.
@@ -277,9 +331,14 @@ impl TokenClient {
         if !self.connect_timeout.is_zero() {
             builder = builder.connect_timeout(self.connect_timeout);
         }
-        let client = builder.build().map_err(describe)?;
-        *self.built.lock() = Some((digest, client.clone()));
-        Ok(client)
+        let late = || LateClientAuth::new(&roots, identity.as_ref()).map(Arc::new);
+        let late = self.late_client_auth.then(late).transpose();
+        let transport = Transport {
+            client: builder.build().map_err(describe)?,
+            late: late.map_err(|cause| text(&cause))?,
+        };
+        *self.built.lock() = Some((digest, transport.clone()));
+        Ok(transport)
     }
 }
 
@@ -598,6 +657,9 @@ fn untrusting() -> Result<rustls::ClientConfig, rustls::Error> {
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth())
 }
+
+/// How we introduce ourselves.
+const AGENT: &str = concat!("countersign/", env!("CARGO_PKG_VERSION"));
 
 /// Reading the system's bundle takes milliseconds, and every vendor wants it.
 static SYSTEM: OnceLock<Roots> = OnceLock::new();

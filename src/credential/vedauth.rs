@@ -186,7 +186,7 @@ mod tests {
     use std::path::Path;
     use std::sync::Arc;
 
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer as CertIssuer, KeyPair};
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer as CertIssuer, KeyPair};
     use rustls::RootCertStore;
     use rustls::pki_types::PrivateKeyDer;
     use rustls::server::WebPkiClientVerifier;
@@ -279,6 +279,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // Of its own: OpenSSL takes a leaf named like its issuer for self-signed.
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "authority");
         let key = KeyPair::generate().unwrap();
         let ca_cert = params.self_signed(&key).unwrap();
         let ca_path = dir.path().join("ca.pem");
@@ -299,7 +303,8 @@ mod tests {
                 PrivateKeyDer::clone_key(&server_identity.key),
             )
             .unwrap();
-        let server = TokenServer::start_tls([json(PAIR), json(PAIR)], Some(tls)).await;
+        let answers = [json(PAIR), json(PAIR), json(PAIR), json(PAIR)];
+        let server = TokenServer::start_tls(answers, Some(tls)).await;
 
         let url: Url = format!("https://{}/vedauth", server.address)
             .parse()
@@ -307,28 +312,37 @@ mod tests {
         let grant = VedauthGrant::Certificate(identity(dir.path(), "client", &ca));
         let config = config(url.clone(), grant);
         let mut vendor = vendor(Auth::Vedauth(config.clone()));
-        vendor.ca = Some(ca_path);
         vendor.allow_plaintext = false;
-        let (issuer, _) = Vedauth::new(&config, &vendor);
-        let answer = issuer.ask().await.unwrap();
-        assert!(answer.lifetime.total.as_secs() > 86_400);
-        assert!(answer.refresh_until.is_some());
-        issuer.refresh(&Secret::new("r")).await.unwrap();
-        let seen = server.seen();
-        assert_eq!(seen[0].line, "POST /vedauth/authorize/certificate HTTP/1.1");
-        assert!(!seen[0].body.contains("grant_type"));
-        assert_eq!(seen[1].line, "POST /vedauth/authorize/token HTTP/1.1");
+        // Whoever speaks TLS: the two have everything in common but what one of them cannot do.
+        for (before, late) in [(0, false), (2, true)] {
+            vendor.ca = Some(ca_path.clone());
+            vendor.late_client_auth = late;
+            let (issuer, _) = Vedauth::new(&config, &vendor);
+            let answer = issuer.ask().await.unwrap();
+            assert!(answer.lifetime.total.as_secs() > 86_400);
+            assert!(answer.refresh_until.is_some());
+            issuer.refresh(&Secret::new("r")).await.unwrap();
+            let seen = &server.seen()[before..];
+            assert_eq!(seen[0].line, "POST /vedauth/authorize/certificate HTTP/1.1");
+            assert!(!seen[0].body.contains("grant_type"));
+            assert_eq!(
+                seen[0].header("host"),
+                Some(server.address.to_string().as_str())
+            );
+            assert_eq!(seen[0].header("content-type"), Some("application/json"));
+            assert_eq!(seen[1].line, "POST /vedauth/authorize/token HTTP/1.1");
 
-        // The same server refuses whoever shows no certificate, and is refused without its CA.
-        let mut without = config.clone();
-        without.grant = password();
-        let (nobody, _) = Vedauth::new(&without, &vendor);
-        nobody.ask().await.unwrap_err();
-        vendor.ca = None;
-        let (untrusting, _) = Vedauth::new(&config, &vendor);
-        let error = untrusting.ask().await.unwrap_err().to_string();
-        assert!(error.to_lowercase().contains("certificate"), "{error}");
-        assert_eq!(server.seen().len(), 2);
+            // The same server refuses whoever shows no certificate, and is refused without its CA.
+            let mut without = config.clone();
+            without.grant = password();
+            let (nobody, _) = Vedauth::new(&without, &vendor);
+            nobody.ask().await.unwrap_err();
+            vendor.ca = None;
+            let (untrusting, _) = Vedauth::new(&config, &vendor);
+            let error = untrusting.ask().await.unwrap_err().to_string();
+            assert!(error.to_lowercase().contains("certificate"), "{error}");
+            assert_eq!(server.seen().len(), before + 2);
+        }
     }
 
     #[test]

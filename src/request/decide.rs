@@ -8,7 +8,7 @@ use http::HeaderMap;
 use crate::config::LoginShape;
 use crate::error::Error;
 use crate::request::caller::{self, Caller, Callers, Certificate, Shown};
-use crate::request::path::Target;
+use crate::request::path::{self, Target};
 use crate::request::vendor::{Routes, Vendor};
 
 /// What a request asks for, as far as the decision needs to know.
@@ -107,7 +107,13 @@ pub fn decide<'a, V: AsRef<Vendor>>(
         "" => "/",
         inner => inner,
     };
-    if caller.grant(&vendor.name, ask.method, inner).is_none() {
+    // A server that decodes slashes first sees more segments than a glob's star covers.
+    let granted = caller.grant(&vendor.name, ask.method, inner).is_some()
+        && (!ask.target.encoded_slash || {
+            let decoded = path::decode_slashes(inner);
+            caller.grant(&vendor.name, ask.method, &decoded).is_some()
+        });
+    if !granted {
         decision.path = Err(Error::Forbidden);
         return decision;
     }

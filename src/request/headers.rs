@@ -309,6 +309,12 @@ pub fn rewrite_location(
     if !rest.is_empty() && !rest.starts_with(['/', '?', '#']) {
         return None;
     }
+    // Without a prefix before it, `//host` would be another origin.
+    let origin = if prefix.is_empty() && rest.starts_with("//") {
+        callers_origin
+    } else {
+        origin
+    };
     let slash = if rest.starts_with('/') || !prefix.is_empty() {
         ""
     } else {

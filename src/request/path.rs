@@ -123,6 +123,11 @@ fn check_path(path: &str) -> Result<bool, Error> {
                             "The path holds an encoded control character.",
                         ));
                     }
+                    Some(0xc0..) if is_overlong(bytes, at) => {
+                        return Err(Error::BadRequest(
+                            "The path holds an overlong encoding of a character.",
+                        ));
+                    }
                     Some(_) => {}
                 }
             }
@@ -130,31 +135,37 @@ fn check_path(path: &str) -> Result<bool, Error> {
             _ => {}
         }
     }
-    // Only a path with a dot, a semicolon or an escape can hold a dot segment.
-    if !plain && path.split('/').any(is_dot_segment) {
-        return Err(Error::BadRequest("The path holds a dot segment."));
+    // Only a path with a dot, a semicolon or an escape can hold one that vanishes.
+    if !plain && path.split('/').any(vanishes) {
+        return Err(Error::BadRequest(VANISHING));
     }
     // With encoded slashes permitted for a vendor, `..%2f` climbs as well as `../` does.
     if encoded_slash && {
         let decoded = decode_slashes(path);
-        decoded.contains("//") || decoded.split('/').any(is_dot_segment)
+        decoded.contains("//") || decoded.split('/').any(vanishes)
     } {
-        return Err(Error::BadRequest("The path holds a dot segment."));
+        return Err(Error::BadRequest(VANISHING));
     }
     Ok(encoded_slash)
 }
 
-fn decode_slashes(path: &str) -> String {
+const VANISHING: &str =
+    "The path holds a dot segment, or one that is empty but for a parameter (;).";
+
+/// The path as a server sees it that decodes slashes before it splits.
+#[must_use]
+pub fn decode_slashes(path: &str) -> String {
     path.replace("%2f", "/")
         .replace("%2F", "/")
         .replace("%5c", "/")
         .replace("%5C", "/")
 }
 
-/// `.` and `..`, encoded or not, parameters after a `;` left out.
-fn is_dot_segment(segment: &str) -> bool {
+/// `.` and `..`, encoded or not, with blanks or parameters behind them, and segments that are nothing
+/// but parameters: a server that drops those sees `//` and then another path.
+fn vanishes(segment: &str) -> bool {
     let bytes = segment.as_bytes();
-    let mut dots = 0;
+    let (mut dots, mut blanks) = (0, 0);
     let mut at = 0;
     while at < bytes.len() {
         let (byte, width) = match bytes[at] {
@@ -162,13 +173,31 @@ fn is_dot_segment(segment: &str) -> bool {
             byte => (byte, 1),
         };
         match byte {
-            b'.' => dots += 1,
+            b'.' if blanks == 0 => dots += 1,
+            b' ' => blanks += 1,
+            b';' if blanks == 0 && dots == 0 => return true,
             b';' => break,
             _ => return false,
         }
         at += width;
     }
     dots == 1 || dots == 2
+}
+
+/// Whether the escape at `at` begins a byte written in more bytes than UTF-8 permits (RFC 3629 §3).
+/// A lax decoder takes `%C0%AF` for a slash.
+fn is_overlong(bytes: &[u8], at: usize) -> bool {
+    let next = if bytes.get(at + 3) == Some(&b'%') {
+        escaped(bytes, at + 3)
+    } else {
+        None
+    };
+    matches!(
+        (escaped(bytes, at), next),
+        (Some(0xc0 | 0xc1), Some(0x80..=0xbf))
+            | (Some(0xe0), Some(0x80..=0x9f))
+            | (Some(0xf0), Some(0x80..=0x8f))
+    )
 }
 
 fn escaped(bytes: &[u8], at: usize) -> Option<u8> {
@@ -206,8 +235,9 @@ impl Rules {
         }
     }
 
-    /// Whether `method` on `path` (as it will be sent upstream) may pass; otherwise the pattern
-    /// that refused it, or `None` where no `allow:` pattern matched.
+    /// Whether `method` on `path` (as it will be sent upstream) may pass, in every way that a server
+    /// may read it; otherwise the pattern that refused it, or `None` where no `allow:` pattern
+    /// matched.
     ///
     /// # Errors
     /// The refusing rule.
@@ -215,44 +245,66 @@ impl Rules {
         if self.refuse.is_empty() && self.allow.is_empty() {
             return Ok(());
         }
-        let plain = comparable(path, self.trailing_dots_ignored);
-        // Servers commonly serve `/token/` where `/token` was meant: a refusal covers both, an
-        // exception or a permission only what it says.
-        let without_slash = plain.strip_suffix('/').unwrap_or(&plain);
-        let refused = self.refuse.iter().find(|rule| {
-            !rule.exception
-                && applies(rule, method)
-                && (glob(&rule.pattern, &plain) || glob(&rule.pattern, without_slash))
-        });
-        if let Some(rule) = refused {
-            let excepted = self
-                .refuse
-                .iter()
-                .any(|rule| rule.exception && applies(rule, method) && glob(&rule.pattern, &plain));
-            if !excepted {
-                return Err(Some(rule));
-            }
+        let plain = comparable(path, self.trailing_dots_ignored, is_unreserved);
+        self.is_not_refused(method, &plain)?;
+        self.is_allowed(method, &plain)?;
+        if !path.contains('%') {
+            return Ok(());
         }
-        let matches = |exception: bool| {
-            self.allow.iter().any(|rule| {
-                rule.exception == exception && applies(rule, method) && glob(&rule.pattern, &plain)
-            })
-        };
-        if self.allow.is_empty() || (matches(false) && !matches(true)) {
-            Ok(())
-        } else {
-            Err(None)
-        }
+        // Most servers decode more than what RFC 3986 calls the same, and some do so before they
+        // look for slashes and parameters.
+        let slashed = decode_slashes(path);
+        let decoded = comparable(&slashed, self.trailing_dots_ignored, stands_in_segments);
+        self.is_not_refused(method, &decoded)?;
+        self.is_allowed(
+            method,
+            &comparable(&slashed, self.trailing_dots_ignored, is_unreserved),
+        )
     }
+
+    fn is_not_refused(&self, method: &str, plain: &str) -> Result<(), Option<&PathRule>> {
+        let mut rules = self.refuse.iter().filter(|rule| !rule.exception);
+        let Some(rule) = rules.find(|rule| covers(rule, method, plain)) else {
+            return Ok(());
+        };
+        let excepted = self
+            .refuse
+            .iter()
+            .any(|rule| rule.exception && applies(rule, method) && glob(&rule.pattern, plain));
+        if excepted { Ok(()) } else { Err(Some(rule)) }
+    }
+
+    fn is_allowed(&self, method: &str, plain: &str) -> Result<(), Option<&PathRule>> {
+        let mut rules = self.allow.iter();
+        let allowed = self.allow.is_empty()
+            || (rules.any(|rule| {
+                !rule.exception && applies(rule, method) && glob(&rule.pattern, plain)
+            }) && !self
+                .allow
+                .iter()
+                .any(|rule| rule.exception && covers(rule, method, plain)));
+        if allowed { Ok(()) } else { Err(None) }
+    }
+}
+
+/// Whether a rule that forbids covers this. Servers commonly serve `/token/` where `/token` was
+/// meant: what forbids covers both, what permits only what it says.
+fn covers(rule: &PathRule, method: &str, plain: &str) -> bool {
+    let without_slash = plain.strip_suffix('/').unwrap_or(plain);
+    applies(rule, method) && (glob(&rule.pattern, plain) || glob(&rule.pattern, without_slash))
 }
 
 fn applies(rule: &PathRule, method: &str) -> bool {
     rule.method.as_deref().is_none_or(|only| only == method)
 }
 
-/// The form rules are compared in: lower case, escapes of unreserved characters decoded (RFC 3986
-/// §6.2.2.2), `;parameters` dropped.
-fn comparable(path: &str, trailing_dots_ignored: bool) -> Cow<'_, str> {
+/// The form rules are compared in: lower case, escapes of the characters that `decoded` names decoded
+/// (RFC 3986 §6.2.2.2), `;parameters` dropped.
+fn comparable(
+    path: &str,
+    trailing_dots_ignored: bool,
+    decoded: impl Fn(u8) -> bool,
+) -> Cow<'_, str> {
     if path
         .bytes()
         .all(|byte| matches!(byte, b'/' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'~'))
@@ -270,9 +322,7 @@ fn comparable(path: &str, trailing_dots_ignored: bool) -> Cow<'_, str> {
             let byte = match bytes[at] {
                 b'%' => match escaped(bytes, at) {
                     Some(b';') => break,
-                    Some(byte)
-                        if is_unreserved(byte) || (trailing_dots_ignored && byte == b' ') =>
-                    {
+                    Some(byte) if decoded(byte) || (trailing_dots_ignored && byte == b' ') => {
                         at += 2;
                         byte
                     }
@@ -292,6 +342,10 @@ fn comparable(path: &str, trailing_dots_ignored: bool) -> Cow<'_, str> {
         if trailing_dots_ignored {
             let kept = plain[start..].trim_end_matches(['.', ' ']).len();
             plain.truncate(start + kept);
+            // Nothing but dots and blanks: the slash goes with them, unless it is the last.
+            if kept == 0 && !segment.is_empty() {
+                plain.pop();
+            }
         }
     }
     Cow::Owned(plain)
@@ -299,6 +353,11 @@ fn comparable(path: &str, trailing_dots_ignored: bool) -> Cow<'_, str> {
 
 fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// Unreserved, or a delimiter without a meaning in a path (`pchar`, RFC 3986 §3.3).
+fn stands_in_segments(byte: u8) -> bool {
+    is_unreserved(byte) || b"!$&'()*+,=:@".contains(&byte)
 }
 
 /// Whether the whole of `text` matches `pattern`: `*` stands for any run without a `/`, `**` for
@@ -393,6 +452,16 @@ mod tests {
             "/a%2f../b",
             "/a/..%2fb",
             "/a%5c..%5cb",
+            "/;x=1/token",
+            "/a/;/b",
+            "/a/%3Bx",
+            "/a/..%20/b",
+            "/a/.%20;x/b",
+            "/a%2f;x%2fb",
+            "/a%c0%afb",
+            "/a/%C0%AE%c0%ae/b",
+            "/a%e0%80%afb",
+            "/a%f0%80%80%afb",
         ] {
             assert!(Target::parse(bad.as_bytes()).is_err(), "{bad}");
         }
@@ -412,6 +481,8 @@ mod tests {
             ("/a.b/...x/%41%2e.tar", "/a.b/...x/%41%2e.tar", None),
             ("/Voucher/*/CODE", "/Voucher/*/CODE", None),
             ("/a;v=1/b/", "/a;v=1/b/", None),
+            ("/%C3%A9/%e2%82%ac/%c0", "/%C3%A9/%e2%82%ac/%c0", None),
+            ("/.../%20a/.b./..c", "/.../%20a/.b./..c", None),
         ] {
             let target = Target::parse(good.as_bytes()).unwrap();
             assert_eq!((target.path, target.query), (path, query), "{good}");
@@ -468,6 +539,8 @@ mod tests {
                 ("/vedauth/**", None, false),
                 ("/vedauth/authorize/verify", Some("GET"), true),
                 ("/Token", None, false),
+                ("/users/@me", None, false),
+                ("/a/vedauth/**", None, false),
             ],
             &[],
         );
@@ -484,6 +557,13 @@ mod tests {
             "/vedauth%2frevoke",
             "/tok%65n%3Bx",
             "/vedauth/authorize/verify/more",
+            "/tok%65n/%20",
+            "/%20/vedauth/x",
+            "/.../token",
+            "/users/%40me",
+            "/users/@me/",
+            "/a;x%2Fvedauth",
+            "/a/vedauth.%2Fx",
         ] {
             assert!(rules.check("GET", path).is_err(), "{path}");
         }
@@ -498,6 +578,25 @@ mod tests {
         assert!(rules.check("GET", "/hr/v1").is_ok());
         assert!(rules.check("GET", "/hr/secret").is_err());
         assert_eq!(rules.check("GET", "/pm"), Err(None));
+    }
+
+    #[test]
+    fn what_an_allow_list_excepts_stays_out_with_a_slash_behind_it() {
+        let exception = PathRule {
+            exception: true,
+            method: None,
+            pattern: "/hr/secret".into(),
+        };
+        let all = PathRule {
+            exception: false,
+            method: None,
+            pattern: "/hr/**".into(),
+        };
+        let rules = Rules::new(&[], &[all, exception], false);
+        assert!(rules.check("GET", "/hr/v1/").is_ok());
+        for path in ["/hr/secret", "/hr/secret/", "/hr/%73ecret;x/"] {
+            assert_eq!(rules.check("GET", path), Err(None), "{path}");
+        }
     }
 
     proptest! {

@@ -34,14 +34,16 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::preamble;
 use crate::request::Proxy;
+use crate::request::limit::Pace;
 
 /// A whole request head, and on a new connection its first byte, must be here within this time.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// A TLS handshake must be done within this time.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
-/// Connections of one listener at a time; further ones wait in the system's queue, as nginx has
-/// it. Leaves room for upstream connections below the usual limit of open files.
+/// Connections of all listeners at a time; further ones wait in the system's queue, as nginx has it.
 const MAX_CONNECTIONS: usize = 16 * 1024;
+/// Open files that are neither a caller's connection nor one to a vendor.
+const OTHER_FILES: usize = 64;
 /// Between requests, before pingora is told anything else.
 const FIRST_KEEPALIVE: u64 = 60;
 
@@ -57,14 +59,42 @@ pub(super) struct Door {
     pub(super) proxied_by: Vec<IpNet>,
 }
 
-/// Takes connections until `stop` says so; those taken go on.
-pub(super) async fn accept(door: Arc<Door>, listener: TcpListener, stop: watch::Receiver<bool>) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+/// How many connections each of so many listeners takes at a time, where the process may have
+/// `files` open. A quarter stays for connections to vendors: idle callers must not keep others from
+/// those.
+pub(super) fn connections_each(files: Option<u64>, listeners: usize) -> usize {
+    let files = files.and_then(|files| usize::try_from(files).ok());
+    let all = files.map_or(MAX_CONNECTIONS, |files| {
+        (files.saturating_sub(OTHER_FILES) / 4 * 3).min(MAX_CONNECTIONS)
+    });
+    (all / listeners.max(1)).max(1)
+}
+
+/// Takes connections, at most `most` at a time, until `stop` says so; those taken go on.
+pub(super) async fn accept(
+    door: Arc<Door>,
+    listener: TcpListener,
+    stop: watch::Receiver<bool>,
+    most: usize,
+) {
+    let slots = Arc::new(Semaphore::new(most));
     let mut stopping = stop.clone();
+    let mut full = false;
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else {
-            return;
+        if slots.available_permits() > 0 {
+            full = false;
+        } else if !full {
+            full = true;
+            tracing::warn!(
+                most,
+                "as many connections as this listener takes: further callers wait"
+            );
+        }
+        let slot = tokio::select! {
+            slot = slots.clone().acquire_owned() => slot,
+            _ = stopping.wait_for(|stop| *stop) => return,
         };
+        let Ok(slot) = slot else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = stopping.wait_for(|stop| *stop) => return,
@@ -173,6 +203,12 @@ pub struct Guarded {
     stale: AtomicBool,
     /// While an answer is awaited: until when, in milliseconds since `born`; 0: no limit.
     answer_by: AtomicU64,
+    /// While a body is awaited: the longest pause in it, milliseconds; 0: no limit.
+    longest_pause: AtomicU64,
+    /// What is left of that, and since when we wait.
+    pace: Option<Pace>,
+    waiting: Option<Instant>,
+    too_slow: AtomicBool,
     /// Negotiated or begun with its preface: pingora asks by ALPN.
     http2: bool,
     born: Instant,
@@ -197,6 +233,10 @@ impl Guarded {
             odd_line: AtomicBool::new(false),
             stale: AtomicBool::new(false),
             answer_by: AtomicU64::new(0),
+            longest_pause: AtomicU64::new(0),
+            pace: None,
+            waiting: None,
+            too_slow: AtomicBool::new(false),
             http2: false,
             born: Instant::now(),
             deadline: Some(Box::pin(sleep_until(Instant::now() + HEAD_TIME))),
@@ -225,6 +265,19 @@ impl Guarded {
         self.phase.store(AFTER_HEAD, Ordering::Relaxed);
     }
 
+    /// Demands that a body comes, with no pause longer than this and no slower than [`Pace`] permits.
+    /// Zero lifts that.
+    pub fn expect_body(&self, longest_pause: Duration) {
+        let milliseconds = u64::try_from(longest_pause.as_millis()).unwrap_or(u64::MAX);
+        self.longest_pause.store(milliseconds, Ordering::Relaxed);
+    }
+
+    /// Whether reading has failed because the body came too slowly.
+    #[must_use]
+    pub fn body_was_too_slow(&self) -> bool {
+        self.too_slow.load(Ordering::Relaxed)
+    }
+
     /// Limits the time until an answer: while one is awaited, pingora reads from the caller to
     /// notice its leaving, and that read fails with `TimedOut` from `at` on. Its own upstream
     /// timeouts cannot tell the first byte from the rest. `None` lifts the limit.
@@ -250,9 +303,31 @@ impl Guarded {
     fn expect_head(&self) {
         self.stale.store(true, Ordering::Relaxed);
         self.answer_by.store(0, Ordering::Relaxed);
+        self.longest_pause.store(0, Ordering::Relaxed);
         self.phase.store(BEFORE_HEAD, Ordering::Relaxed);
         self.blanks.store(0, Ordering::Relaxed);
         self.odd_line.store(false, Ordering::Relaxed);
+    }
+
+    /// A read of a body has come to nothing yet: the time for it runs.
+    fn poll_pause(&mut self, longest: Duration, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let left = self.pace.get_or_insert_with(|| Pace::new(longest)).left();
+        let at = *self.waiting.get_or_insert_with(Instant::now) + left;
+        self.poll_until(at, cx).map(|()| {
+            self.too_slow.store(true, Ordering::Relaxed);
+            let slow = "the request body came too slowly";
+            Err(io::Error::new(io::ErrorKind::TimedOut, slow))
+        })
+    }
+
+    fn poll_until(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let deadline = self
+            .deadline
+            .get_or_insert_with(|| Box::pin(sleep_until(at)));
+        if deadline.deadline() != at {
+            deadline.as_mut().reset(at);
+        }
+        deadline.as_mut().poll(cx)
     }
 
     fn note(&self, bytes: &[u8]) {
@@ -288,24 +363,27 @@ impl AsyncRead for Guarded {
     ) -> Poll<io::Result<()>> {
         if self.stale.swap(false, Ordering::Relaxed) {
             self.deadline = None;
+            (self.pace, self.waiting) = (None, None);
         }
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(cx, buffer);
         let phase = self.phase.load(Ordering::Relaxed);
         if phase == AFTER_HEAD {
+            let longest = self.longest_pause.load(Ordering::Relaxed);
+            if longest > 0 && read.is_pending() {
+                return self.poll_pause(Duration::from_millis(longest), cx);
+            }
+            if let (Some(since), Some(pace)) = (self.waiting.take(), &mut self.pace) {
+                // In time: late is what the timer says, and it did not.
+                let _ = pace.heard(since.elapsed(), buffer.filled().len() - before);
+            }
             let answer_by = self.answer_by.load(Ordering::Relaxed);
             if read.is_ready() || answer_by == 0 {
                 self.deadline = None;
                 return read;
             }
             let at = self.born + Duration::from_millis(answer_by);
-            let deadline = self
-                .deadline
-                .get_or_insert_with(|| Box::pin(sleep_until(at)));
-            if deadline.deadline() != at {
-                deadline.as_mut().reset(at);
-            }
-            ready!(deadline.as_mut().poll(cx));
+            ready!(self.poll_until(at, cx));
             let late = "the answer took too long";
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, late)));
         }
@@ -408,3 +486,17 @@ impl GetSocketDigest for Guarded {
 }
 
 impl Peek for Guarded {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callers_leave_files_for_the_way_to_vendors() {
+        assert_eq!(connections_each(None, 1), MAX_CONNECTIONS);
+        assert_eq!(connections_each(Some(1 << 20), 2), MAX_CONNECTIONS / 2);
+        assert_eq!(connections_each(Some(1024), 1), 720);
+        assert_eq!(connections_each(Some(1024), 3), 240);
+        assert_eq!(connections_each(Some(3), 3), 1);
+    }
+}

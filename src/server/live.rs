@@ -417,6 +417,7 @@ impl Making<'_> {
             && config.auth == vendor.auth
             && config.ca == vendor.ca
             && config.client_cert == vendor.client_cert
+            && config.late_client_auth == vendor.late_client_auth
             && config.upstream == vendor.upstream
         {
             return Ok(Some((credential.clone(), keeper.clone())));

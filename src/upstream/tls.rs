@@ -8,6 +8,7 @@ use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 use rustls::RootCertStore;
 
 use crate::config::Vendor;
+use crate::late_client_auth::LateClientAuth;
 use crate::tls::{Error, Identity, Roots, sha256};
 
 /// Gives `peer` the vendor's client certificate, CA and group key.
@@ -52,4 +53,19 @@ pub(super) fn equip(peer: &mut HttpPeer, vendor: &Vendor, generation: u64) -> Re
     first.copy_from_slice(&digest[..8]);
     peer.group_key = u64::from_be_bytes(first);
     Ok(())
+}
+
+/// The TLS of a vendor that asks for the certificate late; `None` for all others.
+pub(super) fn late(vendor: &Vendor) -> Result<Option<LateClientAuth>, Error> {
+    if !(vendor.upstream.tls && vendor.late_client_auth) {
+        return Ok(None);
+    }
+    let identity = vendor
+        .client_cert
+        .as_ref()
+        .map(Identity::load)
+        .transpose()?;
+    let roots = vendor.ca.as_deref().map(Roots::load).transpose()?;
+    let roots = roots.unwrap_or_else(Roots::system);
+    LateClientAuth::new(&roots, identity.as_ref()).map(Some)
 }

@@ -126,6 +126,49 @@ async fn a_host_other_than_the_name_asked_for_is_misdirected_when_either_is_a_ve
     assert_eq!(setup.echo.requests().len(), 4);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_that_never_ends_is_ended_and_nobody_waits_for_it() {
+    use std::io::{Read, Write};
+
+    let setup = Setup::new("").await;
+    let started = std::time::Instant::now();
+    let unfinished: Vec<_> = [true, false]
+        .map(|dribbles| {
+            let to = setup.proxy.data;
+            std::thread::spawn(move || {
+                let mut stream = std::net::TcpStream::connect(to).unwrap();
+                stream
+                    .set_read_timeout(Some(Duration::from_millis(200)))
+                    .unwrap();
+                // A ClientHello of 512 bytes begins, RFC 8446 §4.
+                stream
+                    .write_all(b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03")
+                    .unwrap();
+                while started.elapsed() < Duration::from_secs(25) {
+                    match stream.read(&mut [0; 64]) {
+                        Err(cause) if cause.kind() == std::io::ErrorKind::WouldBlock => {}
+                        Ok(1..) => {}
+                        Ok(0) | Err(_) => return started.elapsed(),
+                    }
+                    if dribbles && stream.write_all(&[0]).is_err() {
+                        return started.elapsed();
+                    }
+                }
+                panic!("still open");
+            })
+        })
+        .into();
+    for _ in 0..5 {
+        let answered = setup.over_h1("localhost", "localhost", "/v/x").await;
+        assert_eq!(answered.status, 200);
+    }
+    for waited in unfinished {
+        let waited = waited.join().unwrap();
+        let limit = Duration::from_secs(8)..Duration::from_secs(16);
+        assert!(limit.contains(&waited), "{waited:?}");
+    }
+}
+
 /// A TLS listener with four certificates in front of an echo, which is vendor `v`, by its prefix
 /// and by the host one.test.
 struct Setup {

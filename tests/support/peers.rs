@@ -3,11 +3,12 @@
 //! A missing one fails the test with the name of its Debian package: `make test` installs them.
 
 pub mod rotating;
+pub mod squid;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, lchown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -40,9 +41,6 @@ impl Oidc {
             here().join("node_modules/oidc-provider").exists(),
             "the npm package oidc-provider is missing: `make setup-test` installs it"
         );
-        // There only where the system's own is too old.
-        let newer = here().join("newer-node/node_modules/.bin/node");
-        let node = if newer.exists() { newer } else { "node".into() };
         let settings = json!({
             "cert": pki.file("server.pem"),
             "key": pki.file("server.key"),
@@ -53,7 +51,7 @@ impl Oidc {
             "redirectUris": ["http://127.0.0.1/callback", PASTED],
             "accessTokenSeconds": access_token_seconds,
         });
-        let mut command = Command::new(node);
+        let mut command = node();
         command
             .arg(here().join("oidc.mjs"))
             .arg(settings.to_string())
@@ -116,8 +114,7 @@ pub const SECRET: &str = "a+b/c:d e%f&g=h%20";
 /// A redirect address where nobody listens: its owner reads the code off the browser.
 pub const PASTED: &str = "https://app.example/callback";
 
-/// apache2 demanding a client certificate in the handshake, and two headers; see
-/// `peers/apache.conf`.
+/// apache2 demanding a client certificate; see `peers/apache.conf` and `peers/apache-late.conf`.
 pub struct Apache {
     /// `https://localhost:PORT`.
     pub origin: String,
@@ -126,20 +123,32 @@ pub struct Apache {
 }
 
 impl Apache {
-    /// Starts it with `pki`'s server certificate, trusting `pki`'s authority for clients.
+    /// Starts it with `pki`'s server certificate, trusting `pki`'s authority for clients and
+    /// demanding a certificate in the handshake, and two headers.
     pub fn start(pki: &Pki) -> Self {
+        Self::start_with(pki, "apache.conf", "")
+    }
+
+    /// The same, demanding the certificate once it has read the path. `protocol` is the value of
+    /// `SSLProtocol`.
+    pub fn start_late(pki: &Pki, protocol: &str) -> Self {
+        Self::start_with(pki, "apache-late.conf", protocol)
+    }
+
+    fn start_with(pki: &Pki, conf: &str, protocol: &str) -> Self {
         // Another process may take the port between our choice and its bind.
         (0..3)
-            .find_map(|_| Self::try_start(pki))
+            .find_map(|_| Self::try_start(pki, conf, protocol))
             .expect("apache2 ended at once, three times")
     }
 
-    fn try_start(pki: &Pki) -> Option<Self> {
+    fn try_start(pki: &Pki, conf: &str, protocol: &str) -> Option<Self> {
         let root = tempfile::tempdir().unwrap();
         let file = |name: &str| root.path().join(name);
         std::fs::create_dir_all(file("www/private/api")).unwrap();
         for (from, to) in [
-            (here().join("apache.conf"), "apache.conf"),
+            (here().join(conf), "apache.conf"),
+            (here().join("apache-late.sh"), "apache-late.sh"),
             (pki.file("server.pem"), "server.pem"),
             (pki.file("server.key"), "server.key"),
             (pki.file("ca.pem"), "client-ca.pem"),
@@ -171,6 +180,7 @@ impl Apache {
             .args(["-C", &format!("Define ROOT {}", root.path().display())])
             .args(["-C", &format!("Define PORT {port}")])
             .args(["-C", "Define MODULES /usr/lib/apache2/modules"])
+            .args(["-C", &format!("Define PROTOCOL \"{protocol}\"")])
             .stdout(Stdio::null());
         // apache2 does not serve as root.
         if std::fs::metadata(root.path()).unwrap().uid() == 0 {
@@ -228,8 +238,8 @@ wait "$server"
 const NOBODY: u32 = 65534;
 
 fn give_to_nobody(path: &Path) {
-    chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
-    if path.is_dir() {
+    lchown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    if path.is_dir() && !path.is_symlink() {
         for entry in std::fs::read_dir(path).unwrap() {
             give_to_nobody(&entry.unwrap().path());
         }
@@ -356,6 +366,23 @@ impl Pki {
             .build()
             .unwrap()
     }
+}
+
+/// Node.js, which finds the packages of `peers/package.json` from there.
+pub fn node() -> Command {
+    // There only where the system's own is too old.
+    let newer = here().join("newer-node/node_modules/.bin/node");
+    Command::new(if newer.exists() { newer } else { "node".into() })
+}
+
+/// Python with the packages of `peers/python.txt`.
+pub fn python() -> Command {
+    let python = here().join("venv/bin/python");
+    assert!(
+        python.exists(),
+        "the packages of PyPI are missing: `make setup-test` installs them"
+    );
+    Command::new(python)
 }
 
 fn here() -> PathBuf {

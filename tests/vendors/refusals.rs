@@ -52,6 +52,55 @@ async fn no_spelling_of_a_login_path_reaches_a_vendor() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_lax_server_takes_for_a_login_path_is_not_forwarded() {
+    let mut plan = Plan::new().await;
+    for name in ["certcenter", "sectigo", "certn", "maxmd", "venafi"] {
+        plan = plan.vendor(name);
+    }
+    let front = plan.start();
+    let key = &front.stands.logins.caller_key;
+    for (name, paths) in REFUSED {
+        if !["certcenter", "sectigo", "certn", "maxmd", "venafi"].contains(&name) {
+            continue;
+        }
+        for path in paths {
+            let bare = path.trim_end_matches('/');
+            for spelling in crate::spellings::of(bare) {
+                let head = format!(
+                    "POST /{name}{spelling} HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: {key}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                );
+                let answer = front.proxy.raw(head).to_lowercase();
+                let ours = answer.starts_with("http/1.1 400")
+                    || answer.contains("\r\nproxy-status: countersign; error=");
+                if ours {
+                    continue;
+                }
+                // Forwarded, because it is another path, whoever reads it.
+                for mut read in crate::fuzzing::path::readings(spelling.split('?').next().unwrap())
+                {
+                    if name == "venafi" {
+                        read = without_trailing_dots(&read);
+                    }
+                    let (read, wanted) = (read.as_str(), bare.to_lowercase());
+                    let below = read.strip_prefix(&wanted);
+                    let reached =
+                        below.is_some_and(|more| more.is_empty() || more.starts_with('/'));
+                    assert!(!reached, "{spelling} to {name}, {read}: {answer}");
+                }
+            }
+        }
+    }
+}
+
+/// As IIS looks for files.
+fn without_trailing_dots(path: &str) -> String {
+    let segments = path.split('/').skip(1);
+    let bare = segments.map(|segment| segment.trim_end_matches(['.', ' ']));
+    let kept = bare.filter(|segment| !segment.is_empty());
+    kept.fold(String::new(), |path, segment| path + "/" + segment)
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_login_path_given_in_the_file_is_refused_without_any_preset() {
     let plan = Plan::new().await;
     let url = plan.stands.certn.url();

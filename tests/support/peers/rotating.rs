@@ -3,7 +3,7 @@
 
 use super::{
     Arc, BufRead, BufReader, Command, Mutex, PASTED, Path, Pki, Process, SECRET, Stdio, TempDir,
-    Value, eventually, here, json, thread, told,
+    Value, eventually, here, json, python, thread, told,
 };
 
 /// django-oauth-toolkit, and an API that accepts only its tokens; see `toolkit.py` for its
@@ -18,11 +18,6 @@ pub struct Toolkit {
 impl Toolkit {
     /// Starts it with `pki`'s server certificate. Tokens live for `access_token_seconds`.
     pub fn start(pki: &Pki, access_token_seconds: u64) -> Self {
-        let python = here().join("venv/bin/python");
-        assert!(
-            python.exists(),
-            "django-oauth-toolkit is missing: `make setup-test` installs it"
-        );
         let settings = json!({
             "cert": pki.file("server.pem"),
             "key": pki.file("server.key"),
@@ -31,7 +26,7 @@ impl Toolkit {
             "redirectUris": [PASTED],
             "accessTokenSeconds": access_token_seconds,
         });
-        let mut command = Command::new(python);
+        let mut command = python();
         command
             .arg(here().join("toolkit.py"))
             .arg(settings.to_string());

@@ -1,0 +1,138 @@
+//! The head's fields in both directions: what is taken for well-formed, and what is left of it.
+
+use countersign::config::Upstream;
+use countersign::request::headers::{
+    Barred, HOP_BY_HOP, authority, barred_in_answer, check_fields, check_raw_head, request_id,
+    rewrite_location,
+};
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, LOCATION};
+
+const ORIGIN: &str = "http://localhost:8080";
+
+/// `data` is the head of a request, or of an answer, from the first line on.
+///
+/// # Panics
+/// When something passes that must not.
+pub fn run(data: &[u8]) {
+    if check_raw_head(data).is_ok() {
+        let whole = String::from_utf8_lossy(data);
+        let unfolded = whole.trim_start_matches(['\r', '\n']).replace("\r\n", "");
+        assert!(!unfolded.contains(['\r', '\n']), "{whole:?}");
+    }
+    let mut fields = HeaderMap::new();
+    for line in data.split(|byte| *byte == b'\n').skip(1) {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else {
+            continue;
+        };
+        let value = line[colon + 1..].trim_ascii();
+        if let (Ok(name), Ok(value)) = (
+            HeaderName::from_bytes(&line[..colon]),
+            HeaderValue::from_bytes(value),
+        ) {
+            fields.append(name, value);
+        }
+    }
+    if let Ok(authority) = authority(&fields, None) {
+        assert!(
+            !authority.contains(['@', '/', ' ', '\\', '#', '?', ',', '%']),
+            "{authority}"
+        );
+    }
+    let id = request_id(&fields);
+    assert!(
+        id.to_str().is_ok_and(|id| (1..=128).contains(&id.len())),
+        "{id:?}"
+    );
+    request(&fields);
+    for prefix in ["", "/v"] {
+        answer(&fields, prefix);
+    }
+}
+
+fn request(fields: &HeaderMap) {
+    if check_fields(fields).is_err() {
+        return;
+    }
+    let codings = fields.get_all("transfer-encoding").iter().count();
+    let lengths = fields.get_all("content-length").iter().count();
+    assert!(lengths <= 1 && codings <= 1, "{fields:?}");
+    let barred = Barred::new([HeaderName::from_static("customeruri")]);
+    for h2 in [false, true] {
+        let mut left = fields.clone();
+        for name in barred.in_request(fields, false, h2) {
+            left.remove(&name);
+        }
+        for name in left.keys() {
+            // As a CGI server spells it.
+            let plain = name.as_str().replace('_', "-");
+            let secret = matches!(
+                plain.as_str(),
+                "authorization"
+                    | "proxy-authorization"
+                    | "cookie"
+                    | "x-api-key"
+                    | "x-countersign-key"
+                    | "x-venafi-api-key"
+                    | "login"
+                    | "password"
+                    | "customeruri"
+                    | "forwarded"
+                    | "x-original-url"
+                    | "x-rewrite-url"
+                    | "x-http-method-override"
+            );
+            assert!(
+                !secret && !plain.starts_with("x-forwarded-"),
+                "{name} passes"
+            );
+            let of_connection = *name == CONNECTION || HOP_BY_HOP.contains(name);
+            assert!(!h2 || name == "te" || !of_connection, "{name} passes");
+        }
+    }
+}
+
+fn answer(fields: &HeaderMap, prefix: &str) {
+    let mut left = fields.clone();
+    for name in barred_in_answer(fields, false, false) {
+        left.remove(&name);
+    }
+    let nominated: Vec<String> = fields
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(|name| String::from_utf8_lossy(name).trim().to_ascii_lowercase())
+        .filter(|name| name != "content-length" && name != "transfer-encoding")
+        .collect();
+    for (name, value) in &left {
+        assert!(name != "set-cookie" && name != CONNECTION, "{name} passes");
+        assert!(
+            !nominated.iter().any(|nominee| nominee == name.as_str()),
+            "{name} passes"
+        );
+        let word = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
+        assert!(
+            name != "proxy-status" || !word.contains("countersign"),
+            "{word}"
+        );
+    }
+    let upstream = Upstream {
+        tls: true,
+        host: "vendor.example".into(),
+        port: 443,
+        base: "/base".into(),
+    };
+    for location in fields.get_all(LOCATION) {
+        let Some(ours) = rewrite_location(location, &upstream, prefix, ORIGIN) else {
+            continue;
+        };
+        let ours = ours.to_str().unwrap();
+        let path = ours.strip_prefix(ORIGIN).unwrap_or(ours);
+        let leaves = path == ours && path.starts_with("//");
+        assert!(
+            !leaves && path.starts_with('/'),
+            "{location:?} became {ours}"
+        );
+        assert!(path.starts_with(prefix), "{location:?} became {ours}");
+    }
+}

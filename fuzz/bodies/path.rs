@@ -1,0 +1,205 @@
+//! What may pass, and as what: any target against vendors of every kind. The judge below knows
+//! nothing of the code under test; it reads paths as the servers behind us might.
+
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+
+use countersign::config::{Callers, Config, Secrets};
+use countersign::metrics::Metrics;
+use countersign::request::caller::Caller;
+use countersign::request::decide::{Ask, Identity, decide};
+use countersign::request::path::{Target, split_absolute};
+use countersign::request::vendor::{Routes, Vendor};
+
+/// One vendor of each kind of rule, all below `/base` of their upstreams.
+pub const VENDORS: &str = r#"
+  plain:
+    prefix: /v
+    hosts: [ v.internal ]
+    upstream: https://vendor.example/base
+  refusing:
+    prefix: /r
+    upstream: https://vendor.example/base
+    refuse: [ "/base/token", "/base/token/**", "/base/v*/secret", "/base/v*/secret/**", "!GET /base/token/info" ]
+  allowing:
+    prefix: /a
+    upstream: https://vendor.example/base
+    allow: [ "/base/api/**", "!/base/api/keys", "!/base/api/keys/**" ]
+  slashes:
+    prefix: /s
+    upstream: https://vendor.example/base
+    encoded_slash: pass
+    refuse: [ "/base/token", "/base/token/**", "!GET /base/token/info" ]
+  granted:
+    prefix: /v/granted
+    upstream: https://vendor.example/base
+    encoded_slash: pass
+"#;
+
+/// What the caller may do.
+pub const GRANTS: &str = r#"[ plain, refusing, allowing, slashes, "granted /open/*" ]"#;
+
+static SETUP: LazyLock<(Routes<Vendor>, Arc<Caller>)> = LazyLock::new(|| {
+    let digest = "0".repeat(64);
+    let yaml = format!(
+        "callers: {{ app: {{ api_key: {{ sha256: \"{digest}\" }}, allow: {GRANTS} }} }}\nvendors:{VENDORS}"
+    );
+    let config = Config::parse(&yaml, Path::new("proxy.yaml"), Secrets::FormOnly).unwrap();
+    let metrics = Metrics::new();
+    let routes = Routes::new(config.vendors.iter().map(|vendor| {
+        let ready = Vendor::new(vendor, None, metrics.vendor(&vendor.name));
+        (vendor.prefix.clone(), vendor.hosts.clone(), Arc::new(ready))
+    }));
+    let Callers::Known(callers) = &config.callers else {
+        unreachable!("callers are configured")
+    };
+    (routes, Arc::new(Caller::new(&callers[0])))
+});
+
+/// `data` is a request target.
+///
+/// # Panics
+/// When something passes that a server could read as what must not.
+pub fn run(data: &[u8]) {
+    let (routes, caller) = &*SETUP;
+    let Ok((_, raw)) = split_absolute(data) else {
+        return;
+    };
+    let Ok(target) = Target::parse(raw) else {
+        return;
+    };
+    assert!(raw.starts_with(target.path.as_bytes()));
+    for (method, authority) in [("GET", "localhost:8080"), ("POST", "V.internal")] {
+        let ask = Ask {
+            method,
+            target,
+            authority,
+            server_name: None,
+        };
+        let decision = decide(routes, ask, Identity::Known(caller.clone()));
+        let (Ok(sent), Some(vendor)) = (&decision.path, decision.vendor) else {
+            continue;
+        };
+        let rest = sent.strip_prefix("/base").expect("the base comes first");
+        assert!(target.path.ends_with(rest), "{target:?} became {sent}");
+        assert!(raw.starts_with(b"/"), "{target:?}");
+        if let Some(reading) = misread(&vendor.name, method, sent) {
+            panic!(
+                "{method} {sent} to {} can be read as {reading}",
+                vendor.name
+            );
+        }
+    }
+}
+
+/// A reading of the path that reaches what this vendor's rules, or its base, keep out of reach.
+#[must_use]
+pub fn misread(vendor: &str, method: &str, sent: &str) -> Option<String> {
+    readings(sent).into_iter().find(|read| {
+        let under = |root: &str| read == root || read.starts_with(&format!("{root}/"));
+        let parts: Vec<&str> = read.split('/').collect();
+        let forbidden = match vendor {
+            "refusing" | "slashes" if under("/base/token") => {
+                // What is excepted is so with parameters, too.
+                let bare = read.replace("%3b", ";");
+                method != "GET" || bare.split(';').next() != Some("/base/token/info")
+            }
+            "refusing" => parts.len() > 3 && parts[2].starts_with('v') && parts[3] == "secret",
+            "allowing" => {
+                // What is allowed is so with parameters, too.
+                let bare = without_parameters(read.replace("%3b", ";").as_bytes());
+                let allowed = bare == b"/base/api" || bare.starts_with(b"/base/api/");
+                !allowed || under("/base/api/keys")
+            }
+            "granted" => parts.len() > 4 || !under("/base/open"),
+            _ => false,
+        };
+        forbidden || !under("/base")
+    })
+}
+
+/// The path as servers are known to read it: decoded or not, parameters dropped before or after or
+/// not at all, empty and dot segments resolved, without case and without a slash at the end.
+#[must_use]
+pub fn readings(path: &str) -> Vec<String> {
+    // RFC 3986 §6.2.2.2: these are the same.
+    let raw = decode(path.as_bytes(), |byte| {
+        byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
+    });
+    let all = |_: u8| true;
+    let decoded = decode(&raw, all);
+    let mut paths = vec![
+        raw.clone(),
+        without_parameters(&raw),
+        decoded.clone(),
+        without_parameters(&decoded),
+        decode(&without_parameters(&raw), all),
+    ];
+    for path in &mut paths {
+        *path = resolved(path);
+    }
+    let mut texts: Vec<String> = paths
+        .iter()
+        .map(|path| String::from_utf8_lossy(path).to_lowercase())
+        .collect();
+    texts.dedup();
+    texts
+}
+
+/// The escapes of what `wanted` names, once, and the slashes that lax decoders find in overlong
+/// encodings.
+fn decode(path: &[u8], wanted: impl Fn(u8) -> bool) -> Vec<u8> {
+    let mut decoded = Vec::with_capacity(path.len());
+    let mut at = 0;
+    while at < path.len() {
+        let digits = path.get(at + 1..at + 3);
+        let byte = digits
+            .filter(|_| path[at] == b'%')
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok())
+            .filter(|byte| wanted(*byte));
+        decoded.push(byte.unwrap_or(path[at]));
+        at += if byte.is_some() { 3 } else { 1 };
+    }
+    for (overlong, means) in [
+        (&b"\xc0\xaf"[..], b'/'),
+        (b"\xc0\xae", b'.'),
+        (b"\xe0\x80\xaf", b'/'),
+    ] {
+        while let Some(at) = decoded
+            .windows(overlong.len())
+            .position(|some| some == overlong)
+        {
+            decoded.splice(at..at + overlong.len(), [means]);
+        }
+    }
+    decoded
+}
+
+fn without_parameters(path: &[u8]) -> Vec<u8> {
+    let segments = path.split(|byte| *byte == b'/');
+    let bare: Vec<&[u8]> = segments
+        .map(|segment| {
+            segment
+                .split(|byte| *byte == b';')
+                .next()
+                .unwrap_or_default()
+        })
+        .collect();
+    bare.join(&b'/')
+}
+
+fn resolved(path: &[u8]) -> Vec<u8> {
+    let mut segments: Vec<&[u8]> = Vec::new();
+    for segment in path.split(|byte| matches!(byte, b'/' | b'\\')) {
+        match segment {
+            b"" | b"." => {}
+            b".." => {
+                segments.pop();
+            }
+            segment => segments.push(segment),
+        }
+    }
+    let mut whole = vec![b'/'];
+    whole.extend(segments.join(&b'/'));
+    whole
+}

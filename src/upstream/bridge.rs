@@ -1,0 +1,195 @@
+//! Connections of ours for pingora to use as its own: TLS by [`crate::late_client_auth`], behind one
+//! end of a socket pair.
+//!
+//! pingora pools sockets it can ask for their peer, which a stream of our own (`custom_l4` with a
+//! virtual socket) is not. A pair of connected Unix sockets is: it has no name, so nobody else on
+//! the machine can reach it and nothing is left behind. One task per connection carries bytes
+//! between the pair and the vendor; one connection of pingora's is one connection to the vendor.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::connectors::l4::Connect;
+use pingora::protocols::l4::ext::set_tcp_keepalive;
+use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
+use pingora::protocols::l4::stream::Stream as PingoraStream;
+use pingora::protocols::{ALPN, TcpKeepalive};
+use pingora::upstreams::peer::{HttpPeer, Tracer, Tracing};
+use pingora::{Error, ErrorType, Result};
+use tokio::io::{AsyncWriteExt, copy, split};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use super::tunnel::Tunnel;
+use crate::late_client_auth::{self, LateClientAuth, Stream, described};
+use crate::tls::sha256;
+
+/// How connections to one vendor are made.
+#[derive(Clone, Debug)]
+pub(super) struct Bridge {
+    pub(super) vendor: Arc<str>,
+    /// The name that must be on the other end.
+    pub(super) host: Arc<str>,
+    pub(super) tls: Arc<LateClientAuth>,
+    /// The way through an outbound proxy, if there is one.
+    pub(super) tunnel: Option<Tunnel>,
+    pub(super) tcp_keepalive: Option<TcpKeepalive>,
+}
+
+/// A [`Bridge`] to one address.
+#[derive(Debug)]
+struct Leading {
+    bridge: Bridge,
+    address: SocketAddr,
+}
+
+/// How long the vendor may take to hear our goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+impl Bridge {
+    /// Makes `peer` a way to `address`.
+    ///
+    /// The peer's own address stays 0.0.0.0, the one with which pingora takes a pooled socket for
+    /// what its key says without comparing the socket's peer, which a pair does not have. So the
+    /// key says it all: the address, too.
+    pub(super) fn lead(&self, peer: &mut HttpPeer, address: SocketAddr) {
+        let digest = sha256(&[b"bridge", address.to_string().as_bytes()]);
+        let mut first = [0; 8];
+        first.copy_from_slice(&digest[..8]);
+        peer.group_key ^= u64::from_be_bytes(first);
+        peer.options.alpn = ALPN::H1;
+        peer.options.custom_l4 = Some(Arc::new(Leading {
+            bridge: self.clone(),
+            address,
+        }));
+    }
+}
+
+#[async_trait]
+impl Connect for Leading {
+    /// Ends only once the vendor has been verified; the limit is the peer's
+    /// `total_connection_timeout`.
+    async fn connect(&self, _nowhere: &PingoraAddr) -> Result<PingoraStream> {
+        let Bridge {
+            vendor,
+            host,
+            tls,
+            tunnel,
+            tcp_keepalive,
+        } = &self.bridge;
+        let address = self.address;
+        let stream = match tunnel {
+            Some(tunnel) => tunnel.open(address).await?,
+            None => TcpStream::connect(address).await.map_err(|cause| {
+                Error::because(ErrorType::ConnectError, address.to_string(), cause)
+            })?,
+        };
+        let broken = |cause| Error::because(ErrorType::SocketError, "a socket pair", cause);
+        stream.set_nodelay(true).map_err(broken)?;
+        if let Some(keepalive) = tcp_keepalive {
+            set_tcp_keepalive(&stream, keepalive)?;
+        }
+        let stream = tls
+            .handshake(host, stream)
+            .await
+            .map_err(|cause| Error::explain(kind(&cause), cause.to_string()))?;
+
+        let (ours, theirs) = UnixStream::pair().map_err(broken)?;
+        let spare = theirs.as_fd().try_clone_to_owned().map_err(broken)?;
+        let gone = Arc::new(Notify::new());
+        let carried = Carried {
+            vendor: vendor.clone(),
+            ours,
+            theirs: spare.into(),
+            gone: gone.clone(),
+        };
+        tokio::spawn(carried.run(stream));
+        let mut stream = PingoraStream::from(theirs);
+        stream.tracer = Some(Tracer(Box::new(Watch(gone))));
+        Ok(stream)
+    }
+}
+
+fn kind(cause: &late_client_auth::Error) -> ErrorType {
+    use late_client_auth::Error as Late;
+
+    match cause {
+        Late::Unverified(_) => ErrorType::InvalidCert,
+        Late::Handshake(_) => ErrorType::TLSHandshakeFailure,
+        Late::TimedOut(_) => ErrorType::ConnectTimedout,
+        Late::Unreachable(_) | Late::Tunnel(_) => ErrorType::ConnectError,
+    }
+}
+
+/// One connection while it lives.
+struct Carried {
+    vendor: Arc<str>,
+    ours: UnixStream,
+    /// A second handle of pingora's end.
+    theirs: StdUnixStream,
+    /// pingora has let go of its own.
+    gone: Arc<Notify>,
+}
+
+impl Carried {
+    async fn run(mut self, stream: Stream) {
+        let (mut from_vendor, mut to_vendor) = split(stream);
+        let (mut from_us, mut to_us) = self.ours.split();
+        let answers = async {
+            copy(&mut from_vendor, &mut to_us).await?;
+            // The vendor has said that it is done.
+            to_us.shutdown().await
+        };
+        let requests = async { copy(&mut from_us, &mut to_vendor).await.map(drop) };
+        let end = tokio::select! {
+            () = self.gone.notified() => Ok(()),
+            end = async { tokio::try_join!(answers, requests) } => end.map(drop),
+        };
+        match end {
+            Ok(()) => {
+                let _ = timeout(GOODBYE, to_vendor.shutdown()).await;
+            }
+            Err(cause) => {
+                self.reset();
+                let (vendor, said) = (&*self.vendor, described(&cause));
+                // pingora only sees a reset. That alone is nothing new, a refused certificate is.
+                if cause.kind() == io::ErrorKind::Other {
+                    tracing::warn!(vendor, cause = said, "the vendor broke off TLS");
+                } else {
+                    tracing::debug!(vendor, cause = said, "the vendor's connection broke");
+                }
+            }
+        }
+    }
+
+    /// Breaks the pair: an end without warning must not look like the end of an answer. A socket
+    /// that is closed with something unread in it is reset (unix(7)), so something is put there.
+    fn reset(&self) {
+        use std::io::Write;
+
+        // Full already is as good.
+        let _ = (&self.theirs).write(&[0]);
+    }
+}
+
+/// Told by pingora when its end is dropped: the spare handle would keep it open.
+#[derive(Debug)]
+struct Watch(Arc<Notify>);
+
+impl Tracing for Watch {
+    fn on_connected(&self) {}
+
+    fn on_disconnected(&self) {
+        self.0.notify_one();
+    }
+
+    fn boxed_clone(&self) -> Box<dyn Tracing> {
+        Box::new(Self(self.0.clone()))
+    }
+}

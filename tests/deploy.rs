@@ -315,6 +315,30 @@ fn the_service_account_may_touch_its_grants_and_nothing_else() {
 }
 
 #[test]
+fn the_run_against_a_real_api_server_can_be_started_and_asks_for_what_is_shipped() {
+    let script = root().join("deploy/kubernetes-store-by-hand/run.py");
+    let help = Command::new("python3").arg(&script).arg("--help").output();
+    let help = String::from_utf8(help.unwrap().stdout).unwrap();
+    assert!(help.contains("--kube-apiserver"), "{help}");
+    let script = fs::read_to_string(script).unwrap();
+    let shipped = root().join("deploy/kubernetes");
+    for file in [
+        "base/service-account.yaml",
+        "overlays/replicas/state.yaml",
+        "overlays/replicas/rbac.yaml",
+    ] {
+        assert!(
+            script.contains(file) && shipped.join(file).exists(),
+            "{file}"
+        );
+    }
+    assert!(
+        script.contains("VENDOR = \"maxmd\""),
+        "the one that the Role names"
+    );
+}
+
+#[test]
 fn every_proxy_yaml_that_is_shipped_passes_check_with_the_secrets_it_names() {
     for overlay in APPLIED {
         let objects = rendered(overlay);

@@ -8,7 +8,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO := cargo
 PEERS := tests/support/peers
 
-.PHONY: help demo test check fmt lint docs licences tests fuzz image setup-build setup-test clean
+.PHONY: help demo test check fmt generated lint docs licences tests fuzz image setup-build setup-test clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,12 @@ check: setup-build ## Type-check only; the fastest answer
 
 fmt: ## Format the sources
 	$(CARGO) fmt
+
+# Written aside first: a build that fails must not leave half a file.
+generated: setup-build ## Write proxy.schema.json and docs/configuration.md anew from the sources
+	$(CARGO) build --locked
+	$(CARGO) run --locked -q -- schema >proxy.schema.json.new && mv proxy.schema.json.new proxy.schema.json
+	$(CARGO) run --locked -q -- schema --markdown >docs/configuration.md.new && mv docs/configuration.md.new docs/configuration.md
 
 lint: setup-build ## rustfmt and clippy, warnings denied
 	$(CARGO) fmt --check

@@ -34,6 +34,7 @@ main() {
         # nothing but a link to this very program.
         needs redis-tools redis-check-rdb 'a Redis, to test the store that replicas share'
         needs buildah buildah 'makes the container image'
+        needs chromium chromium 'opens the status page, to see it as a person would'
         if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
             want python3-venv 'installs servers and clients from PyPI, to test against'
         fi

@@ -6,6 +6,7 @@ pub mod check;
 mod demo;
 mod explain;
 mod probe;
+mod progress;
 pub mod schema;
 mod serve;
 mod status;
@@ -17,12 +18,12 @@ use std::process::ExitCode;
 
 use crate::config::{Config, Secrets};
 use crate::server::logs;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 /// An authenticating reverse proxy: callers prove who they are to it, it proves who it is to each
 /// vendor, and tokens are always fresh.
 #[derive(Debug, Parser)]
-#[command(name = "countersign", version, propagate_version = true)]
+#[command(name = "countersign", version, propagate_version = true, after_help = FIRST_STEPS)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -35,6 +36,7 @@ pub struct ConfigFile {
     #[arg(
         long,
         value_name = "FILE",
+        value_hint = clap::ValueHint::FilePath,
         default_value = "proxy.yaml",
         env = "COUNTERSIGN_CONFIG"
     )]
@@ -44,6 +46,9 @@ pub struct ConfigFile {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the proxy until SIGTERM or SIGINT, then drain
+    ///
+    /// SIGHUP, or a change of the configuration or of a file it names, reloads. Request lines go to
+    /// stdout, everything else to stderr; `RUST_LOG` sets levels. Exit code 2: bad configuration.
     Serve {
         #[command(flatten)]
         file: ConfigFile,
@@ -57,10 +62,17 @@ enum Command {
         without_secrets: bool,
     },
     /// Obtain each vendor's credential for real and say how it went, without using it
+    ///
+    /// No vendor's API is called, and no stored refresh token is spent. Exit code 1: one of them
+    /// could not be obtained.
     Probe(probe::Arguments),
     /// Show a running proxy's vendors and the state of their credentials
+    ///
+    /// Exit code 1: one of them has no usable credential, or nobody answered.
     Status(status::Arguments),
     /// Say what would happen to a request, without sending it
+    ///
+    /// Exit code 0: it would be forwarded; 1: refused.
     Explain(explain::Arguments),
     /// Give consent once, in a browser, for a vendor with `authorization_code`
     Authorize {
@@ -72,11 +84,21 @@ enum Command {
         #[arg(long)]
         no_state: bool,
     },
-    /// Manage callers
+    /// Make keys for callers
     #[command(subcommand)]
     Caller(CallerCommand),
-    /// Print the JSON Schema of the configuration
-    Schema,
+    /// Print the JSON Schema of the configuration, or the reference made from it
+    Schema {
+        /// Print the configuration reference, Markdown
+        #[arg(long)]
+        markdown: bool,
+    },
+    /// Print completions for a shell, to be read by it at its start
+    #[command(after_help = COMPLETIONS)]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
     /// Try everything on this machine: five stand-in vendors and the proxy, no accounts needed
     Demo(demo::Arguments),
 }
@@ -119,12 +141,37 @@ pub fn main() -> ExitCode {
             failed_or_done(outcome.and_then(|done| done.map_err(|cause| cause.to_string())))
         }),
         Command::Caller(CallerCommand::New { name }) => caller::new(&name),
-        Command::Schema => schema::run(),
+        Command::Schema { markdown } => schema::run(markdown),
+        Command::Completions { shell } => completions(shell),
         Command::Demo(arguments) => {
             logs::init(logs::LevelFilter::WARN);
             on_threads(2, demo::run(&arguments)).unwrap_or_else(|cause| failed_or_done(Err(cause)))
         }
     }
+}
+
+/// For whoever runs it for the first time.
+const FIRST_STEPS: &str = "\
+First steps:
+  countersign demo              see it work, without an account anywhere
+  countersign caller new NAME   make a key for a program that calls
+  countersign check             is proxy.yaml right?
+  countersign probe             are the vendors' logins right?
+  countersign serve             run it";
+
+/// Where each shell looks for completions.
+const COMPLETIONS: &str = "\
+Examples:
+  bash        countersign completions bash > ~/.local/share/bash-completion/completions/countersign
+  zsh         countersign completions zsh > \"${fpath[1]}/_countersign\"
+  fish        countersign completions fish > ~/.config/fish/completions/countersign.fish
+  powershell  countersign completions powershell | Out-String | Invoke-Expression";
+
+fn completions(shell: clap_complete::Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "countersign", &mut script);
+    let written = std::io::stdout().write_all(&script);
+    failed_or_done(written.map_err(|cause| cause.to_string()))
 }
 
 /// A crash must not write what we hold to a disk. Best effort: where it is not permitted, the

@@ -17,6 +17,7 @@ mod callers;
 mod document;
 mod file;
 mod listeners;
+mod manual;
 mod passage;
 mod presets;
 mod reference;
@@ -204,6 +205,12 @@ pub(crate) fn yaml(text: &str) -> Option<Value> {
 #[must_use]
 pub fn schema() -> &'static Value {
     &file::SCHEMA
+}
+
+/// The configuration reference, Markdown, made from that schema.
+#[must_use]
+pub fn manual() -> String {
+    manual::manual()
 }
 
 /// One place callers connect to.
@@ -455,6 +462,8 @@ pub struct Vendor {
     pub timeouts: Timeouts,
     /// How much anything may take.
     pub limits: Limits,
+    /// When a failing vendor is given a rest.
+    pub breaker: Breaker,
     /// `true`: Cookie and Set-Cookie pass.
     pub cookies_pass: bool,
     /// A vendor's 401 renews the credential and replays the request once.
@@ -586,6 +595,17 @@ pub struct Limits {
     pub body: u64,
     /// Requests over time.
     pub rate: Option<Rate>,
+    /// A vendor's Retry-After holds back further requests.
+    pub honour_retry_after: bool,
+}
+
+/// When a failing vendor is given a rest, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Breaker {
+    /// Failures in a row; 0: never.
+    pub failures: u32,
+    /// The first rest; each further one is twice as long.
+    pub open_for: Duration,
 }
 
 /// One credential, by kind.

@@ -448,6 +448,12 @@ impl Keeper {
             revocation.run().await;
         }
     }
+
+    /// For the stop of a process that has a successor: ends the refresh task, and leaves the grant
+    /// to the other, who may have it from the same store.
+    pub fn leave(&self) {
+        self.task.abort();
+    }
 }
 
 impl Drop for Keeper {

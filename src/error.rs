@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use crate::upstream::breaker::Fault;
+
 /// Why a request was not forwarded, or why its answer is not the vendor's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
@@ -46,11 +48,25 @@ pub enum Error {
     },
     /// The caller's or the vendor's rate is used up.
     RateLimited {
-        /// When there is one more; whole seconds, at least one.
+        /// When there is one more.
         retry_after: Duration,
     },
     /// The vendor's `limits.in_flight` is reached.
     Overloaded,
+    /// The vendor has failed several times in a row, and is given a rest.
+    CircuitOpen {
+        /// When one request will be let through to see.
+        retry_after: Duration,
+        /// How it failed last.
+        fault: Fault,
+    },
+    /// The vendor asked for a rest with `Retry-After`, and `limits.honour_retry_after` grants it.
+    HeldBack {
+        /// What is left of it.
+        retry_after: Duration,
+        /// It asked with a 503; with a 429 otherwise.
+        busy: bool,
+    },
     /// The vendor's compressed answer repeats our credential.
     CredentialEchoed,
     /// The vendor took too long.
@@ -175,6 +191,34 @@ impl Error {
                 "As many requests to this vendor are in flight as limits.in_flight permits.",
                 "connection_limit_reached",
             ),
+            Self::CircuitOpen { fault, .. } => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "circuit_open",
+                match fault {
+                    Fault::Unreachable => {
+                        "The vendor could not be reached several times in a row; requests are answered here until one that is let through gets an answer."
+                    }
+                    Fault::TimedOut => {
+                        "The vendor took too long several times in a row; requests are answered here until one that is let through gets an answer."
+                    }
+                    Fault::Answered(_) => {
+                        "The vendor answered 502, 503 or 504 several times in a row; requests are answered here until one that is let through gets another answer."
+                    }
+                },
+                "destination_unavailable",
+            ),
+            Self::HeldBack { busy: false, .. } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limited",
+                "The vendor answered 429 with Retry-After, and limits.honour_retry_after holds further requests back until then.",
+                "http_request_denied",
+            ),
+            Self::HeldBack { busy: true, .. } => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "circuit_open",
+                "The vendor answered 503 with Retry-After, and limits.honour_retry_after holds further requests back until then.",
+                "destination_unavailable",
+            ),
             Self::CredentialEchoed => (
                 StatusCode::BAD_GATEWAY,
                 "credential_echoed",
@@ -207,7 +251,9 @@ impl Error {
     pub fn retry_after(self) -> Option<u64> {
         match self {
             Self::CredentialUnavailable { retry_after } => Some(retry_after.as_secs().clamp(1, 60)),
-            Self::RateLimited { retry_after } => Some(retry_after.as_secs()),
+            Self::RateLimited { retry_after }
+            | Self::CircuitOpen { retry_after, .. }
+            | Self::HeldBack { retry_after, .. } => Some(whole_seconds(retry_after)),
             Self::Overloaded => Some(1),
             Self::BadRequest(_)
             | Self::BadFraming(_)
@@ -226,6 +272,24 @@ impl Error {
             | Self::CredentialEchoed
             | Self::UpstreamTimeout
             | Self::Internal => None,
+        }
+    }
+}
+
+/// `Retry-After` knows no shorter time than a second (RFC 9110 §10.2.3).
+fn whole_seconds(wait: Duration) -> u64 {
+    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_to_wait_are_rounded_up() {
+        for (milliseconds, seconds) in [(0, 1), (1, 1), (1000, 1), (1001, 2), (2500, 3)] {
+            let wait = whole_seconds(Duration::from_millis(milliseconds));
+            assert_eq!(wait, seconds, "{milliseconds}");
         }
     }
 }

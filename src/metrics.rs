@@ -9,6 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::Method;
 use prometheus::core::Collector;
+use prometheus::proto::{Metric, MetricFamily};
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
@@ -38,6 +39,8 @@ pub struct Metrics {
     upstream_401: IntCounterVec,
     echoes: IntCounterVec,
     connections: IntCounterVec,
+    retries: IntCounterVec,
+    breaker_open: IntGaugeVec,
     certificate_expiry: GaugeVec,
     reloads: IntCounterVec,
     loaded: prometheus::Gauge,
@@ -140,6 +143,16 @@ impl Metrics {
                 "Upstream connections taken for a request, new or from the pool.",
                 &["vendor", "reused"],
             ),
+            retries: counter(
+                "countersign_upstream_retries_total",
+                "Requests whose connection died before an answer: sent again, or not for want of retry budget.",
+                &["vendor", "action"],
+            ),
+            breaker_open: gauge(
+                "countersign_breaker_open",
+                "1 while requests are answered here with circuit_open, but for one at a time that sees.",
+                &["vendor"],
+            ),
             certificate_expiry: float(
                 "countersign_certificate_expiry_timestamp_seconds",
                 "The end of a certificate this process presents.",
@@ -206,6 +219,10 @@ impl Metrics {
             echoes: self.echoes.with_label_values(&[name]),
             connected: self.connections.with_label_values(&[name, "false"]),
             reused: self.connections.with_label_values(&[name, "true"]),
+            retries: [
+                self.retries.with_label_values(&[name, "over_budget"]),
+                self.retries.with_label_values(&[name, "sent"]),
+            ],
         }
     }
 
@@ -237,6 +254,24 @@ impl Metrics {
         }
     }
 
+    /// Sets a breaker's gauge.
+    pub fn breaker(&self, vendor: &str, open: bool) {
+        self.breaker_open
+            .with_label_values(&[vendor])
+            .set(i64::from(open));
+    }
+
+    /// Ends the gauges of a vendor that is no longer configured: their last value would stay true
+    /// for ever. Its counters stay.
+    pub fn forget(&self, vendor: &str, states: &[&str]) {
+        // What was never shown cannot be removed, and need not be.
+        let _ = self.breaker_open.remove_label_values(&[vendor]);
+        let _ = self.credential_expiry.remove_label_values(&[vendor]);
+        for state in states {
+            let _ = self.credential_state.remove_label_values(&[vendor, state]);
+        }
+    }
+
     /// Sets a certificate's gauge. `ends`: Unix seconds.
     pub fn certificate(&self, name: &str, ends: f64) {
         self.certificate_expiry.with_label_values(&[name]).set(ends);
@@ -252,6 +287,62 @@ impl Metrics {
         let outcome = if ok { "ok" } else { "error" };
         self.reloads.with_label_values(&[outcome]).inc();
         self.last_reload.set(i64::from(ok));
+    }
+
+    /// What every vendor's callers were answered so far, by vendor; `none`: requests that reached
+    /// none. Walks all series: not for the request path.
+    #[must_use]
+    pub fn answered(&self) -> HashMap<String, Answered> {
+        let mut answered: HashMap<String, Answered> = HashMap::new();
+        let label = |metric: &Metric, name: &str| {
+            let found = metric.get_label().iter().find(|pair| pair.name() == name);
+            found.map_or_else(String::new, |pair| pair.value().to_owned())
+        };
+        let count = |metric: &Metric| {
+            let value = metric.get_counter().get_value();
+            #[expect(clippy::cast_possible_truncation, reason = "counts up to 2^53")]
+            #[expect(clippy::cast_sign_loss, reason = "counters are never negative")]
+            let count = value as u64;
+            count
+        };
+        for metric in self
+            .requests
+            .collect()
+            .iter()
+            .flat_map(MetricFamily::get_metric)
+        {
+            let of = answered.entry(label(metric, "vendor")).or_default();
+            of.requests += count(metric);
+            if label(metric, "status").starts_with('5') {
+                of.errors += count(metric);
+            }
+        }
+        for metric in self
+            .upstream_401
+            .collect()
+            .iter()
+            .flat_map(MetricFamily::get_metric)
+        {
+            if label(metric, "action") == "passed" {
+                let of = answered.entry(label(metric, "vendor")).or_default();
+                of.errors += count(metric);
+            }
+        }
+        answered
+    }
+
+    /// The certificates this process presents: where the configuration names them, and their ends,
+    /// Unix seconds.
+    #[must_use]
+    pub fn certificates(&self) -> Vec<(String, f64)> {
+        let families = self.certificate_expiry.collect();
+        let metrics = families.iter().flat_map(MetricFamily::get_metric);
+        metrics
+            .filter_map(|metric| {
+                let name = metric.get_label().first()?;
+                Some((name.value().to_owned(), metric.get_gauge().get_value()))
+            })
+            .collect()
     }
 
     /// The Prometheus text format.
@@ -303,6 +394,16 @@ pub const COMMIT: &str = match option_env!("COUNTERSIGN_COMMIT") {
     None => "unknown",
 };
 
+/// What callers were answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answered {
+    /// Requests, whoever answered them.
+    pub requests: u64,
+    /// Those answered 5xx, by the vendor or by us, and a vendor's 401 that reached a caller: the
+    /// vendor did not take our credential.
+    pub errors: u64,
+}
+
 /// What one credential's refresh task counts.
 #[derive(Clone, Debug)]
 pub struct FetchMetrics {
@@ -342,6 +443,8 @@ pub struct VendorMetrics {
     pub connected: IntCounter,
     /// Requests that took one from the pool.
     pub reused: IntCounter,
+    /// Retries that were not sent, and those that were.
+    retries: [IntCounter; 2],
 }
 
 impl VendorMetrics {
@@ -376,6 +479,11 @@ impl VendorMetrics {
     /// Notes how long the vendor took to answer.
     pub fn answered(&self, took: Duration) {
         self.upstream_duration.observe(took.as_secs_f64());
+    }
+
+    /// Counts one retry; `sent`: there was budget for it.
+    pub fn retried(&self, sent: bool) {
+        self.retries[usize::from(sent)].inc();
     }
 
     /// Counts one answer of our own.
@@ -432,6 +540,16 @@ mod tests {
         vendor.refused("forbidden");
         metrics.credential("v", &["fresh", "failed"], "fresh", Some(1e9));
         metrics.fetch("v").ok.inc();
+        vendor.finished(&caller, &Method::GET, 503, Duration::ZERO);
+        vendor.passed.inc();
+        metrics.certificate("vendors.v.client_cert", 2e9);
+        let answered = Answered {
+            requests: 5,
+            errors: 2,
+        };
+        assert_eq!(metrics.answered()["v"], answered);
+        let certificates = [("vendors.v.client_cert".to_owned(), 2e9)];
+        assert_eq!(metrics.certificates(), certificates);
 
         let text = metrics.text();
         for line in [

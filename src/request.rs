@@ -22,6 +22,7 @@ pub mod login;
 pub mod path;
 pub mod placement;
 pub mod redact;
+pub mod retry;
 pub mod vendor;
 
 use std::sync::Arc;
@@ -33,11 +34,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderValue, LOCATION};
 use http::{HeaderMap, Method, StatusCode, Version};
-use pingora::ErrorSource;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error as PingoraError, ErrorType, HttpPeer};
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use pingora::{ErrorSource, RetryType};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
@@ -46,7 +47,7 @@ use self::caller::token::Mint;
 use self::caller::{Caller, Callers, Certificate, Shown};
 use self::decide::{Ask, Identity, decide};
 use self::headers::Barred;
-use self::limit::{Limiter, Pace};
+use self::limit::{Limiter, Pace, Rest};
 use self::login::Posted;
 use self::path::Target;
 use self::redact::{Echoed, Needles, Redactor};
@@ -58,6 +59,7 @@ use crate::metrics::VendorMetrics;
 use crate::server::accept::Guarded;
 use crate::server::logs::{AccessLog, Line};
 use crate::upstream::Upstream;
+use crate::upstream::breaker::{Fault, Pass};
 
 /// Everything that requests need of one configuration. A request keeps the one it began with.
 #[derive(Debug)]
@@ -111,6 +113,7 @@ pub struct Proxy {
 
 /// One request's state.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Context {
     started: Instant,
     request_id: HeaderValue,
@@ -129,6 +132,10 @@ pub struct Context {
     /// This attempt's error is the 401 that is to be replayed.
     replaying: bool,
     replayed: bool,
+    /// This attempt's request head is out, as far as we can know.
+    head_sent: bool,
+    /// Until the vendor's doing is known.
+    pass: Option<Pass>,
     body_in: u64,
     upstream_since: Option<Instant>,
     upstream_took: Option<Duration>,
@@ -163,8 +170,8 @@ const CALLER_IDLE: Duration = Duration::from_mins(1);
 const DRAIN: Duration = Duration::from_secs(2);
 /// Bodies up to this size can be replayed: what pingora buffers.
 const REPLAYABLE: u64 = 64 * 1024;
-/// Attempts over different addresses for one request.
-const MAX_ADDRESSES: u32 = 3;
+/// Attempts for one request, each at the next address; the replay of a 401 is one.
+const MAX_ATTEMPTS: u32 = 3;
 
 #[async_trait]
 impl ProxyHttp for Proxy {
@@ -186,6 +193,8 @@ impl ProxyHttp for Proxy {
             attempts: 0,
             replaying: false,
             replayed: false,
+            head_sent: false,
+            pass: None,
             body_in: 0,
             upstream_since: None,
             upstream_took: None,
@@ -254,12 +263,22 @@ impl ProxyHttp for Proxy {
         ctx.replaying = false;
         // A replay sends the buffered body through the filters again.
         ctx.body_in = 0;
+        ctx.head_sent = false;
+        in_time(ctx)?;
         ctx.upstream_since = Some(Instant::now());
         let wait = way.vendor.timeouts.connect;
-        match way.upstream.peer(attempt, wait).await {
-            Some(peer) => Ok(peer),
-            None => Err(stopped(ctx, Error::UpstreamUnreachable)),
+        let Some(mut peer) = way.upstream.peer(attempt, wait).await else {
+            return Err(stopped(ctx, Error::UpstreamUnreachable));
+        };
+        if let Some(deadline) = ctx.deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let options = &mut peer.options;
+            options.connection_timeout = options
+                .connection_timeout
+                .map_or(Some(left), |limit| Some(limit.min(left)));
+            options.total_connection_timeout = options.connection_timeout;
         }
+        Ok(peer)
     }
 
     async fn connected_to_upstream(
@@ -329,6 +348,8 @@ impl ProxyHttp for Proxy {
         end: bool,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
+        // Before the first byte of a body, and at the end of none, pingora has written the head.
+        ctx.head_sent = true;
         if end {
             if let Some(guarded) = guard(session) {
                 guarded.expect_body(Duration::ZERO);
@@ -367,6 +388,10 @@ impl ProxyHttp for Proxy {
         };
         let vendor = &way.vendor;
         let upgraded = answer.status == 101;
+        if upgraded && !session.as_downstream().is_upgrade_req() {
+            // Nobody has asked; pingora minds only where one side thinks otherwise.
+            return Err(stopped(ctx, Error::UpstreamUnreachable));
+        }
         let needles = needles(ctx, vendor);
         if let Some(needles) = &needles {
             mask_head(needles, answer, vendor)?;
@@ -376,6 +401,15 @@ impl ProxyHttp for Proxy {
         }
         if answer.status.is_informational() && !upgraded {
             return Ok(());
+        }
+        if let Some(rest) = &vendor.rest {
+            rest.note(answer.status.as_u16(), &answer.headers);
+        }
+        if let Some(pass) = ctx.pass.take() {
+            match answer.status.as_u16() {
+                status @ (502..=504) => pass.failed(Fault::Answered(status)),
+                _ => pass.succeeded(),
+            }
         }
         if answer.status == 401 {
             if newer_credential(session, ctx, vendor).await {
@@ -473,7 +507,7 @@ impl ProxyHttp for Proxy {
     ) -> Box<PingoraError> {
         // Nothing has been sent: another address is as good, whatever the method.
         let addresses = ctx.way.as_ref().map_or(0, |way| way.upstream.addresses());
-        let more = (ctx.attempts as usize) < addresses && ctx.attempts < MAX_ADDRESSES;
+        let more = (ctx.attempts as usize) < addresses && ctx.attempts < MAX_ATTEMPTS;
         error.set_retry(more);
         error
     }
@@ -484,23 +518,31 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         mut error: Box<PingoraError>,
         ctx: &mut Self::CTX,
-        reused: bool,
+        _reused: bool,
     ) -> Box<PingoraError> {
-        let body_lost = session.as_ref().retry_buffer_truncated();
         let answered = session
             .response_written()
             .is_some_and(|head| !head.status.is_informational());
         if ctx.replaying {
-            error.set_retry(!body_lost && !answered);
-        } else if body_lost
-            || answered
-            || ctx.stop.is_some()
-            || !session.req_header().method.is_idempotent()
-        {
-            error.set_retry(false);
-        } else {
-            error.retry.decide_reuse(reused);
+            error.set_retry(!session.as_ref().retry_buffer_truncated() && !answered);
+            return error;
         }
+        // A request that the vendor cannot have begun to work on may be sent again whatever its
+        // method, any other only when twice is as good as once (RFC 9110 §9.2.2).
+        let sendable = session.req_header().method.is_idempotent() || is_unsent(&error, ctx);
+        let again = sendable
+            && is_broken(&error)
+            && !answered
+            && ctx.stop.is_none()
+            && ctx.attempts < MAX_ATTEMPTS
+            && ctx.deadline.is_none_or(|at| Instant::now() < at)
+            && replayable(session)
+            && ctx.way.as_ref().is_some_and(|way| {
+                let within = way.vendor.retries.spend();
+                way.vendor.metrics.retried(within);
+                within
+            });
+        error.set_retry(again);
         error
     }
 
@@ -523,6 +565,17 @@ impl ProxyHttp for Proxy {
                 classify(session, error)
             }
         });
+        if let Some(pass) = ctx.pass.take() {
+            // `timeouts.total` may also end a wait for a credential, or an upload that the caller
+            // took its time with.
+            let vendors_time = ctx.upstream_since.is_some()
+                && (!overdue || session.as_downstream_mut().is_body_done());
+            if stop == Some(Error::UpstreamUnreachable) {
+                pass.failed(Fault::Unreachable);
+            } else if stop == Some(Error::UpstreamTimeout) && vendors_time {
+                pass.failed(Fault::TimedOut);
+            }
+        }
         if let Some(way) = &ctx.way {
             tracing::warn!(
                 vendor = %way.vendor.name,
@@ -604,6 +657,7 @@ impl ProxyHttp for Proxy {
             });
         }
         ctx.in_flight = None;
+        ctx.pass = None;
     }
 
     /// Our own line says more, and never a query.
@@ -685,7 +739,10 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<Admitted, Err
     if announced.is_some_and(|length| vendor.limits.body > 0 && length > vendor.limits.body) {
         return Err(Error::BodyTooLarge);
     }
-    vendor.rate.as_ref().map_or(Ok(()), Limiter::take)?;
+    vendor.rest.as_ref().map_or(Ok(()), Rest::pass)?;
+    ctx.pass = Some(vendor.breaker.admit()?);
+    vendor.rate.as_deref().map_or(Ok(()), Limiter::take)?;
+    vendor.retries.earn();
     ctx.in_flight = Some(vendor.enter()?);
     if !vendor.timeouts.total.is_zero() {
         ctx.deadline = Some(ctx.started + vendor.timeouts.total);
@@ -824,14 +881,7 @@ async fn newer_credential(session: &Session, ctx: &mut Context, vendor: &Vendor)
         return false;
     }
     held.reject();
-    let announced = session
-        .req_header()
-        .headers
-        .get(CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    let replayable = !session.as_ref().retry_buffer_truncated()
-        && announced.is_none_or(|length| length <= REPLAYABLE);
-    if ctx.replayed || !replayable {
+    if ctx.replayed || !replayable(session) {
         return false;
     }
     let Some(newer) = credential
@@ -848,6 +898,48 @@ async fn newer_credential(session: &Session, ctx: &mut Context, vendor: &Vendor)
     ctx.replayed = true;
     ctx.replaying = true;
     true
+}
+
+/// Whether the whole body can be sent again: what has been read of it is there, and what is still
+/// to come will be.
+fn replayable(session: &Session) -> bool {
+    let announced = session
+        .req_header()
+        .headers
+        .get(CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    !session.as_ref().retry_buffer_truncated()
+        && announced.is_none_or(|length| length <= REPLAYABLE)
+}
+
+/// Whether this is the end of a connection, rather than a vendor that is slow, breaks the protocol
+/// or is not to blame.
+fn is_broken(error: &PingoraError) -> bool {
+    use ErrorType::{ConnectionClosed, H2Downgrade, H2Error, ReadError, WriteError};
+
+    *error.esource() == ErrorSource::Upstream
+        && matches!(
+            error.etype(),
+            ConnectionClosed | ReadError | WriteError | H2Error | H2Downgrade
+        )
+}
+
+/// Whether the vendor cannot have begun to work on what was sent.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "pingora's list of error types is open"
+)]
+fn is_unsent(error: &PingoraError, ctx: &Context) -> bool {
+    match error.etype() {
+        // pingora writes the head before it looks at a body, and half a head is no request.
+        ErrorType::WriteError => !ctx.head_sent,
+        // Decided by pingora for streams that the vendor has turned away unread: GOAWAY and
+        // REFUSED_STREAM (RFC 9113 §8.7), HTTP_1_1_REQUIRED.
+        ErrorType::H2Error | ErrorType::H2Downgrade => {
+            matches!(error.retry, RetryType::Decided(true))
+        }
+        _ => false,
+    }
 }
 
 /// What must not come back to the caller of this request.

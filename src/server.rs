@@ -2,8 +2,10 @@
 
 pub mod accept;
 pub mod admin;
+pub mod handover;
 pub mod live;
 pub mod logs;
+mod page;
 mod preamble;
 mod tls;
 
@@ -20,6 +22,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use self::accept::Door;
+use self::admin::Console;
+use self::handover::{Inherited, Successor};
 use self::live::Live;
 use self::logs::AccessLog;
 use self::tls::ListenerCertificates;
@@ -32,7 +36,7 @@ use crate::request::Proxy;
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address is taken, not ours, or needs rights we lack.
-    #[error("cannot listen on {address}: {cause}")]
+    #[error("cannot listen on {address}: {cause}{}", hint(*address, cause))]
     Bind {
         /// What was asked for.
         address: SocketAddr,
@@ -71,6 +75,29 @@ pub enum StartError {
     System(#[from] std::io::Error),
 }
 
+/// What to do about an address that cannot be had.
+fn hint(address: SocketAddr, cause: &std::io::Error) -> String {
+    use std::io::ErrorKind;
+
+    let port = address.port();
+    let kind = cause.kind();
+    if kind == ErrorKind::AddrInUse {
+        format!(
+            "; another program has it: `ss -ltnp sport = :{port}` names it; end that one, or bind \
+             another port"
+        )
+    } else if kind == ErrorKind::AddrNotAvailable {
+        "; no interface of this machine has this address: `ip addr` shows those there are; \
+         0.0.0.0 and [::] stand for all of them"
+            .to_owned()
+    } else if kind == ErrorKind::PermissionDenied && port < 1024 {
+        let higher = port + 8000;
+        format!("; ports below 1024 need a right of their own: bind a higher one, such as {higher}")
+    } else {
+        String::new()
+    }
+}
+
 /// A running proxy.
 pub struct Running {
     /// Where callers connect, in the configuration's order, ports as bound.
@@ -84,11 +111,21 @@ pub struct Running {
     stop: watch::Sender<bool>,
     app: Arc<HttpProxy<Proxy>>,
     accepting: Vec<JoinHandle<()>>,
-    background: [JoinHandle<()>; 2],
+    admin_task: JoinHandle<()>,
+    watcher: JoinHandle<()>,
+    /// Further handles of the listeners, for a successor. What holds one keeps callers waiting
+    /// rather than refused.
+    sockets: Vec<TcpListener>,
+    /// `false`: connections wait in the system's queue.
+    open: watch::Sender<bool>,
+    console: Arc<Console>,
+    /// A successor serves: what it may share with us must not end.
+    relieved: bool,
     live: Arc<Live>,
 }
 
-/// Starts a proxy on the current runtime. Every socket is bound when this returns.
+/// Starts a proxy on the current runtime. Every socket is bound when this returns, and takes
+/// connections.
 ///
 /// # Errors
 /// [`StartError`]; nothing keeps running then.
@@ -96,30 +133,38 @@ pub struct Running {
 /// # Panics
 /// Outside a tokio runtime.
 pub fn start(config: Config) -> Result<Running, StartError> {
+    let running = prepare(config, Inherited::nothing())?;
+    running.open();
+    Ok(running)
+}
+
+/// The same with listeners that are open already. Connections wait until [`Running::open`].
+///
+/// # Errors
+/// [`StartError`]; nothing keeps running then.
+///
+/// # Panics
+/// Outside a tokio runtime.
+#[expect(clippy::too_many_lines, reason = "one step after the other")]
+pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, StartError> {
     crate::tls::install_provider();
     let data = config
         .listeners
         .iter()
-        .map(|listener| bind(listener.bind))
+        .map(|listener| bind(listener.bind, &mut inherited))
         .collect::<Result<Vec<_>, _>>()?;
-    let (admin_socket, admin_address) = bind(config.admin.bind)?;
+    let (admin_socket, admin_address) = bind(config.admin.bind, &mut inherited)?;
+    inherited.close_the_rest();
+    let shared = data
+        .iter()
+        .map(|(socket, _)| socket)
+        .chain([&admin_socket])
+        .map(TcpListener::try_clone)
+        .collect::<Result<Vec<_>, _>>()?;
 
     let metrics = Arc::new(Metrics::new());
     let access_log = config.access_log.then(AccessLog::to_stdout).transpose()?;
-    let certificates = config
-        .listeners
-        .iter()
-        .enumerate()
-        .map(|(index, listener)| match &listener.tls {
-            None => Ok(None),
-            Some(_) => ListenerCertificates::start(listener, &metrics)
-                .map(|certificates| Some(Arc::new(certificates)))
-                .map_err(|cause| StartError::Tls {
-                    place: format!("listeners[{index}].tls"),
-                    cause,
-                }),
-        })
-        .collect::<Result<Vec<_>, _>>()?;
+    let certificates = certificates(&config, &metrics)?;
     let (threads, drain, ready_when, key) = (
         config.threads,
         config.drain,
@@ -143,10 +188,10 @@ pub fn start(config: Config) -> Result<Running, StartError> {
 
     let app = Arc::new(app(proxy, threads));
     let (stop, stopping) = watch::channel(false);
+    let (open, opened) = watch::channel(false);
     let mut listeners = Vec::new();
     let mut accepting = Vec::new();
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let most = accept::connections_each(files, data.len());
+    let most = accept::connections_each(accept::files_permitted(), data.len());
     let sockets = data.into_iter().zip(certificates).zip(doors);
     for (index, (((socket, address), certificates), (h2c, proxied_by))) in sockets.enumerate() {
         let tls = certificates
@@ -165,25 +210,31 @@ pub fn start(config: Config) -> Result<Running, StartError> {
             proxied_by,
         });
         let socket = tokio::net::TcpListener::from_std(socket)?;
-        accepting.push(tokio::spawn(accept::accept(
-            door,
-            socket,
-            stopping.clone(),
-            most,
-        )));
+        let (mut opened, stopping) = (opened.clone(), stopping.clone());
+        accepting.push(tokio::spawn(async move {
+            if opened.wait_for(|open| *open).await.is_ok() {
+                accept::accept(door, socket, stopping, most).await;
+            }
+        }));
         listeners.push(address);
     }
 
-    let console = admin::Console {
+    let console = Arc::new(Console {
         live: live.clone(),
         draining: draining.clone(),
         ready_when,
         key,
         started: SystemTime::now(),
-    };
-    admin_socket.set_nonblocking(true)?;
+    });
     let admin_socket = tokio::net::TcpListener::from_std(admin_socket)?;
-    let admin_task = tokio::spawn(admin::serve(console, admin_socket));
+    let admin_task = tokio::spawn({
+        let (mut opened, console) = (opened, console.clone());
+        async move {
+            if opened.wait_for(|open| *open).await.is_ok() {
+                admin::serve(console, admin_socket).await;
+            }
+        }
+    });
     tracing::info!(address = %admin_address, "admin");
 
     let watching = live.clone();
@@ -199,7 +250,12 @@ pub fn start(config: Config) -> Result<Running, StartError> {
         stop,
         app,
         accepting,
-        background: [admin_task, watcher],
+        admin_task,
+        watcher,
+        sockets: shared,
+        open,
+        console,
+        relieved: false,
         live,
     })
 }
@@ -209,6 +265,44 @@ impl Running {
     /// logged, counted and shown in `/status`.
     pub async fn reload(&self) {
         self.live.reload().await;
+    }
+
+    /// Takes connections from now on, those that have been waiting first.
+    pub fn open(&self) {
+        self.open.send_replace(true);
+    }
+
+    /// Waits until requests can be served: as `/readyz` has it.
+    pub async fn ready(&self) {
+        while !self.console.waiting_for().is_empty() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Starts this program again with our listeners, and waits until it is ready to take our
+    /// place: then comes [`Running::stop_relieved`].
+    ///
+    /// # Errors
+    /// Why nobody is; this process goes on as before.
+    pub fn hand_over(&self) -> impl Future<Output = Result<Successor, String>> + Send + use<> {
+        let sockets: std::io::Result<Vec<_>> =
+            self.sockets.iter().map(TcpListener::try_clone).collect();
+        async move {
+            let sockets = sockets.map_err(|cause| cause.to_string())?;
+            handover::start_successor(&sockets).await
+        }
+    }
+
+    /// Stops after a hand-over: new connections are the successor's at once. Those that last are
+    /// given `drain.delay` to be closed between two requests, and requests in flight
+    /// `drain.timeout`.
+    pub async fn stop_relieved(mut self) {
+        self.relieved = true;
+        for listener in &self.accepting {
+            listener.abort();
+        }
+        self.admin_task.abort();
+        self.stop().await;
     }
 
     /// Drains and stops: turns unready, takes new connections for `drain.delay`, then none, and
@@ -224,6 +318,7 @@ impl Running {
     /// Takes no more connections and gives requests in flight `timeout`.
     pub async fn stop_now(self, timeout: Duration) {
         self.draining.store(true, Ordering::Release);
+        drop(self.sockets);
         // No receiver: every listener has ended already.
         let _ = self.stop.send(true);
         let deadline = tokio::time::Instant::now() + timeout;
@@ -239,10 +334,13 @@ impl Running {
         if left > 0 {
             tracing::warn!(left, "drain.timeout is over: requests are cut off");
         }
-        for task in self.background {
-            task.abort();
+        self.admin_task.abort();
+        self.watcher.abort();
+        if self.relieved {
+            self.live.leave().await;
+        } else {
+            self.live.stop().await;
         }
-        self.live.stop().await;
         credential::answers_are_stored(ANSWER_TIME).await;
         if let Some(log) = self.access_log {
             let _ = tokio::task::spawn_blocking(move || log.flush()).await;
@@ -253,6 +351,25 @@ impl Running {
 
 /// Longer than a token request takes by default: an answer that is lost may cost a consent.
 const ANSWER_TIME: Duration = Duration::from_secs(15);
+
+/// Of each listener; `None` for plaintext.
+fn certificates(
+    config: &Config,
+    metrics: &Metrics,
+) -> Result<Vec<Option<Arc<ListenerCertificates>>>, StartError> {
+    let listeners = config.listeners.iter().enumerate();
+    listeners
+        .map(|(index, listener)| match &listener.tls {
+            None => Ok(None),
+            Some(_) => ListenerCertificates::start(listener, metrics)
+                .map(|certificates| Some(Arc::new(certificates)))
+                .map_err(|cause| StartError::Tls {
+                    place: format!("listeners[{index}].tls"),
+                    cause,
+                }),
+        })
+        .collect()
+}
 
 fn app(proxy: Proxy, threads: usize) -> HttpProxy<Proxy> {
     let conf = ServerConf {
@@ -269,9 +386,15 @@ fn app(proxy: Proxy, threads: usize) -> HttpProxy<Proxy> {
     app
 }
 
-fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+fn bind(
+    address: SocketAddr,
+    inherited: &mut Inherited,
+) -> Result<(TcpListener, SocketAddr), StartError> {
     let refused = |cause| StartError::Bind { address, cause };
-    let socket = TcpListener::bind(address).map_err(refused)?;
+    let socket = match inherited.take(address) {
+        Some(socket) => socket,
+        None => TcpListener::bind(address).map_err(refused)?,
+    };
     socket.set_nonblocking(true).map_err(refused)?;
     let bound = socket.local_addr().map_err(refused)?;
     Ok((socket, bound))

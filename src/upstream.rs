@@ -1,6 +1,7 @@
 //! The way to a vendor's servers: peers prepared once per configuration, addresses kept current in
 //! the background. A request clones a finished template and never resolves a name.
 
+pub mod breaker;
 mod bridge;
 pub mod resolver;
 mod tls;

@@ -122,6 +122,9 @@ fn a_minimal_file_gets_the_defaults() {
     assert_eq!(a.timeouts.keepalive, Duration::from_secs(30));
     assert_eq!(a.timeouts.token_wait, Duration::from_secs(5));
     assert_eq!((a.limits.in_flight, a.limits.body), (1024, 100 << 20));
+    assert!(!a.limits.honour_retry_after);
+    assert_eq!(a.breaker.failures, 10);
+    assert_eq!(a.breaker.open_for, Duration::from_secs(10));
     assert!(a.retry_on_401 && !a.cookies_pass && !a.encoded_slash_pass);
     assert!(a.refuse.is_empty() && a.allow.is_empty());
 }
@@ -216,7 +219,7 @@ vendors:
     prefix: b
     auth: { bearer: { token: hunter2 } }
     timeouts: { connect: 5x, idle: 1y }
-    breaker: { failures: 3 }
+    breaker: { failures: -3 }
   b c:
     upstream: https://b.example
     cookies: stirp
@@ -246,7 +249,7 @@ vendors:
              durations are written `250ms`, `5s`, `2m` or `1h`",
             "16:36: vendors.a.timeouts.idle: is not a duration; \
              durations are written `250ms`, `5s`, `2m` or `1h`",
-            "17:5: vendors.a.breaker: is not supported yet",
+            "17:26: vendors.a.breaker.failures: must be a whole number of 0 or more",
             "18:3: vendors.\"b c\": is not a vendor's name; \
              names are letters, digits, `.`, `_` and `-`",
             "20:14: vendors.\"b c\".cookies: must be one of `strip`, `pass`; \
@@ -405,40 +408,15 @@ fn a_shared_store_without_a_key_or_beside_another_is_a_mistake() {
 }
 
 #[test]
-fn what_is_not_built_yet_is_refused_at_its_key() {
-    let text = "\
-listeners:
-  - bind: 127.0.0.1:1
-vendors:
-  a:
-    upstream: https://a.example
-    limits: { honour_retry_after: true }
-    breaker: { failures: 0 }
-    auth: { vedauth: { client_id: x, jwt: { env: J } } }
-";
-    let places: Vec<String> = mistakes(text)
-        .into_iter()
-        .map(|line| {
-            let (place, rest) = line.split_once(": is not supported yet").expect(&line);
-            assert!(
-                rest.is_empty() || rest.starts_with("; supported so far: `"),
-                "{rest}"
-            );
-            // Where it stands in the file is another test's business.
-            place.split_once(": ").unwrap().1.to_owned()
-        })
-        .collect();
-    assert_eq!(
-        places,
-        ["vendors.a.limits.honour_retry_after", "vendors.a.breaker",]
-    );
-}
-
-#[test]
 #[expect(clippy::too_many_lines, reason = "one table")]
 fn each_mistake_has_its_place() {
     // The lines of a vendor, which begin at 3:5, and what is wrong with them.
     for (lines, want) in [
+        // Rests.
+        (
+            "upstream: https://x.example\nbreaker: { open_for: 0s }",
+            "4:26: vendors.a.breaker.open_for: is no time at all",
+        ),
         // Ways in.
         (
             "upstream: https://x.example\nprefix: /a/",

@@ -1,7 +1,7 @@
 //! Callers that want to wear the proxy out: too many connections, bodies and answers that crawl,
 //! and what HTTP/2 lets one connection ask for. The others must not notice, and memory stays bounded.
 
-mod http2;
+pub mod http2;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -23,7 +23,7 @@ struct Setup {
 impl Setup {
     /// `more`: below the vendor.
     async fn new(more: &str) -> Self {
-        Self::with(more, |dir, yaml| Proxy::start(dir, yaml)).await
+        Self::with(more, Proxy::start).await
     }
 
     async fn with(

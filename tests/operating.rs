@@ -4,6 +4,7 @@ mod admin;
 mod callers;
 mod commands;
 mod demo;
+mod handover;
 mod secrecy;
 mod stopping;
 mod tls;

@@ -1,5 +1,6 @@
 //! The real binary, started and stopped.
 
+pub mod browser;
 pub mod front;
 pub mod kubernetes;
 pub mod peers;

@@ -26,7 +26,8 @@ pub fn run(data: &[u8]) {
         }
         Err(mistakes) => {
             assert!(!mistakes.is_empty());
-            let lines = text.split('\n').count();
+            // YAML ends lines at a lone CR as well.
+            let lines = text.split(['\n', '\r']).count();
             for mistake in mistakes {
                 assert!(mistake.line <= lines + 1, "{mistake} in {lines} lines");
                 assert!(!mistake.message.is_empty());

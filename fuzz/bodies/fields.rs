@@ -16,7 +16,11 @@ const ORIGIN: &str = "http://localhost:8080";
 pub fn run(data: &[u8]) {
     if check_raw_head(data).is_ok() {
         let whole = String::from_utf8_lossy(data);
-        let unfolded = whole.trim_start_matches(['\r', '\n']).replace("\r\n", "");
+        // One that ends in the middle of a line's end is not what the parser hands on.
+        let whole = whole
+            .trim_start_matches(['\r', '\n'])
+            .trim_end_matches('\r');
+        let unfolded = whole.replace("\r\n", "");
         assert!(!unfolded.contains(['\r', '\n']), "{whole:?}");
     }
     let mut fields = HeaderMap::new();

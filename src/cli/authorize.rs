@@ -18,7 +18,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use url::{Host, Url};
 
-use crate::config::{Auth, Config};
+use super::progress;
+use crate::config::{self, Auth, Config};
 use crate::credential::consent::{Consent, Granted, Redirect};
 use crate::secret::Secret;
 use crate::store::{self, StoreError};
@@ -27,10 +28,18 @@ use crate::store::{self, StoreError};
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     /// No such vendor.
-    #[error("there is no vendor {0} in the configuration")]
-    NoVendor(String),
+    #[error("there is no vendor {name:?} in the configuration; those that need consent: {known}")]
+    NoVendor {
+        /// What was asked for.
+        name: String,
+        /// Vendors with `authorization_code`.
+        known: String,
+    },
     /// A vendor whose credential needs no consent.
-    #[error("vendors.{vendor} has auth {kind}; only authorization_code needs a person's consent")]
+    #[error(
+        "vendors.{vendor} has auth {kind}; only authorization_code needs a person's consent; \
+         `countersign probe {vendor}` tells whether its credential can be had"
+    )]
     NothingToConsent {
         /// The vendor.
         vendor: String,
@@ -44,10 +53,16 @@ pub(super) enum Error {
     #[error("{0}")]
     Url(String),
     /// stdin ended, and no callback can come.
-    #[error("stdin was closed before a redirect was pasted")]
+    #[error(
+        "stdin was closed before a redirect was pasted; run it again and paste the address that \
+         the browser was sent to"
+    )]
     NoInput,
     /// Pasted from another consent than the one asked for.
-    #[error("the state in it is not the one of this request: nothing was exchanged")]
+    #[error(
+        "the state in it is not the one of this request: nothing was exchanged; run it again and \
+         open the address it prints then"
+    )]
     WrongState,
     /// The server or the person said no.
     #[error("the server refused: {0}")]
@@ -70,7 +85,20 @@ pub(super) async fn run(config: &Config, vendor: &str, no_state: bool) -> Result
         .vendors
         .iter()
         .find(|candidate| candidate.name == vendor)
-        .ok_or_else(|| Error::NoVendor(vendor.to_owned()))?;
+        .ok_or_else(|| {
+            let consents =
+                |vendor: &&config::Vendor| matches!(vendor.auth, Some(Auth::AuthorizationCode(_)));
+            let known: Vec<_> = config.vendors.iter().filter(consents).collect();
+            let known: Vec<_> = known.iter().map(|vendor| vendor.name.as_str()).collect();
+            Error::NoVendor {
+                name: vendor.to_owned(),
+                known: if known.is_empty() {
+                    "none".to_owned()
+                } else {
+                    known.join(", ")
+                },
+            }
+        })?;
     let Some(Auth::AuthorizationCode(auth)) = &vendor.auth else {
         return Err(Error::NothingToConsent {
             vendor: vendor.name.clone(),
@@ -78,7 +106,7 @@ pub(super) async fn run(config: &Config, vendor: &str, no_state: bool) -> Result
         });
     };
     let consent = Consent::new(auth, vendor, store::open(&config.store)?);
-    consent.prepare().await?;
+    progress::shown("trying the store", consent.prepare()).await?;
 
     let mut prompts = io::stderr();
     let mut listeners = Vec::new();
@@ -218,7 +246,8 @@ impl<Results: Write, Prompts: Write> Conversation<Results, Prompts> {
         callback: Callback,
         page: Option<oneshot::Sender<Page>>,
     ) -> Result<(), Error> {
-        let outcome = self.consent.complete(code).await;
+        let exchange = self.consent.complete(code);
+        let outcome = progress::shown("exchanging the code", exchange).await;
         let page_text = if outcome.is_ok() { DONE } else { FAILED };
         callback.close_with(page, page_text).await;
         let Granted {

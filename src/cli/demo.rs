@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{ExitCode, Stdio};
 
+use super::progress;
 use crate::config::{Config, Secrets};
 use crate::demo::{CALLS, Row, Stands};
 use crate::server::{self, Running};
@@ -45,7 +46,7 @@ async fn demonstrate(once: bool) -> Result<bool, Box<dyn Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
 
     let dir = tempfile::tempdir()?;
-    let stands = Stands::start(dir.path()).await?;
+    let stands = progress::shown("starting the vendors", Stands::start(dir.path())).await?;
     let path = dir.path().join("proxy.yaml");
     let (listener, admin) = if once {
         (loopback(0), loopback(0))
@@ -53,7 +54,11 @@ async fn demonstrate(once: bool) -> Result<bool, Box<dyn Error>> {
         (free(LISTENER_PORT), free(ADMIN_PORT))
     };
     std::fs::write(&path, stands.proxy_yaml(listener, admin))?;
-    consent(&stands, &path).await?;
+    progress::shown(
+        "consenting, for the one who wants it",
+        consent(&stands, &path),
+    )
+    .await?;
 
     let mut config = Config::load(&path, Secrets::Resolve).map_err(|mistakes| {
         let lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
@@ -64,7 +69,8 @@ async fn demonstrate(once: bool) -> Result<bool, Box<dyn Error>> {
     let running = server::start(config)?;
 
     let all_right = if once {
-        let rows = stands.call_all(running.listeners[0]).await?;
+        let calls = stands.call_all(running.listeners[0]);
+        let rows = progress::shown("calling the vendors", calls).await?;
         print_table(&rows)?;
         rows.iter().all(|row| row.trouble.is_none())
     } else {
@@ -143,7 +149,7 @@ fn print_invitation(stands: &Stands, running: &Running, config: &Path) -> io::Re
     }
     writeln!(
         out,
-        "\nStatus: http://{}/status\nCtrl-C ends everything.\n",
+        "\nStatus: http://{}/\nCtrl-C ends everything.\n",
         running.admin
     )?;
     out.flush()

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::ConfigFile;
 use super::table::{self, Row};
+use super::{ConfigFile, progress};
 use crate::config::{Auth, Config, Vendor};
 use crate::credential::{self, Probed};
 use crate::store::{self, StoreError};
@@ -35,7 +35,10 @@ pub(super) enum Error {
     #[error("store: {0}")]
     Store(#[from] StoreError),
     /// The table says which.
-    #[error("{failed} of {all} credentials could not be obtained")]
+    #[error(
+        "{failed} of {all} credentials could not be obtained; DETAIL says what the vendor or the \
+         network answered: correct its `auth:` or secret, then probe it again by its name"
+    )]
     NotObtained {
         /// How many.
         failed: usize,
@@ -63,7 +66,8 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> Result<(), Er
         .collect();
     let mut rows = Vec::new();
     for (vendor, probing) in vendors.into_iter().zip(probing) {
-        let outcome = probing.await;
+        let waiting = format!("waiting for the credential of {}", vendor.name);
+        let outcome = progress::shown(&waiting, probing).await;
         rows.push(row(
             vendor,
             outcome.unwrap_or_else(|cause| Some(Probed::Failed(cause.to_string()))),

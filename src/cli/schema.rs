@@ -1,14 +1,20 @@
-//! `countersign schema`: the JSON Schema of proxy.yaml.
+//! `countersign schema`: the JSON Schema of proxy.yaml, and the reference made from it.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::config;
 
-/// Prints the schema to stdout. Exit code 0, or 1 when stdout cannot be written.
+/// Prints the schema, or the reference as Markdown, to stdout. Exit code 0, or 1 when stdout cannot
+/// be written.
 #[must_use]
-pub fn run() -> ExitCode {
-    match writeln!(io::stdout().lock(), "{:#}", config::schema()) {
+pub fn run(markdown: bool) -> ExitCode {
+    let text = if markdown {
+        config::manual()
+    } else {
+        format!("{:#}\n", config::schema())
+    };
+    match io::stdout().lock().write_all(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
         // `countersign schema | head` has what it wants.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,

@@ -4,17 +4,20 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::config::Config;
-use crate::server::{self, logs};
-use tokio::signal::unix::{SignalKind, signal};
+use crate::server::handover::{self, Inherited};
+use crate::server::{self, Running, logs};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 
-/// Runs the proxy until SIGTERM or SIGINT. 0: a clean stop; 2: bad configuration; 1: anything
-/// else.
+/// Runs the proxy until SIGTERM or SIGINT, or until a successor has taken its place after SIGUSR2.
+/// 0: a clean stop; 2: bad configuration; 1: anything else.
 pub(super) fn run(path: &Path) -> ExitCode {
     logs::init(logs::LevelFilter::INFO);
+    let inherited = Inherited::from_environment();
     take_all_files();
     super::with_config(path, |config| {
         let threads = config.threads;
-        let outcome = super::on_threads(threads, until_stopped(config));
+        let outcome = super::on_threads(threads, until_stopped(config, inherited));
         super::failed_or_done(outcome.and_then(|done| done))
     })
 }
@@ -32,24 +35,93 @@ fn take_all_files() {
     let _ = setrlimit(Resource::Nofile, all);
 }
 
-async fn until_stopped(config: Config) -> Result<(), String> {
+async fn until_stopped(config: Config, mut inherited: Inherited) -> Result<(), String> {
     // Registered before the sockets are bound: whoever sees us listening may stop us.
-    let mut terminate = signal(SignalKind::terminate()).map_err(|cause| cause.to_string())?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(|cause| cause.to_string())?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(|cause| cause.to_string())?;
-    let running = server::start(config).map_err(|cause| cause.to_string())?;
-    loop {
+    let listen = |kind| signal(kind).map_err(|cause| cause.to_string());
+    let mut signals = Signals {
+        terminate: listen(SignalKind::terminate())?,
+        interrupt: listen(SignalKind::interrupt())?,
+        hangup: listen(SignalKind::hangup())?,
+        upgrade: listen(SignalKind::user_defined2())?,
+    };
+    let predecessor = inherited.predecessor();
+    let running = server::prepare(config, inherited).map_err(|cause| cause.to_string())?;
+    if let Some(predecessor) = predecessor {
+        // Until then it serves, and better than we could.
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hangup.recv() => running.reload().await,
+            () = running.ready() => {}
+            () = signals.stop() => {
+                running.stop_now(std::time::Duration::ZERO).await;
+                return Ok(());
+            }
         }
+        running.open();
+        predecessor.relieve();
+    } else {
+        running.open();
+        handover::tell_ready();
     }
+    let relieved = serve(&running, &mut signals).await;
+    let stopping = async {
+        if relieved {
+            running.stop_relieved().await;
+        } else {
+            handover::tell_stopping();
+            running.stop().await;
+        }
+    };
     tokio::select! {
-        () = running.stop() => {}
+        () = stopping => {}
         // Asked twice: whoever stops us does not want to wait.
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = signals.stop() => {}
     }
     Ok(())
+}
+
+/// Serves until asked to stop, or until a successor is ready: `true`.
+async fn serve(running: &Running, signals: &mut Signals) -> bool {
+    let mut successors = JoinSet::new();
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => return false,
+            _ = signals.interrupt.recv() => return false,
+            _ = signals.hangup.recv() => running.reload().await,
+            _ = signals.upgrade.recv() => {
+                if successors.is_empty() {
+                    successors.spawn(running.hand_over());
+                } else {
+                    tracing::warn!("a successor is being started already");
+                }
+            }
+            Some(outcome) = successors.join_next() => {
+                match outcome.unwrap_or_else(|cause| Err(cause.to_string())) {
+                    Ok(successor) => {
+                        tracing::info!(pid = successor.id, "the successor serves; draining");
+                        handover::tell_replaced(&successor);
+                        return true;
+                    }
+                    Err(cause) => {
+                        tracing::error!(cause, "no successor took our place; this process goes on");
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    upgrade: Signal,
+}
+
+impl Signals {
+    /// Waits until asked to stop.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

@@ -1,29 +1,49 @@
 //! `countersign status`: what a running proxy says of its vendors.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 
+use super::progress;
 use super::table::{self, Row};
 
 /// Whom to ask.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The proxy's admin listener
+    /// The proxy's admin listener: `admin.bind` in its configuration
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9090")]
     admin: String,
-    /// Print JSON, as the proxy gave it
+    /// Print JSON, as the proxy gave it; with --watch one line each time
     #[arg(long)]
     json: bool,
+    /// Ask again and again until Ctrl-C, and draw the table anew each time
+    #[arg(long)]
+    watch: bool,
+    /// How long to wait in between, with --watch
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = interval)]
+    interval: Duration,
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let hint = "write 500ms, 2s or 1m, at least 100ms";
+    let interval = humantime::parse_duration(text).map_err(|_| hint.to_owned())?;
+    let least = Duration::from_millis(100);
+    (interval >= least)
+        .then_some(interval)
+        .ok_or_else(|| hint.to_owned())
 }
 
 /// Why there is no good news.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     /// Nobody there, or somebody else.
-    #[error("{url}: {cause}")]
+    #[error(
+        "no status from {url}: {cause}; does `countersign serve` run, and is this its admin \
+         listener? --admin names another"
+    )]
     NoAnswer {
         /// What was asked.
         url: String,
@@ -31,54 +51,138 @@ pub(super) enum Error {
         cause: String,
     },
     /// The table says which.
-    #[error("{failed} of {all} vendors have no usable credential")]
+    #[error(
+        "{failed} of {all} vendors are not usable; BREAKER and LAST ERROR say why, and the status \
+         page at {page} what to do"
+    )]
     NotUsable {
         /// How many.
         failed: usize,
         /// Out of.
         all: usize,
+        /// Where more is said.
+        page: String,
     },
     /// The terminal went away.
     #[error("cannot write: {0}")]
     Output(#[from] io::Error),
 }
 
-/// Asks once and prints a line for each vendor.
+/// Asks once and prints a line for each vendor, or goes on until Ctrl-C.
 ///
 /// # Errors
-/// [`Error`], after the table when it is about credentials.
+/// [`Error`], after the table when it is about vendors. While watching, only when nobody is
+/// left to watch.
 pub(super) async fn run(arguments: &Arguments) -> Result<(), Error> {
-    let status = ask(&arguments.admin).await?;
-    let vendors = status["vendors"].as_array().cloned().unwrap_or_default();
-    let rows: Vec<_> = vendors.iter().map(row).collect();
-    if arguments.json {
-        writeln!(io::stdout().lock(), "{status:#}")?;
-    } else {
-        let heads = [
-            "VENDOR",
-            "AUTH",
-            "STATE",
-            "EXPIRES",
-            "RENEWAL",
-            "LAST ERROR",
-        ];
-        table::print(heads, &rows, 2)?;
-        if let Some(refused) = status["config"]["last_error"].as_str() {
-            let mut out = io::stdout().lock();
-            writeln!(out, "\nThe last reload was refused:\n{refused}")?;
-        }
+    if arguments.watch {
+        return watch(arguments).await;
     }
+    let status = progress::shown("asking the proxy", ask(&arguments.admin)).await?;
+    let rows = rows(&status);
+    let text = if arguments.json {
+        format!("{status:#}\n")
+    } else {
+        readable(&status, &rows)
+    };
+    write(&text)?;
     let failed = rows.iter().filter(|row| !row.good).count();
     if failed > 0 {
-        let all = rows.len();
-        return Err(Error::NotUsable { failed, all });
+        return Err(Error::NotUsable {
+            failed,
+            all: rows.len(),
+            page: format!("{}/", base(&arguments.admin)),
+        });
     }
     Ok(())
 }
 
-async fn ask(admin: &str) -> Result<Value, Error> {
+/// On a terminal the same lines are drawn over; elsewhere one table follows the other.
+async fn watch(arguments: &Arguments) -> Result<(), Error> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let over = io::stdout().is_terminal() && !arguments.json;
+    if over {
+        write("\x1b[2J")?;
+    }
+    loop {
+        let told = tokio::select! {
+            told = ask(&arguments.admin) => told,
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+        };
+        let text = match told {
+            Ok(status) if arguments.json => format!("{status}\n"),
+            Ok(status) => readable(&status, &rows(&status)),
+            // It may be starting, or be started again.
+            Err(cause) if arguments.json => {
+                let _ = writeln!(io::stderr(), "error: {cause}");
+                String::new()
+            }
+            Err(cause) => format!("error: {cause}\n"),
+        };
+        if over {
+            let now = humantime::format_rfc3339_seconds(SystemTime::now());
+            let every = humantime::format_duration(arguments.interval);
+            let text = format!("{now}, every {every} until Ctrl-C\n\n{text}");
+            // Line by line, so that nothing flickers: each one to its end, then what was below.
+            let text = text.replace('\n', "\x1b[K\n");
+            write(&format!("\x1b[H{text}\x1b[J"))?;
+        } else if arguments.json {
+            write(&text)?;
+        } else {
+            write(&format!("{text}\n"))?;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(arguments.interval) => {}
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+        }
+    }
+    if over {
+        // Below the ^C that the terminal has written.
+        write("\n")?;
+    }
+    Ok(())
+}
+
+fn rows(status: &Value) -> Vec<Row<7>> {
+    let vendors = status["vendors"].as_array();
+    vendors.into_iter().flatten().map(row).collect()
+}
+
+fn readable(status: &Value, rows: &[Row<7>]) -> String {
+    let heads = [
+        "VENDOR",
+        "AUTH",
+        "STATE",
+        "EXPIRES",
+        "RENEWAL",
+        "BREAKER",
+        "LAST ERROR",
+    ];
+    let mut text = table::lines(heads, rows, 2);
+    if let Some(refused) = status["config"]["last_error"].as_str() {
+        for line in ["\nThe last reload was refused:\n", refused, "\n"] {
+            text.push_str(line);
+        }
+    }
+    text
+}
+
+fn write(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// The admin listener's address as a URL without a path.
+fn base(admin: &str) -> String {
     let scheme = if admin.contains("://") { "" } else { "http://" };
-    let url = format!("{scheme}{}/status", admin.trim_end_matches('/'));
+    format!("{scheme}{}", admin.trim_end_matches('/'))
+}
+
+async fn ask(admin: &str) -> Result<Value, Error> {
+    let url = format!("{}/status", base(admin));
     let no_answer = |cause: String| Error::NoAnswer {
         url: url.clone(),
         cause,
@@ -116,7 +220,7 @@ fn story(error: &dyn std::error::Error) -> String {
     story
 }
 
-fn row(vendor: &Value) -> Row<6> {
+fn row(vendor: &Value) -> Row<7> {
     let text = |key: &str| vendor[key].as_str().unwrap_or("-").to_owned();
     let at = |key: &str| humantime::parse_rfc3339(vendor[key].as_str()?).ok();
     let state = text("state");
@@ -127,15 +231,27 @@ fn row(vendor: &Value) -> Row<6> {
         "failed" | "reauthorize" => expires.is_some_and(|at| at > SystemTime::now()),
         _ => false,
     };
+    let circuit = text("breaker");
+    let open = matches!(circuit.as_str(), "open" | "half_open");
+    let errors = [
+        vendor["last_error"].as_str(),
+        vendor["breaker_reason"].as_str(),
+    ];
+    let errors: Vec<&str> = errors.into_iter().flatten().collect();
     Row {
-        good,
+        good: good && !open,
         cells: [
             text("name"),
             text("auth"),
             state,
             expires.map_or("-".into(), distance),
             at("refresh_at").map_or("-".into(), distance),
-            text("last_error"),
+            circuit,
+            if errors.is_empty() {
+                "-".to_owned()
+            } else {
+                errors.join("; ")
+            },
         ],
     }
 }

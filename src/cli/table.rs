@@ -18,13 +18,24 @@ pub(super) fn print<const COLUMNS: usize>(
     verdict: usize,
 ) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    let colour = out.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
+    out.write_all(lines(heads, rows, verdict).as_bytes())?;
+    out.flush()
+}
+
+/// The same as text, coloured when stdout is a terminal.
+pub(super) fn lines<const COLUMNS: usize>(
+    heads: [&str; COLUMNS],
+    rows: &[Row<COLUMNS>],
+    verdict: usize,
+) -> String {
+    let colour =
+        io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row.cells[column].chars().count());
         cells.chain([heads[column].len()]).max().unwrap_or_default()
     };
     let widths: Vec<usize> = (0..COLUMNS).map(width).collect();
-    let mut line = |cells: [&str; COLUMNS], paint: Option<&str>| {
+    let line = |cells: [&str; COLUMNS], paint: Option<&str>| {
         let mut text = String::new();
         for (column, cell) in cells.into_iter().enumerate() {
             let paint = paint.filter(|_| column == verdict);
@@ -32,13 +43,13 @@ pub(super) fn print<const COLUMNS: usize>(
             // Writing to a String cannot fail.
             let _ = write!(text, "{on}{cell:0$}{off}  ", widths[column]);
         }
-        writeln!(out, "{}", text.trim_end())
+        format!("{}\n", text.trim_end())
     };
-    line(heads, None)?;
+    let mut text = line(heads, None);
     for row in rows {
         let paint = if row.good { "\x1b[32m" } else { "\x1b[31m" };
         let cells = std::array::from_fn(|column| row.cells[column].as_str());
-        line(cells, colour.then_some(paint))?;
+        text += &line(cells, colour.then_some(paint));
     }
-    out.flush()
+    text
 }

@@ -8,11 +8,6 @@
 //! Beyond JSON Schema, `x-hint` is what to tell whoever got it wrong, `x-supported` lists the
 //! values that are built (none: the whole key is not), and `title` names the thing in a sentence.
 
-#![expect(
-    dead_code,
-    reason = "settings that are not built yet are in the schema, and nothing reads them"
-)]
-
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
@@ -21,7 +16,7 @@ use std::time::Duration;
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Value, json};
 
 use super::units;
@@ -420,9 +415,8 @@ pub(super) struct Vendor {
     /// Whether Cookie and Set-Cookie pass; the vendor's session would be the caller's.
     #[schemars(extend("default" = "strip"))]
     pub(super) cookies: Option<Cookies>,
-    /// Circuit breaker.
-    #[schemars(extend("x-supported" = []))]
-    pub(super) breaker: Option<NotBuilt>,
+    /// When a failing vendor is given a rest.
+    pub(super) breaker: Option<Breaker>,
     /// A vendor's 401 renews the credential and replays the request once.
     #[schemars(extend("default" = true))]
     pub(super) retry_on_401: Option<bool>,
@@ -496,9 +490,24 @@ pub(super) struct Limits {
     pub(super) body: Option<Size>,
     /// Requests over time.
     pub(super) rate: Option<Rate>,
-    /// Whether a vendor's Retry-After holds back further requests.
-    #[schemars(extend("default" = false, "x-supported" = [false]))]
+    /// Whether a 429 or 503 of the vendor with Retry-After holds back further requests: until
+    /// then, and for at most 10 minutes, they are answered here with the same status.
+    #[schemars(extend("default" = false))]
     pub(super) honour_retry_after: Option<bool>,
+}
+
+/// When a failing vendor is given a rest: requests are answered here with 503, then one at a time
+/// is let through until the vendor gives it an answer.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Breaker {
+    /// Requests in a row that end in 502, 503 or 504, by the vendor's answer or for want of one
+    /// (no connection, a timeout); 0: never.
+    #[schemars(extend("default" = 10))]
+    pub(super) failures: Option<u32>,
+    /// The first rest. Each further one is twice as long, up to 5 minutes.
+    #[schemars(extend("default" = "10s"))]
+    pub(super) open_for: Option<Span>,
 }
 
 /// Requests over time.
@@ -830,28 +839,5 @@ impl JsonSchema for Size {
             "format": "size",
             "x-hint": units::SIZES,
         })
-    }
-}
-
-/// A setting that INTERFACE names and that is not built yet: whatever its value, it is refused.
-pub(super) struct NotBuilt;
-
-impl<'de> Deserialize<'de> for NotBuilt {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        IgnoredAny::deserialize(from).map(|_| Self)
-    }
-}
-
-impl JsonSchema for NotBuilt {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "NotBuilt".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({})
     }
 }

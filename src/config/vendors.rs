@@ -12,7 +12,7 @@ use super::reference::Context;
 use super::report::Spot;
 use super::rules::is_unreserved;
 use super::upstream::{plain_path, upstream};
-use crate::config::{Limits, Timeouts, Vendor};
+use crate::config::{Breaker, Limits, Timeouts, Vendor};
 
 /// Reads `vendors:`, presets already merged. What was wrong is left out.
 pub(super) fn vendors(
@@ -129,23 +129,8 @@ fn vendor<'f>(
             .and_then(|written| proxy(written, &at.key("proxy"), context)),
         allow_link_local: entry.allow_link_local.unwrap_or(false),
         timeouts: timeouts(entry.timeouts.as_ref()),
-        limits: Limits {
-            in_flight: entry
-                .limits
-                .as_ref()
-                .and_then(|limits| limits.in_flight)
-                .unwrap_or(1024),
-            body: entry
-                .limits
-                .as_ref()
-                .and_then(|limits| limits.body)
-                .map_or(100 << 20, |size| size.0),
-            rate: entry
-                .limits
-                .as_ref()
-                .and_then(|limits| limits.rate.as_ref())
-                .and_then(|rate| callers::rate(rate, &at.key("limits").key("rate"), context)),
-        },
+        limits: limits(entry.limits.as_ref(), &at.key("limits"), context),
+        breaker: breaker(entry.breaker.as_ref(), &at.key("breaker"), context),
         cookies_pass: matches!(entry.cookies, Some(file::Cookies::Pass)),
         retry_on_401: entry.retry_on_401.unwrap_or(true),
         refuse,
@@ -280,5 +265,34 @@ fn timeouts(written: Option<&file::Timeouts>) -> Timeouts {
         total: or(written.total, 0),
         keepalive: or(written.keepalive, 30),
         token_wait: or(written.token_wait, 5),
+    }
+}
+
+fn limits(written: Option<&file::Limits>, at: &Spot, context: &mut Context<'_>) -> Limits {
+    let none = file::Limits::default();
+    let written = written.unwrap_or(&none);
+    Limits {
+        in_flight: written.in_flight.unwrap_or(1024),
+        body: written.body.map_or(100 << 20, |size| size.0),
+        rate: written
+            .rate
+            .as_ref()
+            .and_then(|rate| callers::rate(rate, &at.key("rate"), context)),
+        honour_retry_after: written.honour_retry_after.unwrap_or(false),
+    }
+}
+
+fn breaker(written: Option<&file::Breaker>, at: &Spot, context: &mut Context<'_>) -> Breaker {
+    let open_for = written.and_then(|written| written.open_for);
+    if open_for.is_some_and(|span| span.0.is_zero()) {
+        context.report.wrong(
+            &at.key("open_for"),
+            "is no time at all",
+            "`failures: 0` turns the breaker off",
+        );
+    }
+    Breaker {
+        failures: written.and_then(|written| written.failures).unwrap_or(10),
+        open_for: open_for.map_or(Duration::from_secs(10), |span| span.0),
     }
 }

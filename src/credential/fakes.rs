@@ -220,8 +220,13 @@ pub(crate) fn vendor(auth: Auth) -> Vendor {
             keepalive: Duration::ZERO,
             token_wait: Duration::from_secs(5),
         },
+        breaker: crate::config::Breaker {
+            failures: 0,
+            open_for: Duration::from_secs(10),
+        },
         limits: Limits {
             rate: None,
+            honour_retry_after: false,
             in_flight: 0,
             body: 0,
         },

@@ -1,11 +1,15 @@
-//! Requests over time, and a body's bytes over time: buckets that refill. Taking a request from one,
-//! of a caller or a vendor, is one compare-and-swap.
+//! Requests over time, a body's bytes over time, and the rest a vendor asks for. Taking a request
+//! from a bucket, of a caller or a vendor, is one compare-and-swap; looking at a rest is one load.
 
 use std::fmt;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use http::HeaderMap;
+use http::header::{DATE, RETRY_AFTER};
+use tokio::time::Instant;
 
 use crate::config::Rate;
 use crate::error::Error;
@@ -39,7 +43,7 @@ impl Limiter {
     /// [`Error::RateLimited`] when there is none left, with the time until there is one.
     pub fn take(&self) -> Result<(), Error> {
         self.bucket.check().map_err(|until| Error::RateLimited {
-            retry_after: whole_seconds(until.wait_time_from(DefaultClock::default().now())),
+            retry_after: until.wait_time_from(DefaultClock::default().now()),
         })
     }
 }
@@ -85,12 +89,77 @@ impl Pace {
     }
 }
 
-/// `Retry-After` knows no shorter time than a second (RFC 9110 §10.2.3).
-fn whole_seconds(wait: Duration) -> Duration {
-    Duration::from_secs(wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(ONE_SECOND)
+/// A vendor's wish to be left alone, of one vendor with `limits.honour_retry_after`.
+#[derive(Debug)]
+pub struct Rest {
+    born: Instant,
+    /// Milliseconds since `born`, doubled; odd: asked for with a 503, else with a 429. 0: none.
+    until: AtomicU64,
 }
 
-const ONE_SECOND: Duration = Duration::from_secs(1);
+/// No vendor is left alone for longer, whatever it asks for: a slip of its operator's must not cost
+/// ours a restart.
+const LONGEST_REST: Duration = Duration::from_mins(10);
+
+impl Rest {
+    /// No wish yet.
+    #[must_use]
+    pub fn none() -> Self {
+        Self {
+            born: Instant::now(),
+            until: AtomicU64::new(0),
+        }
+    }
+
+    /// Reads the head of an answer. Of several wishes the one that ends last counts.
+    pub fn note(&self, status: u16, headers: &HeaderMap) {
+        if !matches!(status, 429 | 503) {
+            return;
+        }
+        let Some(wish) = retry_after(headers, SystemTime::now()) else {
+            return;
+        };
+        let until = (self.born.elapsed() + wish.min(LONGEST_REST)).as_millis();
+        let until = u64::try_from(until).unwrap_or(u64::MAX >> 1);
+        let asked = until << 1 | u64::from(status == 503);
+        self.until.fetch_max(asked, Ordering::Relaxed);
+    }
+
+    /// Lets a request pass.
+    ///
+    /// # Errors
+    /// [`Error::HeldBack`] with what is left of the rest.
+    pub fn pass(&self) -> Result<(), Error> {
+        self.left().map_or(Ok(()), |(retry_after, busy)| {
+            Err(Error::HeldBack { retry_after, busy })
+        })
+    }
+
+    /// What is left of it, and whether it was asked for with a 503; `None`: nothing.
+    #[must_use]
+    pub fn left(&self) -> Option<(Duration, bool)> {
+        let until = self.until.load(Ordering::Relaxed);
+        if until == 0 {
+            return None;
+        }
+        let left = Duration::from_millis(until >> 1).saturating_sub(self.born.elapsed());
+        (!left.is_zero()).then_some((left, until & 1 == 1))
+    }
+}
+
+/// `Retry-After` (RFC 9110 §10.2.3), a date read by the vendor's own clock where it shows one.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = httpdate::parse_http_date(text).ok()?;
+    let now = headers
+        .get(DATE)
+        .and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok())
+        .unwrap_or(now);
+    at.duration_since(now).ok()
+}
 
 #[cfg(test)]
 mod tests {
@@ -106,8 +175,9 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(limiter.take(), Ok(()));
         }
-        let retry_after = ONE_SECOND;
-        assert_eq!(limiter.take(), Err(Error::RateLimited { retry_after }));
+        let refused = limiter.take().unwrap_err();
+        assert_eq!(refused.verdict().reason, "rate_limited");
+        assert_eq!(refused.retry_after(), Some(1));
     }
 
     #[test]
@@ -121,17 +191,53 @@ mod tests {
         while pace.heard(second, 100) {
             seconds += 1;
         }
-        assert_eq!(seconds, 75);
+        assert_eq!(seconds, 74);
         let mut pace = Pace::new(10 * second);
         assert!((0..1000).all(|_| pace.heard(second, 500)));
         assert!(!pace.heard(11 * second, 0));
     }
 
-    #[test]
-    fn times_to_wait_are_rounded_up() {
-        for (milliseconds, seconds) in [(0, 1), (1, 1), (1000, 1), (1001, 2), (2500, 3)] {
-            let wait = whole_seconds(Duration::from_millis(milliseconds));
-            assert_eq!(wait.as_secs(), seconds, "{milliseconds}");
+    fn asked(retry_after: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(RETRY_AFTER, retry_after.parse().unwrap());
+        headers.insert(DATE, "Sun, 06 Nov 1994 08:49:37 GMT".parse().unwrap());
+        headers
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_vendor_that_asks_for_a_rest_gets_it_with_its_own_status() {
+        for (status, reason) in [(429, "rate_limited"), (503, "circuit_open")] {
+            let rest = Rest::none();
+            rest.note(status, &asked("30"));
+            tokio::time::advance(Duration::from_millis(10_500)).await;
+            // A shorter wish of an answer that was under way does not end it.
+            rest.note(status, &asked("2"));
+            let refused = rest.pass().unwrap_err();
+            let verdict = refused.verdict();
+            assert_eq!((verdict.status.as_u16(), verdict.reason), (status, reason));
+            assert_eq!(refused.retry_after(), Some(20));
+            tokio::time::advance(Duration::from_secs(20)).await;
+            assert_eq!(rest.pass(), Ok(()));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn wishes_have_a_bound_and_a_form() {
+        for (status, wish, left) in [
+            (429, "Sun, 06 Nov 1994 08:50:07 GMT", Some(30)),
+            (429, "Sun, 06 Nov 1994 08:49:07 GMT", None),
+            (503, "86400", Some(600)),
+            (503, "18446744073709551615", Some(600)),
+            (503, "0", None),
+            (503, "-5", None),
+            (503, "soon", None),
+            (500, "30", None),
+            (200, "30", None),
+        ] {
+            let rest = Rest::none();
+            rest.note(status, &asked(wish));
+            let held = rest.pass().err().and_then(Error::retry_after);
+            assert_eq!(held, left, "{status} {wish}");
         }
     }
 }

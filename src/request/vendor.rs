@@ -11,11 +11,13 @@ use crate::config::{self, Limits, Timeouts};
 use crate::credential::Credential;
 use crate::error::Error;
 use crate::metrics::VendorMetrics;
-use crate::request::limit::Limiter;
+use crate::request::limit::{Limiter, Rest};
 use crate::request::login::Logins;
 use crate::request::path::Rules;
 use crate::request::placement::Placement;
 use crate::request::redact::Prepared;
+use crate::request::retry::Budget;
+use crate::upstream::breaker::Breaker;
 
 /// One vendor, prepared: nothing here is computed again for a request.
 #[derive(Debug)]
@@ -39,7 +41,13 @@ pub struct Vendor {
     /// Login calls that we answer.
     pub logins: Logins,
     /// What is left of `limits.rate`; `None`: no limit.
-    pub rate: Option<Limiter>,
+    pub rate: Option<Arc<Limiter>>,
+    /// The rest it asked for; `None`: its wish does not count.
+    pub rest: Option<Rest>,
+    /// Whether it fails.
+    pub breaker: Arc<Breaker>,
+    /// Requests that may be sent a second time.
+    pub retries: Budget,
     /// `true`: Cookie and Set-Cookie pass.
     pub cookies_pass: bool,
     /// `true`: `%2F` and `%5C` pass.
@@ -51,7 +59,7 @@ pub struct Vendor {
     /// The vendor's series.
     pub metrics: VendorMetrics,
     /// Requests being served now.
-    pub in_flight: AtomicUsize,
+    pub in_flight: Arc<AtomicUsize>,
 }
 
 impl Vendor {
@@ -75,15 +83,30 @@ impl Vendor {
             credential: vendor.auth.as_ref().map(Placement::of).zip(credential),
             timeouts: vendor.timeouts,
             limits: vendor.limits,
-            rate: vendor.limits.rate.map(Limiter::new),
+            rate: vendor.limits.rate.map(Limiter::new).map(Arc::new),
+            rest: vendor.limits.honour_retry_after.then(Rest::none),
+            breaker: Arc::new(Breaker::new(&vendor.name, vendor.breaker)),
+            retries: Budget::new(),
             logins: Logins::new(&vendor.logins, vendor.trailing_dots_ignored),
             cookies_pass: vendor.cookies_pass,
             encoded_slash_pass: vendor.encoded_slash_pass,
             retry_on_401: vendor.retry_on_401,
             echo: vendor.redact_echo.then(Prepared::default),
             metrics,
-            in_flight: AtomicUsize::new(0),
+            in_flight: Arc::default(),
         }
+    }
+
+    /// Takes over what `before`, the same vendor under an earlier configuration, has counted. Not
+    /// its breaker and the rest it asked for: whoever changed the vendor may have removed the
+    /// cause.
+    pub fn take_over(&mut self, before: &Self) {
+        self.in_flight = before.in_flight.clone();
+        let same = before
+            .rate
+            .clone()
+            .filter(|limiter| Some(limiter.rate()) == self.limits.rate);
+        self.rate = same.or_else(|| self.rate.take());
     }
 
     /// The path sent upstream: the prefix, `prefix` bytes long, replaced by the base path.

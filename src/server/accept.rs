@@ -59,6 +59,11 @@ pub(super) struct Door {
     pub(super) proxied_by: Vec<IpNet>,
 }
 
+/// How many files this process may have open; `None`: as many as it likes.
+pub(super) fn files_permitted() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+}
+
 /// How many connections each of so many listeners takes at a time, where the process may have
 /// `files` open. A quarter stays for connections to vendors: idle callers must not keep others from
 /// those.

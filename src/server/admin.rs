@@ -1,4 +1,10 @@
-//! The admin listener: probes, metrics, `/status`, forced renewals. Never a request of a caller.
+//! The admin listener: probes, metrics, `/status`, the status page, forced renewals. Never a request
+//! of a caller.
+//!
+//! Whoever reaches it may look; nothing it shows is a secret. What must not reach it is a web page in
+//! an operator's browser. Another site's page cannot read what it fetches here (no CORS is granted),
+//! unless its own name is made to lead to this machine (DNS rebinding): so, where the listener is on
+//! loopback, every request but a probe must also name it by a loopback name.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -6,17 +12,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use axum::Router;
-use axum::extract::{ConnectInfo, Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Json, Response};
+use axum::extract::{ConnectInfo, Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{Html, IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
 
 use super::live::{Live, Watched};
+use super::page::events::Events;
+use super::page::history::History;
+use super::page::{self, Sight};
 use super::unix_seconds;
 use crate::config::ReadyWhen;
 use crate::credential::State as CredentialState;
+use crate::request::limit::Rest;
+use crate::request::vendor::Vendor;
+use crate::request::caller::{host_of, is_loopback};
 use crate::tls::sha256;
+use crate::upstream::breaker::Shown;
 
 /// What the admin listener shows and moves.
 pub(super) struct Console {
@@ -36,42 +50,111 @@ pub(super) struct Console {
 const SETTLED_AFTER: Duration = Duration::from_secs(30);
 
 /// The state words of `/status`, the ones of vendors without a credential included.
-const NONE: &str = "none";
+pub(super) const NONE: &str = "none";
 
 struct Admin {
-    console: Console,
+    console: Arc<Console>,
+    /// What the page's plots show.
+    history: History,
+    /// Whoever has the page open.
+    events: Arc<Events>,
+    /// Nobody else's names lead here.
+    on_loopback: bool,
     /// Once ready, a vendor's trouble never makes us unready.
     was_ready: AtomicBool,
 }
 
 /// Serves until dropped.
-pub(super) async fn serve(console: Console, socket: tokio::net::TcpListener) {
+pub(super) async fn serve(console: Arc<Console>, socket: tokio::net::TcpListener) {
     let admin = Arc::new(Admin {
         console,
+        history: History::default(),
+        events: Arc::new(Events::new()),
+        on_loopback: socket
+            .local_addr()
+            .is_ok_and(|address| address.ip().to_canonical().is_loopback()),
         was_ready: AtomicBool::new(false),
     });
     let app = Router::new()
-        .route("/livez", get(|| async { "ok\n" }))
-        .route("/readyz", get(readyz))
+        .route("/", get(status_page))
+        .route("/events", get(events))
         .route("/metrics", get(metrics))
         .route("/status", get(status))
         .route("/vendors/{name}/refresh", post(refresh))
         .fallback(not_found)
-        .with_state(admin)
+        .layer(middleware::from_fn_with_state(admin.clone(), named_right))
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .with_state(admin.clone())
+        .layer(middleware::map_response(for_browsers))
         .into_make_service_with_connect_info::<SocketAddr>();
-    if let Err(cause) = axum::serve(socket, app).await {
-        tracing::error!(%cause, "the admin listener ended");
+    tokio::select! {
+        ended = axum::serve(socket, app) => {
+            if let Err(cause) = ended {
+                tracing::error!(%cause, "the admin listener ended");
+            }
+        }
+        () = admin.history.keep(&admin.console.live.metrics) => {}
     }
+}
+
+/// Lets pass what names this listener as nobody else could.
+async fn named_right(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
+    let authority = request
+        .uri()
+        .authority()
+        .map(axum::http::uri::Authority::as_str);
+    let host = authority.or_else(|| request.headers().get(header::HOST)?.to_str().ok());
+    // Browsers always send one.
+    if admin.on_loopback && host.is_some_and(|host| !is_loopback(host_of(host))) {
+        let hint = "this admin listener is on loopback and goes by loopback names only: use \
+                    127.0.0.1 or localhost in the address, or bind `admin` where other names lead\n";
+        return (StatusCode::FORBIDDEN, hint).into_response();
+    }
+    next.run(request).await
+}
+
+/// Nothing of this listener is for other sites, and nothing is what it does not say it is.
+async fn for_browsers(mut response: Response) -> Response {
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (
+            header::HeaderName::from_static("cross-origin-resource-policy"),
+            "same-origin",
+        ),
+    ] {
+        let headers = response.headers_mut();
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+async fn status_page(State(admin): State<Arc<Admin>>) -> Response {
+    let head = [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::CONTENT_SECURITY_POLICY, page::POLICY.as_str()),
+    ];
+    let sight = Sight::now(&admin.console, &admin.history);
+    (head, Html(sight.page())).into_response()
+}
+
+async fn events(State(admin): State<Arc<Admin>>) -> Response {
+    let looking = admin.clone();
+    admin
+        .events
+        .stream(move || Sight::now(&looking.console, &looking.history))
 }
 
 async fn not_found() -> Response {
     let pages = "This is Countersign's admin listener. It serves:\n\
+        GET  /                       the status page\n\
+        GET  /events                 its news, server-sent events\n\
         GET  /livez                  200 while the process lives\n\
         GET  /readyz                 200 when callers may be sent here\n\
         GET  /metrics                Prometheus text\n\
         GET  /status                 vendors and their credentials, JSON\n\
-        POST /vendors/NAME/refresh   renew a credential now\n\
-        The status page is not supported yet.\n";
+        POST /vendors/NAME/refresh   renew a credential now\n";
     (StatusCode::NOT_FOUND, pages).into_response()
 }
 
@@ -93,11 +176,7 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     let console = &admin.console;
-    let mut states: Vec<&str> = CredentialState::ALL
-        .iter()
-        .map(|state| state.word())
-        .collect();
-    states.push(NONE);
+    let states = states();
     for watched in &console.live.view.load().vendors {
         let (state, expires) = match &watched.credential {
             None => (NONE, None),
@@ -110,12 +189,23 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
             .live
             .metrics
             .credential(&watched.vendor.name, &states, state, expires);
+        let open = Circuit::of(&watched.vendor).word;
+        console
+            .live
+            .metrics
+            .breaker(&watched.vendor.name, matches!(open, "open" | "half_open"));
     }
     let kind = [(
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
     )];
     (kind, console.live.metrics.text()).into_response()
+}
+
+/// Every state word.
+pub(super) fn states() -> Vec<&'static str> {
+    let known = CredentialState::ALL.iter().map(|state| state.word());
+    known.chain([NONE]).collect()
 }
 
 async fn status(State(admin): State<Arc<Admin>>) -> Response {
@@ -180,7 +270,7 @@ fn shows_key(headers: &HeaderMap, digest: [u8; 32]) -> bool {
 
 impl Console {
     /// The vendors that keep us from being ready.
-    fn waiting_for(&self) -> Vec<String> {
+    pub(super) fn waiting_for(&self) -> Vec<String> {
         let waited = self.started.elapsed().unwrap_or_default();
         if self.ready_when == ReadyWhen::Settled && waited >= SETTLED_AFTER {
             return Vec::new();
@@ -220,6 +310,8 @@ fn as_json(watched: &Watched) -> Value {
         status.as_ref().and_then(pick).map(rfc3339)
     };
     let upstream = &watched.vendor.upstream;
+    let circuit = Circuit::of(&watched.vendor);
+    let in_a = |left: Option<Duration>| left.map(|left| rfc3339(SystemTime::now() + left));
     json!({
         "name": &*watched.vendor.name,
         "prefix": if watched.vendor.prefix.is_empty() { "/" } else { &watched.vendor.prefix },
@@ -233,8 +325,49 @@ fn as_json(watched: &Watched) -> Value {
         "last_error": status.as_ref().and_then(|status| status.last_error.clone()),
         "requests": watched.vendor.metrics.count(),
         "in_flight": watched.vendor.in_flight.load(Ordering::Relaxed),
-        "breaker": "off",
+        "breaker": circuit.word,
+        "breaker_reason": circuit.reason,
+        "breaker_until": in_a(circuit.left),
+        "held_back_until": in_a(circuit.held_back),
     })
+}
+
+/// Whether requests go to a vendor, or are answered here to spare it.
+struct Circuit {
+    word: &'static str,
+    reason: Option<String>,
+    left: Option<Duration>,
+    /// What is left of the rest it asked for.
+    held_back: Option<Duration>,
+}
+
+impl Circuit {
+    fn of(vendor: &Vendor) -> Self {
+        let Shown { word, reason, left } = vendor.breaker.shown();
+        let rest = vendor.rest.as_ref().and_then(Rest::left);
+        let held_back = rest.map(|(left, _)| left);
+        match rest {
+            // Callers see the same reason.
+            Some((left, true)) if reason.is_none() => Self {
+                word: "open",
+                reason: Some("it answered 503 with Retry-After".to_owned()),
+                left: Some(left),
+                held_back,
+            },
+            Some(_) | None => Self {
+                word,
+                reason,
+                left,
+                held_back,
+            },
+        }
+    }
+}
+
+/// The breaker's word, and why it is not closed.
+pub(super) fn breaker(watched: &Watched) -> (&'static str, Option<String>) {
+    let circuit = Circuit::of(&watched.vendor);
+    (circuit.word, circuit.reason)
 }
 
 fn rfc3339(at: SystemTime) -> String {

@@ -194,6 +194,15 @@ impl Live {
         stopping.join_all().await;
     }
 
+    /// For a stop with a successor: ends every refresh task, and no grant.
+    pub(super) async fn leave(&self) {
+        for part in self.state.lock().await.parts.values() {
+            if let Some(keeper) = &part.keeper {
+                keeper.leave();
+            }
+        }
+    }
+
     async fn try_reload(&self) -> Result<String, ReloadError> {
         let mut state = self.state.lock().await;
         let path = state.config.path.clone();
@@ -234,6 +243,14 @@ impl Live {
         }
         for (served, read) in certificates {
             served.swap(read);
+        }
+        let states = super::admin::states();
+        for gone in state
+            .parts
+            .keys()
+            .filter(|name| !made.parts.contains_key(*name))
+        {
+            self.metrics.forget(gone, &states);
         }
         let sha256 = config.sha256.clone();
         self.snapshot.store(Arc::new(made.snapshot));
@@ -378,11 +395,15 @@ impl Making<'_> {
                 .certificate(&name, unix_seconds(identity.not_after));
         }
         let (credential, keeper) = self.credential(vendor, before)?.unzip();
-        let prepared = Arc::new(Vendor::new(
+        let mut prepared = Vendor::new(
             vendor,
             credential.clone(),
             self.metrics.vendor(&vendor.name),
-        ));
+        );
+        if let Some(before) = before {
+            prepared.take_over(&before.way.vendor);
+        }
+        let prepared = Arc::new(prepared);
         Ok(Part {
             config: vendor.clone(),
             trust,

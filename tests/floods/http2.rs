@@ -1,38 +1,40 @@
 //! Frames as no library sends them.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use super::{PATIENCE, Setup, eventually};
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
-const GOAWAY: u8 = 7;
+pub const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub const END_STREAM: u8 = 1;
+pub const END_HEADERS: u8 = 4;
 /// RFC 9113 §7.
 const REFUSED_STREAM: u32 = 7;
 
 /// One side of a connection; RFC 9113 §4.1 and HPACK's literals (RFC 7541 §6.2.2).
-struct Frames(TcpStream);
+pub struct Frames(pub TcpStream);
 
 #[derive(Debug)]
-struct Frame {
-    kind: u8,
-    stream: u32,
-    payload: Vec<u8>,
+pub struct Frame {
+    pub kind: u8,
+    flags: u8,
+    pub stream: u32,
+    pub payload: Vec<u8>,
 }
 
 impl Frames {
     /// The preface has been said; `settings` are pairs of identifier and value.
-    fn new(setup: &Setup, settings: &[(u16, u32)]) -> Self {
-        let mut frames = Self(setup.connect());
+    pub fn new(to: SocketAddr, settings: &[(u16, u32)]) -> Self {
+        let mut frames = Self(TcpStream::connect(to).unwrap());
+        frames.0.set_read_timeout(Some(PATIENCE)).unwrap();
         frames
             .0
             .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
@@ -46,12 +48,18 @@ impl Frames {
         frames
     }
 
-    fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> std::io::Result<()> {
+    pub fn send(
+        &mut self,
+        kind: u8,
+        flags: u8,
+        stream: u32,
+        payload: &[u8],
+    ) -> std::io::Result<()> {
         self.0.write_all(&frame(kind, flags, stream, payload))
     }
 
     /// `None`: closed.
-    fn receive(&mut self) -> Option<Frame> {
+    pub fn receive(&mut self) -> Option<Frame> {
         let mut head = [0; 9];
         self.0.read_exact(&mut head).ok()?;
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
@@ -59,15 +67,48 @@ impl Frames {
         self.0.read_exact(&mut payload).ok()?;
         Some(Frame {
             kind: head[3],
+            flags: head[4],
             stream: u32::from_be_bytes([head[5], head[6], head[7], head[8]]),
             payload,
         })
+    }
+
+    /// How a stream, or all of the connection, has ended.
+    pub fn until_ended(&mut self, stream: u32) -> String {
+        loop {
+            match self.receive() {
+                None => return "closed".to_owned(),
+                Some(frame) if frame.kind == GOAWAY => return format!("{frame:?}"),
+                Some(frame) if frame.stream == stream => {
+                    let ended =
+                        matches!(frame.kind, DATA | HEADERS) && frame.flags & END_STREAM != 0;
+                    if ended || frame.kind == RST_STREAM {
+                        return format!("{frame:?}");
+                    }
+                }
+                Some(_) => {}
+            }
+        }
     }
 
     /// The next frame of this kind, or `None` when the connection ends before.
     fn next(&mut self, kind: u8) -> Option<Frame> {
         std::iter::from_fn(|| self.receive()).find(|frame| frame.kind == kind)
     }
+}
+
+/// A field as a literal that no table remembers.
+pub fn literal(name: &str, value: &str) -> Vec<u8> {
+    let mut block = vec![0];
+    for text in [name, value] {
+        // Lengths from 127 on take another byte; none here takes a third.
+        match u8::try_from(text.len()).unwrap() {
+            short @ ..127 => block.push(short),
+            long => block.extend([127, long - 127]),
+        }
+        block.extend(text.bytes());
+    }
+    block
 }
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -98,7 +139,7 @@ const BOUND: usize = 48 << 20;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_has_so_many_streams_and_fields_and_no_more() {
     let setup = Setup::new("").await;
-    let mut frames = Frames::new(&setup, &[]);
+    let mut frames = Frames::new(setup.proxy.data, &[]);
     let settings = frames.next(SETTINGS).unwrap();
     let value = |identifier: u16| {
         let pairs = settings.payload.chunks_exact(6);
@@ -125,7 +166,7 @@ async fn a_connection_has_so_many_streams_and_fields_and_no_more() {
     drop(frames);
 
     // Fields without end, each block valid.
-    let mut frames = Frames::new(&setup, &[]);
+    let mut frames = Frames::new(setup.proxy.data, &[]);
     let mut block = request("/v/x");
     for _ in 0..40 {
         block.extend(b"\0\x01a\x7f\x81\x0f");
@@ -162,7 +203,7 @@ async fn a_flood_of_resets_or_continuations_ends_its_connection() {
     let before = setup.proxy.resident();
 
     // CVE-2023-44487.
-    let mut frames = Frames::new(&setup, &[]);
+    let mut frames = Frames::new(setup.proxy.data, &[]);
     let reset = 8_u32.to_be_bytes();
     let mut flood = Vec::new();
     for nth in 0..20_000 {
@@ -179,7 +220,7 @@ async fn a_flood_of_resets_or_continuations_ends_its_connection() {
     setup.serves();
 
     // CVE-2024-27316: a head that never ends.
-    let mut frames = Frames::new(&setup, &[]);
+    let mut frames = Frames::new(setup.proxy.data, &[]);
     frames
         .send(HEADERS, END_STREAM, 1, &request("/v/x"))
         .unwrap();
@@ -205,7 +246,7 @@ async fn a_flood_of_pings_and_settings_that_nobody_reads_the_answers_of_costs_no
     let setup = Setup::new("").await;
     let before = setup.proxy.resident();
     for (kind, payload) in [(PING, &[0; 8][..]), (SETTINGS, &[])] {
-        let mut frames = Frames::new(&setup, &[]);
+        let mut frames = Frames::new(setup.proxy.data, &[]);
         frames
             .0
             .set_write_timeout(Some(Duration::from_secs(2)))
@@ -229,7 +270,7 @@ async fn a_flood_of_pings_and_settings_that_nobody_reads_the_answers_of_costs_no
 async fn a_window_that_never_opens_does_not_hold_an_answer() {
     let setup = Setup::new("    timeouts: { idle: 1s }\n").await;
     // SETTINGS_INITIAL_WINDOW_SIZE.
-    let mut frames = Frames::new(&setup, &[(4, 0)]);
+    let mut frames = Frames::new(setup.proxy.data, &[(4, 0)]);
     let before = setup.proxy.resident();
     for nth in 0..20 {
         let block = request("/v/x?size=5000000");
@@ -248,7 +289,7 @@ async fn a_window_that_never_opens_does_not_hold_an_answer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_dribbles_over_http2_is_a_408() {
     let setup = Setup::new("    timeouts: { idle: 1s }\n").await;
-    let mut frames = Frames::new(&setup, &[]);
+    let mut frames = Frames::new(setup.proxy.data, &[]);
     frames
         .0
         .set_read_timeout(Some(Duration::from_millis(200)))

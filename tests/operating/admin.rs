@@ -125,7 +125,10 @@ async fn status_has_the_promised_fields_and_no_others() {
         let wanted = [
             "auth",
             "breaker",
+            "breaker_reason",
+            "breaker_until",
             "expires_at",
+            "held_back_until",
             "hosts",
             "in_flight",
             "last_error",

@@ -268,6 +268,7 @@ fn careless_server() -> SocketAddr {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[allow(clippy::too_many_lines, reason = "one of each kind")]
 async fn no_kind_of_credential_is_said_whatever_its_server_says_about_it() {
     let server = careless_server();
     let dir = tempfile::tempdir().unwrap();

@@ -22,7 +22,7 @@ vendors:
   w:
     upstream: ftp://w.example
     auth: { bearer: { token: { file: not-there } } }
-    breaker: { failures: 3 }
+    breaker: { open_for: never }
 ";
     std::fs::write(dir.path().join("proxy.yaml"), text).unwrap();
 
@@ -35,7 +35,7 @@ vendors:
         ("proxy.yaml:6:", "COUNTERSIGN_TEST_UNSET"),
         ("proxy.yaml:8:", "https://"),
         ("proxy.yaml:9:", "not-there"),
-        ("proxy.yaml:10:5: ", "not supported yet"),
+        ("proxy.yaml:10:26: ", "is not a duration"),
     ] {
         let mut lines = served.stderr.lines();
         let line = lines.find(|line| line.contains(place));
@@ -136,6 +136,40 @@ async fn a_drain_turns_unready_at_once_serves_for_its_delay_and_lets_requests_fi
     eventually("the last line", || {
         (proxy.stdout().lines().count() == 4).then_some(())
     });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_tells_http_2_callers_to_go_and_lets_their_requests_finish() {
+    let echo = demo::echo().await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let head = "listeners: [ { bind: 127.0.0.1:0, h2c: true } ]\ndrain: { delay: 0s }\n";
+    let mut proxy = Proxy::start(dir.path(), &yaml(head, &echo.url(), ""));
+    let stream = tokio::net::TcpStream::connect(proxy.data).await.unwrap();
+    let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = |query: &str| {
+        let url = format!("http://localhost/v/x?{query}");
+        http::Request::get(url).body(()).unwrap()
+    };
+    let (slow, _) = sender
+        .send_request(request("wait=2500&body=finished"), true)
+        .unwrap();
+    eventually("in flight", || (!echo.requests().is_empty()).then_some(()));
+
+    signal(proxy.id(), "TERM");
+    let told = eventually("told to go", || {
+        // Those that come before it are served.
+        sender.send_request(request("body=late"), true).err()
+    });
+    assert!(told.is_go_away() && told.is_remote(), "{told}");
+    assert_eq!(told.reason(), Some(h2::Reason::NO_ERROR));
+    let answer = slow.await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let body = answer.into_body().data().await.unwrap().unwrap();
+    assert_eq!(body, "finished");
+    // The connection ends as one should.
+    connection.await.unwrap().unwrap();
+    assert_eq!(proxy.ended(), Some(0), "{}", proxy.stderr());
 }
 
 #[tokio::test(flavor = "multi_thread")]

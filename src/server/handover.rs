@@ -1,0 +1,234 @@
+//! Listeners that outlive a process: taken over from a service manager or a predecessor, and
+//! handed to a successor.
+//!
+//! Both sides hold the very same sockets, so there is one queue of connections and none is lost in
+//! between. The protocol is the service managers' own (`LISTEN_FDS`, `sd_listen_fds(3)`), whoever
+//! starts us; a successor says that it is ready on its standard input, which is a socket then.
+//!
+//! ```text
+//! SIGUSR2 ─▶ old: starts its own program with its listeners ─▶ new: reads the configuration,
+//!            goes on serving                                        obtains credentials, is ready
+//!            takes no more connections, drains, exits ◀─ "ready" ── takes connections
+//! ```
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+use std::time::Duration;
+
+use command_fds::{CommandFdExt, FdMapping};
+use listenfd::ListenFd;
+use tokio::io::AsyncReadExt;
+use tokio::process::Child;
+
+/// What a process was given at its start.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    listeners: Vec<TcpListener>,
+    predecessor: Option<Predecessor>,
+}
+
+/// The process that started this one to take its place.
+#[derive(Debug)]
+pub struct Predecessor(UnixStream);
+
+/// A process of ours that is ready to take our place.
+#[derive(Debug)]
+pub struct Successor {
+    /// Its process id.
+    pub id: u32,
+}
+
+/// In a successor's environment.
+const IS_SUCCESSOR: &str = "COUNTERSIGN_SUCCESSOR";
+/// The first inherited descriptor (`sd_listen_fds(3)`).
+const FIRST: i32 = 3;
+/// What a ready successor says.
+const READY: &[u8] = b"ready\n";
+/// A successor is ready once every vendor's first token request has ended, within 30 s; reading
+/// its configuration may take a while on top.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+impl Inherited {
+    /// Nothing.
+    #[must_use]
+    pub fn nothing() -> Self {
+        Self::default()
+    }
+
+    /// Takes what the environment announces. To be called before there is a second thread: what
+    /// has been taken is removed from the environment.
+    #[must_use]
+    pub fn from_environment() -> Self {
+        let mut announced = ListenFd::from_env();
+        let mut listeners = Vec::new();
+        for nth in 0..announced.len() {
+            match announced.take_tcp_listener(nth) {
+                Ok(listener) => listeners.extend(listener),
+                Err(cause) => tracing::warn!(%cause, "an inherited socket is of no use"),
+            }
+        }
+        let is_successor = std::env::var_os(IS_SUCCESSOR).is_some();
+        let predecessor = is_successor
+            .then(|| std::io::stdin().as_fd().try_clone_to_owned().ok())
+            .flatten()
+            .map(|socket| Predecessor(UnixStream::from(socket)));
+        Self {
+            listeners,
+            predecessor,
+        }
+    }
+
+    /// The inherited listener for this address; with port 0, one with any port.
+    pub(super) fn take(&mut self, address: SocketAddr) -> Option<TcpListener> {
+        let nth = self.listeners.iter().position(|listener| {
+            listener.local_addr().is_ok_and(|bound| {
+                bound.ip() == address.ip()
+                    && (address.port() == 0 || bound.port() == address.port())
+            })
+        })?;
+        Some(self.listeners.remove(nth))
+    }
+
+    /// Says what nobody has taken, and closes it.
+    pub(super) fn close_the_rest(&mut self) {
+        for listener in self.listeners.drain(..) {
+            let address = listener
+                .local_addr()
+                .map_or_else(|cause| cause.to_string(), |at| at.to_string());
+            tracing::warn!(
+                address,
+                "an inherited socket is not among the configuration's listeners: closed"
+            );
+        }
+    }
+
+    /// The process whose place this one is to take.
+    pub fn predecessor(&mut self) -> Option<Predecessor> {
+        self.predecessor.take()
+    }
+}
+
+impl Predecessor {
+    /// Tells it that its work is over.
+    pub fn relieve(mut self) {
+        // Gone already: then there is nobody to relieve.
+        let _ = self.0.write_all(READY);
+    }
+}
+
+/// Starts this program again, as it is on disk now, with the same arguments and these listeners,
+/// and waits until it is ready to serve.
+///
+/// # Errors
+/// Why it did not come to that, for the log. Nothing has changed for this process then, and the
+/// other has ended.
+pub(super) async fn start_successor(listeners: &[TcpListener]) -> Result<Successor, String> {
+    if std::process::id() == 1 {
+        return Err("this is the first process of a container, which ends with it; replace the container instead".into());
+    }
+    let (mut child, ours) = spawn(listeners).map_err(|cause| cause.to_string())?;
+    let id = child.id().unwrap_or_default();
+    tracing::info!(pid = id, "a successor was started with our listeners");
+    match tokio::time::timeout(PATIENCE, hear(ours)).await {
+        Ok(true) => {
+            // It is not ours to end any more.
+            std::mem::forget(child);
+            Ok(Successor { id })
+        }
+        // Dropped, it is killed: so nobody is left half way.
+        Ok(false) => {
+            let left = tokio::time::timeout(Duration::from_secs(1), child.wait()).await;
+            Err(match left {
+                Ok(Ok(status)) => format!("it ended with {status}; its own lines say why"),
+                Ok(Err(_)) | Err(_) => "it does not speak to us".into(),
+            })
+        }
+        Err(_) => Err(format!("it was not ready within {PATIENCE:?}")),
+    }
+}
+
+fn spawn(listeners: &[TcpListener]) -> std::io::Result<(Child, tokio::net::UnixStream)> {
+    let mut arguments = std::env::args_os();
+    // Not the path of the running file, which a symbolic link may have left behind.
+    let program = arguments.next().unwrap_or_else(|| "countersign".into());
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    let mappings = (FIRST..)
+        .zip(listeners)
+        .map(|(child_fd, listener)| {
+            let parent_fd = OwnedFd::from(listener.try_clone()?);
+            Ok(FdMapping {
+                parent_fd,
+                child_fd,
+            })
+        })
+        .collect::<std::io::Result<Vec<_>>>()?;
+    let mut command = std::process::Command::new(program);
+    command
+        .args(arguments)
+        .env("LISTEN_FDS", listeners.len().to_string())
+        // Its process id is not known before it runs.
+        .env_remove("LISTEN_PID")
+        .env_remove("LISTEN_FDNAMES")
+        .env(IS_SUCCESSOR, "1")
+        .stdin(Stdio::from(OwnedFd::from(theirs)));
+    command
+        .fd_mappings(mappings)
+        .map_err(std::io::Error::other)?;
+    // The end of the command closes our copy of what it was given.
+    let child = tokio::process::Command::from(command)
+        .kill_on_drop(true)
+        .spawn()?;
+    Ok((child, tokio::net::UnixStream::from_std(ours)?))
+}
+
+/// Whether the other side says that it is ready before it ends.
+async fn hear(mut socket: tokio::net::UnixStream) -> bool {
+    let mut said = [0; READY.len()];
+    socket.read_exact(&mut said).await.is_ok() && said == READY
+}
+
+/// Tells the service manager, where there is one, that we serve (`Type=notify`).
+pub fn tell_ready() {
+    tell(&[sd_notify::NotifyState::Ready]);
+}
+
+/// Tells it that we are about to end.
+pub fn tell_stopping() {
+    tell(&[sd_notify::NotifyState::Stopping]);
+}
+
+/// Tells it who goes on in our place.
+pub fn tell_replaced(by: &Successor) {
+    tell(&[sd_notify::NotifyState::MainPid(by.id)]);
+}
+
+fn tell(what: &[sd_notify::NotifyState<'_>]) {
+    if let Err(cause) = sd_notify::notify(what) {
+        tracing::warn!(%cause, "the service manager could not be told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inherited_listener_is_found_by_its_address() {
+        let bind = || TcpListener::bind("127.0.0.1:0").unwrap();
+        let (first, second) = (bind(), bind());
+        let at = second.local_addr().unwrap();
+        let mut inherited = Inherited {
+            listeners: vec![first, second],
+            predecessor: None,
+        };
+        assert!(inherited.take("127.0.0.2:0".parse().unwrap()).is_none());
+        assert!(inherited.take("127.0.0.1:1".parse().unwrap()).is_none());
+        assert_eq!(inherited.take(at).unwrap().local_addr().unwrap(), at);
+        assert!(inherited.take(at).is_none());
+        assert!(inherited.take("127.0.0.1:0".parse().unwrap()).is_some());
+    }
+}

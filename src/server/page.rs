@@ -1,0 +1,381 @@
+//! The status page: what an operator opens at 3 a.m. Worst first, in words, with what to do.
+//!
+//! One page that fetches nothing and needs no script; with one, [`events`] keeps it up to date. Every
+//! text in it goes through `html!`, which escapes: names, addresses and errors come from a file and
+//! from vendors. Nothing here can reach a secret: credentials are seen as [`crate::credential::Status`].
+
+mod advice;
+pub(super) mod events;
+pub(super) mod history;
+mod row;
+mod words;
+
+use std::sync::LazyLock;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use self::history::History;
+use self::row::{HEADS, Level, Row, covered};
+use self::words::{clock, counted, date, grouped, when};
+use super::admin::Console;
+use crate::metrics::{Answered, COMMIT};
+use crate::tls::sha256;
+
+/// What the page shows, all of one moment.
+pub(super) struct Sight {
+    now: SystemTime,
+    started: SystemTime,
+    draining: bool,
+    /// SHA-256 of the configuration in use, hex, and when it came into use.
+    configuration: (String, SystemTime),
+    /// Why the last reload was refused.
+    refused: Option<String>,
+    /// Worst first, in the file's order otherwise.
+    vendors: Vec<Row>,
+    /// The next to end first.
+    certificates: Vec<(String, SystemTime)>,
+    /// Requests that reached no vendor.
+    astray: Vec<Answered>,
+}
+
+/// A certificate that ends sooner has been forgotten.
+const CERTIFICATE_SOON: Duration = Duration::from_hours(14 * 24);
+
+const STYLE: &str = include_str!("page/page.css");
+const SCRIPT: &str = include_str!("page/page.js");
+const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http:%2F%2Fwww.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Cpath d='M8 1l6 2v5c0 4-3 6-6 7-3-1-6-3-6-7V3z' fill='%23556'/%3E%3Cpath d='M5 8l2 2 4-4' stroke='%23fff' stroke-width='1.5' fill='none'/%3E%3C/svg%3E";
+
+/// The page may run and look like what is written here, ask its own listener for events, and
+/// nothing else.
+pub(super) static POLICY: LazyLock<String> = LazyLock::new(|| {
+    let hash = |text: &str| BASE64_STANDARD.encode(sha256(&[text.as_bytes()]));
+    format!(
+        "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; \
+         img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hash(STYLE),
+        hash(SCRIPT)
+    )
+});
+
+impl Sight {
+    pub(super) fn now(console: &Console, history: &History) -> Self {
+        let live = &console.live;
+        let view = live.view.load();
+        let answered = live.metrics.answered();
+        let samples = |name: &str| {
+            let counted = answered.get(name).copied().unwrap_or_default();
+            history.of(name, counted)
+        };
+        let mut vendors: Vec<Row> = view
+            .vendors
+            .iter()
+            .map(|watched| Row::of(watched, samples(&watched.vendor.name)))
+            .collect();
+        vendors.sort_by_key(Row::level);
+        let mut certificates: Vec<(String, SystemTime)> = live
+            .metrics
+            .certificates()
+            .into_iter()
+            .map(|(name, ends)| {
+                let ends = Duration::try_from_secs_f64(ends).unwrap_or_default();
+                (name, SystemTime::UNIX_EPOCH + ends)
+            })
+            .collect();
+        certificates.sort_by_key(|(_, ends)| *ends);
+        Self {
+            now: SystemTime::now(),
+            started: console.started,
+            draining: console.draining.load(Ordering::Acquire),
+            configuration: (view.sha256.clone(), view.loaded),
+            refused: live.last_error.load().as_deref().cloned(),
+            vendors,
+            certificates,
+            astray: samples("none"),
+        }
+    }
+
+    /// The whole page.
+    pub(super) fn page(&self) -> String {
+        let page = html! {
+            (DOCTYPE)
+            html lang="en" {
+                head {
+                    meta charset="utf-8";
+                    meta name="viewport" content="width=device-width, initial-scale=1";
+                    meta name="color-scheme" content="light dark";
+                    meta name="robots" content="noindex";
+                    title { (self.title()) }
+                    link rel="icon" href=(ICON);
+                    style { (PreEscaped(STYLE)) }
+                }
+                body {
+                    header {
+                        p.brand { "Countersign" }
+                        p #live.live role="status" { "as of " (clock(self.now)) " UTC" }
+                    }
+                    main {
+                        (self.verdict())
+                        section aria-labelledby="vendors" {
+                            h2 #vendors { "Vendors" }
+                            table role="table" {
+                                caption.aside {
+                                    "Each vendor, its way in and its credential; the worst first."
+                                }
+                                thead role="rowgroup" {
+                                    tr role="row" {
+                                        @for head in HEADS {
+                                            th scope="col" role="columnheader" { (head) }
+                                        }
+                                    }
+                                }
+                                @for vendor in &self.vendors { (vendor.rows(self.now)) }
+                            }
+                        }
+                        (self.certificates())
+                        (self.process())
+                    }
+                    script { (PreEscaped(SCRIPT)) }
+                }
+            }
+        };
+        page.into_string()
+    }
+
+    /// Everything that can change, by the id of its element; vendors in their order.
+    fn parts(&self) -> Vec<(String, String)> {
+        let mut parts = vec![
+            ("verdict".to_owned(), self.verdict().into_string()),
+            ("certificates".to_owned(), self.certificates().into_string()),
+            ("process".to_owned(), self.process().into_string()),
+        ];
+        let rows = self.vendors.iter();
+        parts.extend(rows.map(|row| (row.id(), row.rows(self.now).into_string())));
+        parts
+    }
+
+    fn title(&self) -> String {
+        let bad = self.bad();
+        if self.draining {
+            "draining · Countersign".to_owned()
+        } else if bad > 0 {
+            let verb = if bad == 1 { "needs" } else { "need" };
+            format!("{bad} {verb} you · Countersign")
+        } else {
+            "Countersign".to_owned()
+        }
+    }
+
+    fn bad(&self) -> usize {
+        self.at(Level::Down).count() + self.at(Level::Risk).count()
+    }
+
+    fn at(&self, level: Level) -> impl Iterator<Item = &Row> {
+        self.vendors.iter().filter(move |row| row.level() == level)
+    }
+
+    fn ending(&self) -> impl Iterator<Item = &(String, SystemTime)> {
+        let soon = self.now + CERTIFICATE_SOON;
+        self.certificates
+            .iter()
+            .filter(move |(_, ends)| *ends < soon)
+    }
+
+    /// All of it in one sentence, and who is concerned.
+    fn verdict(&self) -> Markup {
+        let (all, bad) = (self.vendors.len(), self.bad());
+        let pending = self.at(Level::Pending).count();
+        let ending = self.ending().count();
+        let mut level = self.vendors.first().map_or(Level::Well, Row::level);
+        let mut sentence = if bad > 0 {
+            let verb = if bad == 1 { "needs" } else { "need" };
+            format!(
+                "{bad} of {} {verb} attention.",
+                counted(all as u64, "vendor")
+            )
+        } else if pending > 0 {
+            format!(
+                "{} waiting for the first credential.",
+                counted(pending as u64, "vendor")
+            )
+        } else if all == 1 {
+            "The vendor is well.".to_owned()
+        } else {
+            format!("All {all} vendors are well.")
+        };
+        if level == Level::Well && (self.refused.is_some() || ending > 0) {
+            level = Level::Risk;
+            sentence.pop();
+            sentence.push_str(match (&self.refused, ending) {
+                (Some(_), _) => "; the last reload was refused.",
+                (None, 1) => "; a certificate is not.",
+                (None, _) => "; certificates are not.",
+            });
+        }
+        html! {
+            section #verdict.verdict.(level.class()) aria-label="Summary" {
+                h1 { (sentence) }
+                @if self.draining {
+                    p.notice {
+                        strong { "Draining." }
+                        " This process takes no new work soon, and ends when what is in flight is done."
+                    }
+                }
+                @for (level, what) in [
+                    (Level::Down, "Callers get errors from "),
+                    (Level::Risk, "Still served, and not well: "),
+                ] {
+                    @if self.at(level).next().is_some() {
+                        p.(level.class()) {
+                            (what)
+                            @for (nth, row) in self.at(level).enumerate() {
+                                @if nth > 0 { ", " }
+                                a href={ "#" (row.id()) } { (row.name) }
+                            }
+                            "."
+                        }
+                    }
+                }
+                @for (name, ends) in self.ending() {
+                    p.risk {
+                        "The certificate " code { (name) }
+                        @if *ends <= self.now { " has ended " } @else { " ends " }
+                        (when(*ends, self.now)) ": replace its files; they are read by themselves."
+                    }
+                }
+                @if let Some(refused) = &self.refused {
+                    div.refused {
+                        p {
+                            strong { "The last reload was refused." }
+                            " The configuration of " (clock(self.configuration.1))
+                            " UTC goes on. Correct this, and it is read again by itself:"
+                        }
+                        pre tabindex="0" { (refused) }
+                    }
+                }
+            }
+        }
+    }
+
+    fn certificates(&self) -> Markup {
+        html! {
+            section #certificates aria-labelledby="certificates-head" {
+                h2 #certificates-head { "Certificates" }
+                @if self.certificates.is_empty() {
+                    p.aside { "None: no TLS listener, and no client certificate for an upstream." }
+                } @else {
+                    ul.certificates {
+                        @for (name, ends) in &self.certificates {
+                            @let left = ends.duration_since(self.now).unwrap_or_default();
+                            @let level = match left {
+                                Duration::ZERO => Level::Down,
+                                left if left < CERTIFICATE_SOON => Level::Risk,
+                                _ => Level::Well,
+                            };
+                            li.(level.class()) {
+                                code { (name) }
+                                span.days {
+                                    (level.mark()) " "
+                                    @if *ends <= self.now { "ended " } @else { "ends " }
+                                    (when(*ends, self.now))
+                                }
+                                span.aside { (date(*ends)) }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn process(&self) -> Markup {
+        let (sha256, loaded) = &self.configuration;
+        let astray: u64 = self.astray.iter().map(|sample| sample.requests).sum();
+        html! {
+            section #process aria-labelledby="process-head" {
+                h2 #process-head { "This process" }
+                dl {
+                    div { dt { "Version" } dd {
+                        (env!("CARGO_PKG_VERSION"))
+                        @if COMMIT != "unknown" { " " span.aside { (COMMIT) } }
+                    } }
+                    div { dt { "Started" } dd { (when(self.started, self.now)) } }
+                    div { dt { "State" } dd { @if self.draining { "draining" } @else { "serving" } } }
+                    div { dt { "Configuration loaded" } dd { (when(*loaded, self.now)) } }
+                    div { dt { "Last reload" } dd {
+                        @if self.refused.is_some() { "refused" }
+                        // The first configuration is older than the listeners.
+                        @else if *loaded < self.started { "none since the start" }
+                        @else { "in use" }
+                    } }
+                    div { dt { "Requests that no vendor matched" } dd {
+                        (grouped(astray)) " in " (covered(self.astray.len()))
+                    } }
+                    div.wide { dt { "SHA-256 of the configuration" } dd { code.hash { (sha256) } } }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::row::tests::row;
+    use super::*;
+    use crate::credential::State;
+
+    fn sight(vendors: Vec<Row>) -> Sight {
+        let now = SystemTime::now();
+        Sight {
+            now,
+            started: now - Duration::from_hours(3),
+            draining: false,
+            configuration: ("00".into(), now),
+            refused: None,
+            vendors,
+            certificates: vec![],
+            astray: vec![],
+        }
+    }
+
+    #[test]
+    fn every_text_is_escaped() {
+        let hostile = "</script><script>alert(1)</script>\"' onload='x";
+        let mut sight = sight(vec![row(State::Failed, Some(hostile))]);
+        sight.refused = Some(hostile.to_owned());
+        sight.configuration.0 = hostile.to_owned();
+        sight.certificates = vec![(hostile.to_owned(), sight.now)];
+        sight.vendors[0].name = hostile.to_owned();
+        sight.vendors[0].upstream = hostile.to_owned();
+        let page = sight.page();
+        // The page's own one.
+        assert_eq!(page.matches("<script>").count(), 1);
+        assert_eq!(page.matches("</script>").count(), 1);
+        assert!(page.contains("<code>&lt;i&gt;</code>"));
+        assert!(!page.contains("\"' onload"));
+    }
+
+    #[test]
+    fn the_verdict_names_the_worst_and_says_when_all_is_well() {
+        let page = |vendors| sight(vendors).page();
+        assert!(page(vec![row(State::Fresh, None)]).contains("The vendor is well."));
+        let two = vec![row(State::Fresh, None), row(State::Static, None)];
+        assert!(page(two).contains("All 2 vendors are well."));
+        let waiting = page(vec![row(State::Pending, None)]);
+        assert!(waiting.contains("1 vendor waiting for the first credential."));
+        let one = vec![row(State::Expired, Some("late")), row(State::Fresh, None)];
+        let one = page(one);
+        assert!(one.contains("1 of 2 vendors needs attention."), "{one}");
+        let mut refused = sight(vec![row(State::Fresh, None)]);
+        refused.refused = Some("line 3".into());
+        assert!(
+            refused
+                .page()
+                .contains("The vendor is well; the last reload was refused.")
+        );
+        assert!(one.contains("Callers get errors from <a href=\"#vendor-v\">v</a>."));
+    }
+}

@@ -1,0 +1,167 @@
+//! What went wrong with a vendor, in plain words, and what to do about it. Whoever reads this was
+//! asleep five minutes ago.
+
+use std::time::SystemTime;
+
+use maud::{Markup, html};
+
+use super::row::Row;
+use super::words::when;
+use crate::credential::State;
+
+/// `None`: nothing is wrong.
+pub(super) fn of(row: &Row, now: SystemTime) -> Option<Markup> {
+    let error = row.last_error();
+    let state = row.credential.as_ref().map(|status| status.state);
+    let about_credential = match state {
+        Some(State::Expired | State::Failed | State::Reauthorize) => true,
+        None | Some(State::Pending | State::Fresh | State::Refreshing | State::Static) => {
+            error.is_some()
+        }
+    };
+    let open = matches!(row.breaker, "open" | "half_open");
+    // Where callers are not served anyway, their errors are no news.
+    let errors = row.too_many_errors() && row.usable && !open;
+    if !(about_credential || open || errors) {
+        return None;
+    }
+    Some(html! {
+        dl.advice {
+            @if about_credential {
+                div { dt { "Callers" } dd { (consequence(row, now)) } }
+                @if let Some(error) = error { div { dt { "Error" } dd.error { (error) } } }
+                div { dt { "To do" } dd { (what_to_do(row, error.unwrap_or_default())) } }
+            }
+            @if open {
+                div { dt { "Breaker" } dd {
+                    @if let Some(reason) = &row.breaker_reason { (reason) ": callers" }
+                    @else { "The vendor failed too often in a row: callers" }
+                    " get " code { "503 circuit_open" }
+                    " without asking it. It closes by itself when the vendor answers again; look at \
+                     the vendor's own status page and at the network on the way there."
+                } }
+            }
+            @if errors {
+                div { dt { "Errors" } dd {
+                    "At least every tenth answer of the last 15 minutes was an error. "
+                    @if !about_credential { "The credential is not the reason. " }
+                    "The request lines on stdout with " code { "\"vendor\":\"" (row.name) "\"" }
+                    " say what and why (" code { "status" } ", " code { "reason" } "): without a "
+                    code { "reason" } " it is the vendor's own answer."
+                } }
+            }
+        }
+    })
+}
+
+/// What callers have of it.
+fn consequence(row: &Row, now: SystemTime) -> Markup {
+    let end = row.credential.as_ref().and_then(|status| status.expires_at);
+    html! {
+        @match (row.usable, end) {
+            (true, Some(end)) => {
+                "Served with the credential in hand, which ends " (when(end, now)) "."
+            }
+            (true, None) => { "Served with the credential in hand." }
+            (false, _) => { "Get " code { "503 credential_unavailable" } "." }
+        }
+    }
+}
+
+/// The error says most; the state says the rest.
+fn what_to_do(row: &Row, error: &str) -> Markup {
+    let name = &row.name;
+    // It begins with the address that was asked, in which any word may occur.
+    let (_, said) = error
+        .split_once(": ")
+        .filter(|(address, _)| address.contains("://"))
+        .unwrap_or(("", error));
+    let says = |words: &[&str]| words.iter().any(|word| said.contains(word));
+    let status = said.split(' ').next().unwrap_or_default();
+    let place = html! { code { "vendors." (name) ".auth" } };
+    let probe = html! { code { "countersign probe " (name) } };
+    let state = row.credential.as_ref().map(|status| status.state);
+    html! {
+        @if state == Some(State::Reauthorize) {
+            "A person must consent again: run " code { "countersign authorize " (name) }
+            " with this proxy's configuration and store. The new tokens are in use within 10 s, \
+             without a restart."
+        } @else if says(&["store:", "cannot be stored"]) {
+            "The store of refresh tokens does not work: see that it is there, reachable and \
+             writable (" code { "store" } " in the configuration). Tried again by itself."
+        } @else if says(&["cannot be read:", "is not set"]) {
+            "Something that " (place) " names is missing or unreadable: put it in place. Files are \
+             read again by themselves within 10 s; a changed environment needs a restart."
+        } @else if says(&["invalid_client", "unauthorized_client"]) || status == "401" {
+            "The vendor does not know our client id, or not this secret of it: was it rotated or \
+             revoked there? Put the new one where " (place) " says; a changed file is in use within \
+             10 s. " (probe) " tells whether it works."
+        } @else if says(&["invalid_scope"]) {
+            "The vendor does not grant the scope asked for: correct " code { "scope" } " under "
+            (place) ", or have the scope granted at the vendor."
+        } @else if says(&["invalid_grant"]) {
+            "The vendor does not take what we log in with: a user name, password, certificate or \
+             assertion that is wrong, expired or locked. Correct it where " (place) " says. "
+            (probe) " tells whether it works."
+        } @else if says(&["certificate", "tls", "TLS", "handshake"]) {
+            "No trusted connection to the token server: when its issuer is not a public one, name it \
+             as " code { "vendors." (name) ".ca" } "; otherwise its certificate, or ours, has ended."
+        } @else if says(&["a redirect to"]) {
+            "The token URL under " (place) " must be the final one: give the address it redirects to."
+        } @else if status == "429" {
+            "The vendor wants fewer token requests, and has them: wait. Do other programs use the \
+             same client id?"
+        } @else if matches!(status, "400" | "403" | "404") {
+            "The vendor refused: compare " (place) " with what the vendor gave you, its address \
+             included. It is asked again every 5 minutes, and at once when a secret changes or with "
+            code { "curl -X POST …/vendors/" (name) "/refresh" } " on this listener."
+        } @else if !error.is_empty() {
+            "Tried again by itself, so nothing may be left to do: look at the vendor's status page, \
+             at DNS, and at the network or outbound proxy on the way to its token server."
+        } @else {
+            (probe) " tries it once, and says what comes of it."
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::page::row::tests::row;
+
+    #[test]
+    fn advice_follows_what_the_server_said_and_not_its_address() {
+        let now = SystemTime::now();
+        for (error, advised) in [
+            (
+                "https://v.example/certificate/token: 401 Unauthorized: no",
+                "does not know our client id",
+            ),
+            (
+                "https://v.example/t: 400 Bad Request: invalid_grant",
+                "does not take what we log in with",
+            ),
+            (
+                "https://store:8443/invalid_grant: 400 Bad: odd",
+                "The vendor refused",
+            ),
+            (
+                "https://v.example/t: invalid peer certificate: UnknownIssuer",
+                "vendors.v.ca",
+            ),
+            (
+                "https://tls.example/t: connection refused",
+                "Tried again by itself",
+            ),
+            ("store: not writable", "The store of refresh tokens"),
+        ] {
+            let advice = of(&row(State::Failed, Some(error)), now).unwrap();
+            let advice = advice.into_string();
+            assert!(advice.contains(advised), "{error}: {advice}");
+        }
+        let consent = of(&row(State::Reauthorize, Some("no consent")), now).unwrap();
+        let consent = consent.into_string();
+        assert!(consent.contains("countersign authorize v"), "{consent}");
+        assert!(of(&row(State::Fresh, None), now).is_none());
+    }
+}

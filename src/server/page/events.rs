@@ -1,0 +1,206 @@
+//! The page's news as server-sent events: the parts that have changed, every other second, as long as
+//! somebody listens. With nobody there nothing is rendered.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use hyper::body::Frame;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::Sight;
+
+/// Open pages; more are told to come back. Each costs a connection and, in sum, one rendering every
+/// other second.
+const LISTENERS: usize = 32;
+
+/// How old news may be.
+const EVERY: Duration = Duration::from_secs(2);
+
+/// A page that hears nothing for longer takes the connection for dead; so do proxies in between.
+const BEAT: Duration = Duration::from_secs(10);
+
+/// Whoever reads nothing for so long makes room.
+const STALLED: Duration = Duration::from_secs(30);
+
+/// Whoever has the page open.
+pub(in crate::server) struct Events {
+    places: Arc<Semaphore>,
+    /// The newest rendering, for all who ask within [`EVERY`].
+    newest: Mutex<Option<(Instant, Arc<Rendering>)>>,
+}
+
+/// Everything that can change, at one moment.
+struct Rendering {
+    title: String,
+    draining: bool,
+    /// Ids of the vendors' parts.
+    order: Vec<String>,
+    parts: Vec<(String, String)>,
+}
+
+impl Events {
+    pub(in crate::server) fn new() -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(LISTENERS)),
+            newest: Mutex::new(None),
+        }
+    }
+
+    /// Answers with a stream of what `look` sees, until the other side goes or a drain begins.
+    pub(in crate::server) fn stream(
+        self: &Arc<Self>,
+        look: impl Fn() -> Sight + Send + 'static,
+    ) -> Response {
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            let text = "too many status pages are open; this one is not kept up to date\n";
+            return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+        };
+        // A page that reads slowly is not written ahead for.
+        let (sender, receiver) = mpsc::channel(1);
+        let telling = self.clone();
+        tokio::spawn(async move {
+            telling.tell(look, sender).await;
+            drop(place);
+        });
+        let kind = [
+            (header::CONTENT_TYPE, "text/event-stream"),
+            (header::CACHE_CONTROL, "no-store"),
+        ];
+        (kind, Body::new(Stream(receiver))).into_response()
+    }
+
+    async fn tell(self: Arc<Self>, look: impl Fn() -> Sight, to: mpsc::Sender<Bytes>) {
+        let mut told = Told::default();
+        let mut ticks = interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last = Instant::now();
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = to.closed() => return,
+            }
+            let rendering = self.rendering(&look);
+            let mut text = told
+                .news(&rendering)
+                .map(|news| format!("data: {news}\n\n"));
+            if rendering.draining {
+                text.get_or_insert_default()
+                    .push_str("event: end\ndata: draining\n\n");
+            } else if text.is_none() && last.elapsed() >= BEAT {
+                text = Some(": still here\nevent: beat\ndata: \n\n".to_owned());
+            }
+            if let Some(text) = text {
+                last = Instant::now();
+                // Also ends when nobody reads any more on a connection that stays open.
+                if to.send_timeout(text.into(), STALLED).await.is_err() {
+                    return;
+                }
+            }
+            if rendering.draining {
+                return;
+            }
+        }
+    }
+
+    fn rendering(&self, look: &impl Fn() -> Sight) -> Arc<Rendering> {
+        let mut newest = self.newest.lock();
+        if let Some((at, rendering)) = &*newest
+            && at.elapsed() < EVERY / 2
+        {
+            return rendering.clone();
+        }
+        let sight = look();
+        let rendering = Arc::new(Rendering {
+            title: sight.title(),
+            draining: sight.draining,
+            order: sight.vendors.iter().map(super::row::Row::id).collect(),
+            parts: sight.parts(),
+        });
+        *newest = Some((Instant::now(), rendering.clone()));
+        rendering
+    }
+}
+
+/// What one page has been told.
+#[derive(Default)]
+struct Told {
+    order: Vec<String>,
+    parts: HashMap<String, String>,
+}
+
+impl Told {
+    /// What it has not been told yet, as JSON on one line.
+    fn news(&mut self, now: &Rendering) -> Option<Value> {
+        let changed: serde_json::Map<String, Value> = now
+            .parts
+            .iter()
+            .filter(|(id, html)| self.parts.get(id) != Some(html))
+            .map(|(id, html)| (id.clone(), html.clone().into()))
+            .collect();
+        if changed.is_empty() && self.order == now.order {
+            return None;
+        }
+        self.order.clone_from(&now.order);
+        self.parts = now.parts.iter().cloned().collect();
+        Some(json!({ "title": now.title, "order": now.order, "parts": changed }))
+    }
+}
+
+/// The body of the answer.
+struct Stream(mpsc::Receiver<Bytes>);
+
+impl hyper::body::Body for Stream {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let next = self.0.poll_recv(context);
+        next.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rendering(parts: &[(&str, &str)]) -> Rendering {
+        let parts = parts
+            .iter()
+            .map(|(id, html)| ((*id).to_owned(), (*html).to_owned()));
+        Rendering {
+            title: "t".into(),
+            draining: false,
+            order: vec!["a".into(), "b".into()],
+            parts: parts.collect(),
+        }
+    }
+
+    #[test]
+    fn a_page_is_told_only_what_has_changed() {
+        let mut told = Told::default();
+        let first = told.news(&rendering(&[("a", "1"), ("b", "\n2")])).unwrap();
+        assert_eq!(first["parts"], json!({"a": "1", "b": "\n2"}));
+        assert!(!first.to_string().contains('\n'), "an event is one line");
+        assert!(told.news(&rendering(&[("a", "1"), ("b", "\n2")])).is_none());
+        let next = told.news(&rendering(&[("a", "1"), ("b", "3")])).unwrap();
+        assert_eq!(next["parts"], json!({"b": "3"}));
+        let mut moved = rendering(&[("a", "1"), ("b", "3")]);
+        moved.order.reverse();
+        let next = told.news(&moved).unwrap();
+        assert_eq!(next["order"], json!(["b", "a"]));
+    }
+}

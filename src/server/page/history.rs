@@ -1,0 +1,126 @@
+//! The last quarter of an hour, by vendor: what the plots of the status page show. Taken from the
+//! metrics every few seconds by a task of its own; requests know nothing of it.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::metrics::{Answered, Metrics};
+
+/// How much time one sample covers.
+pub(super) const STEP: Duration = Duration::from_secs(15);
+
+/// With the one that is under way, a quarter of an hour.
+pub(super) const SAMPLES: usize = 59;
+
+/// Samples of every vendor.
+#[derive(Debug, Default)]
+pub(in crate::server) struct History(Mutex<Rings>);
+
+#[derive(Debug, Default)]
+struct Rings {
+    /// Samples taken, up to [`SAMPLES`].
+    taken: usize,
+    by_vendor: HashMap<String, Ring>,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    /// The counters when the newest sample was taken.
+    counted: Answered,
+    /// Oldest first.
+    samples: VecDeque<Answered>,
+}
+
+impl History {
+    /// Takes samples until dropped.
+    pub(in crate::server) async fn keep(&self, metrics: &Metrics) {
+        let mut ticks = interval(STEP);
+        // After a pause of the whole machine one sample covers it.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first one is due at once.
+        ticks.tick().await;
+        loop {
+            ticks.tick().await;
+            self.take(&metrics.answered());
+        }
+    }
+
+    /// One sample: what was answered since the one before.
+    fn take(&self, counted: &HashMap<String, Answered>) {
+        let mut rings = self.0.lock();
+        rings.taken = (rings.taken + 1).min(SAMPLES);
+        let taken = rings.taken;
+        for (vendor, counted) in counted {
+            let ring = rings.by_vendor.entry(vendor.clone()).or_default();
+            let sample = since(*counted, ring.counted);
+            ring.counted = *counted;
+            // Vendors show up with their first request.
+            while ring.samples.len() + 1 < taken {
+                ring.samples.push_back(Answered::default());
+            }
+            ring.samples.push_back(sample);
+            while ring.samples.len() > taken {
+                ring.samples.pop_front();
+            }
+        }
+    }
+
+    /// A vendor's samples, oldest first; the last one is under way. `counted` as the metrics have it
+    /// now.
+    pub(super) fn of(&self, vendor: &str, counted: Answered) -> Vec<Answered> {
+        let rings = self.0.lock();
+        let Some(ring) = rings.by_vendor.get(vendor) else {
+            let mut samples = vec![Answered::default(); rings.taken];
+            samples.push(counted);
+            return samples;
+        };
+        let under_way = since(counted, ring.counted);
+        ring.samples.iter().copied().chain([under_way]).collect()
+    }
+}
+
+fn since(now: Answered, then: Answered) -> Answered {
+    Answered {
+        requests: now.requests.saturating_sub(then.requests),
+        errors: now.errors.saturating_sub(then.errors),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(requests: u64, errors: u64) -> Answered {
+        Answered { requests, errors }
+    }
+
+    fn counted(requests: u64, errors: u64) -> HashMap<String, Answered> {
+        HashMap::from([("v".to_owned(), answered(requests, errors))])
+    }
+
+    #[test]
+    fn a_sample_is_what_was_answered_since_the_one_before() {
+        let history = History::default();
+        assert_eq!(history.of("v", answered(3, 1)), [answered(3, 1)]);
+        history.take(&HashMap::new());
+        history.take(&counted(5, 1));
+        history.take(&counted(5, 1));
+        let samples = [(0, 0), (5, 1), (0, 0), (2, 2)].map(|(all, bad)| answered(all, bad));
+        assert_eq!(history.of("v", answered(7, 3)), samples);
+        assert_eq!(history.of("other", answered(0, 0)).len(), samples.len());
+    }
+
+    #[test]
+    fn no_more_than_a_quarter_of_an_hour_is_kept() {
+        let history = History::default();
+        for requests in 0..500 {
+            history.take(&counted(requests, 0));
+        }
+        let samples = history.of("v", answered(499, 0));
+        assert_eq!(samples.len(), SAMPLES + 1);
+        assert_eq!(samples[0], answered(1, 0));
+    }
+}

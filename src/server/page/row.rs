@@ -1,0 +1,382 @@
+//! One vendor on the page: how bad it is, what is left of its credential, its last quarter of an hour.
+
+use std::fmt::Write;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use maud::{Markup, html};
+
+use super::advice;
+use super::history::{SAMPLES, STEP};
+use super::words::{counted, grouped, span, when};
+use crate::credential;
+use crate::metrics::Answered;
+use crate::server::admin::{NONE, breaker};
+use crate::server::live::Watched;
+
+/// One vendor.
+pub(super) struct Row {
+    pub(super) name: String,
+    pub(super) prefix: String,
+    pub(super) hosts: Vec<String>,
+    pub(super) upstream: String,
+    pub(super) auth: &'static str,
+    /// `None`: nothing is injected.
+    pub(super) credential: Option<credential::Status>,
+    pub(super) usable: bool,
+    pub(super) in_flight: usize,
+    pub(super) breaker: &'static str,
+    /// Why it is not closed.
+    pub(super) breaker_reason: Option<String>,
+    pub(super) samples: Vec<Answered>,
+}
+
+/// How bad it is; the order is that of the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Level {
+    /// Callers get errors.
+    Down,
+    /// Callers are served, and will not be for long, or not well.
+    Risk,
+    /// The first attempt is under way.
+    Pending,
+    /// Nothing to do.
+    Well,
+}
+
+/// Fewer errors in a quarter of an hour wake nobody.
+const FEW_ERRORS: u64 = 3;
+
+/// What stands above the columns.
+pub(super) const HEADS: [&str; 7] = [
+    "Vendor",
+    "State",
+    "Way in",
+    "Credential",
+    "Last 15 minutes",
+    "In flight",
+    "Breaker",
+];
+
+impl Row {
+    pub(super) fn of(watched: &Watched, samples: Vec<Answered>) -> Self {
+        let (vendor, credential) = (&watched.vendor, watched.credential.as_ref());
+        let prefix = if vendor.prefix.is_empty() {
+            "/"
+        } else {
+            &vendor.prefix
+        };
+        let (breaker, breaker_reason) = breaker(watched);
+        Self {
+            name: vendor.name.to_string(),
+            prefix: prefix.to_owned(),
+            hosts: watched.hosts.clone(),
+            upstream: format!("{}{}", vendor.upstream.origin(), vendor.upstream.base),
+            auth: watched.auth,
+            credential: credential.map(|credential| credential.status()),
+            usable: credential.is_none_or(|credential| credential.current().is_ok()),
+            in_flight: vendor.in_flight.load(Ordering::Relaxed),
+            breaker,
+            breaker_reason,
+            samples,
+        }
+    }
+
+    pub(super) fn id(&self) -> String {
+        format!("vendor-{}", self.name)
+    }
+
+    fn state(&self) -> &'static str {
+        self.credential
+            .as_ref()
+            .map_or(NONE, |credential| credential.state.word())
+    }
+
+    pub(super) fn level(&self) -> Level {
+        use credential::State;
+
+        let of_credential = match self.credential.as_ref().map(|status| status.state) {
+            Some(State::Pending) => Level::Pending,
+            Some(State::Expired) => Level::Down,
+            Some(State::Failed | State::Reauthorize) if !self.usable => Level::Down,
+            Some(State::Failed | State::Reauthorize) => Level::Risk,
+            Some(State::Refreshing) if self.last_error().is_some() => Level::Risk,
+            None | Some(State::Fresh | State::Refreshing | State::Static) => Level::Well,
+        };
+        if self.breaker == "open" {
+            Level::Down
+        } else if self.breaker == "half_open" || self.too_many_errors() {
+            of_credential.min(Level::Risk)
+        } else {
+            of_credential
+        }
+    }
+
+    pub(super) fn last_error(&self) -> Option<&str> {
+        self.credential.as_ref()?.last_error.as_deref()
+    }
+
+    pub(super) fn answered(&self) -> Answered {
+        let sum = |all: Answered, one: &Answered| Answered {
+            requests: all.requests + one.requests,
+            errors: all.errors + one.errors,
+        };
+        self.samples.iter().fold(Answered::default(), sum)
+    }
+
+    pub(super) fn too_many_errors(&self) -> bool {
+        let Answered { requests, errors } = self.answered();
+        errors >= FEW_ERRORS && errors * 10 >= requests
+    }
+
+    /// The vendor's line, and beneath it what is wrong and what to do.
+    pub(super) fn rows(&self, now: SystemTime) -> Markup {
+        let level = self.level();
+        let advice = advice::of(self, now);
+        html! {
+            tbody #(self.id()) role="rowgroup" .(level.class()) {
+                tr role="row" {
+                    th.name scope="row" role="rowheader" {
+                        (self.name) span.aside { (self.auth) }
+                    }
+                    td.state role="cell" { (level.mark()) " " (self.state()) }
+                    td.way role="cell" {
+                        code { (self.prefix) }
+                        @for host in &self.hosts { " " code { (host) } }
+                        span.to { span aria-hidden="true" { "→ " } span.unseen { "to " } (self.upstream) }
+                    }
+                    td.credential role="cell" { (self.life(now)) }
+                    td.traffic role="cell" { (self.traffic()) }
+                    td.number role="cell" { (grouped(self.in_flight as u64)) }
+                    td.breaker role="cell" { (self.breaker.replace('_', " ")) }
+                }
+                @if let Some(advice) = advice {
+                    tr.trouble role="row" {
+                        td colspan=(HEADS.len()) role="cell" { (advice) }
+                    }
+                }
+            }
+        }
+    }
+
+    /// What is left of the credential: a bar that empties, with a notch where it is renewed.
+    fn life(&self, now: SystemTime) -> Markup {
+        use credential::State;
+
+        let Some(status) = &self.credential else {
+            return html! { span.aside { "nothing is added" } };
+        };
+        if status.state == State::Static {
+            return html! { span.aside { "fixed, used as it is written" } };
+        }
+        let Some(end) = status.expires_at else {
+            return html! {
+                @if self.usable { "no stated end" }
+                @else { strong { "none held" } }
+                @if let Some(next) = status.refresh_at { span.line { "next attempt " (when(next, now)) } }
+            };
+        };
+        let from_now = |at: SystemTime| at.duration_since(now).unwrap_or_default();
+        let left = from_now(end);
+        let bar = status.last_refresh.and_then(|since| {
+            let whole = end.duration_since(since).ok()?.as_secs_f64();
+            let share = |span: Duration| (span.as_secs_f64() / whole * 100.0).clamp(0.0, 100.0);
+            let renewal = status.refresh_at.filter(|at| *at > now && *at < end);
+            let renewal = renewal
+                .and_then(|at| end.duration_since(at).ok())
+                .map(share);
+            (whole > 0.0).then(|| (share(left), renewal))
+        });
+        html! {
+            @if let Some((left, renewal)) = bar {
+                svg.bar viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true" {
+                    rect.track width="100" height="6" {}
+                    rect.left width={ (format!("{left:.1}")) } height="6" {}
+                    @if let Some(at) = renewal {
+                        rect.renewal x={ (format!("{:.1}", at.min(99.0))) } width="1" height="6" {}
+                    }
+                }
+            }
+            @match status.refresh_at {
+                Some(at) if at > now => {
+                    @if self.last_error().is_some() { "next attempt " } @else { "renewed " }
+                    (when(at, now)) ", "
+                }
+                Some(_) => { "renewal under way, " }
+                None => {}
+            }
+            @if left.is_zero() { "ended " } @else { "ends " }
+            (when(end, now))
+        }
+    }
+
+    /// The plot, and the same in words.
+    fn traffic(&self) -> Markup {
+        let Answered { requests, errors } = self.answered();
+        let most = self
+            .samples
+            .iter()
+            .map(|sample| sample.requests.max(sample.errors))
+            .max();
+        let most = most.unwrap_or_default();
+        let last_error = self
+            .samples
+            .iter()
+            .rev()
+            .position(|sample| sample.errors > 0);
+        let ago = |steps: usize| match u32::try_from(steps) {
+            Ok(0) | Err(_) => "just now".to_owned(),
+            Ok(steps) => format!("{} ago", span(STEP * steps)),
+        };
+        let words = format!(
+            "{} and {} in {}; at most {} in {}",
+            counted(requests, "request"),
+            counted(errors, "error"),
+            covered(self.samples.len()),
+            counted(most, "request"),
+            span(STEP),
+        );
+        html! {
+            svg.plot viewBox="0 0 180 24" role="img" aria-label=(words) {
+                path.base d="M0 23.5H180" {}
+                path.requests d=(bars(&self.samples, most, |sample| sample.requests)) {}
+                path.errors d=(bars(&self.samples, most, |sample| sample.errors)) {}
+            }
+            span.line {
+                @if requests == 0 && errors == 0 { span.aside { "no requests" } }
+                @else { (counted(requests, "request")) }
+                @if errors > 0 {
+                    span.errors { ", " (counted(errors, "error")) }
+                    @if let Some(steps) = last_error { ", last " (ago(steps)) }
+                }
+            }
+        }
+    }
+}
+
+impl Level {
+    pub(super) fn class(self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::Risk => "risk",
+            Self::Pending => "pending",
+            Self::Well => "well",
+        }
+    }
+
+    /// The colour's shape, for those who do not see the colour.
+    pub(super) fn mark(self) -> Markup {
+        let shape = match self {
+            Self::Down => "M2 2L10 10M10 2L2 10",
+            Self::Risk => "M6 1.5L11 10.5H1Z M6 5V7.5 M6 9v.2",
+            Self::Pending => "M6 1.5A4.5 4.5 0 1 1 1.5 6",
+            Self::Well => "M1.5 6.5L4.5 9.5L10.5 2.5",
+        };
+        html! { svg.mark viewBox="0 0 12 12" aria-hidden="true" { path d=(shape) {} } }
+    }
+}
+
+/// One bar per sample, the newest at the right end of 180 by 24.
+fn bars(samples: &[Answered], most: u64, height: fn(&Answered) -> u64) -> String {
+    let mut path = String::new();
+    let empty = (SAMPLES + 1).saturating_sub(samples.len());
+    for (nth, sample) in samples.iter().enumerate() {
+        let value = height(sample);
+        if value > 0 {
+            let x = (empty + nth) * 3;
+            #[expect(clippy::cast_precision_loss, reason = "a picture")]
+            let tall = (value as f64 / most.max(1) as f64 * 22.0).max(2.0);
+            // Writing to a String cannot fail.
+            let _ = write!(path, "M{x} 23v-{tall:.1}h2v{tall:.1}z");
+        }
+    }
+    path
+}
+
+/// How long so many samples are: what the words say under the plot.
+pub(super) fn covered(samples: usize) -> String {
+    if samples > SAMPLES {
+        return "the last 15 minutes".to_owned();
+    }
+    let steps = u32::try_from(samples).unwrap_or(1);
+    format!("the last {}", span(STEP * steps))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::credential::{State, Status};
+
+    /// A vendor whose credential is in this state.
+    pub(in crate::server::page) fn row(state: State, last_error: Option<&str>) -> Row {
+        let now = SystemTime::now();
+        Row {
+            name: "v".into(),
+            prefix: "/v".into(),
+            hosts: vec!["<i>".into()],
+            upstream: "https://v.example".into(),
+            auth: "client_credentials",
+            credential: Some(Status {
+                state,
+                expires_at: Some(now + Duration::from_mins(30)),
+                refresh_at: Some(now + Duration::from_mins(10)),
+                last_refresh: Some(now - Duration::from_mins(30)),
+                last_error: last_error.map(ToOwned::to_owned),
+                generation: 1,
+                settled: true,
+                ever_usable: true,
+            }),
+            usable: !matches!(state, State::Expired | State::Pending),
+            in_flight: 0,
+            breaker: "off",
+            breaker_reason: None,
+            samples: vec![Answered::default()],
+        }
+    }
+
+    #[test]
+    fn how_bad_it_is_depends_on_what_callers_have() {
+        for (state, error, level) in [
+            (State::Fresh, None, Level::Well),
+            (State::Static, None, Level::Well),
+            (State::Refreshing, None, Level::Well),
+            (State::Refreshing, Some("late"), Level::Risk),
+            (State::Failed, Some("no"), Level::Risk),
+            (State::Reauthorize, Some("no"), Level::Risk),
+            (State::Expired, Some("no"), Level::Down),
+            (State::Pending, None, Level::Pending),
+        ] {
+            assert_eq!(row(state, error).level(), level, "{state:?}");
+        }
+        let mut failed = row(State::Failed, Some("no"));
+        failed.usable = false;
+        assert_eq!(failed.level(), Level::Down);
+        let mut open = row(State::Fresh, None);
+        open.breaker = "open";
+        assert_eq!(open.level(), Level::Down);
+        let mut failing = row(State::Fresh, None);
+        for (errors, level) in [(2, Level::Well), (3, Level::Risk)] {
+            let requests = 20;
+            failing.samples = vec![Answered { requests, errors }];
+            assert_eq!(failing.level(), level, "{errors} of {requests}");
+        }
+    }
+
+    #[test]
+    fn bars_end_at_the_right_and_errors_are_never_too_small_to_see() {
+        let samples = [
+            Answered {
+                requests: 0,
+                errors: 0,
+            },
+            Answered {
+                requests: 1000,
+                errors: 1,
+            },
+        ];
+        let path = bars(&samples, 1000, |sample| sample.requests);
+        assert_eq!(path, "M177 23v-22.0h2v22.0z");
+        let path = bars(&samples, 1000, |sample| sample.errors);
+        assert_eq!(path, "M177 23v-2.0h2v2.0z");
+    }
+}

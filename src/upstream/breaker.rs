@@ -1,0 +1,433 @@
+//! Sparing a vendor that fails, and its callers the wait: after so many failures in a row requests
+//! are answered here for a while, then one at a time is let through to see.
+//!
+//! ```text
+//! closed ── `failures` in a row ──▶ open ── its time is over ──▶ half open
+//!    ▲                               ▲                               │ one request at a time
+//!    │                               └── failed: twice as long ──────┤
+//!    └────────────────────────────────────────────── answered ───────┘
+//! ```
+//!
+//! A failure is a request that ended in 502, 503 or 504, whether the vendor said so or we had to:
+//! no connection, a broken one, a timeout. Every other answer proves the vendor alive, 4xx and 500
+//! included. A request whose caller left, stalled or was refused says nothing either way.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::config;
+use crate::error::Error;
+
+/// What came of a request that counts against a vendor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// No connection, no TLS, or a connection that broke.
+    Unreachable,
+    /// A timeout of ours.
+    TimedOut,
+    /// The vendor's own 502, 503 or 504.
+    Answered(u16),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable => f.write_str("it could not be reached"),
+            Self::TimedOut => f.write_str("it took too long"),
+            Self::Answered(status) => write!(f, "it answered {status}"),
+        }
+    }
+}
+
+/// One vendor's breaker. Requests pay for it with one load while all is well.
+#[derive(Debug)]
+pub struct Breaker {
+    vendor: Arc<str>,
+    settings: config::Breaker,
+    born: Instant,
+    /// In a row, so far.
+    failures: AtomicU32,
+    /// How often it has opened again since it was last closed.
+    periods: AtomicU32,
+    /// A [`Gate`]; 0: closed.
+    gate: AtomicU64,
+}
+
+/// Why and until when a breaker lets nobody through.
+#[derive(Clone, Copy, Debug)]
+struct Gate {
+    /// Milliseconds since the breaker was made.
+    until: u64,
+    /// The failure that closed it.
+    fault: Fault,
+    /// One request is on its way to see; `until` is how long the next one waits for it.
+    probing: bool,
+}
+
+/// A request's leave to go on. Dropped without a word, it says nothing of the vendor.
+#[derive(Debug)]
+pub struct Pass {
+    breaker: Arc<Breaker>,
+    /// The gate as this request left it, when it is the one that is to see; 0: it is not.
+    probe: u64,
+}
+
+/// What operators see.
+#[derive(Debug)]
+pub struct Shown {
+    /// `off`, `closed`, `open` or `half_open`.
+    pub word: &'static str,
+    /// Why it is not closed.
+    pub reason: Option<String>,
+    /// How long until a request is let through to see.
+    pub left: Option<Duration>,
+}
+
+/// A period doubles after each one that brought no answer, up to this; longer when `open_for` is.
+const LONGEST: Duration = Duration::from_mins(5);
+
+impl Breaker {
+    /// A closed one.
+    #[must_use]
+    pub fn new(vendor: &str, settings: config::Breaker) -> Self {
+        Self {
+            vendor: vendor.into(),
+            settings,
+            born: Instant::now(),
+            failures: AtomicU32::new(0),
+            periods: AtomicU32::new(0),
+            gate: AtomicU64::new(0),
+        }
+    }
+
+    /// Lets a request go on.
+    ///
+    /// # Errors
+    /// [`Error::CircuitOpen`] with the time until it may be worth asking again.
+    pub fn admit(self: &Arc<Self>) -> Result<Pass, Error> {
+        let seen = self.gate.load(Ordering::Acquire);
+        let mut probe = 0;
+        if let Some(gate) = Gate::unpack(seen) {
+            let now = self.now();
+            let refused = |retry_after| Error::CircuitOpen {
+                retry_after,
+                fault: gate.fault,
+            };
+            if now < gate.until {
+                // Whoever waits for a probe has the answer as soon as the probe has.
+                let left = Duration::from_millis(gate.until - now);
+                return Err(refused(if gate.probing { Duration::ZERO } else { left }));
+            }
+            probe = self.opened(gate.fault, true);
+            let taken =
+                self.gate
+                    .compare_exchange(seen, probe, Ordering::AcqRel, Ordering::Relaxed);
+            if taken.is_err() {
+                return Err(refused(Duration::ZERO));
+            }
+            tracing::info!(vendor = %self.vendor, "circuit breaker half open: one request is let through");
+        }
+        Ok(Pass {
+            breaker: self.clone(),
+            probe,
+        })
+    }
+
+    /// Whether requests are answered here.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.gate.load(Ordering::Relaxed) != 0
+    }
+
+    /// For operators.
+    #[must_use]
+    pub fn shown(&self) -> Shown {
+        if self.settings.failures == 0 {
+            return Shown::plain("off");
+        }
+        let Some(gate) = Gate::unpack(self.gate.load(Ordering::Acquire)) else {
+            return Shown::plain("closed");
+        };
+        let left = gate.until.saturating_sub(self.now());
+        let waiting = left > 0 && !gate.probing;
+        Shown {
+            word: if waiting { "open" } else { "half_open" },
+            reason: Some(self.reason(gate.fault)),
+            left: waiting.then(|| Duration::from_millis(left)),
+        }
+    }
+
+    fn reason(&self, last: Fault) -> String {
+        let failures = self.settings.failures;
+        format!("{failures} failures in a row; the last time, {last}")
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn period(&self) -> Duration {
+        let open_for = self.settings.open_for;
+        let doubled = 2_u32.saturating_pow(self.periods.load(Ordering::Relaxed));
+        open_for.saturating_mul(doubled).min(LONGEST.max(open_for))
+    }
+
+    /// The gate of a period that begins now.
+    fn opened(&self, fault: Fault, probing: bool) -> u64 {
+        let period = u64::try_from(self.period().as_millis()).unwrap_or(u64::MAX);
+        let gate = Gate {
+            until: self.now().saturating_add(period.max(1)),
+            fault,
+            probing,
+        };
+        gate.pack()
+    }
+}
+
+impl Pass {
+    /// The vendor gave an answer that is no failure.
+    pub fn succeeded(mut self) {
+        let breaker = &self.breaker;
+        if std::mem::take(&mut self.probe) == 0 {
+            // Left to the probe while open: what was on its way before says nothing of now.
+            if breaker.failures.load(Ordering::Relaxed) != 0 && !breaker.is_open() {
+                breaker.failures.store(0, Ordering::Relaxed);
+            }
+            return;
+        }
+        breaker.failures.store(0, Ordering::Relaxed);
+        breaker.periods.store(0, Ordering::Relaxed);
+        if breaker.gate.swap(0, Ordering::AcqRel) != 0 {
+            tracing::info!(vendor = %breaker.vendor, "circuit breaker closed: the vendor answers");
+        }
+    }
+
+    /// The request failed by the vendor's doing.
+    pub fn failed(mut self, fault: Fault) {
+        let breaker = &self.breaker;
+        if breaker.settings.failures == 0 {
+            return;
+        }
+        let probe = std::mem::take(&mut self.probe);
+        if probe == 0 {
+            if breaker.is_open() {
+                return;
+            }
+            // Cannot wrap: it opens long before, and nobody counts while it is open.
+            let failures = breaker.failures.fetch_add(1, Ordering::Relaxed) + 1;
+            if failures < breaker.settings.failures {
+                return;
+            }
+        } else {
+            breaker.periods.fetch_add(1, Ordering::Relaxed);
+        }
+        let open_for = breaker.period();
+        let gate = breaker.opened(fault, false);
+        let opened =
+            breaker
+                .gate
+                .compare_exchange(probe, gate, Ordering::AcqRel, Ordering::Relaxed);
+        if opened.is_ok() {
+            tracing::warn!(
+                vendor = %breaker.vendor,
+                reason = breaker.reason(fault),
+                ?open_for,
+                again = probe != 0,
+                "circuit breaker open: requests are answered here"
+            );
+        }
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        // Nothing was learned: the next request may see. Where another has taken over already,
+        // or the breaker closed, the gate has changed and stays.
+        if let Some(gate) = Gate::unpack(self.probe) {
+            let over = Gate {
+                until: self.breaker.now().max(1),
+                probing: false,
+                ..gate
+            };
+            let _ = self.breaker.gate.compare_exchange(
+                self.probe,
+                over.pack(),
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            );
+        }
+    }
+}
+
+impl Shown {
+    fn plain(word: &'static str) -> Self {
+        Self {
+            word,
+            reason: None,
+            left: None,
+        }
+    }
+}
+
+impl Gate {
+    /// One bit for the probe, ten for the fault, the rest for the time.
+    fn pack(self) -> u64 {
+        let fault = match self.fault {
+            Fault::Unreachable => 0,
+            Fault::TimedOut => 1,
+            Fault::Answered(status) => status & 0x3ff,
+        };
+        // Never 0, which is a closed breaker.
+        let until = self.until.clamp(1, u64::MAX >> 11);
+        until << 11 | u64::from(fault) << 1 | u64::from(self.probing)
+    }
+
+    fn unpack(packed: u64) -> Option<Self> {
+        let fault = match u16::try_from(packed >> 1 & 0x3ff).unwrap_or_default() {
+            0 => Fault::Unreachable,
+            1 => Fault::TimedOut,
+            status => Fault::Answered(status),
+        };
+        (packed != 0).then_some(Self {
+            until: packed >> 11,
+            fault,
+            probing: packed & 1 == 1,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn breaker(failures: u32, seconds: u64) -> Arc<Breaker> {
+        let open_for = Duration::from_secs(seconds);
+        Arc::new(Breaker::new("v", config::Breaker { failures, open_for }))
+    }
+
+    fn fail(breaker: &Arc<Breaker>, times: usize) {
+        for _ in 0..times {
+            breaker.admit().unwrap().failed(Fault::Answered(503));
+        }
+    }
+
+    fn refused_for(breaker: &Arc<Breaker>) -> Option<u64> {
+        match breaker.admit() {
+            Err(stop @ Error::CircuitOpen { .. }) => stop.retry_after(),
+            Err(other) => panic!("{other:?}"),
+            Ok(_) => None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_in_a_row_open_it_and_an_answer_between_them_starts_the_count_again() {
+        let breaker = breaker(3, 10);
+        fail(&breaker, 2);
+        breaker.admit().unwrap().succeeded();
+        fail(&breaker, 2);
+        // Says nothing.
+        drop(breaker.admit().unwrap());
+        assert_eq!(breaker.shown().word, "closed");
+        fail(&breaker, 1);
+        assert_eq!(refused_for(&breaker), Some(10));
+        advance(Duration::from_millis(2500)).await;
+        assert_eq!(refused_for(&breaker), Some(8));
+        let shown = breaker.shown();
+        assert_eq!(shown.word, "open");
+        assert_eq!(shown.left, Some(Duration::from_millis(7500)));
+        assert_eq!(
+            shown.reason.unwrap(),
+            "3 failures in a row; the last time, it answered 503"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_request_at_a_time_sees_whether_it_may_close() {
+        let breaker = breaker(1, 10);
+        fail(&breaker, 1);
+        advance(Duration::from_secs(10)).await;
+        let probe = breaker.admit().unwrap();
+        assert_eq!(refused_for(&breaker), Some(1));
+        assert_eq!(breaker.shown().word, "half_open");
+        // Its caller left: the next one sees.
+        drop(probe);
+        let probe = breaker.admit().unwrap();
+        assert_eq!(refused_for(&breaker), Some(1));
+        probe.succeeded();
+        assert_eq!(refused_for(&breaker), None);
+        assert_eq!(breaker.shown().word, "closed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_period_without_an_answer_doubles_the_next_up_to_a_bound() {
+        let breaker = breaker(1, 60);
+        fail(&breaker, 1);
+        for seconds in [60, 120, 240, 300, 300] {
+            assert_eq!(refused_for(&breaker), Some(seconds));
+            advance(Duration::from_secs(seconds)).await;
+            breaker.admit().unwrap().failed(Fault::TimedOut);
+        }
+        advance(Duration::from_mins(5)).await;
+        breaker.admit().unwrap().succeeded();
+        fail(&breaker, 1);
+        assert_eq!(refused_for(&breaker), Some(60));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_under_way_when_it_opened_changes_nothing() {
+        let breaker = breaker(2, 10);
+        let (late, later) = (breaker.admit().unwrap(), breaker.admit().unwrap());
+        fail(&breaker, 2);
+        late.succeeded();
+        assert_eq!(refused_for(&breaker), Some(10));
+        advance(Duration::from_secs(9)).await;
+        later.failed(Fault::Unreachable);
+        assert_eq!(refused_for(&breaker), Some(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_does_not_come_back_holds_up_the_others_for_one_period() {
+        let breaker = breaker(1, 10);
+        fail(&breaker, 1);
+        advance(Duration::from_secs(10)).await;
+        let stuck = breaker.admit().unwrap();
+        advance(Duration::from_secs(10)).await;
+        let second = breaker.admit().unwrap();
+        drop(stuck);
+        assert_eq!(refused_for(&breaker), Some(1), "two probes at a time");
+        second.succeeded();
+        assert_eq!(refused_for(&breaker), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_number_of_failures_it_is_off() {
+        let breaker = breaker(0, 10);
+        fail(&breaker, 100);
+        assert_eq!(breaker.shown().word, "off");
+        assert!(!breaker.is_open());
+    }
+
+    #[test]
+    fn a_gate_survives_its_packing() {
+        for fault in [Fault::Unreachable, Fault::TimedOut, Fault::Answered(504)] {
+            for (until, probing) in [(1, false), (123_456_789, true), (u64::MAX >> 11, true)] {
+                let gate = Gate {
+                    until,
+                    fault,
+                    probing,
+                };
+                let back = Gate::unpack(gate.pack()).unwrap();
+                assert_eq!(
+                    (back.until, back.fault, back.probing),
+                    (until, fault, probing)
+                );
+            }
+        }
+    }
+}

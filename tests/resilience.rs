@@ -1,0 +1,480 @@
+//! A vendor that fails: it is given a rest, asked again with care, and nothing is done twice that
+//! must be done once.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::front::{Answer, answer};
+use crate::support::script::{Asked, Reply, Server};
+use crate::support::{Proxy, eventually, exchange, signal, status_of};
+
+/// The proxy with one vendor `v`; `more` within it.
+struct Setup {
+    proxy: Proxy,
+    client: reqwest::Client,
+    upstream: String,
+    dir: tempfile::TempDir,
+}
+
+impl Setup {
+    async fn new(upstream: &str, more: &str) -> Self {
+        countersign::tls::install_provider();
+        let dir = tempfile::tempdir().unwrap();
+        let (path, yaml) = (dir.path().to_owned(), yaml(upstream, more));
+        let proxy = tokio::task::spawn_blocking(move || Proxy::start(&path, &yaml))
+            .await
+            .unwrap();
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(Duration::from_secs(25))
+            .build()
+            .unwrap();
+        Self {
+            proxy,
+            client,
+            upstream: upstream.to_owned(),
+            dir,
+        }
+    }
+
+    async fn send(&self, method: &str, target: &str) -> Answer {
+        let method = method.parse().unwrap();
+        let url = format!("http://{}/v{target}", self.proxy.data);
+        answer(self.client.request(method, url)).await
+    }
+
+    async fn get(&self) -> Answer {
+        self.send("GET", "/x").await
+    }
+
+    /// The answer's status, or its reason when it is the proxy's own.
+    async fn outcome(&self) -> String {
+        let answer = self.get().await;
+        let reason = answer.json()["reason"].as_str().map(ToOwned::to_owned);
+        reason.unwrap_or(answer.status.to_string())
+    }
+
+    fn status(&self) -> Value {
+        let status: Value = serde_json::from_str(&self.proxy.admin("/status").1).unwrap();
+        status["vendors"][0].clone()
+    }
+
+    fn metric(&self, series: &str) -> u64 {
+        let (_, text) = self.proxy.admin("/metrics");
+        let found = text
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.trim().parse().ok());
+        found.unwrap_or_else(|| panic!("{series} in\n{text}"))
+    }
+
+    /// Writes another configuration of the vendor and has it taken into use.
+    fn reload(&self, more: &str) {
+        let series = "countersign_config_reloads_total{outcome=\"ok\"}";
+        let before = self.metric(series);
+        let text = yaml(&self.upstream, more);
+        std::fs::write(self.dir.path().join("proxy.yaml"), text).unwrap();
+        signal(self.proxy.id(), "HUP");
+        eventually("reloaded", || (self.metric(series) > before).then_some(()));
+    }
+}
+
+fn yaml(upstream: &str, more: &str) -> String {
+    format!(
+        "listeners: [ {{ bind: 127.0.0.1:0 }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\nvendors:\n  v:\n    upstream: {upstream}\n    allow_plaintext: true\n{more}"
+    )
+}
+
+/// A vendor that answers with this status until it is told another.
+async fn vendor(status: u16) -> (Server, Arc<AtomicU16>) {
+    let said = Arc::new(AtomicU16::new(status));
+    let script = said.clone();
+    let server = Server::start(move |_: Asked| {
+        let status = script.load(Ordering::Relaxed);
+        async move { Reply::whole(&format!("{status} Said"), "", "") }
+    })
+    .await;
+    (server, said)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vendor_that_fails_gets_a_rest_a_probe_and_its_callers_back() {
+    let (server, said) = vendor(503).await;
+    let setup = Setup::new(
+        &server.url(""),
+        "    breaker: { failures: 3, open_for: 1s }\n",
+    )
+    .await;
+    assert_eq!(setup.status()["breaker"], "closed");
+    assert_eq!(setup.metric("countersign_breaker_open{vendor=\"v\"}"), 0);
+    let opened = Instant::now();
+    for _ in 0..3 {
+        assert_eq!(setup.outcome().await, "503");
+    }
+    // A busy machine may take the whole rest to come here: then it is a longer one's turn.
+    let refused = eventually("open", || {
+        let answer = exchange(
+            setup.proxy.data,
+            b"GET /v/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        );
+        answer.contains("\"circuit_open\"").then_some(answer)
+    });
+    assert_eq!(status_of(&refused), 503);
+    let lower = refused.to_lowercase();
+    assert!(lower.contains("\r\nretry-after: "), "{refused}");
+    assert!(
+        refused.contains("error=destination_unavailable"),
+        "{refused}"
+    );
+    assert!(
+        refused.contains("answered 502, 503 or 504 several times"),
+        "{refused}"
+    );
+    assert_eq!(setup.metric("countersign_breaker_open{vendor=\"v\"}"), 1);
+    let status = setup.status();
+    assert!(["open", "half_open"].contains(&status["breaker"].as_str().unwrap()));
+    assert_eq!(
+        status["breaker_reason"],
+        "3 failures in a row; the last time, it answered 503"
+    );
+    let log = setup.proxy.stderr();
+    assert!(
+        log.contains("circuit breaker open") && log.contains("it answered 503"),
+        "{log}"
+    );
+    let admin = setup.proxy.admin.to_string();
+    let told = crate::support::run(setup.dir.path(), &["status", "--admin", &admin]);
+    assert_eq!(told.code, Some(1), "{told:?}");
+    assert!(told.stdout.contains("3 failures in a row"), "{told:?}");
+
+    said.store(200, Ordering::Relaxed);
+    let mut outcome = setup.outcome().await;
+    while outcome == "circuit_open" {
+        assert!(opened.elapsed() < crate::support::PATIENCE);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        outcome = setup.outcome().await;
+    }
+    assert_eq!(outcome, "200");
+    assert!(opened.elapsed() >= Duration::from_secs(1));
+    assert_eq!(setup.status()["breaker"], "closed");
+    assert_eq!(setup.status()["breaker_reason"], Value::Null);
+    assert_eq!(setup.metric("countersign_breaker_open{vendor=\"v\"}"), 0);
+    assert!(setup.proxy.stderr().contains("circuit breaker closed"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_connection_and_no_answer_in_time_count_like_a_503() {
+    let nobody = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let breaker = "    breaker: { failures: 2, open_for: 1h }\n";
+    let setup = Setup::new(&format!("http://{nobody}"), breaker).await;
+    for wanted in [
+        "upstream_unreachable",
+        "upstream_unreachable",
+        "circuit_open",
+    ] {
+        assert_eq!(setup.outcome().await, wanted);
+    }
+    let reason = setup.status()["breaker_reason"].to_string();
+    assert!(reason.contains("could not be reached"), "{reason}");
+
+    let silent = Server::start(|_: Asked| async { Reply::Silence }).await;
+    let slow = format!("{breaker}    timeouts: {{ first_byte: 200ms }}\n");
+    let setup = Setup::new(&silent.url(""), &slow).await;
+    for wanted in ["upstream_timeout", "upstream_timeout", "circuit_open"] {
+        assert_eq!(setup.outcome().await, wanted);
+    }
+    let reason = setup.status()["breaker_reason"].to_string();
+    assert!(reason.contains("took too long"), "{reason}");
+    assert_eq!(silent.asked().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_other_errors_nor_callers_that_leave_open_the_breaker() {
+    let (server, said) = vendor(400).await;
+    let breaker = "    breaker: { failures: 2, open_for: 1h }\n    timeouts: { first_byte: 5s }\n";
+    let setup = Setup::new(&server.url(""), breaker).await;
+    for status in [400, 401, 403, 404, 429, 500, 501, 505] {
+        said.store(status, Ordering::Relaxed);
+        for _ in 0..3 {
+            assert_eq!(setup.outcome().await, status.to_string());
+        }
+    }
+    // One failure, and an answer: they are counted in a row.
+    for status in [502, 200, 503, 404, 504, 200] {
+        said.store(status, Ordering::Relaxed);
+        assert_eq!(setup.outcome().await, status.to_string());
+    }
+    assert_eq!(setup.status()["breaker"], "closed");
+
+    let silent = Server::start(|_: Asked| async { Reply::Silence }).await;
+    let setup = Setup::new(&silent.url(""), breaker).await;
+    for left in 1..=4 {
+        let asking = tokio::spawn({
+            let (client, address) = (setup.client.clone(), setup.proxy.data);
+            async move {
+                client
+                    .get(format!("http://{address}/v/x"))
+                    .send()
+                    .await
+                    .is_ok()
+            }
+        });
+        eventually("asked", || (silent.asked().len() == left).then_some(()));
+        asking.abort();
+        eventually("left", || (setup.status()["in_flight"] == 0).then_some(()));
+    }
+    assert_eq!(setup.status()["breaker"], "closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_keeps_the_breaker_of_a_vendor_it_leaves_alone_and_closes_that_of_one_it_changes()
+{
+    let (server, _) = vendor(503).await;
+    let breaker = "    breaker: { failures: 1, open_for: 1h }\n";
+    let setup = Setup::new(&server.url(""), breaker).await;
+    assert_eq!(setup.outcome().await, "503");
+    assert_eq!(setup.outcome().await, "circuit_open");
+    let another = format!("{breaker}  w:\n    upstream: https://w.example\n");
+    setup.reload(&another);
+    assert_eq!(setup.outcome().await, "circuit_open");
+    // A vendor that is gone leaves no gauge behind.
+    let of_w = "countersign_breaker_open{vendor=\"w\"}";
+    assert_eq!(setup.metric(of_w), 0);
+    setup.reload(breaker);
+    assert!(!setup.proxy.admin("/metrics").1.contains(of_w));
+    setup.reload(&format!("{breaker}    timeouts: {{ connect: 6s }}\n"));
+    assert_eq!(setup.outcome().await, "503");
+    setup.reload("    breaker: { failures: 0 }\n");
+    for _ in 0..12 {
+        assert_eq!(setup.outcome().await, "503");
+    }
+    assert_eq!(setup.status()["breaker"], "off");
+    assert_eq!(setup.metric("countersign_breaker_open{vendor=\"v\"}"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vendors_wish_to_be_left_alone_is_granted_where_asked() {
+    for (status, reason) in [("429 Slow", "rate_limited"), ("503 Busy", "circuit_open")] {
+        let first = Arc::new(AtomicBool::new(true));
+        let server = Server::start({
+            let first = first.clone();
+            move |_: Asked| {
+                let reply = if first.swap(false, Ordering::Relaxed) {
+                    Reply::whole(status, "Retry-After: 3\r\n", "")
+                } else {
+                    Reply::json("{}")
+                };
+                async { reply }
+            }
+        })
+        .await;
+        let setup = Setup::new(
+            &server.url(""),
+            "    limits: { honour_retry_after: true }\n",
+        )
+        .await;
+        let asked = Instant::now();
+        assert_eq!(setup.outcome().await, status[..3]);
+        let refused = setup.get().await;
+        assert_eq!(refused.json()["reason"], reason, "{refused:?}");
+        assert_eq!(refused.status.to_string(), status[..3]);
+        let left: u64 = refused.header("retry-after").parse().unwrap();
+        assert!((1..=3).contains(&left), "{left}");
+        let shown = setup.status();
+        assert!(shown["held_back_until"].is_string(), "{shown}");
+        assert_eq!(
+            shown["breaker"] == "open",
+            status.starts_with("503"),
+            "{shown}"
+        );
+        let mut outcome = setup.outcome().await;
+        while outcome == reason {
+            assert!(asked.elapsed() < crate::support::PATIENCE);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            outcome = setup.outcome().await;
+        }
+        assert_eq!(outcome, "200");
+        assert!(asked.elapsed() >= Duration::from_secs(3));
+        assert_eq!(server.asked().len(), 2);
+    }
+    // Not asked for: every request goes to the vendor.
+    let server =
+        Server::start(|_: Asked| async { Reply::whole("429 Slow", "Retry-After: 60\r\n", "") })
+            .await;
+    let setup = Setup::new(&server.url(""), "").await;
+    for _ in 0..3 {
+        assert_eq!(setup.outcome().await, "429");
+    }
+    assert_eq!(server.asked().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_dies_before_its_answer_costs_an_idempotent_request_nothing() {
+    for (method, body, wanted, asked) in [
+        ("GET", None, 200, 2),
+        ("PUT", Some("whole".to_owned()), 200, 2),
+        ("DELETE", None, 200, 2),
+        // What became of it is unknown.
+        ("POST", Some("once".to_owned()), 502, 1),
+        ("PATCH", Some("once".to_owned()), 502, 1),
+        // More than is kept to be sent again.
+        ("PUT", Some("x".repeat(70_000)), 502, 1),
+    ] {
+        let first = AtomicBool::new(true);
+        let server = Server::start(move |_: Asked| {
+            let first = first.swap(false, Ordering::Relaxed);
+            async move {
+                if first {
+                    Reply::Close
+                } else {
+                    Reply::json("{}")
+                }
+            }
+        })
+        .await;
+        let setup = Setup::new(&server.url(""), "").await;
+        let url = format!("http://{}/v/x", setup.proxy.data);
+        let mut request = setup.client.request(method.parse().unwrap(), url);
+        if let Some(body) = body.clone() {
+            request = request.body(body);
+        }
+        let answer = answer(request).await;
+        assert_eq!(answer.status, wanted, "{method} {answer:?}");
+        assert_eq!(server.asked().len(), asked, "{method}");
+        for sent in server.asked() {
+            assert_eq!(sent.body, body.clone().unwrap_or_default().into_bytes());
+        }
+        let sent = setup.metric("countersign_upstream_retries_total{action=\"sent\",vendor=\"v\"}");
+        assert_eq!(sent, asked as u64 - 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_on_a_pooled_connection_that_dies_is_not_sent_twice() {
+    // Answers the first request of a connection and dies on the second.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let heads = Arc::new(AtomicUsize::new(0));
+    let counted = heads.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let heads = counted.clone();
+            tokio::spawn(async move {
+                for nth in 0..2 {
+                    let mut head = Vec::new();
+                    while !head.ends_with(b"\r\n\r\n") {
+                        if stream.read_buf(&mut head).await.unwrap_or(0) == 0 {
+                            return;
+                        }
+                    }
+                    heads.fetch_add(1, Ordering::Relaxed);
+                    if nth == 0 {
+                        let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+                        stream.write_all(whole).await.unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let setup = Setup::new(&format!("http://{address}"), "").await;
+    for (method, wanted, more) in [("GET", 200, 2), ("POST", 502, 1)] {
+        // A new connection, left in the pool.
+        assert_eq!(setup.get().await.status, 200);
+        let before = heads.load(Ordering::Relaxed);
+        let answer = setup.send(method, "/x").await;
+        assert_eq!(answer.status, wanted, "{method} {answer:?}");
+        assert_eq!(heads.load(Ordering::Relaxed), before + more, "{method}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retries_are_a_fifth_of_the_requests_and_a_few() {
+    let server = Server::start(|_: Asked| async { Reply::Close }).await;
+    let setup = Setup::new(&server.url(""), "    breaker: { failures: 0 }\n").await;
+    for _ in 0..50 {
+        assert_eq!(setup.outcome().await, "upstream_unreachable");
+    }
+    // Ten to begin with, and one for each five requests.
+    assert_eq!(server.asked().len(), 50 + 10 + 10);
+    let series = |action: &str| {
+        format!("countersign_upstream_retries_total{{action=\"{action}\",vendor=\"v\"}}")
+    };
+    assert_eq!(setup.metric(&series("sent")), 20);
+    assert!(setup.metric(&series("over_budget")) > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retries_end_with_the_total_time() {
+    // Slow to die: the second attempt would end after the whole.
+    let server = Server::start(|_: Asked| async {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        Reply::Close
+    })
+    .await;
+    let setup = Setup::new(&server.url(""), "    timeouts: { total: 1s }\n").await;
+    let begun = Instant::now();
+    assert_eq!(setup.outcome().await, "upstream_timeout");
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    assert_eq!(server.asked().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vendors_rate_is_kept_and_outlives_a_change_of_the_vendor() {
+    let (server, _) = vendor(200).await;
+    let rate = "    limits: { rate: { per_second: 1, burst: 3 } }\n";
+    let setup = Setup::new(&server.url(""), rate).await;
+    let mut outcomes = Vec::new();
+    for _ in 0..20 {
+        outcomes.push(setup.outcome().await);
+    }
+    assert_eq!(outcomes[..3], ["200", "200", "200"]);
+    assert!(
+        outcomes.contains(&"rate_limited".to_owned()),
+        "{outcomes:?}"
+    );
+    let refused = setup.get().await;
+    if refused.status == 429 {
+        assert_eq!(refused.header("retry-after"), "1");
+    }
+    setup.reload(&format!("{rate}    cookies: pass\n"));
+    let mut passed = 0;
+    let begun = Instant::now();
+    for _ in 0..10 {
+        passed += usize::from(setup.outcome().await == "200");
+    }
+    // A full bucket would have let three more through.
+    let refilled = usize::try_from(begun.elapsed().as_secs()).unwrap() + 3;
+    assert!(passed < refilled, "{passed} of {refilled}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_stops_coming_is_broken_off_after_the_idle_time() {
+    let begun = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfive!";
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stalling = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = [0; 1024];
+        let _ = stream.read(&mut head).await;
+        stream.write_all(begun).await.unwrap();
+        // Until the proxy has had enough.
+        while stream.read(&mut head).await.is_ok_and(|read| read > 0) {}
+    });
+    let idle = "    timeouts: { first_byte: 700ms, idle: 700ms }\n";
+    let setup = Setup::new(&format!("http://{address}"), idle).await;
+    let url = format!("http://{}/v/x", setup.proxy.data);
+    let asked = Instant::now();
+    let answer = setup.client.get(url).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert!(answer.text().await.is_err());
+    assert!(asked.elapsed() >= Duration::from_millis(700));
+    stalling.await.unwrap();
+    assert_eq!(setup.status()["breaker"], "closed");
+}

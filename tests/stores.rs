@@ -16,7 +16,7 @@ use countersign::store::{self, Grant, Lock, Store, StoreError};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::kubernetes::Kubernetes;
+use crate::support::kubernetes::{Kubernetes, NAMESPACE};
 use crate::support::peers::Pki;
 use crate::support::redis::Redis;
 use crate::support::{
@@ -704,6 +704,52 @@ async fn disturbed_at_random(
 }
 
 // ---- Kubernetes -------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn the_stand_in_for_kubernetes_answers_as_the_real_one_did() {
+    let pki = Pki::new();
+    let kubernetes = Kubernetes::start(&pki).await;
+    // Made by deploy/kubernetes-store-by-hand/run.py --record, its namespace left out.
+    let recorded = include_str!("support/kubernetes/recorded.json").replace("NAMESPACE", NAMESPACE);
+    let recorded: Vec<Value> = serde_json::from_str(&recorded).unwrap();
+    assert!(recorded.len() > 30);
+    let rights = ["get", "create", "update"];
+    let forbid = |forbidden| {
+        for (verb, plural) in rights.iter().flat_map(|v| [(v, "secrets"), (v, "leases")]) {
+            kubernetes.forbid(verb, plural, forbidden);
+        }
+    };
+    forbid(true);
+    let mut granted = false;
+    for case in &recorded {
+        let text = |field: &str| case[field].as_str().unwrap_or_default();
+        // It begins without any right, and goes on with all of them.
+        if !granted && case["status"] != 403 {
+            granted = true;
+            forbid(false);
+        }
+        let mut body = case["body"].clone();
+        if body["metadata"]["resourceVersion"] == "$VERSION" {
+            let (_, there) = kubernetes.ask("account", "GET", text("path"), Value::Null);
+            body["metadata"]["resourceVersion"] = there["metadata"]["resourceVersion"].clone();
+        }
+        let (status, answer) = kubernetes.ask(text("as"), text("method"), text("path"), body);
+        assert_eq!(case["status"], status, "{case} {answer}");
+        if status >= 400 {
+            assert_eq!(case["reason"], answer["reason"], "{case}");
+            let said = answer["message"].as_str().unwrap();
+            // Where the real one goes on with its parser's own words, ours does not.
+            assert!(text("message").starts_with(said), "{case} {said}");
+        } else {
+            // What both tell of an object beside its content, but for who wrote which field.
+            let mut fields: Vec<_> = answer["metadata"].as_object().unwrap().keys().collect();
+            fields.sort();
+            let real = case["fields"].as_array().unwrap().iter();
+            let real = real.filter(|field| *field != "managedFields");
+            assert!(real.eq(fields), "{answer}");
+        }
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_right_is_named_and_a_secret_that_is_there_needs_none_to_create() {

@@ -11,10 +11,11 @@
 //! rules:
 //!   - { apiGroups: [ "" ], resources: [ secrets ], resourceNames: [ countersign-state ], verbs: [ get, update ] }
 //!   - { apiGroups: [ coordination.k8s.io ], resources: [ leases ], resourceNames: [ countersign-state-acme ], verbs: [ get, update ] }
-//!   # Only while they do not exist yet: `create` cannot be granted by name.
-//!   - { apiGroups: [ "" ], resources: [ secrets ], verbs: [ create ] }
-//!   - { apiGroups: [ coordination.k8s.io ], resources: [ leases ], verbs: [ create ] }
 //! ```
+//!
+//! An administrator makes both beforehand, empty. What is missing is made here where `create` is
+//! granted too; it had better not be, since it cannot be granted for one name, and who may create
+//! Secrets may make one that holds another service account's token.
 
 mod cluster;
 

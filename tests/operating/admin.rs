@@ -454,7 +454,7 @@ async fn plan(ready_when: &str) -> Plan {
 }
 
 /// The promised series that are built.
-const PROMISED: [(&str, &str, &[&str]); 15] = [
+const PROMISED: [(&str, &str, &[&str]); 16] = [
     (
         "countersign_requests_total",
         "counter",
@@ -512,6 +512,7 @@ const PROMISED: [(&str, &str, &[&str]); 15] = [
         &["vendor", "reused"],
     ),
     ("countersign_config_reloads_total", "counter", &["outcome"]),
+    ("countersign_config_last_reload_successful", "gauge", &[]),
     ("countersign_config_loaded_timestamp_seconds", "gauge", &[]),
     ("countersign_build_info", "gauge", &["version", "commit"]),
 ];

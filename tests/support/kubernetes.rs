@@ -3,6 +3,7 @@
 //!
 //! As the real one does, it numbers every change (`resourceVersion`), refuses an update of
 //! anything but the newest version, checks names and contents, and says no in a `Status` object.
+//! `kubernetes/recorded.json` holds a real one's answers, and a test compares.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
@@ -65,7 +66,11 @@ impl Kubernetes {
         let acceptor = TlsAcceptor::from(Arc::new(tls));
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let server = Arc::new(Mutex::new(Server::default()));
+        let server = Arc::new(Mutex::new(Server {
+            // A real one has made many before anybody asks.
+            changes: 100,
+            ..Server::default()
+        }));
         let router = Router::new()
             .fallback(any(serve))
             .with_state(server.clone());
@@ -110,6 +115,17 @@ impl Kubernetes {
     pub fn object(&self, plural: &str, name: &str) -> Option<Value> {
         let key = (plural.to_owned(), name.to_owned());
         self.server.lock().unwrap().objects.get(&key).cloned()
+    }
+
+    /// What it answers to `account` or `nobody` else: status and body.
+    pub fn ask(&self, who: &str, method: &str, path: &str, body: Value) -> (u16, Value) {
+        let known = (who == "account").then_some(true);
+        let (_, answer) = self
+            .server
+            .lock()
+            .unwrap()
+            .answer(method, path, body, known);
+        answer
     }
 
     /// Makes an empty Secret, as an administrator would.
@@ -167,7 +183,7 @@ async fn serve(State(server): State<Arc<Mutex<Server>>>, request: Request<Body>)
     let body = to_bytes(body, 1 << 20).await.unwrap_or_default();
     let body = serde_json::from_slice(&body).unwrap_or_default();
     let token = head.headers.get(header::AUTHORIZATION);
-    let known = token.is_some_and(|token| token == &format!("Bearer {TOKEN}"));
+    let known = token.map(|token| token == &format!("Bearer {TOKEN}"));
     let (status, answer) = {
         let mut server = server.lock().unwrap();
         let (plural, answer) = server.answer(head.method.as_str(), head.uri.path(), body, known);
@@ -184,12 +200,13 @@ async fn serve(State(server): State<Arc<Mutex<Server>>>, request: Request<Body>)
 }
 
 impl Server {
+    /// `known`: whether the token is ours; `None`: there was none.
     fn answer(
         &mut self,
         method: &str,
         path: &str,
         body: Value,
-        known: bool,
+        known: Option<bool>,
     ) -> (String, (u16, Value)) {
         let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         let (plural, namespace, name) = match parts.as_slice() {
@@ -211,6 +228,10 @@ impl Server {
         (plural.to_owned(), answer)
     }
 
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one question after the other, as the real one asks them"
+    )]
     fn act(
         &mut self,
         method: &str,
@@ -218,7 +239,7 @@ impl Server {
         namespace: &str,
         name: Option<&str>,
         body: Value,
-        known: bool,
+        known: Option<bool>,
     ) -> (u16, Value) {
         if self.down {
             return no(
@@ -227,71 +248,121 @@ impl Server {
                 "the server is currently unable to handle it",
             );
         }
-        if !known {
-            return no(401, "Unauthorized", "Unauthorized");
-        }
+        let account = format!("system:serviceaccount:{NAMESPACE}:countersign");
+        let user = match known {
+            Some(true) => account.as_str(),
+            Some(false) => return no(401, "Unauthorized", "Unauthorized"),
+            None => "system:anonymous",
+        };
         let verb = match (method, name) {
             ("GET", Some(_)) => "get",
             ("POST", None) => "create",
             ("PUT", Some(_)) => "update",
+            // Not needed here, so not granted.
+            ("DELETE", Some(_)) => "delete",
             _ => return no(405, "MethodNotAllowed", "not needed here"),
         };
-        if namespace != NAMESPACE
-            || self
-                .forbidden
-                .contains(&(verb.to_owned(), plural.to_owned()))
+        let (group, resource, kind) = if plural == "secrets" {
+            ("", "secrets".to_owned(), "Secret")
+        } else {
+            let group = "coordination.k8s.io";
+            (group, format!("{plural}.{group}"), "Lease")
+        };
+        let right = (verb.to_owned(), plural.to_owned());
+        if known.is_none()
+            || verb == "delete"
+            || namespace != NAMESPACE
+            || self.forbidden.contains(&right)
         {
+            let which = name.map_or(resource.clone(), |name| format!("{resource} \"{name}\""));
             let message = format!(
-                "{plural} is forbidden: User \"system:serviceaccount:{NAMESPACE}:countersign\" \
-                 cannot {verb} resource \"{plural}\" in the namespace \"{namespace}\""
+                "{which} is forbidden: User \"{user}\" cannot {verb} resource \"{plural}\" in API \
+                 group \"{group}\" in the namespace \"{namespace}\""
             );
             return no(403, "Forbidden", &message);
         }
-        let name = name
-            .or(body["metadata"]["name"].as_str())
-            .unwrap_or_default();
-        let name = name.to_owned();
-        let there = self
-            .objects
-            .get(&(plural.to_owned(), name.clone()))
-            .cloned();
+        let own_name = body["metadata"]["name"].as_str().unwrap_or_default();
+        let key = (plural.to_owned(), name.unwrap_or(own_name).to_owned());
+        let name = key.1.as_str();
+        let there = self.objects.get(&key).cloned();
+        let missing = || no(404, "NotFound", &format!("{resource} \"{name}\" not found"));
         if verb == "get" {
-            let missing = no(404, "NotFound", &format!("{plural} \"{name}\" not found"));
-            return there.map_or(missing, |object| (200, object));
+            return there.map_or_else(missing, |object| (200, object));
         }
-        if let Err(wrong) = check(plural, &name, &body) {
+
+        if let Err(wrong) = decodes(plural, kind, &body) {
+            return no(400, "BadRequest", &wrong);
+        }
+        if own_name != name {
+            let message = format!(
+                "the name of the object ({own_name}) does not match the name on the URL ({name})"
+            );
+            return no(400, "BadRequest", &message);
+        }
+        let version = &body["metadata"]["resourceVersion"];
+        if verb == "create" && !version.is_null() {
+            let message = "resourceVersion should not be set on objects to be created";
+            return no(500, "", message);
+        }
+        let Some(mut there) = there else {
+            // A Lease, unlike a Secret, is made by an update as well.
+            return if verb == "update" && plural == "secrets" {
+                missing()
+            } else if let Err(wrong) = check(plural, &body) {
+                no(422, "Invalid", &wrong)
+            } else {
+                (201, self.store(plural, name, body))
+            };
+        };
+        if verb == "create" {
+            let message = format!("{resource} \"{name}\" already exists");
+            return no(409, "AlreadyExists", &message);
+        }
+        if plural == "secrets" && self.overtaken > 0 {
+            self.overtaken -= 1;
+            there["metadata"]["annotations"]["example.com/overtaken"] = json!("yes");
+            there = self.store(plural, name, there);
+        }
+        // A Secret, unlike a Lease, may be replaced whatever it is.
+        if version.is_null() && plural == "leases" {
+            let message = format!(
+                "{resource} \"{name}\" is invalid: metadata.resourceVersion: Invalid value: 0x0: \
+                 must be specified for an update"
+            );
+            return no(422, "Invalid", &message);
+        }
+        if !version.is_null() && *version != there["metadata"]["resourceVersion"] {
+            let message = format!(
+                "Operation cannot be fulfilled on {resource} \"{name}\": the object has been \
+                 modified; please apply your changes to the latest version and try again"
+            );
+            return no(409, "Conflict", &message);
+        }
+        if let Err(wrong) = check(plural, &body) {
             return no(422, "Invalid", &wrong);
         }
-        match (verb, there) {
-            ("create", None) => (201, self.store(plural, &name, body)),
-            ("create", Some(_)) => no(
-                409,
-                "AlreadyExists",
-                &format!("{plural} \"{name}\" already exists"),
-            ),
-            (_, None) => no(404, "NotFound", &format!("{plural} \"{name}\" not found")),
-            (_, Some(mut there)) => {
-                if plural == "secrets" && self.overtaken > 0 {
-                    self.overtaken -= 1;
-                    there["metadata"]["annotations"]["example.com/overtaken"] = json!("yes");
-                    there = self.store(plural, &name, there);
-                }
-                let version = &body["metadata"]["resourceVersion"];
-                if !version.is_null() && *version != there["metadata"]["resourceVersion"] {
-                    let message = format!(
-                        "Operation cannot be fulfilled on {plural} \"{name}\": the object has been \
-                         modified; please apply your changes to the latest version and try again"
-                    );
-                    return no(409, "Conflict", &message);
-                }
-                (200, self.store(plural, &name, body))
-            }
+        if plural == "secrets" && body["type"] != there["type"] {
+            let message = format!(
+                "Secret \"{name}\" is invalid: type: Invalid value: {}: field is immutable",
+                body["type"]
+            );
+            return no(422, "Invalid", &message);
         }
+        (200, self.store(plural, name, body))
     }
 
     fn store(&mut self, plural: &str, name: &str, mut object: Value) -> Value {
         self.changes += 1;
         object["metadata"]["namespace"] = NAMESPACE.into();
+        let uid = format!("00000000-0000-4000-8000-{:012}", self.changes);
+        let before = self.objects.get(&(plural.to_owned(), name.to_owned()));
+        for (field, made) in [
+            ("uid", uid.as_str()),
+            ("creationTimestamp", "2026-01-01T00:00:00Z"),
+        ] {
+            let kept = before.map(|before| before["metadata"][field].clone());
+            object["metadata"][field] = kept.unwrap_or_else(|| made.into());
+        }
         object["metadata"]["resourceVersion"] = self.changes.to_string().into();
         self.objects
             .insert((plural.to_owned(), name.to_owned()), object.clone());
@@ -299,57 +370,84 @@ impl Server {
     }
 }
 
-/// What the real one would refuse in an object.
-fn check(plural: &str, name: &str, object: &Value) -> Result<(), String> {
-    let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let label = |text: &str| {
-        !text.is_empty() && text.chars().all(word) && !text.starts_with('-') && !text.ends_with('-')
-    };
-    if name.len() > 253 || !name.split('.').all(label) || object["metadata"]["name"] != name {
-        return Err(format!("metadata.name: Invalid value: {name:?}"));
-    }
-    let (version, kind) = if plural == "secrets" {
-        ("v1", "Secret")
+/// Whether it is an object of that kind at all.
+fn decodes(plural: &str, kind: &str, object: &Value) -> Result<(), String> {
+    let is = object["kind"].as_str().unwrap_or_default();
+    let wrong = Err(format!(
+        "{is} in version \"v1\" cannot be handled as a {kind}: "
+    ));
+    let version = if plural == "secrets" {
+        "v1"
     } else {
-        ("coordination.k8s.io/v1", "Lease")
+        "coordination.k8s.io/v1"
     };
-    if object["apiVersion"] != version || object["kind"] != kind {
-        return Err("the kind does not fit the path".to_owned());
+    if is != kind || object["apiVersion"] != version {
+        return wrong;
     }
-    if plural == "secrets" {
-        for (key, value) in object["data"].as_object().into_iter().flatten() {
-            let fits = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
-            let bytes = value.as_str().map(|text| BASE64_STANDARD.decode(text));
-            if key.is_empty() || !key.chars().all(fits) || !matches!(bytes, Some(Ok(_))) {
-                return Err(format!("data[{key}]: Invalid value"));
-            }
+    for value in object["data"].as_object().into_iter().flat_map(Map::values) {
+        let bytes = value.as_str().map(|text| BASE64_STANDARD.decode(text));
+        if !matches!(bytes, Some(Ok(_))) {
+            return wrong;
         }
-        return Ok(());
-    }
-    let spec = &object["spec"];
-    if spec["leaseDurationSeconds"]
-        .as_i64()
-        .is_none_or(|seconds| seconds <= 0)
-    {
-        return Err("spec.leaseDurationSeconds: must be greater than 0".to_owned());
-    }
-    if spec["holderIdentity"] == "" {
-        return Err("spec.holderIdentity: must not be empty".to_owned());
     }
     for time in ["acquireTime", "renewTime"] {
-        let text = spec[time].as_str().unwrap_or_default();
-        // A MicroTime: exactly six digits behind the point, and UTC.
-        if text.len() != 27 || humantime::parse_rfc3339(text).is_err() {
-            return Err(format!("spec.{time}: Invalid value: {text:?}"));
+        // A MicroTime: exactly six digits behind the point.
+        let fits = |text: &str| text.len() == 27 && humantime::parse_rfc3339(text).is_ok();
+        let time = &object["spec"][time];
+        if !time.is_null() && !time.as_str().is_some_and(fits) {
+            return wrong;
         }
     }
     Ok(())
 }
 
+/// What the real one would refuse in an object of the right kind.
+fn check(plural: &str, object: &Value) -> Result<(), String> {
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    let kind = if plural == "secrets" {
+        "Secret"
+    } else {
+        "Lease.coordination.k8s.io"
+    };
+    let wrong = |what: String| Err(format!("{kind} \"{name}\" is invalid: {what}"));
+    let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let label = |text: &str| {
+        !text.is_empty() && text.chars().all(word) && !text.starts_with('-') && !text.ends_with('-')
+    };
+    if name.len() > 253 || !name.split('.').all(label) {
+        return wrong(format!("metadata.name: Invalid value: {name:?}: "));
+    }
+    for key in object["data"].as_object().into_iter().flat_map(Map::keys) {
+        let fits = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+        if key.is_empty() || !key.chars().all(fits) {
+            return wrong(format!("data[{key}]: Invalid value: {key:?}: "));
+        }
+    }
+    let spec = &object["spec"];
+    for (field, least, said) in [
+        ("leaseDurationSeconds", 1, "must be greater than 0"),
+        ("leaseTransitions", 0, "must to greater or equal than 0"),
+    ] {
+        if let Some(number) = spec[field].as_i64()
+            && number < least
+        {
+            return wrong(format!("spec.{field}: Invalid value: {number}: {said}"));
+        }
+    }
+    // Newer ones than the one that was recorded refuse this, too.
+    if spec["holderIdentity"] == "" {
+        return wrong("spec.holderIdentity: Invalid value: \"\": must not be empty".to_owned());
+    }
+    Ok(())
+}
+
 fn no(code: u16, reason: &str, message: &str) -> (u16, Value) {
-    let status = json!({
-        "kind": "Status", "apiVersion": "v1", "status": "Failure",
-        "reason": reason, "message": message, "code": code,
+    let mut status = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": message, "code": code,
     });
+    if !reason.is_empty() {
+        status["reason"] = reason.into();
+    }
     (code, status)
 }

@@ -49,10 +49,15 @@ pub(super) struct Answer {
 impl Answer {
     /// Anything unexpected, in the server's own words: it names who may not do what.
     pub(super) fn refusal(&self) -> StoreError {
-        let said = self.body["message"].as_str().unwrap_or_default();
+        // Says no more than its status.
+        let said = if self.status == StatusCode::UNAUTHORIZED {
+            "the service account's token, or the login of KUBECONFIG, is not accepted"
+        } else {
+            self.body["message"].as_str().unwrap_or_default()
+        };
         let printable = |c: char| if c.is_control() { '?' } else { c };
         let said: String = said.chars().take(300).map(printable).collect();
-        failed(format!("{} {said}", self.status).trim_end())
+        failed(format!("{}: {said}", self.status).trim_end_matches([':', ' ']))
     }
 }
 

@@ -699,7 +699,7 @@ async fn a_fixed_credential_is_there_at_once_and_follows_its_secret() {
 async fn a_refused_refresh_leads_to_a_new_grant_before_the_old_token_ends() {
     let pair = |n: u32| {
         json(&format!(
-            r#"{{"access_token":"a{n}","refresh_token":"r{n}","expires_in":3}}"#
+            r#"{{"access_token":"a{n}","refresh_token":"r{n}","expires_in":6}}"#
         ))
     };
     let revoked = "400 Grant has been revoked, has expired, or the refresh token is invalid";

@@ -26,9 +26,9 @@ use super::page::{self, Sight};
 use super::unix_seconds;
 use crate::config::ReadyWhen;
 use crate::credential::State as CredentialState;
+use crate::request::caller::{host_of, is_loopback};
 use crate::request::limit::Rest;
 use crate::request::vendor::Vendor;
-use crate::request::caller::{host_of, is_loopback};
 use crate::tls::sha256;
 use crate::upstream::breaker::Shown;
 

@@ -78,6 +78,8 @@ pub enum Conduct {
     Serve,
     /// The first request meets a GOAWAY that excludes it, with this reason.
     GoAway(u32),
+    /// Bodies may be so large before some of them has been read.
+    Window(u32),
     /// Nothing is read any more once the first request was answered; nothing is closed.
     VanishAfterOne,
 }
@@ -170,7 +172,11 @@ async fn serve(mut stream: TlsStream<TcpStream>, nth: usize, conduct: Conduct, s
         go_away(&mut stream, reason).await;
         return;
     }
-    let Ok(mut connection) = h2::server::handshake(stream).await else {
+    let mut builder = h2::server::Builder::new();
+    if let Conduct::Window(bytes) = conduct {
+        builder.initial_window_size(bytes);
+    }
+    let Ok(mut connection) = builder.handshake(stream).await else {
         return;
     };
     let mut answering = JoinSet::new();

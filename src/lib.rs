@@ -20,7 +20,8 @@
 //!
 //! Around them: [`config`] turns proxy.yaml into what cannot be invalid, [`server`] owns sockets
 //! and the process's end, [`upstream`] the way to a vendor's servers, [`store`] what must survive,
-//! [`error`] the one table of refusals, [`metrics`] every series, [`demo`] stand-in vendors.
+//! [`error`] the one table of refusals, [`metrics`] every series, [`traces`]
+//! every span, [`demo`] stand-in vendors.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -38,4 +39,5 @@ pub mod secret;
 pub mod server;
 pub mod store;
 pub mod tls;
+pub mod traces;
 pub mod upstream;

@@ -15,6 +15,8 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::traces::Traces;
+
 /// Seconds; from a cache hit on the same network to a vendor that thinks for a minute.
 const BUCKETS: [f64; 14] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0,
@@ -45,6 +47,7 @@ pub struct Metrics {
     reloads: IntCounterVec,
     loaded: prometheus::Gauge,
     last_reload: IntGauge,
+    traces: Option<Traces>,
 }
 
 impl Metrics {
@@ -173,6 +176,7 @@ impl Metrics {
                 "0 while the newest configuration is one that was refused, else 1.",
             )
             .expect("valid name"),
+            traces: None,
             registry: registry.clone(),
         };
         let build = gauge(
@@ -201,6 +205,12 @@ impl Metrics {
             metrics.reloads.with_label_values(&[outcome]);
         }
         metrics
+    }
+
+    /// The same, and attempts to obtain a credential become spans as well.
+    #[must_use]
+    pub fn traced(self, traces: Option<Traces>) -> Self {
+        Self { traces, ..self }
     }
 
     /// The handles of one vendor; `none` for requests that reach no vendor.
@@ -234,6 +244,7 @@ impl Metrics {
             temporary: self.fetches.with_label_values(&[vendor, "temporary"]),
             rejected: self.fetches.with_label_values(&[vendor, "rejected"]),
             duration: self.fetch_duration.with_label_values(&[vendor]),
+            traces: self.traces.clone(),
         }
     }
 
@@ -404,7 +415,7 @@ pub struct Answered {
     pub errors: u64,
 }
 
-/// What one credential's refresh task counts.
+/// What one credential's refresh task counts and tells.
 #[derive(Clone, Debug)]
 pub struct FetchMetrics {
     /// Fetches that brought a credential.
@@ -415,6 +426,8 @@ pub struct FetchMetrics {
     pub rejected: IntCounter,
     /// How long one fetch took, seconds.
     pub duration: Histogram,
+    /// Where the span of each fetch goes; `None`: nowhere.
+    pub traces: Option<Traces>,
 }
 
 /// Caller, method and status.

@@ -58,6 +58,7 @@ use crate::error::Error;
 use crate::metrics::VendorMetrics;
 use crate::server::accept::Guarded;
 use crate::server::logs::{AccessLog, Line};
+use crate::traces::{self, RequestSpan, Traces};
 use crate::upstream::Upstream;
 use crate::upstream::breaker::{Fault, Pass};
 use crate::upstream::http2::{self, Kind, Need, Refusal};
@@ -110,6 +111,8 @@ pub struct Proxy {
     pub draining: Arc<AtomicBool>,
     /// Where request lines go; `None`: nowhere.
     pub access_log: Option<AccessLog>,
+    /// Where spans go; `None`: nowhere.
+    pub traces: Option<Traces>,
 }
 
 /// One request's state.
@@ -118,6 +121,7 @@ pub struct Proxy {
 pub struct Context {
     started: Instant,
     request_id: HeaderValue,
+    span: Option<Box<RequestSpan>>,
     snapshot: Arc<Snapshot>,
     way: Option<Arc<Way>>,
     caller: Option<Arc<Caller>>,
@@ -195,6 +199,7 @@ impl ProxyHttp for Proxy {
         Box::new(Context {
             started: Instant::now(),
             request_id: HeaderValue::from_static(""),
+            span: None,
             snapshot: self.snapshot.load_full(),
             way: None,
             caller: None,
@@ -243,7 +248,11 @@ impl ProxyHttp for Proxy {
         session
             .as_downstream_mut()
             .set_total_drain_timeout(Some(DRAIN));
-        ctx.request_id = headers::request_id(&session.req_header().headers);
+        let head = session.req_header();
+        ctx.request_id = headers::request_id(&head.headers);
+        if let Some(traces) = &self.traces {
+            ctx.span = Some(traces.begin(head.method.as_str(), &head.headers));
+        }
         if let Some(guarded) = guard(session) {
             guarded.head_is_complete();
             guarded.expect_body(CALLER_IDLE);
@@ -370,6 +379,12 @@ impl ProxyHttp for Proxy {
         }
         request.set_raw_path(ctx.target.as_bytes())?;
         request.insert_header(HOST, vendor.host.clone())?;
+        if let Some(span) = &ctx.span {
+            request.insert_header("traceparent", span.traceparent.clone())?;
+            if span.begins_trace {
+                request.remove_header("tracestate");
+            }
+        }
         if let (Some((placement, _)), Some(held)) = (&vendor.credential, &ctx.held) {
             for (name, value) in placement.fields(held) {
                 request.insert_header(name, value.clone())?;
@@ -401,6 +416,7 @@ impl ProxyHttp for Proxy {
         if end {
             if let Some(guarded) = guard(session) {
                 guarded.expect_body(Duration::ZERO);
+                guarded.body_is_complete();
             }
             await_answer(session, ctx);
             // HTTP/2 clients often say the end in a frame of its own. pingora would write it to an
@@ -482,6 +498,14 @@ impl ProxyHttp for Proxy {
             guarded.expect_body(Duration::ZERO);
         }
         ctx.pace = None;
+        // A vendor may answer over HTTP/2 without having read the body, and turn the rest away.
+        // pingora then closes the caller's connection behind the answer, and must say so in it.
+        if answer.version == Version::HTTP_2
+            && ctx.body_in > 0
+            && guard(session).is_some_and(|guarded| !guarded.is_listened_to())
+        {
+            session.set_keepalive(None);
+        }
         if let Some(since) = ctx.upstream_since {
             let took = since.elapsed();
             ctx.upstream_took = Some(took);
@@ -713,8 +737,10 @@ impl ProxyHttp for Proxy {
         if let Some(reason) = reason {
             metrics.refused(reason);
         }
-        if let Some(log) = &self.access_log {
-            log.write(&Line {
+        let mut span = ctx.span.take();
+        if self.access_log.is_some() || span.is_some() {
+            let trace_id = span.as_ref().map(|span| span.trace_id.clone());
+            let line = Line {
                 request_id: ctx.request_id.to_str().unwrap_or_default(),
                 caller: ctx.caller.as_ref().map(|caller| &*caller.name),
                 vendor: ctx.way.as_ref().map(|way| &*way.vendor.name),
@@ -734,8 +760,21 @@ impl ProxyHttp for Proxy {
                 reused: ctx.reused,
                 bytes_in: session.body_bytes_read(),
                 bytes_out: session.body_bytes_sent(),
-                traceparent: head.headers.get("traceparent"),
-            });
+                trace_id: trace_id
+                    .as_deref()
+                    .or_else(|| traces::trace_id(&head.headers)),
+            };
+            if let Some(log) = &self.access_log {
+                log.write(&line);
+            }
+            if let Some(span) = &mut span {
+                let digest = session.digest();
+                let tls = digest.is_some_and(|digest| digest.ssl_digest.is_some());
+                let scheme = if tls { "https" } else { "http" };
+                let authority = ctx.callers_origin.split_once("://");
+                let host = authority.map(|(_, authority)| caller::host_of(authority));
+                span.end(&line, scheme, host);
+            }
         }
         ctx.in_flight = None;
         ctx.pass = None;

@@ -31,6 +31,7 @@ use crate::config::{self, Config};
 use crate::credential;
 use crate::metrics::Metrics;
 use crate::request::Proxy;
+use crate::traces::Traces;
 
 /// Why a proxy did not start.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +71,9 @@ pub enum StartError {
     /// The place where refresh tokens live.
     #[error("store: {0}")]
     Store(String),
+    /// Where spans are to go, by the environment.
+    #[error("{0}")]
+    Traces(String),
     /// The system refused a thread or a socket option.
     #[error("the system refused a resource: {0}")]
     System(#[from] std::io::Error),
@@ -108,6 +112,7 @@ pub struct Running {
     draining: Arc<AtomicBool>,
     serving: Arc<AtomicUsize>,
     access_log: Option<AccessLog>,
+    traces: Option<Traces>,
     stop: watch::Sender<bool>,
     app: Arc<HttpProxy<Proxy>>,
     accepting: Vec<JoinHandle<()>>,
@@ -162,7 +167,8 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
         .map(TcpListener::try_clone)
         .collect::<Result<Vec<_>, _>>()?;
 
-    let metrics = Arc::new(Metrics::new());
+    let traces = Traces::from_environment().map_err(StartError::Traces)?;
+    let metrics = Arc::new(Metrics::new().traced(traces.clone()));
     let access_log = config.access_log.then(AccessLog::to_stdout).transpose()?;
     let certificates = certificates(&config, &metrics)?;
     let (threads, drain, ready_when, key) = (
@@ -184,6 +190,7 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
         serving: serving.clone(),
         draining: draining.clone(),
         access_log: access_log.clone(),
+        traces: traces.clone(),
     };
 
     let app = Arc::new(app(proxy, threads));
@@ -247,6 +254,7 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
         draining,
         serving,
         access_log,
+        traces,
         stop,
         app,
         accepting,
@@ -342,6 +350,10 @@ impl Running {
             self.live.stop().await;
         }
         credential::answers_are_stored(ANSWER_TIME).await;
+        if let Some(traces) = self.traces {
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            traces.flush(left.clamp(LEAST_FLUSH, MOST_FLUSH)).await;
+        }
         if let Some(log) = self.access_log {
             let _ = tokio::task::spawn_blocking(move || log.flush()).await;
         }
@@ -351,6 +363,10 @@ impl Running {
 
 /// Longer than a token request takes by default: an answer that is lost may cost a consent.
 const ANSWER_TIME: Duration = Duration::from_secs(15);
+
+/// How long the last spans may take: what is left of the drain, and something in any case.
+const LEAST_FLUSH: Duration = Duration::from_secs(1);
+const MOST_FLUSH: Duration = Duration::from_secs(5);
 
 /// Of each listener; `None` for plaintext.
 fn certificates(

@@ -38,6 +38,7 @@ mod stores;
 mod streams;
 mod support;
 mod terminal;
+mod traces;
 mod tree;
 mod upstream_h2;
 mod vendors;

@@ -253,6 +253,8 @@ pub fn countersign() -> Command {
         "RUST_LOG",
         "HTTPS_PROXY",
         "https_proxy",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     ] {
         command.env_remove(name);
     }

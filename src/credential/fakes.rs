@@ -249,5 +249,6 @@ pub(crate) fn metrics() -> FetchMetrics {
         temporary: counter(),
         rejected: counter(),
         duration: Histogram::with_opts(HistogramOpts::new("seconds", "seconds")).unwrap(),
+        traces: None,
     }
 }

@@ -78,7 +78,13 @@ pub(super) async fn keep_fresh(
             board.refresh_at = None;
         });
         let outcome = attempt(source.as_ref(), request_timeout).await;
-        metrics.duration.observe(started.elapsed().as_secs_f64());
+        let took = started.elapsed();
+        metrics.duration.observe(took.as_secs_f64());
+        let tell = |generation, failure| {
+            if let (Some(traces), true) = (&metrics.traces, credential.renewable) {
+                traces.refreshed(&vendor, took, generation, failure);
+            }
+        };
 
         let next = match outcome {
             Ok(issued) => {
@@ -87,6 +93,7 @@ pub(super) async fn keep_fresh(
                 metrics.ok.inc();
                 let lifetime = issued.lifetime;
                 let held = credential.publish(issued, account);
+                tell(Some(held.generation), None);
                 let now = Instant::now();
                 let next = lifetime.map(|Lifetime { total, end }| {
                     let margin = total.saturating_sub(pace::renew_after(total, request_timeout));
@@ -112,6 +119,7 @@ pub(super) async fn keep_fresh(
                 let mut patience = None;
                 let (outcome, pause) = match &error {
                     FetchError::Temporary { retry_after, .. } => {
+                        tell(None, Some("temporary"));
                         failures += 1;
                         metrics.temporary.inc();
                         if retry_after.is_none() && !urgent {
@@ -122,10 +130,12 @@ pub(super) async fn keep_fresh(
                         (Outcome::Temporary, Some(pause))
                     }
                     FetchError::Rejected(_) => {
+                        tell(None, Some("rejected"));
                         metrics.rejected.inc();
                         (Outcome::Rejected, Some(pace::after_refusal()))
                     }
                     FetchError::Reauthorize(_) => {
+                        tell(None, Some("reauthorize"));
                         metrics.rejected.inc();
                         (Outcome::Reauthorize, None)
                     }

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, SystemTime};
 
-use http::HeaderValue;
 use pingora::protocols::l4::socket::SocketAddr;
 use serde::Serialize;
 use tracing::Level;
@@ -73,8 +72,8 @@ pub struct Line<'a> {
     pub bytes_in: usize,
     /// Body bytes sent to the caller.
     pub bytes_out: usize,
-    /// W3C trace context, as sent.
-    pub traceparent: Option<&'a HeaderValue>,
+    /// The W3C trace that it is part of, 32 hexadecimal digits.
+    pub trace_id: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -148,7 +147,7 @@ impl AccessLog {
             reused: line.reused,
             bytes_in: line.bytes_in,
             bytes_out: line.bytes_out,
-            trace_id: line.traceparent.and_then(trace_id),
+            trace_id: line.trace_id,
         };
         let mut text = Vec::with_capacity(384);
         if serde_json::to_writer(&mut text, &json).is_err() {
@@ -197,13 +196,6 @@ fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// The trace id of a well-formed `traceparent` (W3C Trace Context §3.2.2).
-fn trace_id(traceparent: &HeaderValue) -> Option<&str> {
-    let id = traceparent.to_str().ok()?.split('-').nth(1)?;
-    let hex = id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    hex.then_some(id)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,8 +208,6 @@ mod tests {
             queue,
             dropped: dropped.clone(),
         };
-        let trace =
-            HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
         let line = Line {
             request_id: "id",
             caller: Some("ci"),
@@ -234,7 +224,7 @@ mod tests {
             reused: false,
             bytes_in: 0,
             bytes_out: 10,
-            traceparent: Some(&trace),
+            trace_id: Some("0af7651916cd43dd8448eb211c80319c"),
         };
         for _ in 0..6 {
             log.write(&line);

@@ -124,6 +124,7 @@ async fn a_bad_configuration_changes_nothing_and_is_shown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_fails_in_a_hundred_reloads() {
+    countersign::tls::install_provider();
     let listener = "{ bind: 127.0.0.1:0, h2c: true }";
     let setup = Setup::new(listener).await;
     let url = setup.echo.url();

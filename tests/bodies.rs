@@ -303,6 +303,26 @@ async fn nginx_answers_the_same_through_the_proxy_as_without_it() {
         for vendor in ["h1", "h2"] {
             let through = ask(format!("http://{}/{vendor}{path}", proxy.data)).await;
             assert_eq!(through, direct, "{vendor} {method} {path} {field:?}");
+
+            let request = Request::builder()
+                .method(method)
+                .uri(format!("http://localhost/{vendor}{path}"))
+                .header(field.0, field.1);
+            let over_h2 = Caller::connect(proxy.data).await.ask_bytes(request).await;
+            assert_eq!(over_h2.0, direct.0, "h2 {vendor} {method} {path}");
+            for name in [
+                "content-length",
+                "content-range",
+                "content-encoding",
+                "etag",
+                "allow",
+            ] {
+                let (got, wanted) = (over_h2.1.get(name), direct.1.get(name));
+                assert_eq!(got, wanted, "h2 {vendor} {method} {path} {name}");
+            }
+            if let Some(body) = &direct.2 {
+                assert_eq!(over_h2.2, *body, "h2 {vendor} {method} {path}");
+            }
         }
     }
     let requests = nginx.requests();
@@ -383,9 +403,15 @@ async fn a_caller_that_is_answered_early_is_told_when_its_connection_ends() {
             let to = proxy.data;
             tokio::task::spawn_blocking(move || {
                 let mut stream = connect(to);
-                let post = format!("POST /{vendor}/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n");
+                let post = format!(
+                    "POST /{vendor}/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n"
+                );
                 let (head, body) = post_and_hear(&mut stream, &post, size);
-                assert_eq!((status_of(&head), &*body), (200, "early"), "{vendor} {size}");
+                assert_eq!(
+                    (status_of(&head), &*body),
+                    (200, "early"),
+                    "{vendor} {size}"
+                );
                 if !head.to_lowercase().contains("\r\nconnection: close\r\n") {
                     let (again, _) = post_and_hear(&mut stream, &post, size);
                     assert_eq!(status_of(&again), 200, "{vendor} {size}");
@@ -444,6 +470,41 @@ async fn what_http_1_has_of_its_own_is_kept() {
     );
     assert!(answer.contains("\r\nX-OddLy: Spelled\r\n"), "{answer}");
     assert!(answer.ends_with("\r\n\r\n/x? body"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_get_may_have_a_body() {
+    let pki = Pki::new();
+    let over_h1 = Server::start(|asked| async move {
+        let body = String::from_utf8(asked.body).unwrap();
+        Reply::whole("200 OK", "", format!("{} {body}", asked.target))
+    })
+    .await;
+    let over_h2 = Origin::start(&pki, |mut exchange| async move {
+        let body = exchange.body().await;
+        assert_eq!(exchange.request.method(), "GET");
+        let path = exchange.request.uri().path().as_bytes().to_vec();
+        exchange.answer([path, body].join(&b' '));
+    })
+    .await;
+    let proxy = front(&pki, &[("h1", &over_h1.url("")), ("h2", &over_h2.url)]);
+    for vendor in ["h1", "h2"] {
+        for framing in [
+            "Content-Length: 4\r\n\r\nbody",
+            "Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n",
+        ] {
+            let answer = tokio::task::block_in_place(|| {
+                proxy.raw(format!(
+                    "GET /{vendor}/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{framing}"
+                ))
+            });
+            assert!(answer.ends_with("\r\n\r\n/x body"), "{vendor}: {answer}");
+        }
+        let mut caller = Caller::connect(proxy.data).await;
+        let request = Request::get(format!("http://localhost/{vendor}/x"));
+        let got = caller.ask(request, b"body").await;
+        assert_eq!((got.status, &*got.body), (200, "/x body"), "{vendor}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -167,6 +167,16 @@ fn a_preset_may_know_that_the_certificate_is_asked_for_late() {
     }
     let config = valid(&vendor("upstream: https://a.example"));
     assert!(!config.vendors[0].late_client_auth);
+    // A stand-in for such a server may speak in clear.
+    valid(
+        "vendors:
+  venafi:
+    preset: venafi
+    upstream: http://127.0.0.1:1
+    allow_plaintext: true
+    auth: { vedauth: { client_id: x, jwt: { env: JWT } } }
+",
+    );
 }
 
 #[test]
@@ -490,6 +500,10 @@ fn each_mistake_has_its_place() {
         (
             "upstream: http://x.example\nallow_plaintext: true\nclient_cert: { cert: c, key: k }",
             "5:5: vendors.a.client_cert: is never shown to an `http://` upstream",
+        ),
+        (
+            "upstream: http://x.example\nallow_plaintext: true\ntls: { late_client_auth: true }",
+            "5:30: vendors.a.tls.late_client_auth: has no meaning for an `http://` upstream",
         ),
         (
             "upstream: https://x.example\nclient_cert: { cert: c }",

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use countersign::demo::{self, Stand};
 use rcgen::{CertificateParams, KeyPair};
 
+use crate::support::origin::Caller;
 use crate::support::{Proxy, eventually, signal, status_of};
 
 struct Setup {
@@ -123,7 +124,9 @@ async fn a_bad_configuration_changes_nothing_and_is_shown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_fails_in_a_hundred_reloads() {
-    let setup = Setup::new(PLAIN).await;
+    countersign::tls::install_provider();
+    let listener = "{ bind: 127.0.0.1:0, h2c: true }";
+    let setup = Setup::new(listener).await;
     let url = setup.echo.url();
     let (stop, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
@@ -136,9 +139,29 @@ async fn no_request_fails_in_a_hundred_reloads() {
                 }
             });
         }
+        // Connections that last see the change, too.
+        scope.spawn(|| {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            let client = reqwest::Client::builder().no_proxy().build().unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                let url = format!("http://{}/v/x", setup.proxy.data);
+                let answer = runtime.block_on(async { client.post(url).body("b").send().await });
+                assert_eq!(answer.unwrap().status(), 200);
+            }
+        });
+        scope.spawn(|| {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(async {
+                let mut caller = Caller::connect(setup.proxy.data).await;
+                while !stop.load(Ordering::Relaxed) {
+                    let request = http::Request::post("http://localhost/v/x");
+                    assert_eq!(caller.ask(request, b"b").await.status, 200);
+                }
+            });
+        });
         for round in 1..=100 {
             let key = format!("key-{round}");
-            setup.reload(&yaml(PLAIN, &vendor("v", &url, &key)));
+            setup.reload(&yaml(listener, &vendor("v", &url, &key)));
             eventually("in use", || {
                 setup.get("/v/x?echo=X-Key").ends_with(&key).then_some(())
             });

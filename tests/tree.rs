@@ -133,3 +133,30 @@ fn the_refresh_path_uses_a_clock_that_tests_can_stop() {
         }
     }
 }
+
+#[test]
+fn the_table_of_what_http_works_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let table = std::fs::read_to_string(root.join("docs/http.md")).unwrap();
+    let mut named = 0;
+    for row in table.lines().filter(|line| line.starts_with('|')) {
+        let cell = row.trim_end_matches('|').rsplit('|').next().unwrap();
+        // Every other piece stands between backquotes.
+        for name in cell.split('`').skip(1).step_by(2) {
+            let (module, function) = name.rsplit_once("::").expect(name);
+            let file = format!("{}.rs", module.replace("::", "/"));
+            // Tests of one part of the program stand in its own file.
+            let text = ["tests", "src"]
+                .iter()
+                .find_map(|folder| std::fs::read_to_string(root.join(folder).join(&file)).ok())
+                .unwrap_or_else(|| panic!("{name}: no {file}"));
+            let is_test = text.split("test").skip(1).any(|after| {
+                let declared = after.split_once("fn ").map_or("", |(_, rest)| rest);
+                declared.starts_with(&format!("{function}("))
+            });
+            assert!(is_test, "{name}: {file} has no such test");
+            named += 1;
+        }
+    }
+    assert!(named > 60, "{named}");
+}

@@ -29,7 +29,7 @@ pub(super) struct Preset {
     pub(super) logins: BTreeMap<LoginShape, Vec<String>>,
     /// All else, spelled as in proxy.yaml; null: the file must say it.
     #[serde(flatten)]
-    settings: Map<String, Value>,
+    pub(super) settings: Map<String, Value>,
 }
 
 static PRESETS: LazyLock<Vec<(String, Preset)>> = LazyLock::new(|| {

@@ -75,6 +75,19 @@ fn vendor<'f>(
             "a certificate is part of the TLS handshake: use https://, or remove it",
         );
     }
+    let late_client_auth = entry.tls.as_ref().and_then(|tls| tls.late_client_auth);
+    // Where a preset says so, too, the file need not have: a stand-in may well speak in clear.
+    let presets = preset.and_then(|preset| preset.settings.get("tls")?.get("late_client_auth"));
+    if late_client_auth == Some(true)
+        && presets.is_none()
+        && upstream.as_ref().is_some_and(|upstream| !upstream.tls)
+    {
+        context.report.wrong(
+            &at.key("tls").key("late_client_auth"),
+            "has no meaning for an `http://` upstream",
+            "a certificate is part of TLS: use https://, or remove it",
+        );
+    }
     let ca = entry
         .ca
         .as_ref()
@@ -117,11 +130,7 @@ fn vendor<'f>(
         },
         client_cert,
         ca,
-        late_client_auth: entry
-            .tls
-            .as_ref()
-            .and_then(|tls| tls.late_client_auth)
-            .unwrap_or(false),
+        late_client_auth: late_client_auth.unwrap_or(false),
         allow_plaintext,
         proxy: entry
             .proxy

@@ -214,13 +214,15 @@ async fn tls_1_2_and_1_3_are_spoken_with_a_hybrid_key_exchange_where_it_is_offer
         assert_eq!((session.protocol_version().unwrap(), group), wanted);
     }
 
-    const HANDSHAKE: u8 = 0x16;
-    const ALERT: u8 = 0x15;
     assert_eq!(hello(setup.proxy.data, 3).await.0, HANDSHAKE);
     // TLS 1.1 and 1.0: a fatal protocol_version (RFC 5246 §7.2).
     assert_eq!(hello(setup.proxy.data, 2).await, (ALERT, [2, 70]));
     assert_eq!(hello(setup.proxy.data, 1).await, (ALERT, [2, 70]));
 }
+
+/// Types of records (RFC 5246 §6.2.1).
+const ALERT: u8 = 21;
+const HANDSHAKE: u8 = 22;
 
 /// What a `ClientHello` for version 3.`minor` is answered with: the record's type, and its first
 /// bytes.
@@ -232,7 +234,7 @@ async fn hello(to: SocketAddr, minor: u8) -> (u8, [u8; 2]) {
     hello.extend(b"\0\0\x02\xc0\x2b\x01\0");
     hello.extend(b"\0\x10\0\x0a\0\x04\0\x02\0\x1d\0\x0d\0\x04\0\x02\x04\x03");
     let length = u8::try_from(hello.len()).unwrap();
-    let mut record = vec![0x16, 3, 1, 0, length + 4, 1, 0, 0, length];
+    let mut record = vec![HANDSHAKE, 3, 1, 0, length + 4, 1, 0, 0, length];
     record.extend(hello);
     let mut stream = TcpStream::connect(to).await.unwrap();
     stream.write_all(&record).await.unwrap();

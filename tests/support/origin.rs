@@ -301,6 +301,20 @@ impl Caller {
         &mut self.sender
     }
 
+    /// Sends a request without a body and reads its answer, whose body may be anything.
+    pub async fn ask_bytes(
+        &mut self,
+        request: http::request::Builder,
+    ) -> (http::StatusCode, HeaderMap, Vec<u8>) {
+        let request = request.body(()).unwrap();
+        let (response, _) = self.sender.send_request(request, true).unwrap();
+        let answer = async {
+            let (head, mut body) = response.await.unwrap().into_parts();
+            (head.status, head.headers, read(&mut body).await)
+        };
+        tokio::time::timeout(PATIENCE, answer).await.unwrap()
+    }
+
     /// Sends a request, its body in one piece, and reads its answer.
     pub async fn ask(&mut self, request: http::request::Builder, body: &[u8]) -> Got {
         let request = request.body(()).unwrap();

@@ -416,6 +416,7 @@ impl ProxyHttp for Proxy {
         if end {
             if let Some(guarded) = guard(session) {
                 guarded.expect_body(Duration::ZERO);
+                guarded.body_is_complete();
             }
             await_answer(session, ctx);
             // HTTP/2 clients often say the end in a frame of its own. pingora would write it to an
@@ -497,6 +498,14 @@ impl ProxyHttp for Proxy {
             guarded.expect_body(Duration::ZERO);
         }
         ctx.pace = None;
+        // A vendor may answer over HTTP/2 without having read the body, and turn the rest away.
+        // pingora then closes the caller's connection behind the answer, and must say so in it.
+        if answer.version == Version::HTTP_2
+            && ctx.body_in > 0
+            && guard(session).is_some_and(|guarded| !guarded.is_listened_to())
+        {
+            session.set_keepalive(None);
+        }
         if let Some(since) = ctx.upstream_since {
             let took = since.elapsed();
             ctx.upstream_took = Some(took);

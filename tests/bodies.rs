@@ -12,11 +12,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
-use crate::support::origin::{Caller, Origin};
+use crate::support::origin::{Caller, Conduct, Origin};
 use crate::support::peers::Pki;
 use crate::support::peers::streams::Nginx;
 use crate::support::script::{Reply, Server};
-use crate::support::{PATIENCE, Proxy, status_of};
+use crate::support::{PATIENCE, Proxy, eventually, status_of};
 
 const TOKEN: &str = "Streams+of/tokens=0123456789";
 
@@ -104,9 +104,10 @@ async fn large_bodies_pass_through_little_memory() {
 
     let grown = memory(&proxy, "VmHWM").saturating_sub(before);
     println!(
-        "{} MiB each way: {} KiB more memory",
+        "{} MiB each way: {} KiB more memory than {} KiB",
         large() / MIB,
-        grown / 1024
+        grown / 1024,
+        before / 1024
     );
     assert!(grown < 30 * MIB, "{grown}");
 }
@@ -335,8 +336,89 @@ async fn no_post_is_lost_to_connections_that_nginx_ends_after_five_requests() {
     }
     asking.join_all().await;
     let posts = |line: &&String| line.starts_with("HTTP/2.0 POST");
-    let requests = nginx.requests();
-    assert_eq!(requests.iter().filter(posts).count(), 200);
+    // It writes its log behind its answers.
+    let count = eventually("logged", || {
+        let count = nginx.requests().iter().filter(posts).count();
+        (count >= 200).then_some(count)
+    });
+    assert_eq!(count, 200);
+}
+
+/// Answers as soon as there is a head, over HTTP/1.1, and reads no more.
+async fn hasty() -> (String, tokio::task::AbortHandle) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let serving = tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let answer = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nearly";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            kept.push(stream);
+        }
+    });
+    (url, serving.abort_handle())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_is_answered_early_is_told_when_its_connection_ends() {
+    let pki = Pki::new();
+    // Its window is open for one byte at a time, and it reads no body.
+    let over_h2 = Origin::conducted(
+        &pki,
+        |_| Conduct::Window(1),
+        |exchange| async { exchange.answer("early") },
+    )
+    .await;
+    let (over_h1, serving) = hasty().await;
+    let proxy = front(&pki, &[("h1", &over_h1), ("h2", &over_h2.url)]);
+    // After this, it is known how large the window is.
+    tokio::task::block_in_place(|| assert_eq!(status_of(&get(&proxy, "/h2/x", "")), 200));
+
+    for vendor in ["h1", "h2"] {
+        for size in [100, 60_000, 1_000_000] {
+            let to = proxy.data;
+            tokio::task::spawn_blocking(move || {
+                let mut stream = connect(to);
+                let post = format!("POST /{vendor}/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n");
+                let (head, body) = post_and_hear(&mut stream, &post, size);
+                assert_eq!((status_of(&head), &*body), (200, "early"), "{vendor} {size}");
+                if !head.to_lowercase().contains("\r\nconnection: close\r\n") {
+                    let (again, _) = post_and_hear(&mut stream, &post, size);
+                    assert_eq!(status_of(&again), 200, "{vendor} {size}");
+                }
+            })
+            .await
+            .unwrap();
+
+            // Over HTTP/2 the connection is kept whatever becomes of a stream.
+            let mut caller = Caller::connect(proxy.data).await;
+            for _ in 0..2 {
+                let request = Request::post(format!("http://localhost/{vendor}/x"));
+                let got = caller.ask(request, &vec![b'x'; size]).await;
+                assert_eq!((got.status, &*got.body), (200, "early"), "{vendor} {size}");
+            }
+        }
+    }
+    serving.abort();
+}
+
+/// Sends a request and reads its answer, whose body is of five bytes.
+fn post_and_hear(stream: &mut TcpStream, head_of_it: &str, size: usize) -> (String, String) {
+    let mut sending = stream.try_clone().unwrap();
+    let request = [head_of_it.as_bytes(), &vec![b'x'; size]].concat();
+    // It may be answered, and its connection closed, before all of it is sent.
+    let sending = std::thread::spawn(move || sending.write_all(&request));
+    let head = head(stream);
+    let mut body = [0; 5];
+    stream.read_exact(&mut body).unwrap();
+    if !head.to_lowercase().contains("\r\nconnection: close\r\n") {
+        sending.join().unwrap().unwrap();
+    }
+    (head, String::from_utf8_lossy(&body).into_owned())
 }
 
 #[tokio::test(flavor = "multi_thread")]

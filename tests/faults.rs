@@ -164,9 +164,10 @@ impl Setup {
             let calls = self.token_calls(vendor);
             for two in calls.windows(2) {
                 let pause = two[1] - two[0];
-                // What is sent a second apart may arrive a little closer together.
+                // What is sent a second apart arrives closer together when this machine is busy; the
+                // second itself is held to account under a paused clock, in `credential::tests`.
                 assert!(
-                    pause > Duration::from_millis(900),
+                    pause > Duration::from_millis(500),
                     "{vendor}: {pause:?} between two token requests"
                 );
             }

@@ -17,6 +17,7 @@ mod clients;
 mod config;
 mod connections;
 mod deploy;
+mod documentation;
 mod echo;
 mod faults;
 mod floods;

@@ -5,21 +5,22 @@
 //! a preset may fill it and because a wrong value is taken out once it has been reported; what
 //! must be there is checked where it is used.
 //!
-//! Beyond JSON Schema, `x-hint` is what to tell whoever got it wrong, `x-supported` lists the
-//! values that are built (none: the whole key is not), and `title` names the thing in a sentence.
+//! Beyond JSON Schema, `x-hint` is what to tell whoever got it wrong, and `title` names the thing in
+//! a sentence.
 
-use std::borrow::Cow;
-use std::fmt;
-use std::marker::PhantomData;
+mod auth;
+mod values;
+
 use std::sync::LazyLock;
-use std::time::Duration;
 
+use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Value, json};
 
-use super::units;
+pub(super) use self::auth::{
+    Algorithm, Auth, AuthorizationCode, Basic, ClientAuth, ClientCredentials, Vedauth,
+};
+pub(super) use self::values::{Entries, Size, Span};
 
 /// The JSON Schema of proxy.yaml.
 pub(super) static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
@@ -28,28 +29,8 @@ pub(super) static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
         .into_root_schema_for::<File>()
         .to_value();
     forbid_null(&mut schema);
-    tell_unsupported(&mut schema);
     schema
 });
-
-/// Whoever reads the schema rather than our messages learns what is not built as well.
-fn tell_unsupported(schema: &mut Value) {
-    if let Value::Object(fields) = schema {
-        fields.values_mut().for_each(tell_unsupported);
-        let Some(built) = fields.get("x-supported").and_then(Value::as_array) else {
-            return;
-        };
-        let built: Vec<String> = built.iter().map(|value| format!("`{value}`")).collect();
-        let limit = match built.as_slice() {
-            [] => "Not supported yet.".to_owned(),
-            some => format!("Supported so far: {}.", some.join(", ")),
-        };
-        if let Some(Value::String(description)) = fields.get_mut("description") {
-            description.push(' ');
-            description.push_str(&limit);
-        }
-    }
-}
 
 /// Every field is optional in Rust, which schemars takes for "may be null". A key without a value
 /// is a mistake in proxy.yaml.
@@ -541,303 +522,4 @@ pub(super) enum EncodedSlash {
 pub(super) enum Login {
     Refuse,
     Stub,
-}
-
-/// What is shown to the vendor: exactly one kind.
-#[derive(serde::Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(
-    title = "one kind of credential",
-    extend("minProperties" = 1, "maxProperties" = 1)
-)]
-pub(super) struct Auth {
-    /// A fixed token: `Authorization: Bearer …`.
-    pub(super) bearer: Option<Bearer>,
-    /// User name and password: `Authorization: Basic …`.
-    pub(super) basic: Option<Basic>,
-    /// Header fields by name; the spelling is kept on HTTP/1.1.
-    #[schemars(extend("minProperties" = 1))]
-    pub(super) headers: Option<Entries<PlainOrSecret>>,
-    /// Query parameters by name.
-    #[schemars(extend("minProperties" = 1))]
-    pub(super) query: Option<Entries<Secret>>,
-    /// OAuth 2.0 client credentials (RFC 6749 §4.4).
-    pub(super) client_credentials: Option<ClientCredentials>,
-    /// OAuth 2.0 authorization code (RFC 6749 §4.1), once, by `countersign authorize`; then the
-    /// stored refresh token (§6).
-    pub(super) authorization_code: Option<AuthorizationCode>,
-    /// A vedauth token server.
-    pub(super) vedauth: Option<Vedauth>,
-}
-
-/// A fixed token.
-#[derive(serde::Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Bearer {
-    /// The token.
-    pub(super) token: Option<Secret>,
-}
-
-/// User name and password.
-#[derive(serde::Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Basic {
-    /// User name.
-    pub(super) username: Option<PlainOrSecret>,
-    /// Password.
-    pub(super) password: Option<Secret>,
-}
-
-/// OAuth 2.0 client credentials.
-#[derive(serde::Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ClientCredentials {
-    /// Where tokens are issued.
-    pub(super) token_url: Option<String>,
-    /// The client's name.
-    pub(super) client_id: Option<PlainOrSecret>,
-    /// The client's secret, for `client_auth` `basic`, `post` and `json`.
-    pub(super) client_secret: Option<Secret>,
-    /// How the client proves itself.
-    #[schemars(extend("default" = "basic"))]
-    pub(super) client_auth: Option<ClientAuth>,
-    /// Sent when present and not empty.
-    pub(super) scope: Option<String>,
-    /// Sent when present and not empty.
-    pub(super) audience: Option<String>,
-    /// Sent when present and not empty (RFC 8707).
-    pub(super) resource: Option<String>,
-    /// Further parameters, sent as they are.
-    pub(super) params: Option<Entries<String>>,
-    /// The key that signs assertions, PEM, for `client_auth: private_key_jwt`.
-    pub(super) private_key: Option<Secret>,
-    /// `kid` of the assertion.
-    pub(super) key_id: Option<String>,
-    /// How the assertion is signed.
-    #[schemars(extend("default" = "RS256"))]
-    pub(super) algorithm: Option<Algorithm>,
-    /// `aud` of the assertion. Default: the token URL.
-    pub(super) assertion_audience: Option<String>,
-    /// The certificate for `client_auth: tls`. Default: the vendor's `client_cert`.
-    pub(super) client_cert: Option<CertFiles>,
-    /// Assumed when the answer names no lifetime or an unreadable one.
-    #[schemars(extend("default" = "300s"))]
-    pub(super) default_lifetime: Option<Span>,
-    /// One token request, body included.
-    #[schemars(extend("default" = "10s"))]
-    pub(super) request_timeout: Option<Span>,
-}
-
-/// OAuth 2.0 authorization code and refresh tokens.
-#[derive(serde::Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct AuthorizationCode {
-    /// Where a person consents.
-    pub(super) authorize_url: Option<String>,
-    /// Where codes and refresh tokens are exchanged.
-    pub(super) token_url: Option<String>,
-    /// The client's name.
-    pub(super) client_id: Option<PlainOrSecret>,
-    /// The client's secret. Absent, with no `client_auth`: a public client.
-    pub(super) client_secret: Option<Secret>,
-    /// How the client proves itself.
-    #[schemars(extend("default" = "post"))]
-    pub(super) client_auth: Option<ClientAuth>,
-    /// Asked for at the authorize URL.
-    pub(super) scope: Option<String>,
-    /// Where the browser is sent back to, as registered with the vendor.
-    pub(super) redirect_uri: Option<String>,
-    /// Whether the exchange repeats `redirect_uri`, as RFC 6749 §4.1.3 wants.
-    #[schemars(extend("default" = true))]
-    pub(super) send_redirect_uri: Option<bool>,
-    /// Proof key for code exchange, method S256 (RFC 7636).
-    #[schemars(extend("default" = true))]
-    pub(super) pkce: Option<bool>,
-    /// The key that signs assertions, PEM, for `client_auth: private_key_jwt`.
-    pub(super) private_key: Option<Secret>,
-    /// `kid` of the assertion.
-    pub(super) key_id: Option<String>,
-    /// How the assertion is signed.
-    #[schemars(extend("default" = "RS256"))]
-    pub(super) algorithm: Option<Algorithm>,
-    /// `aud` of the assertion. Default: the token URL.
-    pub(super) assertion_audience: Option<String>,
-    /// The certificate for `client_auth: tls`. Default: the vendor's `client_cert`.
-    pub(super) client_cert: Option<CertFiles>,
-    /// Assumed when the answer names no lifetime or an unreadable one.
-    #[schemars(extend("default" = "300s"))]
-    pub(super) default_lifetime: Option<Span>,
-    /// One token request, body included.
-    #[schemars(extend("default" = "10s"))]
-    pub(super) request_timeout: Option<Span>,
-}
-
-/// A grant from a vedauth server, by exactly one of `certificate`, `username` with `password`, or
-/// `jwt`.
-#[derive(serde::Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Vedauth {
-    /// The server; `/vedauth` is added unless the path already ends so. Default: the upstream's
-    /// origin.
-    pub(super) url: Option<String>,
-    /// The API integration's id; case-sensitive.
-    pub(super) client_id: Option<PlainOrSecret>,
-    /// Sent as it is, for example `certificate:manage;configuration`.
-    pub(super) scope: Option<String>,
-    /// Client certificate that obtains the grant.
-    pub(super) certificate: Option<CertFiles>,
-    /// User that obtains the grant.
-    pub(super) username: Option<PlainOrSecret>,
-    /// The user's password.
-    pub(super) password: Option<Secret>,
-    /// Signed token that obtains the grant.
-    pub(super) jwt: Option<Secret>,
-    /// Whether refresh tokens are used.
-    #[schemars(extend("default" = true))]
-    pub(super) refresh: Option<bool>,
-    /// Whether the grant is revoked when the process is stopped; that ends it for every process
-    /// that shares the store.
-    #[schemars(extend("default" = false))]
-    pub(super) revoke_on_exit: Option<bool>,
-    /// Assumed when the answer names no lifetime or an unreadable one.
-    #[schemars(extend("default" = "300s"))]
-    pub(super) default_lifetime: Option<Span>,
-    /// One token request, body included.
-    #[schemars(extend("default" = "10s"))]
-    pub(super) request_timeout: Option<Span>,
-}
-
-/// How a client proves itself at the token endpoint.
-#[derive(Clone, Copy, PartialEq, Eq, serde::Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum ClientAuth {
-    Basic,
-    Post,
-    Json,
-    PrivateKeyJwt,
-    Tls,
-}
-
-/// How an assertion is signed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
-pub(super) enum Algorithm {
-    RS256,
-    RS384,
-    RS512,
-    PS256,
-    PS384,
-    PS512,
-    ES256,
-    ES384,
-    EdDSA,
-}
-
-/// A mapping from names the user chooses, in the file's order; an entry that was wrong is `None`.
-pub(super) struct Entries<T>(pub(super) Vec<(String, Option<T>)>);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct InOrder<T>(PhantomData<T>);
-
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for InOrder<T> {
-            type Value = Entries<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a mapping")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Entries(entries))
-            }
-        }
-
-        from.deserialize_map(InOrder(PhantomData))
-    }
-}
-
-impl<T: JsonSchema> JsonSchema for Entries<T> {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        format!("Entries_of_{}", T::schema_name()).into()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "type": "object",
-            "additionalProperties": generator.subschema_for::<T>(),
-        })
-    }
-}
-
-/// A duration.
-#[derive(Clone, Copy)]
-pub(super) struct Span(pub(super) Duration);
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let text = Cow::<str>::deserialize(from)?;
-        units::duration(&text).map(Self).map_err(D::Error::custom)
-    }
-}
-
-impl JsonSchema for Span {
-    fn schema_name() -> Cow<'static, str> {
-        "Duration".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "title": "a duration",
-            "description": "`250ms`, `5s`, `2m`, `1h`",
-            "type": "string",
-            "pattern": "^[0-9]+(ms|s|m|h)$",
-            "format": "span",
-            "x-hint": units::DURATIONS,
-        })
-    }
-}
-
-/// A number of bytes.
-#[derive(Clone, Copy)]
-pub(super) struct Size(pub(super) u64);
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        #[derive(serde::Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            Bytes(u64),
-            Text(String),
-        }
-
-        match Written::deserialize(from)? {
-            Written::Bytes(bytes) => Ok(Self(bytes)),
-            Written::Text(text) => units::size(&text).map(Self).map_err(D::Error::custom),
-        }
-    }
-}
-
-impl JsonSchema for Size {
-    fn schema_name() -> Cow<'static, str> {
-        "Size".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "title": "a size",
-            "description": "`512B`, `64KiB`, `10MiB`, `1GiB`, or a number of bytes",
-            "type": ["string", "integer"],
-            "minimum": 0,
-            "pattern": "^[0-9]+(B|KiB|MiB|GiB)$",
-            "format": "size",
-            "x-hint": units::SIZES,
-        })
-    }
 }

@@ -239,9 +239,6 @@ impl Manual {
 
 /// What may stand there.
 fn value(schema: &Value) -> String {
-    if schema["x-supported"].as_array().is_some_and(Vec::is_empty) {
-        return "–".to_owned();
-    }
     if let Some(name) = schema["$ref"].as_str() {
         let target = target(name);
         return match target["format"].as_str() {

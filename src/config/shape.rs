@@ -17,11 +17,6 @@ pub(super) fn check(document: &mut Value, report: &mut Report<'_>) {
 /// `hint` is what the schema said on the way here about how to write it right.
 fn node(schema: &Value, value: &mut Value, at: &Spot, hint: &str, report: &mut Report<'_>) {
     let hint = schema["x-hint"].as_str().unwrap_or(hint);
-    if schema["x-supported"].as_array().is_some_and(Vec::is_empty) {
-        report.wrong_key(at, "is not supported yet", "");
-        *value = Value::Null;
-        return;
-    }
     if value.is_null() {
         let hint = if hint.is_empty() {
             "give it one, or remove the key"
@@ -51,16 +46,6 @@ fn node(schema: &Value, value: &mut Value, at: &Spot, hint: &str, report: &mut R
         }
     } else if !types(schema).is_empty() {
         wrong_type(schema, value, at, hint, report);
-    }
-    if let Some(built) = schema["x-supported"].as_array()
-        && !value.is_null()
-        && !built.contains(value)
-    {
-        let built: Vec<String> = built.iter().map(words).collect();
-        let built: Vec<&str> = built.iter().map(String::as_str).collect();
-        let hint = format!("supported so far: {}", list(&built));
-        report.wrong_key(at, "is not supported yet", hint);
-        *value = Value::Null;
     }
 }
 
@@ -359,12 +344,6 @@ fn target(reference: &str) -> &'static Value {
     SCHEMA.pointer(pointer).unwrap_or(&Value::Null)
 }
 
-fn words(value: &Value) -> String {
-    value
-        .as_str()
-        .map_or_else(|| value.to_string(), str::to_owned)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -387,7 +366,7 @@ mod tests {
                             continue;
                         }
                         seen.push(name.clone());
-                        if name != "default" && name != "x-supported" {
+                        if name != "default" {
                             visit(value, seen);
                         }
                     }
@@ -415,7 +394,6 @@ mod tests {
             "required",
             "type",
             "x-secret",
-            "x-supported",
             "x-hint",
             "format span",
             "format size",

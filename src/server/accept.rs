@@ -210,6 +210,8 @@ pub struct Guarded {
     answer_by: AtomicU64,
     /// While a body is awaited: the longest pause in it, milliseconds; 0: no limit.
     longest_pause: AtomicU64,
+    /// Something was to be read since the body's end was passed on.
+    listened: AtomicBool,
     /// What is left of that, and since when we wait.
     pace: Option<Pace>,
     waiting: Option<Instant>,
@@ -239,6 +241,7 @@ impl Guarded {
             stale: AtomicBool::new(false),
             answer_by: AtomicU64::new(0),
             longest_pause: AtomicU64::new(0),
+            listened: AtomicBool::new(false),
             pace: None,
             waiting: None,
             too_slow: AtomicBool::new(false),
@@ -275,6 +278,18 @@ impl Guarded {
     pub fn expect_body(&self, longest_pause: Duration) {
         let milliseconds = u64::try_from(longest_pause.as_millis()).unwrap_or(u64::MAX);
         self.longest_pause.store(milliseconds, Ordering::Relaxed);
+    }
+
+    /// Tells that the end of the body is about to be passed on.
+    pub fn body_is_complete(&self) {
+        self.listened.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether pingora has looked for more from the caller since then. It does unless passing on
+    /// the body has failed, and then it closes this connection behind the answer.
+    #[must_use]
+    pub fn is_listened_to(&self) -> bool {
+        self.listened.load(Ordering::Relaxed)
     }
 
     /// Whether reading has failed because the body came too slowly.
@@ -366,6 +381,7 @@ impl AsyncRead for Guarded {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.listened.store(true, Ordering::Relaxed);
         if self.stale.swap(false, Ordering::Relaxed) {
             self.deadline = None;
             (self.pace, self.waiting) = (None, None);

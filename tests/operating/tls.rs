@@ -14,7 +14,9 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -169,13 +171,83 @@ async fn a_handshake_that_never_ends_is_ended_and_nobody_waits_for_it() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_1_2_and_1_3_are_spoken_with_a_hybrid_key_exchange_where_it_is_offered() {
+    use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
+    use rustls::version::{TLS12, TLS13};
+    use rustls::{NamedGroup, ProtocolVersion, RootCertStore};
+
+    let setup = Setup::new("").await;
+    let mut roots = RootCertStore::empty();
+    let ca = CertificateDer::from_pem_file(setup.dir.path().join("ca.pem")).unwrap();
+    roots.add(ca).unwrap();
+    for (version, groups, wanted) in [
+        (
+            &TLS13,
+            [kx_group::X25519MLKEM768, kx_group::X25519],
+            (ProtocolVersion::TLSv1_3, NamedGroup::X25519MLKEM768),
+        ),
+        (
+            &TLS13,
+            [kx_group::X25519, kx_group::SECP256R1],
+            (ProtocolVersion::TLSv1_3, NamedGroup::X25519),
+        ),
+        (
+            &TLS12,
+            [kx_group::X25519MLKEM768, kx_group::X25519],
+            (ProtocolVersion::TLSv1_2, NamedGroup::X25519),
+        ),
+    ] {
+        let mut provider = default_provider();
+        provider.kx_groups = groups.to_vec();
+        let config = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(roots.clone())
+            .with_no_client_auth();
+        let tcp = TcpStream::connect(setup.proxy.data).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, tcp);
+        let stream = stream.await.unwrap();
+        let session = stream.get_ref().1;
+        let group = session.negotiated_key_exchange_group().unwrap().name();
+        assert_eq!((session.protocol_version().unwrap(), group), wanted);
+    }
+
+    const HANDSHAKE: u8 = 0x16;
+    const ALERT: u8 = 0x15;
+    assert_eq!(hello(setup.proxy.data, 3).await.0, HANDSHAKE);
+    // TLS 1.1 and 1.0: a fatal protocol_version (RFC 5246 §7.2).
+    assert_eq!(hello(setup.proxy.data, 2).await, (ALERT, [2, 70]));
+    assert_eq!(hello(setup.proxy.data, 1).await, (ALERT, [2, 70]));
+}
+
+/// What a `ClientHello` for version 3.`minor` is answered with: the record's type, and its first
+/// bytes.
+async fn hello(to: SocketAddr, minor: u8) -> (u8, [u8; 2]) {
+    // RFC 5246 §7.4.1.2: a random, no session, one suite, no compression; then x25519 and
+    // ecdsa_secp256r1_sha256 as extensions.
+    let mut hello = vec![3, minor];
+    hello.extend([7; 32]);
+    hello.extend(b"\0\0\x02\xc0\x2b\x01\0");
+    hello.extend(b"\0\x10\0\x0a\0\x04\0\x02\0\x1d\0\x0d\0\x04\0\x02\x04\x03");
+    let length = u8::try_from(hello.len()).unwrap();
+    let mut record = vec![0x16, 3, 1, 0, length + 4, 1, 0, 0, length];
+    record.extend(hello);
+    let mut stream = TcpStream::connect(to).await.unwrap();
+    stream.write_all(&record).await.unwrap();
+    let mut answer = [0; 7];
+    stream.read_exact(&mut answer).await.unwrap();
+    (answer[0], [answer[5], answer[6]])
+}
+
 /// A TLS listener with four certificates in front of an echo, which is vendor `v`, by its prefix
 /// and by the host one.test.
 struct Setup {
     echo: Stand,
     proxy: Proxy,
     roots: Roots,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Setup {
@@ -209,7 +281,7 @@ listeners:
             echo,
             proxy,
             roots,
-            _dir: dir,
+            dir,
         }
     }
 

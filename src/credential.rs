@@ -113,6 +113,17 @@ enum FetchError {
     Reauthorize(String),
 }
 
+impl FetchError {
+    /// For spans: one of few words.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Temporary { .. } => "temporary",
+            Self::Rejected(_) => "rejected",
+            Self::Reauthorize(_) => "reauthorize",
+        }
+    }
+}
+
 /// What we hold for one vendor now. Written by one task, loaded by every request.
 pub struct Credential {
     current: ArcSwapOption<Held>,

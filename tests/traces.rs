@@ -118,10 +118,14 @@ impl Span {
 }
 
 fn attributes(pairs: Vec<KeyValue>) -> BTreeMap<String, String> {
-    let text = |value: AnyValue| match value.value.unwrap() {
-        Any::StringValue(text) => text,
-        Any::IntValue(number) => number.to_string(),
-        other => format!("{other:?}"),
+    let text = |value: AnyValue| {
+        if let Some(Any::StringValue(text)) = value.value {
+            return text;
+        }
+        let Some(Any::IntValue(number)) = value.value else {
+            panic!("an attribute of another kind: {value:?}");
+        };
+        number.to_string()
     };
     pairs
         .into_iter()

@@ -115,11 +115,11 @@ pub(super) async fn keep_fresh(
                 next
             }
             Err(error) => {
+                tell(None, Some(error.word()));
                 let cause = error.to_string();
                 let mut patience = None;
                 let (outcome, pause) = match &error {
                     FetchError::Temporary { retry_after, .. } => {
-                        tell(None, Some("temporary"));
                         failures += 1;
                         metrics.temporary.inc();
                         if retry_after.is_none() && !urgent {
@@ -130,12 +130,10 @@ pub(super) async fn keep_fresh(
                         (Outcome::Temporary, Some(pause))
                     }
                     FetchError::Rejected(_) => {
-                        tell(None, Some("rejected"));
                         metrics.rejected.inc();
                         (Outcome::Rejected, Some(pace::after_refusal()))
                     }
                     FetchError::Reauthorize(_) => {
-                        tell(None, Some("reauthorize"));
                         metrics.rejected.inc();
                         (Outcome::Reauthorize, None)
                     }

@@ -37,9 +37,11 @@ impl Setup {
             echo.url()
         );
         let directory = dir.path().to_owned();
-        let proxy = tokio::task::spawn_blocking(move || Proxy::start(&directory, &yaml))
-            .await
-            .unwrap();
+        let proxy = tokio::task::spawn_blocking(move || {
+            Proxy::start_with(&directory, &yaml, &[("RUST_LOG", "trace")])
+        })
+        .await
+        .unwrap();
         Self {
             _echo: echo,
             proxy,
@@ -55,7 +57,13 @@ impl Setup {
     }
 
     fn with_token(&self, token: &str) -> u16 {
-        status_of(&self.get(&format!("Authorization: Bearer {token}\r\n")))
+        let status = status_of(&self.get(&format!("Authorization: Bearer {token}\r\n")));
+        // Good or bad, at trace level: no part of it is said.
+        let said = self.proxy.stderr() + &self.proxy.stdout() + &self.proxy.admin("/").1;
+        for part in token.split('.').filter(|part| part.len() > 16) {
+            assert!(!said.contains(part), "{said}");
+        }
+        status
     }
 }
 

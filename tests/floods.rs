@@ -154,6 +154,21 @@ async fn callers_beyond_the_bound_wait_and_are_served_once_there_is_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn silent_connections_to_the_admin_listener_are_bounded_and_end() {
+    let setup = Setup::new("").await;
+    let silent: Vec<_> = (0..200)
+        .map(|_| TcpStream::connect(setup.proxy.admin).unwrap())
+        .collect();
+    setup.serves();
+    let open = std::fs::read_dir(format!("/proc/{}/fd", setup.proxy.id())).unwrap();
+    let open = open.count();
+    assert!(open < 200, "{open} files are open");
+    // A probe waits until the silent ones are closed.
+    assert_eq!(setup.proxy.admin("/livez").0, 200);
+    drop(silent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_dribbles_is_a_408_however_it_is_framed() {
     let setup = Setup::new("    timeouts: { idle: 1s }\n").await;
     for (framing, drop) in [

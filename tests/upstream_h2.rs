@@ -20,11 +20,21 @@ const TOKEN: &str = "the+token/of=ours-0123456789";
 
 /// The proxy in front of `url`, reached as vendor `v`; its listener speaks HTTP/2, too.
 async fn front(pki: &Pki, url: &str, more: &str) -> Proxy {
+    front_with(pki, url, more, &[]).await
+}
+
+/// The same, with more in its environment.
+async fn front_with(
+    pki: &Pki,
+    url: &str,
+    more: &str,
+    environment: &'static [(&str, &str)],
+) -> Proxy {
     let yaml = format!(
         "listeners: [ {{ bind: 127.0.0.1:0, h2c: true }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\nvendors:\n  v:\n    upstream: {url}\n    ca: ca.pem\n    allow_plaintext: true\n    {more}\n"
     );
     let directory = pki.dir().to_owned();
-    tokio::task::spawn_blocking(move || Proxy::start(&directory, &yaml))
+    tokio::task::spawn_blocking(move || Proxy::start_with(&directory, &yaml, environment))
         .await
         .unwrap()
 }
@@ -358,6 +368,9 @@ async fn the_credential_is_masked_in_fields_bodies_and_trailers() {
         let mut trailers = HeaderMap::new();
         trailers.insert("x-trailing", TOKEN.parse().unwrap());
         trailers.insert("x-checksum", "kept".parse().unwrap());
+        trailers.insert("set-cookie", "session=theirs".parse().unwrap());
+        trailers.insert("proxy-status", "countersign; error=x".parse().unwrap());
+        trailers.insert("proxy-authenticate", "Basic".parse().unwrap());
         stream.send_trailers(trailers).unwrap();
     })
     .await;
@@ -372,6 +385,7 @@ async fn the_credential_is_masked_in_fields_bodies_and_trailers() {
     assert_eq!(got.body, format!("<{stars}>"));
     assert_eq!(trailers["x-trailing"], stars);
     assert_eq!(trailers["x-checksum"], "kept");
+    assert_eq!(trailers.len(), 2, "{trailers:?}");
 
     // HTTP/1.1 callers get none.
     let answer = get(&proxy, "/v/x").await;
@@ -470,4 +484,127 @@ async fn a_server_that_vanished_is_found_out_by_asking_it() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let answer = get(&proxy, "/v/x").await;
     assert!(answer.ends_with('1'), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_belongs_to_a_connection_stays_on_it_from_http_2_to_http_2() {
+    let pki = Pki::new();
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let origin = Origin::start(&pki, move |mut exchange| {
+        let tell = tell.clone();
+        async move {
+            exchange.body().await;
+            let trailers = exchange.request.body_mut().trailers().await;
+            tell.send((exchange.request.headers().clone(), trailers.ok().flatten()))
+                .unwrap();
+            let fields = [
+                ("proxy-authenticate", "Basic"),
+                ("http2-settings", "x"),
+                ("trailer", "x"),
+                ("set-cookie", "session=theirs"),
+                ("proxy-status", "countersign; error=x"),
+                ("etag", "kept"),
+            ];
+            exchange.answer_with(200, &fields, "");
+        }
+    })
+    .await;
+    let proxy = front(&pki, &origin.url, "").await;
+
+    let mut caller = Caller::connect(proxy.data).await;
+    let request = Request::post("http://localhost/v/x")
+        .header("http2-settings", "x")
+        .header("trailer", "authorization")
+        .header("proxy-authorization", "Basic eDp5")
+        .header("x-forwarded-for", "192.0.2.1")
+        .header("x-original-url", "/elsewhere")
+        .header("if-match", "kept")
+        .body(())
+        .unwrap();
+    let (answer, mut body) = caller.sender().send_request(request, false).unwrap();
+    body.send_data(Bytes::from_static(b"body"), false).unwrap();
+    let mut trailers = HeaderMap::new();
+    trailers.insert("authorization", "Bearer the-callers".parse().unwrap());
+    body.send_trailers(trailers).unwrap();
+    let answer = tokio::time::timeout(crate::support::PATIENCE, answer)
+        .await
+        .unwrap()
+        .unwrap();
+
+    let (arrived, trailers) = told.recv().await.unwrap();
+    let names: Vec<_> = arrived.keys().map(http::HeaderName::as_str).collect();
+    assert_eq!(names, ["if-match"]);
+    assert!(trailers.is_none(), "{trailers:?}");
+    let mut names: Vec<_> = answer
+        .headers()
+        .keys()
+        .map(http::HeaderName::as_str)
+        .collect();
+    names.retain(|name| *name != "date");
+    names.sort_unstable();
+    assert_eq!(names, ["content-length", "etag", "via", "x-request-id"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credential_is_never_indexed() {
+    let pki = Pki::new();
+    let origin = Origin::conducted(&pki, goes_away_gracefully, repeated).await;
+    let auth = format!("auth: {{ bearer: {{ token: {{ value: \"{TOKEN}\" }} }} }}");
+    let proxy = front(&pki, &origin.url, &auth).await;
+    assert_eq!(status_of(&get(&proxy, "/v/x").await), 200);
+    // RFC 7541 §6.2.3, with `authorization` from the static table (23 in Appendix A).
+    let never = [0x1f, 23 - 15];
+    let head = origin.excluded();
+    assert!(head.windows(2).any(|two| two == never), "{head:x?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_is_said_at_trace_level_holds_what_went_over_http_2() {
+    let pki = Pki::new();
+    let origin = Origin::conducted(&pki, goes_away_gracefully, |mut exchange| async move {
+        let shown = exchange.field("authorization").to_owned();
+        match exchange.request.uri().path() {
+            "/reset" => exchange.respond.send_reset(Reason::INTERNAL_ERROR),
+            "/half" => {
+                let mut stream = exchange.begin(200, &[("x-echo", &shown)]);
+                let _ = stream.send_data(shown.into(), false);
+                stream.send_reset(Reason::INTERNAL_ERROR);
+            }
+            _ => {
+                let mut stream = exchange.begin(200, &[("x-echo", &shown), ("location", &shown)]);
+                stream.send_data(Bytes::from(shown.clone()), false).unwrap();
+                let mut trailers = HeaderMap::new();
+                trailers.insert("grpc-message", shown.parse().unwrap());
+                stream.send_trailers(trailers).unwrap();
+            }
+        }
+    })
+    .await;
+    let auth = format!("auth: {{ bearer: {{ token: {{ value: \"{TOKEN}\" }} }} }}");
+    let proxy = front_with(&pki, &origin.url, &auth, &[("RUST_LOG", "trace")]).await;
+
+    let mut said = Vec::new();
+    for target in ["/v/x", "/v/reset", "/v/half"] {
+        said.push(get(&proxy, target).await);
+        said.push(post(&proxy, target, "a body").await);
+    }
+    let mut caller = Caller::connect(proxy.data).await;
+    let grpc = Request::post("http://localhost/v/grpc").header("content-type", "application/grpc");
+    let got = caller.ask(grpc, b"\0\0\0\0\0").await;
+    assert_eq!(got.status, 200, "{got:?}");
+    let message = got.trailers.as_ref().unwrap()["grpc-message"].clone();
+    assert!(message.as_bytes().ends_with(b"***"), "{message:?}");
+    said.push(format!("{got:?}"));
+    for path in ["/status", "/metrics", "/"] {
+        said.push(proxy.admin(path).1);
+    }
+    eventually("all is logged", || {
+        (proxy.stdout().lines().count() >= 7).then_some(())
+    });
+    let stderr = proxy.stderr();
+    assert!(stderr.contains("request failed"), "{stderr}");
+    said.extend([proxy.stdout(), stderr]);
+    for text in said {
+        assert!(!text.contains(TOKEN), "{text}");
+    }
 }

@@ -558,4 +558,28 @@ mod tests {
             assert_eq!(rewritten(location).as_deref(), want, "{location}");
         }
     }
+
+    #[test]
+    fn a_location_of_a_vendor_without_a_prefix_leads_to_no_other_origin() {
+        let upstream = Upstream {
+            tls: true,
+            host: "api.example".into(),
+            port: 443,
+            base: "/base".into(),
+        };
+        for (location, want) in [
+            ("/base//evil.example/x", "http://localhost//evil.example/x"),
+            (
+                "https://api.example/base//evil.example",
+                "http://localhost//evil.example",
+            ),
+            ("/base", "/"),
+            ("/base?x", "/?x"),
+            ("/base/x", "/x"),
+        ] {
+            let location = HeaderValue::from_static(location);
+            let ours = rewrite_location(&location, &upstream, "", "http://localhost");
+            assert_eq!(ours.unwrap(), want, "{location:?}");
+        }
+    }
 }

@@ -11,13 +11,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use axum::Router;
 use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Json, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::live::{Live, Watched};
 use super::page::events::Events;
@@ -48,6 +52,13 @@ pub(super) struct Console {
 
 /// After this long a process is as settled as it gets.
 const SETTLED_AFTER: Duration = Duration::from_secs(30);
+
+/// Open connections; further ones wait. More than the status pages that are kept up to date, and few
+/// enough for the files that callers leave.
+const CONNECTIONS: usize = 128;
+/// A request's head must be here within this time, counted from the connection's start or the end
+/// of the request before it.
+const HEAD_TIME: Duration = Duration::from_secs(10);
 
 /// The state words of `/status`, the ones of vendors without a credential included.
 pub(super) const NONE: &str = "none";
@@ -86,15 +97,37 @@ pub(super) async fn serve(console: Arc<Console>, socket: tokio::net::TcpListener
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .with_state(admin.clone())
-        .layer(middleware::map_response(for_browsers))
-        .into_make_service_with_connect_info::<SocketAddr>();
+        .layer(middleware::map_response(for_browsers));
     tokio::select! {
-        ended = axum::serve(socket, app) => {
-            if let Err(cause) = ended {
-                tracing::error!(%cause, "the admin listener ended");
-            }
-        }
+        () = accept(socket, app) => {}
         () = admin.history.keep(&admin.console.live.metrics) => {}
+    }
+}
+
+/// Axum's own loop has no bounds: whoever reaches the listener could open files until none are left
+/// for callers and vendors.
+async fn accept(socket: tokio::net::TcpListener, app: Router) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    while let Ok(slot) = slots.clone().acquire_owned().await {
+        let (stream, from) = match socket.accept().await {
+            Ok(accepted) => accepted,
+            Err(cause) => {
+                tracing::error!(%cause, "a connection to the admin listener could not be taken");
+                // Out of files or memory: the next attempt would fail as fast.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(app.clone().layer(Extension(ConnectInfo(from))));
+        tokio::spawn(async move {
+            // How it ends is nobody's concern.
+            let _ = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIME)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            drop(slot);
+        });
     }
 }
 

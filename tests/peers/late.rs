@@ -195,9 +195,14 @@ async fn the_token_call_shows_it_too_and_its_token_is_used() {
         certificate: {{ cert: client.pem, key: client.key }}
 "
             );
-            let proxy = Proxy::start(pki.dir(), &yaml(&apache.origin, &vendor));
+            let yaml = yaml(&apache.origin, &vendor);
+            let proxy = Proxy::start_with(pki.dir(), &yaml, &[("RUST_LOG", "trace")]);
             let seen = get(&proxy, &pki, "/vedsdk/a").await.unwrap();
             assert_eq!(seen.text("authorization"), "Bearer late==");
+            let said = ["/", "/status", "/metrics"].map(|path| proxy.admin(path).1);
+            let said = said.concat() + &proxy.stderr() + &proxy.stdout();
+            assert!(said.contains("credential obtained"), "{said}");
+            assert!(!said.contains("late=="), "{said}");
             // The upstream's own certificate was not configured.
             assert_eq!(seen.text("serial"), "");
         }

@@ -3,8 +3,8 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -90,6 +90,7 @@ pub struct Origin {
     /// `https://localhost:PORT`.
     pub url: String,
     accepted: Arc<AtomicUsize>,
+    excluded: Arc<Mutex<Vec<u8>>>,
     accepting: AbortHandle,
 }
 
@@ -115,18 +116,25 @@ impl Origin {
         let script: Script = Arc::new(move |exchange| Box::pin(script(exchange)));
         let accepted = Arc::new(AtomicUsize::new(0));
         let counter = accepted.clone();
+        let excluded = Arc::new(Mutex::new(Vec::new()));
+        let sink = excluded.clone();
         let accepting = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let (tls, script, counter) = (tls.clone(), script.clone(), counter.clone());
+                let sink = sink.clone();
                 connections.spawn(async move {
                     let Ok(stream) = tls.accept(stream).await else {
                         return;
                     };
                     let nth = counter.fetch_add(1, Ordering::SeqCst);
-                    match stream.get_ref().1.alpn_protocol() {
-                        Some(b"h2") => serve(stream, nth, conduct(nth), script).await,
-                        _ => serve_http1(stream).await,
+                    let conduct = conduct(nth);
+                    match (stream.get_ref().1.alpn_protocol(), conduct) {
+                        (Some(b"h2"), Conduct::GoAway(reason)) => {
+                            go_away(stream, reason, &sink).await;
+                        }
+                        (Some(b"h2"), _) => serve(stream, nth, conduct, script).await,
+                        (_, _) => serve_http1(stream).await,
                     }
                 });
             }
@@ -134,6 +142,7 @@ impl Origin {
         Self {
             url: format!("https://localhost:{port}"),
             accepted,
+            excluded,
             accepting: accepting.abort_handle(),
         }
     }
@@ -141,6 +150,11 @@ impl Origin {
     /// How many connections have been made.
     pub fn connections(&self) -> usize {
         self.accepted.load(Ordering::SeqCst)
+    }
+
+    /// The bytes of the request head that met a GOAWAY last: HPACK, as it was sent.
+    pub fn excluded(&self) -> Vec<u8> {
+        self.excluded.lock().unwrap().clone()
     }
 }
 
@@ -165,11 +179,7 @@ fn acceptor(pki: &Pki) -> TlsAcceptor {
     TlsAcceptor::from(Arc::new(config))
 }
 
-async fn serve(mut stream: TlsStream<TcpStream>, nth: usize, conduct: Conduct, script: Script) {
-    if let Conduct::GoAway(reason) = conduct {
-        go_away(&mut stream, reason).await;
-        return;
-    }
+async fn serve(stream: TlsStream<TcpStream>, nth: usize, conduct: Conduct, script: Script) {
     let Ok(mut connection) = h2::server::handshake(stream).await else {
         return;
     };
@@ -192,7 +202,7 @@ async fn serve(mut stream: TlsStream<TcpStream>, nth: usize, conduct: Conduct, s
 }
 
 /// h2's own server cannot exclude a request it has read, hence by hand (RFC 9113 §4.1, §6.8).
-async fn go_away(stream: &mut TlsStream<TcpStream>, reason: u32) {
+async fn go_away(mut stream: TlsStream<TcpStream>, reason: u32, excluded: &Mutex<Vec<u8>>) {
     const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
     const HEADERS: u8 = 1;
     let mut preface = [0; 24];
@@ -205,6 +215,7 @@ async fn go_away(stream: &mut TlsStream<TcpStream>, reason: u32) {
         let mut payload = vec![0; length];
         stream.read_exact(&mut payload).await.unwrap();
         if head[3] == HEADERS {
+            *excluded.lock().unwrap() = payload;
             break;
         }
     }

@@ -14,8 +14,8 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::support::front::{Front, Plan, answer};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn no_spelling_of_a_login_path_reaches_a_vendor() {
+/// A vendor of each preset, and of each way to log in.
+async fn every_preset() -> Plan {
     let mut plan = Plan::new().await;
     for (name, _) in REFUSED {
         let stanza = match name {
@@ -27,7 +27,17 @@ async fn no_spelling_of_a_login_path_reaches_a_vendor() {
         };
         plan = plan.stanza_of(&stanza);
     }
-    let front = plan.start();
+    let presets = include_str!("../../src/config/presets.yaml").lines();
+    let presets = presets.filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase()));
+    for preset in presets.filter_map(|line| line.strip_suffix(':')) {
+        assert!(REFUSED.iter().any(|(name, _)| *name == preset), "{preset}");
+    }
+    plan
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_spelling_of_a_login_path_reaches_a_vendor() {
+    let front = every_preset().await.start();
     let before: Vec<usize> = requests(&front);
 
     for (name, paths) in REFUSED {
@@ -53,16 +63,9 @@ async fn no_spelling_of_a_login_path_reaches_a_vendor() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_lax_server_takes_for_a_login_path_is_not_forwarded() {
-    let mut plan = Plan::new().await;
-    for name in ["certcenter", "sectigo", "certn", "maxmd", "venafi"] {
-        plan = plan.vendor(name);
-    }
-    let front = plan.start();
+    let front = every_preset().await.start();
     let key = &front.stands.logins.caller_key;
     for (name, paths) in REFUSED {
-        if !["certcenter", "sectigo", "certn", "maxmd", "venafi"].contains(&name) {
-            continue;
-        }
         for path in paths {
             let bare = path.trim_end_matches('/');
             for spelling in crate::spellings::of(bare) {
@@ -78,7 +81,7 @@ async fn what_a_lax_server_takes_for_a_login_path_is_not_forwarded() {
                 // Forwarded, because it is another path, whoever reads it.
                 for mut read in crate::fuzzing::path::readings(spelling.split('?').next().unwrap())
                 {
-                    if name == "venafi" {
+                    if name.starts_with("venafi") {
                         read = without_trailing_dots(&read);
                     }
                     let (read, wanted) = (read.as_str(), bare.to_lowercase());

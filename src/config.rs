@@ -43,6 +43,7 @@ use zeroize::Zeroizing;
 use self::file::{Entries, File};
 use self::reference::Context;
 use self::report::{Place, Report, Spot};
+pub(crate) use self::upstream::is_link_local;
 use crate::secret::Secret;
 use crate::tls;
 

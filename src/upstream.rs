@@ -22,7 +22,7 @@ use tokio::task::AbortHandle;
 use self::bridge::Bridge;
 use self::resolver::{Resolved, Resolver};
 use self::tunnel::Tunnel;
-use crate::config::{Timeouts, Vendor};
+use crate::config::{Timeouts, Vendor, is_link_local};
 use crate::outbound::Outbound;
 
 /// One vendor's servers.
@@ -225,14 +225,6 @@ fn template(vendor: &Vendor, generation: u64) -> Result<HttpPeer, crate::tls::Er
 
 fn limit(duration: Duration) -> Option<Duration> {
     (!duration.is_zero()).then_some(duration)
-}
-
-/// Where clouds keep their metadata services (RFC 3927, RFC 4291 §2.5.6).
-fn is_link_local(address: IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    }
 }
 
 #[cfg(test)]

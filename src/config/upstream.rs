@@ -116,16 +116,19 @@ pub(super) fn web_url(
     Some(url)
 }
 
-/// 169.254.0.0/16 and `fe80::/10`, however the former is wrapped into an IPv6 address: mapped,
-/// compatible (RFC 4291 §2.5.5) or translated (RFC 6052 §2.1).
-fn is_link_local(address: IpAddr) -> bool {
+/// Where clouds keep their metadata services: 169.254.0.0/16 (RFC 3927) and `fe80::/10`, however the
+/// former is wrapped into an IPv6 address: mapped, compatible (RFC 4291 §2.5.5) or translated
+/// (RFC 6052 §2.1); and `fd00:ec2::/32`, which is Amazon's for the same.
+pub(crate) fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => {
             let bits = address.to_bits();
             let wrapped = matches!(bits >> 32, 0 | 0xffff | 0x0064_ff9b_0000_0000_0000_0000);
             let inner = u32::try_from(bits & 0xffff_ffff).map(Ipv4Addr::from_bits);
-            address.is_unicast_link_local() || (wrapped && inner.is_ok_and(|v4| v4.is_link_local()))
+            address.is_unicast_link_local()
+                || bits >> 96 == 0xfd00_0ec2
+                || (wrapped && inner.is_ok_and(|v4| v4.is_link_local()))
         }
     }
 }
@@ -159,6 +162,8 @@ mod tests {
             ("::ffff:169.254.169.254", true),
             ("::169.254.169.254", true),
             ("64:ff9b::a9fe:a9fe", true),
+            ("fd00:ec2::254", true),
+            ("fd00:ec3::254", false),
             ("169.253.0.1", false),
             ("10.0.0.1", false),
             ("::1", false),

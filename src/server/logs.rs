@@ -16,8 +16,16 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// Libraries that would print whole heads, credentials included, below this level.
-const CAPPED: [&str; 8] = [
-    "pingora", "h2", "hyper", "reqwest", "rustls", "tower", "axum", "hickory",
+const CAPPED: [&str; 9] = [
+    "pingora",
+    "h2",
+    "hyper",
+    "reqwest",
+    "rustls",
+    "tower",
+    "axum",
+    "hickory",
+    "opentelemetry",
 ];
 
 /// Sends our log to stderr. `RUST_LOG` sets levels, `default` where it says nothing; the libraries

@@ -9,6 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::front::Plan;
 use crate::support::peers::squid::{PASSWORD, Squid, USER};
+use crate::support::{eventually, signal};
 
 /// A CONNECT proxy that notes the heads it was sent.
 pub struct Egress {
@@ -161,4 +162,26 @@ async fn a_real_squid_lets_us_out_with_its_password_and_not_without() {
         log.iter().any(|line| line.contains("TCP_DENIED/407")),
         "{log:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_a_reload_brings_is_used_by_token_calls_too() {
+    let egress = Egress::start("200 OK").await;
+    let plan = Plan::new().await.vendor("certn");
+    let yaml = plan.yaml();
+    let front = plan.start();
+    assert_eq!(front.answer("/certn/hr/v1/applicants/").await.status, 200);
+    let before = front.stands.certn.token_calls().len();
+
+    let more = format!("{yaml}    proxy: http://{}\n", egress.address);
+    std::fs::write(front.dir().join("proxy.yaml"), more).unwrap();
+    signal(front.proxy.id(), "HUP");
+    // Not asked for by anything: a new way is a new generation.
+    eventually("a token by the new way", || {
+        (front.stands.certn.token_calls().len() > before && !egress.heads().is_empty())
+            .then_some(())
+    });
+    let certn = front.stands.certn.address();
+    let head = format!("CONNECT {certn} HTTP/1.1\r\n");
+    assert!(egress.heads().iter().all(|sent| sent.starts_with(&head)));
 }

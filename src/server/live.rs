@@ -435,11 +435,7 @@ impl Making<'_> {
             Some((&before.config, credential, before.keeper.clone()?))
         });
         if let Some((config, credential, keeper)) = &held
-            && config.auth == vendor.auth
-            && config.ca == vendor.ca
-            && config.client_cert == vendor.client_cert
-            && config.late_client_auth == vendor.late_client_auth
-            && config.upstream == vendor.upstream
+            && obtained_alike(config, vendor)
         {
             return Ok(Some((credential.clone(), keeper.clone())));
         }
@@ -469,6 +465,19 @@ fn mint(store: &config::Store) -> Mint {
     };
     let key = key.and_then(|key| key.resolve_bytes().ok());
     Mint::new(key.as_ref().map(|key| key.as_slice()))
+}
+
+/// Whether `now` obtains its credential just as `before` did: from the same place, with the same
+/// proof, on the same way.
+fn obtained_alike(before: &ConfiguredVendor, now: &ConfiguredVendor) -> bool {
+    before.auth == now.auth
+        && before.ca == now.ca
+        && before.client_cert == now.client_cert
+        && before.late_client_auth == now.late_client_auth
+        && before.upstream == now.upstream
+        && before.proxy == now.proxy
+        && before.allow_plaintext == now.allow_plaintext
+        && before.timeouts.connect == now.timeouts.connect
 }
 
 /// Whether a token issued under `before` may go on serving until `now` has brought one of its own:

@@ -692,7 +692,12 @@ async fn disturbed_at_random(
         "{disturbances} disturbances, {} refreshes, {extra} extra",
         calls.len()
     );
-    assert!(!calls.is_empty(), "nothing was renewed");
+    // A lock outlives its dead or paused holder by 6 s, and meanwhile nobody renews.
+    let least = usize::try_from(long.as_secs()).unwrap() / 6;
+    assert!(
+        times.len() >= least,
+        "hardly anything was renewed: {calls:?}"
+    );
     assert!(
         extra <= disturbances,
         "{extra} extra tries, {disturbances} disturbances"

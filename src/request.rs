@@ -34,11 +34,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderValue, LOCATION};
 use http::{HeaderMap, Method, StatusCode, Version};
+use pingora::ErrorSource;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error as PingoraError, ErrorType, HttpPeer};
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
-use pingora::{ErrorSource, RetryType};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
@@ -127,7 +127,6 @@ pub struct Context {
     caller: Option<Arc<Caller>>,
     /// The target to send upstream, query included where it stays as it is.
     target: String,
-    callers_origin: String,
     held: Option<Arc<Held>>,
     /// Masks our credential in the answer's body.
     redactor: Option<Redactor>,
@@ -204,7 +203,6 @@ impl ProxyHttp for Proxy {
             way: None,
             caller: None,
             target: String::new(),
-            callers_origin: String::new(),
             held: None,
             redactor: None,
             stop: None,
@@ -512,11 +510,12 @@ impl ProxyHttp for Proxy {
             vendor.metrics.answered(took);
         }
         if let Some(location) = answer.headers.get(LOCATION)
+            && let Ok(authority) = callers_authority(session)
             && let Some(ours) = headers::rewrite_location(
                 location,
                 &vendor.upstream,
                 &vendor.prefix,
-                &ctx.callers_origin,
+                &format!("{}://{authority}", callers_scheme(session)),
             )
         {
             answer.insert_header("Location", ours)?;
@@ -745,11 +744,7 @@ impl ProxyHttp for Proxy {
                 caller: ctx.caller.as_ref().map(|caller| &*caller.name),
                 vendor: ctx.way.as_ref().map(|way| &*way.vendor.name),
                 method: head.method.as_str(),
-                path: head
-                    .raw_path()
-                    .split(|byte| *byte == b'?')
-                    .next()
-                    .unwrap_or_default(),
+                path: path::to_log(head.raw_path()),
                 status,
                 reason,
                 client: session.client_addr(),
@@ -768,12 +763,8 @@ impl ProxyHttp for Proxy {
                 log.write(&line);
             }
             if let Some(span) = &mut span {
-                let digest = session.digest();
-                let tls = digest.is_some_and(|digest| digest.ssl_digest.is_some());
-                let scheme = if tls { "https" } else { "http" };
-                let authority = ctx.callers_origin.split_once("://");
-                let host = authority.map(|(_, authority)| caller::host_of(authority));
-                span.end(&line, scheme, host);
+                let host = callers_authority(session).ok().map(caller::host_of);
+                span.end(&line, callers_scheme(session), host);
             }
         }
         ctx.in_flight = None;
@@ -815,15 +806,11 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<Admitted, Err
     if matches!(head.method, Method::TRACE | Method::CONNECT) {
         return Err(Error::MethodNotAllowed);
     }
-    let (of_target, raw) = path::split_absolute(head.raw_path())?;
-    let of_target = of_target.or_else(|| head.uri.authority().map(http::uri::Authority::as_str));
-    let authority = headers::authority(&head.headers, of_target)?;
+    let authority = callers_authority(session)?;
+    let (_, raw) = path::split_absolute(head.raw_path())?;
     let target = Target::parse(raw)?;
 
-    let tls = session
-        .digest()
-        .and_then(|digest| digest.ssl_digest.as_deref());
-    let handshake = tls.and_then(|tls| tls.extension.get::<Handshake>());
+    let handshake = handshake(session);
     let snapshot = ctx.snapshot.clone();
     let ask = Ask {
         method: head.method.as_str(),
@@ -852,8 +839,6 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<Admitted, Err
     ctx.target = path;
     ctx.kind = Kind::of(head.version, &head.headers);
     ctx.expecting = head.version == Version::HTTP_11 && head.headers.contains_key(EXPECT);
-    let scheme = if tls.is_some() { "https" } else { "http" };
-    ctx.callers_origin = format!("{scheme}://{authority}");
     let announced = head
         .headers
         .get(CONTENT_LENGTH)
@@ -916,12 +901,11 @@ async fn log_in(
     let head = session.req_header();
     let posted = Posted::read(&head.headers, &body);
     let values: Vec<&[u8]> = posted.values().collect();
-    let of_target = head.uri.authority().map(http::uri::Authority::as_str);
-    let authority = headers::authority(&head.headers, of_target)?;
+    let authority = callers_authority(session)?;
     let snapshot = ctx.snapshot.clone();
     let shown = Shown {
         headers: &head.headers,
-        certificate: certificate(session),
+        certificate: handshake(session).and_then(|shown| shown.certificate.as_ref()),
         authority,
         known_host: snapshot
             .routes
@@ -969,9 +953,24 @@ async fn login_body(session: &mut Session) -> Result<Zeroizing<Vec<u8>>, Error> 
     }
 }
 
-fn certificate(session: &Session) -> Option<&Certificate> {
+/// The authority that the caller named, by its target or Host.
+fn callers_authority(session: &Session) -> Result<&str, Error> {
+    let head = session.req_header();
+    let (of_target, _) = path::split_absolute(head.raw_path())?;
+    let of_target = of_target.or_else(|| head.uri.authority().map(http::uri::Authority::as_str));
+    headers::authority(&head.headers, of_target)
+}
+
+fn callers_scheme(session: &Session) -> &'static str {
+    let tls = session
+        .digest()
+        .is_some_and(|digest| digest.ssl_digest.is_some());
+    if tls { "https" } else { "http" }
+}
+
+fn handshake(session: &Session) -> Option<&Handshake> {
     let tls = session.digest()?.ssl_digest.as_deref()?;
-    tls.extension.get::<Handshake>()?.certificate.as_ref()
+    tls.extension.get::<Handshake>()
 }
 
 /// Starts the time until the answer's first byte, where `first_byte` or `total` ends before
@@ -1058,22 +1057,10 @@ fn is_broken(error: &PingoraError) -> bool {
         )
 }
 
-/// Whether the vendor cannot have begun to work on what was sent.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "pingora's list of error types is open"
-)]
+/// Whether the request's head was never whole at the vendor: pingora writes it before it looks at a
+/// body, and half a head is no request.
 fn is_unsent(error: &PingoraError, ctx: &Context) -> bool {
-    match error.etype() {
-        // pingora writes the head before it looks at a body, and half a head is no request.
-        ErrorType::WriteError => !ctx.head_sent,
-        // Decided by pingora for streams that the vendor has turned away unread: GOAWAY and
-        // REFUSED_STREAM (RFC 9113 §8.7), HTTP_1_1_REQUIRED.
-        ErrorType::H2Error | ErrorType::H2Downgrade => {
-            matches!(error.retry, RetryType::Decided(true))
-        }
-        _ => false,
-    }
+    *error.etype() == ErrorType::WriteError && !ctx.head_sent
 }
 
 /// What must not come back to the caller of this request.

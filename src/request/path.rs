@@ -97,6 +97,21 @@ pub fn split_absolute(raw: &[u8]) -> Result<(Option<&str>, &[u8]), Error> {
     Ok((Some(authority), path))
 }
 
+/// What a log may say of a request target, refused ones included: its path. Not the query or a
+/// fragment, and not the authority of an absolute form, whose user information may be a password.
+#[must_use]
+pub fn to_log(raw: &[u8]) -> &[u8] {
+    let end = raw.iter().position(|byte| matches!(byte, b'?' | b'#'));
+    let target = &raw[..end.unwrap_or(raw.len())];
+    let scheme = target.windows(3).position(|three| three == b"://");
+    if target.starts_with(b"/") || scheme.is_none() && !target.contains(&b'@') {
+        return target;
+    }
+    let rest = &target[scheme.map_or(0, |at| at + 3)..];
+    let path = rest.iter().position(|byte| *byte == b'/');
+    path.map_or(b"/", |at| &rest[at..])
+}
+
 /// Whether the path holds an encoded slash or backslash.
 fn check_path(path: &str) -> Result<bool, Error> {
     if !path.starts_with('/') {
@@ -423,6 +438,26 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn of_a_target_the_path_alone_is_logged() {
+        for (raw, logged) in [
+            ("/v/x?key=hunter2", "/v/x"),
+            ("/v/x#hunter2", "/v/x"),
+            ("http://me:hunter2@host/v/x?y", "/v/x"),
+            ("HTTPS://me:hunter2@host", "/"),
+            ("ftp://me:hunter2@host?x", "/"),
+            ("me:hunter2@host:443", "/"),
+            ("http://host/v/@x://y", "/v/@x://y"),
+            ("/v/@x://y", "/v/@x://y"),
+            ("*", "*"),
+            ("host:443", "host:443"),
+            ("", ""),
+        ] {
+            let got = to_log(raw.as_bytes());
+            assert_eq!(String::from_utf8_lossy(got), logged, "{raw}");
+        }
+    }
 
     #[test]
     fn ambiguous_targets_are_refused() {

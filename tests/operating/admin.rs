@@ -407,6 +407,32 @@ async fn a_request_line_is_json_with_the_promised_fields_and_no_query() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_password_in_a_refused_target_is_not_logged() {
+    let front = Plan::new().await.vendor("certn").start();
+    for target in [
+        "http://me:hunter2@localhost/certn/x",
+        "me:hunter2@localhost:443",
+        "/certn/x#hunter2",
+    ] {
+        let request =
+            format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let answer = front.proxy.raw(request);
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{target}: {answer}");
+        assert!(!answer.contains("hunter2"), "{answer}");
+    }
+    // The parser itself refuses the first, and there is no request to log.
+    let said = eventually("two lines", || {
+        let said = front.proxy.stdout();
+        (said.matches("bad_request").count() == 2).then_some(said)
+    });
+    for path in ["/", "/certn/x"] {
+        assert!(said.contains(&format!("\"path\":\"{path}\"")), "{said}");
+    }
+    let said = said + &front.proxy.stderr();
+    assert!(!said.contains("hunter2"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn request_lines_can_be_turned_off() {
     let echo = countersign::demo::echo().await.unwrap();
     let dir = tempfile::tempdir().unwrap();

@@ -480,7 +480,7 @@ async fn plan(ready_when: &str) -> Plan {
 }
 
 /// The promised series that are built.
-const PROMISED: [(&str, &str, &[&str]); 16] = [
+const PROMISED: [(&str, &str, &[&str]); 19] = [
     (
         "countersign_requests_total",
         "counter",
@@ -496,6 +496,13 @@ const PROMISED: [(&str, &str, &[&str]); 16] = [
         "histogram",
         &["vendor"],
     ),
+    ("countersign_breaker_open", "gauge", &["vendor"]),
+    (
+        "countersign_upstream_retries_total",
+        "counter",
+        &["vendor", "action"],
+    ),
+    ("countersign_config_last_reload_successful", "gauge", &[]),
     ("countersign_requests_in_flight", "gauge", &["vendor"]),
     (
         "countersign_refused_total",

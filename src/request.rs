@@ -125,6 +125,8 @@ pub struct Context {
     snapshot: Arc<Snapshot>,
     way: Option<Arc<Way>>,
     caller: Option<Arc<Caller>>,
+    /// What decided: a grant, a refused path.
+    rule: Option<Arc<str>>,
     /// The target to send upstream, query included where it stays as it is.
     target: String,
     held: Option<Arc<Held>>,
@@ -202,6 +204,7 @@ impl ProxyHttp for Proxy {
             snapshot: self.snapshot.load_full(),
             way: None,
             caller: None,
+            rule: None,
             target: String::new(),
             held: None,
             redactor: None,
@@ -755,6 +758,7 @@ impl ProxyHttp for Proxy {
                 reused: ctx.reused,
                 bytes_in: session.body_bytes_read(),
                 bytes_out: session.body_bytes_sent(),
+                rule: ctx.rule.as_deref(),
                 trace_id: trace_id
                     .as_deref()
                     .or_else(|| traces::trace_id(&head.headers)),
@@ -822,6 +826,7 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<Admitted, Err
     let identity = Identity::Shown(&snapshot.callers, &head.headers, certificate);
     let decision = decide(&snapshot.routes, ask, identity);
     ctx.way = decision.vendor.cloned();
+    ctx.rule = decision.rule;
     if let (Some(shape), Some(way)) = (decision.login, ctx.way.clone()) {
         return log_in(session, ctx, shape, &way.vendor).await;
     }

@@ -80,6 +80,8 @@ pub struct Line<'a> {
     pub bytes_in: usize,
     /// Body bytes sent to the caller.
     pub bytes_out: usize,
+    /// What decided, see [`crate::request::decide::Decision::rule`].
+    pub rule: Option<&'a str>,
     /// The W3C trace that it is part of, 32 hexadecimal digits.
     pub trace_id: Option<&'a str>,
 }
@@ -103,6 +105,7 @@ struct Json<'a> {
     bytes_in: usize,
     bytes_out: usize,
     trace_id: Option<&'a str>,
+    rule: Option<&'a str>,
 }
 
 enum Message {
@@ -156,6 +159,7 @@ impl AccessLog {
             bytes_in: line.bytes_in,
             bytes_out: line.bytes_out,
             trace_id: line.trace_id,
+            rule: line.rule,
         };
         let mut text = Vec::with_capacity(384);
         if serde_json::to_writer(&mut text, &json).is_err() {
@@ -232,6 +236,7 @@ mod tests {
             reused: false,
             bytes_in: 0,
             bytes_out: 10,
+            rule: Some("*"),
             trace_id: Some("0af7651916cd43dd8448eb211c80319c"),
         };
         for _ in 0..6 {

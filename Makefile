@@ -8,7 +8,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO := cargo
 PEERS := tests/support/peers
 
-.PHONY: help demo test check fmt generated lint docs licences tests fuzz image setup-build setup-test clean
+.PHONY: help demo test check fmt generated lint docs licences tests fuzz bench-counts image setup-build setup-test setup-counts clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,12 @@ tests: setup-test ## Run the tests alone
 fuzz: setup-build ## Fuzz every target for a minute (SECONDS=600: longer); the first build takes minutes
 	sh scripts/fuzz.sh $(or $(SECONDS),60)
 
+# Counts, not times: two machines agree on them. The released program, the yardstick, and both with
+# their allocations counted.
+bench-counts: setup-build setup-counts ## Instructions and allocations of a warm request against benches/counts.json (ARGS=--accept: the new baseline; ARGS=--help: where they are, and more)
+	$(CARGO) build --locked --release --bin countersign --example bare_pingora --example counts
+	python3 benches/counts.py $(ARGS)
+
 # Not what `make test` runs: a release build takes minutes.
 image: setup-build ## Build a release and put it into a container image (NAME=countersign)
 	COUNTERSIGN_COMMIT=$$(git rev-parse --short HEAD 2>/dev/null || echo unknown) \
@@ -66,6 +72,9 @@ setup-build:
 
 setup-test:
 	@sh scripts/setup.sh test
+
+setup-counts:
+	@sh scripts/setup.sh counts
 
 clean: ## Remove what was built
 	$(CARGO) clean

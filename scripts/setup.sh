@@ -1,14 +1,15 @@
 #!/bin/sh
-# Installs what `make demo` (build) or `make test` (test) needs and this machine lacks.
+# Installs what `make demo` (build), `make test` (test) or `make bench-counts` (counts) needs and this
+# machine lacks.
 #
-#   scripts/setup.sh build|test
+#   scripts/setup.sh build|test|counts
 #
 # Says which Debian packages it installs and what for, installs nothing that is already there, and
 # says nothing when nothing is missing. Without root, sudo or apt it names the packages and fails.
 set -eu
 cd "$(dirname "$0")/.."
 
-purpose=${1:?usage: scripts/setup.sh build|test}
+purpose=${1:?usage: scripts/setup.sh build|test|counts}
 missing=''
 peers=tests/support/peers
 
@@ -38,6 +39,10 @@ main() {
         if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
             want python3-venv 'installs servers and clients from PyPI, to test against'
         fi
+    fi
+    if [ "$purpose" = counts ]; then
+        needs python3 python3 'sends the requests'
+        needs valgrind valgrind 'counts instructions'
     fi
     install_missing
     if [ "$purpose" = test ]; then

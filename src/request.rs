@@ -176,9 +176,6 @@ impl Drop for Serving {
     }
 }
 
-/// How long a caller's connection may idle between requests, seconds. Longer than common clients
-/// keep a connection, so that the client is the one to close.
-const CALLER_KEEPALIVE: u64 = 75;
 /// How long a caller may pause within a body, and how long it may take none of an answer.
 const CALLER_IDLE: Duration = Duration::from_mins(1);
 /// How long the rest of a body that nobody wants is read, so that the answer is not lost to a
@@ -237,12 +234,12 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
-        // pingora's own keep-alive has no end after the first request of a connection. `None` is
-        // the caller's wish, HTTP/1.0's default included.
+        // `None` is the caller's wish, HTTP/1.0's default included. How long is the guard's business:
+        // here, none of what a caller may have asked for.
         if self.draining.load(Ordering::Acquire) {
             session.set_keepalive(None);
         } else if session.get_keepalive().is_some() {
-            session.set_keepalive(Some(CALLER_KEEPALIVE));
+            session.set_keepalive(Some(0));
         }
         session.set_read_timeout(Some(CALLER_IDLE));
         session.set_write_timeout(Some(CALLER_IDLE));

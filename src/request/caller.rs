@@ -13,6 +13,7 @@ use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use foldhash::HashMapExt;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, PROXY_AUTHORIZATION};
 use zeroize::Zeroizing;
 
@@ -139,7 +140,7 @@ pub enum Callers {
 #[derive(Debug)]
 pub struct Known {
     /// By the SHA-256 of their keys.
-    keys: HashMap<[u8; 32], Arc<Caller>>,
+    keys: foldhash::HashMap<[u8; 32], Arc<Caller>>,
     /// By a name in their certificates.
     names: HashMap<San, Arc<Caller>>,
     tokens: Tokens,
@@ -193,7 +194,7 @@ impl Callers {
         };
         let other: Arc<str> = Arc::from("other");
         let mut known = Known {
-            keys: HashMap::with_capacity(callers.len()),
+            keys: foldhash::HashMap::with_capacity(callers.len()),
             names: HashMap::new(),
             tokens: Tokens::new(),
             all: HashMap::with_capacity(callers.len()),

@@ -74,12 +74,13 @@ pub fn decide<'a, V: AsRef<Vendor>>(
         decision.path = Err(Error::Misdirected);
         return decision;
     }
-    if let Some(found) = &found {
+    let path = found.as_ref().map(|found| {
         let vendor: &Vendor = (**found.vendor).as_ref();
-        let path = vendor.upstream_path(ask.target.path, found.prefix);
+        let path = vendor.upstream_path(ask.target, found.prefix);
         decision.login = vendor.logins.shape(ask.method, &path);
         decision.rule = decision.login.map(|_| STUB.clone());
-    }
+        path
+    });
     let caller = match identity {
         Identity::Shown(callers, headers, certificate) => callers.identify(Shown {
             headers,
@@ -96,7 +97,7 @@ pub fn decide<'a, V: AsRef<Vendor>>(
             return decision;
         }
     };
-    let Some(found) = found else {
+    let (Some(found), Some(path)) = (found, path) else {
         return decision;
     };
     let vendor: &Vendor = (**found.vendor).as_ref();
@@ -121,7 +122,6 @@ pub fn decide<'a, V: AsRef<Vendor>>(
         decision.path = Err(Error::Forbidden);
         return decision;
     };
-    let path = vendor.upstream_path(ask.target.path, found.prefix);
     match vendor.rules.check(ask.method, &path) {
         Ok(()) => {
             decision.rule.get_or_insert_with(|| grant.clone());

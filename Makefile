@@ -8,7 +8,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO := cargo
 PEERS := tests/support/peers
 
-.PHONY: help demo test check fmt generated lint docs licences tests fuzz bench-counts image setup-build setup-test setup-counts clean
+.PHONY: help demo test check fmt generated lint docs licences tests fuzz bench bench-counts image setup-build setup-test setup-counts clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,10 +55,15 @@ tests: setup-test ## Run the tests alone
 fuzz: setup-build ## Fuzz every target for a minute (SECONDS=600: longer); the first build takes minutes
 	sh scripts/fuzz.sh $(or $(SECONDS),60)
 
+bench: setup-build ## How long the parts take, by criterion (ARGS=routes: only those; ARGS=--help: more)
+	$(CARGO) bench --locked --bench parts -- $(ARGS)
+
 # Counts, not times: two machines agree on them. The released program, the yardstick, and both with
 # their allocations counted.
 bench-counts: setup-build setup-counts ## Instructions and allocations of a warm request against benches/counts.json (ARGS=--accept: the new baseline; ARGS=--help: where they are, and more)
-	$(CARGO) build --locked --release --bin countersign --example bare_pingora --example counts
+	# By itself: beside an example it would be built with what only tests need.
+	$(CARGO) build --locked --release --bin countersign
+	$(CARGO) build --locked --release --example bare_pingora --example counts
 	python3 benches/counts.py $(ARGS)
 
 # Not what `make test` runs: a release build takes minutes.

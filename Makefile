@@ -61,9 +61,7 @@ bench: setup-build ## How long the parts take, by criterion (ARGS=routes: only t
 # Counts, not times: two machines agree on them. The released program, the yardstick, and both with
 # their allocations counted.
 bench-counts: setup-build setup-counts ## Instructions and allocations of a warm request against benches/counts.json (ARGS=--accept: the new baseline; ARGS=--help: where they are, and more)
-	# By itself: beside an example it would be built with what only tests need.
-	$(CARGO) build --locked --release --bin countersign
-	$(CARGO) build --locked --release --example bare_pingora --example counts
+	$(CARGO) build --locked --release --bin countersign --example bare_pingora --example counts
 	python3 benches/counts.py $(ARGS)
 
 # Not what `make test` runs: a release build takes minutes.

@@ -8,7 +8,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO := cargo
 PEERS := tests/support/peers
 
-.PHONY: help demo test check fmt generated lint docs licences tests fuzz bench-counts image setup-build setup-test setup-counts clean
+.PHONY: help demo test check fmt generated lint docs licences tests fuzz bench bench-counts image setup-build setup-test setup-counts clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ tests: setup-test ## Run the tests alone
 
 fuzz: setup-build ## Fuzz every target for a minute (SECONDS=600: longer); the first build takes minutes
 	sh scripts/fuzz.sh $(or $(SECONDS),60)
+
+bench: setup-build ## How long the parts take, by criterion (ARGS=routes: only those; ARGS=--help: more)
+	$(CARGO) bench --locked --bench parts -- $(ARGS)
 
 # Counts, not times: two machines agree on them. The released program, the yardstick, and both with
 # their allocations counted.

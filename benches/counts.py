@@ -5,7 +5,8 @@
     benches/counts.py --accept           count, and make that the baseline
     benches/counts.py --where            also: which functions, in target/counts/*.functions.txt
     benches/counts.py --sites            also: who allocates, in target/counts/*.sites.txt
-    benches/counts.py --only get,post    only scenarios with one of these in their name
+    benches/counts.py --only "bare get,countersign get"    only these; other words stand for every
+                                         scenario that has them in its name
     benches/counts.py --no-instructions  allocations alone: seconds instead of minutes
     benches/counts.py --rounds 5         count so often, and say how far the rounds lie apart
 
@@ -64,6 +65,10 @@ class Scenario(collections.namedtuple("Scenario", "name bare method body answer 
     """A request and the configuration that it meets. `bare`: the yardstick; `body` and `answer`:
     bytes; `top` and `vendor`: lines of configuration."""
 
+    def is_meant(self, words):
+        names = [one.name for one in SCENARIOS]
+        return any(word == self.name or word not in names and word in self.name for word in words)
+
 
 def scenario(name, bare=False, method="GET", body=0, answer=128, top=(), vendor=()):
     return Scenario(name, bare, method, body, answer, top, vendor)
@@ -72,12 +77,12 @@ def scenario(name, bare=False, method="GET", body=0, answer=128, top=(), vendor=
 SCENARIOS = [
     scenario("bare get", bare=True),
     scenario("bare post 16 KiB", bare=True, method="POST", body=16 * 1024),
-    scenario("bare get, answer 64 KiB", bare=True, answer=64 * 1024),
+    scenario("bare get 64 KiB", bare=True, answer=64 * 1024),
     scenario("countersign get"),
     scenario("countersign post 16 KiB", method="POST", body=16 * 1024),
-    scenario("countersign get, answer 64 KiB", answer=64 * 1024),
-    scenario("countersign get, no access log", top=["access_log: false"]),
-    scenario("countersign get, no echo redaction", vendor=["redact_echo: false"]),
+    scenario("countersign get 64 KiB", answer=64 * 1024),
+    scenario("countersign get without access log", top=["access_log: false"]),
+    scenario("countersign get without echo redaction", vendor=["redact_echo: false"]),
 ]
 
 
@@ -95,7 +100,7 @@ def main():
     options = parser.parse_args()
 
     words = [word.strip() for word in options.only.split(",") if word.strip()]
-    chosen = [one for one in SCENARIOS if not words or any(word in one.name for word in words)]
+    chosen = [one for one in SCENARIOS if not words or one.is_meant(words)]
     if not chosen:
         sys.exit(f"no scenario has any of {words} in its name: {[one.name for one in SCENARIOS]}")
     SAVED.mkdir(parents=True, exist_ok=True)
@@ -211,7 +216,7 @@ def function_name(text):
 
 def yardstick(one):
     """The scenario that shows what of this one is pingora's."""
-    return "bare" + one.name.removeprefix("countersign").split(", no ")[0]
+    return "bare" + one.name.removeprefix("countersign").split(" without ")[0]
 
 
 # ---- who allocates --------------------------------------------------------------------------------

@@ -1,0 +1,139 @@
+//! What heads must look like, which fields never pass, and where the credential goes.
+
+use std::hint::black_box;
+
+use countersign::request::headers::{
+    Barred, authority, barred_in_answer, check_fields, check_raw_head, request_id,
+};
+use countersign::request::path::Target;
+use countersign::request::placement::Placement;
+use criterion::{Criterion, Throughput};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+
+pub(crate) fn bench(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("heads");
+    let raw = raw_head();
+    group.throughput(Throughput::Bytes(raw.len() as u64));
+    group.bench_function("check_raw_head", |bencher| {
+        bencher.iter(|| check_raw_head(black_box(&raw)).expect("nothing is wrong with it"));
+    });
+    let long = [
+        &raw[..raw.len() - 2],
+        b"X-Long: ",
+        &[b'x'; 8000],
+        b"\r\n\r\n",
+    ]
+    .concat();
+    group.throughput(Throughput::Bytes(long.len() as u64));
+    group.bench_function("check_raw_head, 8 KiB", |bencher| {
+        bencher.iter(|| check_raw_head(black_box(&long)).expect("nothing is wrong with it"));
+    });
+    drop(group);
+
+    let mut group = criterion.benchmark_group("heads");
+    let request = request();
+    group.bench_function("check_fields", |bencher| {
+        bencher.iter(|| check_fields(black_box(&request)).expect("nothing is wrong with it"));
+    });
+    group.bench_function("authority", |bencher| {
+        bencher.iter(|| authority(black_box(&request), None).expect("there is a Host"));
+    });
+    group.bench_function("request_id", |bencher| {
+        bencher.iter(|| request_id(black_box(&request)));
+    });
+    group.bench_function("Target::parse", |bencher| {
+        bencher.iter(|| Target::parse(black_box(b"/acme/v1/certificates/4711?format=pem")));
+    });
+    for (name, fields) in [("1 vendor", 1), ("100 vendors", 100)] {
+        let barred = Barred::new((0..fields).map(|nth| {
+            HeaderName::from_bytes(format!("x-acme-{nth}-key").as_bytes()).expect("a field name")
+        }));
+        group.bench_function(format!("Barred::in_request, fields of {name}"), |bencher| {
+            bencher.iter(|| barred.in_request(black_box(&request), false, false));
+        });
+    }
+    let answer = answer();
+    group.bench_function("barred_in_answer", |bencher| {
+        bencher.iter(|| barred_in_answer(black_box(&answer), false, false));
+    });
+    drop(group);
+
+    placements(criterion);
+}
+
+fn placements(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("placement");
+    for (name, auth) in [
+        (
+            "Authorization",
+            "bearer: { token: { value: 0123456789abcdef0123456789abcdef } }",
+        ),
+        (
+            "three fields",
+            "headers: { login: { value: countersign }, password: { value: 0123456789abcdef }, customerUri: acme }",
+        ),
+        ("query", "query: { api_key: { value: 0123456789abcdef } }"),
+    ] {
+        let configured = super::vendor(&format!(
+            "    upstream: https://api.acme.example\n    auth: {{ {auth} }}\n"
+        ));
+        let placement = Placement::of(configured.auth.as_ref().expect("it has one"));
+        let held = super::credentials::credential(&configured)
+            .current()
+            .expect("it is fixed");
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let mut size = 0;
+                for (name, value) in placement.fields(black_box(&held)) {
+                    size += name.len() + value.len();
+                }
+                let query = placement.query(&held, black_box(Some("format=pem&page=2")));
+                (size, query)
+            });
+        });
+    }
+}
+
+/// What a small client sends.
+pub(crate) fn request() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for line in raw_head().split(|byte| *byte == b'\n').skip(1) {
+        let mut parts = line.trim_ascii().splitn(2, |byte| *byte == b':');
+        if let (Some(name), Some(value)) = (parts.next(), parts.next()) {
+            headers.append(
+                HeaderName::from_bytes(name).expect("a field name"),
+                HeaderValue::from_bytes(value.trim_ascii()).expect("a field value"),
+            );
+        }
+    }
+    headers
+}
+
+fn raw_head() -> Vec<u8> {
+    b"GET /acme/v1/certificates/4711?format=pem HTTP/1.1\r\n\
+      Host: 127.0.0.1:8080\r\n\
+      User-Agent: python-requests/2.32.3\r\n\
+      Accept-Encoding: gzip, deflate\r\n\
+      Accept: */*\r\n\
+      Connection: keep-alive\r\n\
+      X-Countersign-Key: csk_0123456789abcdefghijklmnopqrstuv00000000\r\n\r\n"
+        .to_vec()
+}
+
+/// What a vendor answers.
+fn answer() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in [
+        ("date", "Tue, 03 Jun 2025 10:00:00 GMT"),
+        ("content-type", "application/json"),
+        ("content-length", "128"),
+        ("connection", "keep-alive"),
+        ("keep-alive", "timeout=60"),
+        ("cache-control", "no-store"),
+        ("strict-transport-security", "max-age=31536000"),
+        ("set-cookie", "session=0123456789abcdef; Secure; HttpOnly"),
+    ] {
+        headers.append(name, HeaderValue::from_static(value));
+    }
+    headers
+}

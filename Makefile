@@ -8,7 +8,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO := cargo
 PEERS := tests/support/peers
 
-.PHONY: help demo test check fmt generated lint docs licences tests fuzz image setup-build setup-test clean
+.PHONY: help demo test check fmt generated lint docs licences tests fuzz image bench-compare setup-build setup-test clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,12 @@ image: setup-build ## Build a release and put it into a container image (NAME=co
 	COUNTERSIGN_COMMIT=$$(git rev-parse --short HEAD 2>/dev/null || echo unknown) \
 	    $(CARGO) build --locked --release
 	sh deploy/image.sh target/release/countersign $(or $(NAME),countersign)
+
+# Installs what it compares with; `make test` needs none of that.
+bench-compare: setup-build ## Countersign beside nginx, HAProxy, Envoy, Caddy (ARGS=--quick: two minutes)
+	@sh benches/compare/setup.sh
+	$(CARGO) build --locked --release --bin countersign --example bare_pingora
+	python3 benches/compare/compare.py $(ARGS)
 
 setup-build:
 	@sh scripts/setup.sh build

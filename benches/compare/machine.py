@@ -1,0 +1,47 @@
+"""What this machine is and which versions are compared."""
+
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+
+import generators
+
+
+def facts(found):
+    """Plain data, in the order in which it is shown."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "system": _system(),
+        "versions": {proxy.title: proxy.version() for proxy in found},
+        "generators": {name: generators.version(name) for name in ("wrk", "h2load") if shutil.which(name)},
+        "compiler": _said(["rustc", "--version"]),
+        "commit": _said(["git", "describe", "--always", "--dirty", "--exclude=*"]),
+    }
+
+
+def _processor():
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _system():
+    for line in pathlib.Path("/etc/os-release").read_text().splitlines():
+        if line.startswith("PRETTY_NAME="):
+            return line.partition("=")[2].strip('"')
+    return platform.system()
+
+
+def _said(command):
+    try:
+        ran = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True, cwd=pathlib.Path(__file__).parent
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return ran.stdout.strip()

@@ -11,7 +11,7 @@ PEERS := tests/support/peers
 .PHONY: help demo test check fmt generated lint docs licences tests fuzz image bench-compare setup-build setup-test clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: setup-build ## Five stand-in vendors and the proxy on loopback; Ctrl-C ends it (ARGS=--once: call each vendor once)
 	$(CARGO) run --locked -- demo $(ARGS)

@@ -2,8 +2,11 @@
 //! request. No caller is asked who it is, nothing is decided, counted, logged or searched.
 //!
 //! ```text
-//! bare_pingora LISTEN UPSTREAM [SERVER-NAME CA-FILE]      TLS to the upstream with the last two
+//! bare_pingora [--tls CERT KEY] LISTEN UPSTREAM [SERVER-NAME CA-FILE]
 //! ```
+//!
+//! Callers come by TLS (HTTP/1.1 or 2) with `--tls`; the upstream is spoken to by TLS with the last
+//! two.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,6 +16,7 @@ use async_trait::async_trait;
 use http::HeaderValue;
 use http::header::AUTHORIZATION;
 use pingora::http::RequestHeader;
+use pingora::listeners::tls::TlsSettings;
 use pingora::prelude::{HttpPeer, Server, http_proxy_service};
 use pingora::proxy::{ProxyHttp, Session};
 use pingora::server::configuration::ServerConf;
@@ -50,11 +54,15 @@ impl ProxyHttp for PassThrough {
 fn main() {
     countersign::tls::install_provider();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (listen, upstream, server_name, ca) = match arguments.as_slice() {
+    let (tls, arguments) = match arguments.as_slice() {
+        [flag, cert, key, rest @ ..] if flag == "--tls" => (Some((cert, key)), rest),
+        all => (None, all),
+    };
+    let (listen, upstream, server_name, ca) = match arguments {
         [listen, upstream] => (listen, upstream, String::new(), None),
         [listen, upstream, name, ca] => (listen, upstream, name.clone(), Some(ca.clone())),
         _ => {
-            eprintln!("usage: bare_pingora LISTEN UPSTREAM [SERVER-NAME CA-FILE]");
+            eprintln!("usage: bare_pingora [--tls CERT KEY] LISTEN UPSTREAM [SERVER-NAME CA-FILE]");
             std::process::exit(2);
         }
     };
@@ -75,7 +83,13 @@ fn main() {
         ))),
     };
     let mut service = http_proxy_service(&server.configuration, pass_through);
-    service.add_tcp(listen);
+    if let Some((cert, key)) = tls {
+        let mut settings = TlsSettings::intermediate(cert, key).expect("CERT and KEY are files");
+        settings.enable_h2();
+        service.add_tls_with_settings(listen, None, settings);
+    } else {
+        service.add_tcp(listen);
+    }
     server.add_service(service);
     server.run_forever();
 }

@@ -207,6 +207,10 @@ def one_run(scenario, program, place, upstream, seconds):
         except Exception as error:  # pylint: disable=broad-except
             return {"failed": str(error)}
     used, requests, elapsed = after - before, ended["requests"] - begun["requests"], ended["at"] - begun["at"]
+    busy = used.cpu_ns / 1e9 / elapsed
+    proxy_core, generator_core = (
+        (ended["cores"][core] - begun["cores"][core]) / elapsed for core in (PROXY_CORE, GENERATOR_CORE)
+    )
     if not requests:
         return {"failed": f"no request reached the upstream; the proxy says: {program.complaint()}"}
     cpu_us = used.cpu_ns / 1000 / requests
@@ -215,7 +219,9 @@ def one_run(scenario, program, place, upstream, seconds):
         "cpu_us": cpu_us,
         "user_us": cpu_us * used.user_share(),
         "system_us": cpu_us * (1 - used.user_share()),
-        "busy": used.cpu_ns / 1e9 / elapsed,
+        "busy": busy,
+        "others_busy": max(0.0, proxy_core - busy),
+        "generator_core_busy": generator_core,
         "switches": used.voluntary_switches / requests,
         "upstream_connections": ended["connections"] - begun["connections"],
         "p50_us": load.p50,
@@ -228,11 +234,11 @@ def one_run(scenario, program, place, upstream, seconds):
 
 def look(program, upstream):
     """The proxy's usage and the upstream's counts, as close to each other as can be."""
-    usage, at = program.usage(), time.monotonic()
+    usage, cores, at = program.usage(), machine.busy_seconds(), time.monotonic()
     connections, requests = upstream.counts()
     # The count came in the middle of this.
     at = (at + time.monotonic()) / 2
-    return usage, {"connections": connections, "requests": requests, "at": at}
+    return usage, {"connections": connections, "requests": requests, "at": at, "cores": cores}
 
 
 if __name__ == "__main__":

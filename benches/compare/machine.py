@@ -7,6 +7,7 @@ import shutil
 import subprocess
 
 import generators
+from processes import TICKS_PER_SECOND
 
 
 def facts(found):
@@ -21,6 +22,18 @@ def facts(found):
         "compiler": _said(["rustc", "--version"]),
         "commit": _said(["git", "describe", "--always", "--dirty", "--exclude=*"]),
     }
+
+
+def busy_seconds():
+    """Of each core, the time since boot in which it did anything at all, for us or for others."""
+    seconds = []
+    for line in pathlib.Path("/proc/stat").read_text().splitlines():
+        name, *ticks = line.split()
+        if name.startswith("cpu") and name != "cpu":
+            user, nice, system, _idle, _waiting, interrupt, soft_interrupt, stolen = map(int, ticks[:8])
+            busy = user + nice + system + interrupt + soft_interrupt + stolen
+            seconds.append(busy / TICKS_PER_SECOND)
+    return seconds
 
 
 def _processor():

@@ -6,8 +6,21 @@ from dataclasses import dataclass
 
 import proxies
 
-# Below it, the generator's core was what limited requests per second.
-BUSY = 0.95
+# A proxy busy for less of the time than this did not set the rate itself.
+FULL = 0.95
+# More than this of the proxy's core used by something else disturbs what is measured.
+DISTURBED = 0.03
+
+
+def limit(run):
+    """What set the requests per second, if not the proxy; None if it did. With a mark for tables."""
+    if run["busy"] >= FULL:
+        return None
+    if run["others_busy"] > DISTURBED:
+        return "†", f"others used {run['others_busy']:.0%} of the proxy's core"
+    if run["generator_core_busy"] >= FULL:
+        return "*", "the generator's core was full"
+    return "‡", "neither core was full"
 
 
 @dataclass
@@ -38,7 +51,8 @@ def summary(results, scenario, proxy):
     row = {
         name: statistics.median(run[name] for run in runs.values())
         for name in (
-            "requests_per_second", "cpu_us", "user_us", "system_us", "busy", "switches",
+            "requests_per_second", "cpu_us", "user_us", "system_us", "switches",
+            "busy", "others_busy", "generator_core_busy",
             "upstream_connections", "p50_us", "p99_us", "p999_us",
         )
     }
@@ -52,7 +66,6 @@ def summary(results, scenario, proxy):
         for kind, count in run["errors"].items():
             errors[kind] = errors.get(kind, 0) + count
     row["errors"] = errors
-    row["generator_bound"] = row["busy"] < BUSY
     return row
 
 
@@ -65,8 +78,8 @@ def run_line(title, run):
         f"p50 {run['p50_us']:.0f}  p99 {run['p99_us']:.0f}  p99.9 {run['p999_us']:.0f} µs  "
         f"{run['resident_bytes'] / 2**20:.0f} MiB"
     )
-    if run["busy"] < BUSY:
-        line += f"  (proxy {run['busy']:.0%} busy: the generator's core set the rate)"
+    if limit(run):
+        line += f"  (proxy {run['busy']:.0%} busy: {limit(run)[1]})"
     if run["errors"]:
         line += f"  ERRORS: {run['errors']}"
     return line
@@ -109,9 +122,11 @@ def markdown(results):
     lines += [
         "",
         f"Medians of {results.rounds} interleaved rounds of {results.seconds} s. *Ratio*: CPU per request to that of "
-        "bare pingora in the same round, the median. *CPU* is user + system, all threads. A rate with `*` was set by "
-        "the generator's core, not by the proxy (less than 95 % busy); the CPU per request holds all the same. "
-        "Latencies are those of callers that wait for each answer; at full load they follow from the rate.",
+        "bare pingora in the same round, the median (and their range, where it is wide). *CPU* is user + system, all "
+        "threads. A rate with a mark is not the proxy's own, which was less than 95 % busy: `*` the generator's core "
+        "was full; `‡` neither core was; `†` other programs used the proxy's core, and the run is to be repeated on "
+        "an idle machine. CPU per request holds all the same for `*` and `‡`. Latencies are those of callers that "
+        "wait for each answer: at full load they follow from the rate.",
     ]
     for scenario in results.scenarios:
         rows = [(proxy, summary(results, scenario, proxy)) for proxy in results.proxies]
@@ -148,7 +163,7 @@ def _row(proxy, row):
     return (
         f"| {proxy.title}{' (errors)' if row['errors'] else ''} | {proxy.credential} | {ratio} | {row['cpu_us']:.1f} "
         f"| {row['user_us']:.1f} + {row['system_us']:.1f} "
-        f"| {row['requests_per_second']:,.0f}{'*' if row['generator_bound'] else ''} "
+        f"| {row['requests_per_second']:,.0f}{limit(row)[0] if limit(row) else ''} "
         f"| {row['p50_us']:,.0f} | {row['p99_us']:,.0f} | {row['p999_us']:,.0f} "
         f"| {row['resident_bytes'] / 2**20:.1f} | {row['switches']:.2f} | {row['upstream_connections']:.0f} |"
     )

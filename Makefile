@@ -8,7 +8,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO := cargo
 PEERS := tests/support/peers
 
-.PHONY: help demo test check fmt generated lint docs licences tests fuzz image bench-compare setup-build setup-test clean
+.PHONY: help demo test check fmt generated lint docs licences tests fuzz image bench-compare bench-stress setup-build setup-test clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,11 @@ bench-compare: setup-build ## Countersign beside nginx, HAProxy, Envoy, Caddy (A
 	@sh benches/compare/setup.sh
 	$(CARGO) build --locked --release --bin countersign --example bare_pingora
 	python3 benches/compare/compare.py $(ARGS)
+
+bench-stress: setup-build ## Latency while tokens change, reloads, idle connections, many vendors
+	@sh benches/compare/setup.sh
+	$(CARGO) build --locked --release --bin countersign --example bare_pingora --example open_loop
+	python3 benches/compare/stress.py $(ARGS)
 
 setup-build:
 	@sh scripts/setup.sh build

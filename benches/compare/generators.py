@@ -30,11 +30,6 @@ def missing(caller):
     return None if shutil.which(needed) else f"{needed} is not installed: setup.sh said why"
 
 
-def version(program):
-    ran = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
-    return " ".join((ran.stdout + ran.stderr).split()[:2])
-
-
 class Wrk:
     """wrk; it counts answers of 400 and above, and every kind of socket error."""
 

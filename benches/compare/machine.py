@@ -1,4 +1,4 @@
-"""What this machine is and which versions are compared."""
+"""What this machine is, who gets which part of it, and which versions are compared."""
 
 import os
 import pathlib
@@ -6,8 +6,13 @@ import platform
 import shutil
 import subprocess
 
-import generators
 from processes import TICKS_PER_SECOND
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Where setup.sh puts the others, and cargo ours.
+TOOLS = ROOT / "target" / "bench"
+BUILT = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
+PROXY_CORE, GENERATOR_CORE = 0, 1
 
 
 def facts(found):
@@ -18,7 +23,7 @@ def facts(found):
         "kernel": platform.release(),
         "system": _system(),
         "versions": {proxy.title: proxy.version() for proxy in found},
-        "generators": {name: generators.version(name) for name in ("wrk", "h2load") if shutil.which(name)},
+        "generators": {name: _version(name) for name in ("wrk", "h2load") if shutil.which(name)},
         "compiler": _said(["rustc", "--version"]),
         "commit": _said(["git", "describe", "--always", "--dirty", "--exclude=*"]),
     }
@@ -34,6 +39,11 @@ def busy_seconds():
             busy = user + nice + system + interrupt + soft_interrupt + stolen
             seconds.append(busy / TICKS_PER_SECOND)
     return seconds
+
+
+def _version(program):
+    ran = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    return " ".join((ran.stdout + ran.stderr).split()[:2])
 
 
 def _processor():

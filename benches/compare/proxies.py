@@ -10,6 +10,7 @@ import pathlib
 import subprocess
 from dataclasses import dataclass
 
+from machine import BUILT, GENERATOR_CORE, PROXY_CORE, ROOT, TOOLS
 from processes import Program
 from stand import CALLER_KEY, CLIENT_SECRET, STATIC_TOKEN, free_ports
 
@@ -26,6 +27,7 @@ class Place:
     token_url: str
     certificates: object
     directory: pathlib.Path
+    connections: int  # of callers, at most
 
     def caller_tls(self):
         return self.caller != "h1"
@@ -42,10 +44,6 @@ class Proxy:
     name = title = credential = ""
     # What the upstream says about a request that came through: credential, caller's key.
     arrives = "present unseen"
-
-    def __init__(self, tools, built):
-        self.tools = tools
-        self.built = built
 
     def binary(self):
         raise NotImplementedError
@@ -65,9 +63,9 @@ class Proxy:
         """Why it cannot run at all, or None."""
         return None if self.binary().exists() else "not installed: setup.sh said why"
 
-    def start(self, place, core, generator_core):
+    def start(self, place):
         command, environment = self.command(place)
-        return Program(self.name, command, core, generator_core, place.directory, environment)
+        return Program(self.name, command, PROXY_CORE, GENERATOR_CORE, place.directory, environment)
 
     def _first_line(self, *arguments):
         ran = subprocess.run(
@@ -83,13 +81,13 @@ class BarePingora(Proxy):
     arrives = "present seen"
 
     def binary(self):
-        return self.built / "examples" / "bare_pingora"
+        return BUILT / "examples" / "bare_pingora"
 
     def missing(self):
         return None if self.binary().exists() else "not built"
 
     def version(self):
-        lock = (pathlib.Path(__file__).parents[2] / "Cargo.lock").read_text()
+        lock = (ROOT / "Cargo.lock").read_text()
         return "pingora " + lock.split('name = "pingora"\nversion = "')[1].split('"')[0]
 
     def command(self, place):
@@ -108,7 +106,7 @@ class Countersign(Proxy):
     credential = "live OAuth2 token"
 
     def binary(self):
-        return self.built / "countersign"
+        return BUILT / "countersign"
 
     def missing(self):
         return None if self.binary().exists() else "not built"
@@ -117,12 +115,20 @@ class Countersign(Proxy):
         return self._first_line("--version")
 
     def command(self, place):
-        configuration = place.write("countersign.yaml", self.configuration(place))
+        return self._serve(place.write("countersign.yaml", self.configuration(place)))
+
+    def _serve(self, configuration):
         return [self.binary(), "serve", "--config", configuration], {"RUST_LOG": "warn"}
+
+    def start_with(self, place, configuration):
+        """With a configuration written beforehand."""
+        command, environment = self._serve(configuration)
+        return Program(self.name, command, PROXY_CORE, GENERATOR_CORE, place.directory, environment)
 
     def configuration(self, place, vendors=("vendor",)):
         """A caller with a key, who may call each of `vendors`; every vendor with a login."""
         secret = place.write("client-secret", CLIENT_SECRET)
+        secret.chmod(0o600)
         tls = ""
         if place.caller_tls():
             tls = f"\n    tls: {{ cert: {place.certificates.cert}, key: {place.certificates.key} }}"
@@ -160,7 +166,7 @@ class Nginx(Proxy):
     credential = "static header"
 
     def binary(self):
-        return self.tools / "nginx" / "usr" / "sbin" / "nginx"
+        return TOOLS / "nginx" / "usr" / "sbin" / "nginx"
 
     def version(self):
         return self._first_line("-v").removeprefix("nginx version: ")
@@ -177,7 +183,7 @@ user root;
 worker_processes 1;
 pid {place.directory}/nginx.pid;
 error_log stderr error;
-events {{ worker_connections 8192; }}
+events {{ worker_connections {2 * place.connections + 64}; }}
 http {{
     access_log /dev/stdout combined;
     client_body_temp_path {place.directory}/body;
@@ -221,7 +227,7 @@ class Haproxy(Proxy):
     credential = "static header"
 
     def binary(self):
-        return self.tools / "haproxy" / "usr" / "sbin" / "haproxy"
+        return TOOLS / "haproxy" / "usr" / "sbin" / "haproxy"
 
     def version(self):
         return " ".join(self._first_line("-v").split()[:3])
@@ -236,7 +242,8 @@ class Haproxy(Proxy):
         configuration = place.write("haproxy.cfg", f"""
 global
     nbthread 1
-    maxconn 4096
+    no strict-limits
+    maxconn {place.connections}
     log stdout format raw local0
 defaults
     mode http
@@ -272,7 +279,8 @@ class HaproxyTcp(Haproxy):
         configuration = place.write("haproxy-tcp.cfg", f"""
 global
     nbthread 1
-    maxconn 4096
+    no strict-limits
+    maxconn {place.connections}
 defaults
     mode tcp
     timeout connect 5s
@@ -291,8 +299,8 @@ class Envoy(Proxy):
     credential = "live OAuth2 token"
 
     def binary(self):
-        found = list(self.tools.glob("envoy/lib/python3*/site-packages/envoy/_bin/envoy"))
-        return found[0] if found else self.tools / "envoy" / "bin" / "envoy"
+        found = list(TOOLS.glob("envoy/lib/python3*/site-packages/envoy/_bin/envoy"))
+        return found[0] if found else TOOLS / "envoy" / "bin" / "envoy"
 
     def version(self):
         words = self._first_line("--version").replace("/", " ").split()
@@ -399,7 +407,7 @@ class Caddy(Proxy):
     credential = "static header"
 
     def binary(self):
-        return self.tools / "caddy" / "usr" / "bin" / "caddy"
+        return TOOLS / "caddy" / "usr" / "bin" / "caddy"
 
     def version(self):
         return "Caddy " + self._first_line("version").split()[0]
@@ -452,7 +460,7 @@ YARDSTICK = BarePingora.name
 ALL = [BarePingora, Countersign, Nginx, Haproxy, HaproxyTcp, Envoy, Caddy]
 
 
-def place_for(scenario, upstream, tokens, certificates, directory):
+def place_for(scenario, upstream, certificates, directory, connections=1024):
     """A proxy's surroundings in a scenario: ports of its own, a directory of its own."""
     directory.mkdir(parents=True)
     port, admin_port = free_ports(2)
@@ -462,7 +470,8 @@ def place_for(scenario, upstream, tokens, certificates, directory):
         caller=scenario.caller,
         upstream_tls=scenario.upstream_tls,
         upstream_port=upstream.tls_port if scenario.upstream_tls else upstream.port,
-        token_url=tokens.url,
+        token_url=upstream.token_url,
         certificates=certificates,
         directory=directory,
+        connections=connections,
     )

@@ -1,14 +1,11 @@
 """What stands around the proxies: certificates, the upstream, the token endpoint, free ports."""
 
-import http.server
-import json
+import contextlib
 import socket
 import subprocess
-import threading
-import time
-import urllib.parse
 import urllib.request
 
+from machine import GENERATOR_CORE
 from processes import Program, eventually
 
 # Every proxy sends a token that begins so; the upstream looks for it.
@@ -53,20 +50,33 @@ class Certificates:
 
 
 class Upstream:
-    """The vendor's server: nginx, one worker, on the generator's core.
+    """The vendor's server, and its token endpoint: nginx, one worker, on the generator's core.
 
-    It says at /vendor/check whether a credential arrived, and counts requests and connections.
+    It says at /vendor/check whether a credential arrived, and counts requests and connections. Every
+    token is a new one; they can be made to live for two seconds instead of an hour, and the endpoint
+    can be made to hang.
     """
 
-    def __init__(self, nginx, core, certificates, directory):
-        self.port, self.tls_port, self._status_port, self.token_port = free_ports(4)
+    def __init__(self, nginx, certificates, directory):
+        if nginx.missing():
+            raise SystemExit("nginx is the upstream, and it is missing: see what setup.sh said above")
+        self.port, self.tls_port, self._status_port, token_port = free_ports(4)
+        self.token_url = f"http://127.0.0.1:{token_port}/token"
+        # Connections to it are established by the kernel, and nobody ever answers.
+        self._silent = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        # Files whose being there makes the difference.
+        self._short, self._hang = directory / "short-lived", directory / "hang"
         (directory / "files").mkdir()
         (directory / "files" / "large").write_bytes(b"0123456789abcde\n" * (LARGE_BYTES // 16))
         (directory / "files" / "posted").write_text("posted\n")
         configuration = directory / "upstream.conf"
-        configuration.write_text(self._configuration(certificates, directory))
+        configuration.write_text(self._configuration(certificates, token_port, directory))
         self._program = Program(
-            "upstream", [nginx, "-e", "stderr", "-c", configuration], core, core, directory
+            "upstream",
+            [nginx.binary(), "-e", "stderr", "-c", configuration],
+            GENERATOR_CORE,
+            GENERATOR_CORE,
+            directory,
         )
         try:
             eventually(self._answers, 10, "the upstream's first answer")
@@ -74,7 +84,7 @@ class Upstream:
             self._program.end()
             raise RuntimeError(f"{error}; nginx says: {self._program.complaint()}") from error
 
-    def _configuration(self, certificates, directory):
+    def _configuration(self, certificates, token_port, directory):
         return f"""
 daemon off;
 user root;
@@ -92,7 +102,6 @@ http {{
     client_body_buffer_size 32k;
     keepalive_requests 100000000;
     keepalive_timeout 300s;
-    open_file_cache max=10 inactive=1h;
     sendfile on;
     map $http_authorization $credential {{ default absent; "~^Bearer {TOKEN_START}" present; }}
     map $http_x_countersign_key $key {{ default seen; "" unseen; }}
@@ -108,10 +117,15 @@ http {{
             return 200 '{{"id":"0f8fad5b-d9cb-469f-a165-70867728950e","status":"issued","serial":"0123456789"}}';
         }}
         location = /vendor/check {{ default_type text/plain; return 200 "$credential $key"; }}
-        location = /vendor/large {{ alias {directory}/files/large; }}
+        # Not for all: it would remember for a minute what is said by files that come and go.
+        location = /vendor/large {{
+            alias {directory}/files/large;
+            open_file_cache max=10 inactive=1h;
+        }}
         # The mirror is what reads the body; it answers nothing. Only then a POST on a file becomes a 405.
         location = /vendor/post {{
             alias {directory}/files/posted;
+            open_file_cache max=10 inactive=1h;
             mirror /nothing;
             error_page 405 =200 /posted;
         }}
@@ -122,13 +136,15 @@ http {{
         listen 127.0.0.1:{self._status_port};
         location / {{ stub_status; }}
     }}
-    # For many vendors at once, where ours in Python would be the slow one.
     server {{
-        listen 127.0.0.1:{self.token_port} backlog=4096;
-        location / {{
-            default_type application/json;
-            return 200 '{{"access_token":"{STATIC_TOKEN}","token_type":"Bearer","expires_in":3600}}';
+        listen 127.0.0.1:{token_port} backlog=4096;
+        default_type application/json;
+        location = /token {{
+            if (-f {self._hang}) {{ rewrite ^ /silent last; }}
+            if (-f {self._short}) {{ return 200 '{_token_answer(2)}'; }}
+            return 200 '{_token_answer(3600)}';
         }}
+        location = /silent {{ internal; proxy_pass http://127.0.0.1:{self._silent.getsockname()[1]}; }}
     }}
 }}
 """
@@ -149,69 +165,34 @@ http {{
         self._asked = getattr(self, "_asked", 0) + 1
         return accepted - self._asked, requests - self._asked
 
+    def short_lived_tokens(self, really):
+        _mark(self._short, really)
+
+    def hanging_token_endpoint(self, really):
+        """Whoever still waits when it ends is turned away."""
+        _mark(self._hang, really)
+        if not really:
+            self._silent.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    self._silent.accept()[0].close()
+
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self._program.end()
+        self._silent.close()
 
 
-class TokenEndpoint:
-    """An OAuth2 token endpoint for client credentials that can be told to hang."""
+def _token_answer(lifetime_seconds):
+    # nginx's own 32 random digits make it a new one.
+    token = f"{TOKEN_START}$request_id-0123456789"
+    return f'{{"access_token":"{token}","token_type":"Bearer","expires_in":{lifetime_seconds}}}'
 
-    def __init__(self):
-        self.lifetime_seconds = 3600
-        self.hanging = False
-        self.issued = 0
-        self.asked = 0
-        self._stopping = threading.Event()
-        endpoint = self
 
-        class Answer(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self):
-                endpoint._answer(self)
-
-            def log_message(self, *_):
-                pass
-
-        class Server(http.server.ThreadingHTTPServer):
-            request_queue_size = 128
-            daemon_threads = True
-
-        self._server = Server(("127.0.0.1", 0), Answer)
-        self.port = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}/token"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def _answer(self, request):
-        self.asked += 1
-        form = request.rfile.read(int(request.headers.get("Content-Length", 0)))
-        while self.hanging and not self._stopping.is_set():
-            time.sleep(0.05)
-        if urllib.parse.parse_qs(form.decode()).get("grant_type") == ["client_credentials"]:
-            self.issued += 1
-            token = f"{TOKEN_START}{self.issued:08}-{STATIC_TOKEN[len(TOKEN_START) + 9:]}"
-            status, answer = 200, {
-                "access_token": token, "token_type": "Bearer", "expires_in": self.lifetime_seconds,
-            }
-        else:
-            status, answer = 400, {"error": "unsupported_grant_type"}
-        body = json.dumps(answer).encode()
-        try:
-            request.send_response(status)
-            request.send_header("Content-Type", "application/json")
-            request.send_header("Content-Length", str(len(body)))
-            request.end_headers()
-            request.wfile.write(body)
-        except OSError:
-            pass  # whoever asked has given up
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._stopping.set()
-        self._server.shutdown()
-        self._server.server_close()
+def _mark(path, there):
+    if there:
+        path.touch()
+    else:
+        path.unlink(missing_ok=True)

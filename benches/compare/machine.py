@@ -25,7 +25,7 @@ def facts(found):
         "versions": {proxy.title: proxy.version() for proxy in found},
         "generators": {name: _version(name) for name in ("wrk", "h2load") if shutil.which(name)},
         "compiler": _said(["rustc", "--version"]),
-        "commit": _said(["git", "describe", "--always", "--dirty", "--exclude=*"]),
+        "commit": _commit(),
     }
 
 
@@ -58,6 +58,13 @@ def _system():
         if line.startswith("PRETTY_NAME="):
             return line.partition("=")[2].strip('"')
     return platform.system()
+
+
+def _commit():
+    """What was built; results of earlier runs do not make it another program."""
+    commit = _said(["git", "rev-parse", "--short", "HEAD"])
+    changed = _said(["git", "status", "--porcelain", "--", *(ROOT / name for name in ("src", "Cargo.toml", "Cargo.lock"))])
+    return f"{commit} with changes" if changed else commit
 
 
 def _said(command):

@@ -31,14 +31,14 @@ ALL = [
     Scenario("get-1m", "answer of 1 MiB, 8 connections", path="/vendor/large", connections=8),
     Scenario("get-64-tls-up", "small GET, 64 connections, TLS to the upstream", upstream_tls=True),
     Scenario("get-64-tls", "small GET, 64 connections, callers by TLS", caller="tls"),
-    Scenario("get-64-h2", "small GET, 64 in flight on 8 connections, callers by HTTP/2 over TLS", caller="h2"),
+    Scenario("get-64-h2", "small GET, 8 connections of 8 streams, callers by HTTP/2", caller="h2"),
     Scenario(
         "get-64-h2-tls-up",
-        "small GET, 64 in flight on 8 connections, callers by HTTP/2, TLS to the upstream",
+        "small GET, 8 connections of 8 streams, callers by HTTP/2, TLS to the upstream",
         caller="h2",
         upstream_tls=True,
     ),
 ]
 
-# For --quick.
+# For --quick, and what the plot shows.
 QUICK = ["get-64", "post-16k", "get-64-tls-up", "get-64-h2"]

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
+use std::net::SocketAddr as InetAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -176,10 +177,7 @@ fn json(line: &Line<'_>, at: SystemTime) -> Vec<u8> {
     object.text("path", Some(&String::from_utf8_lossy(line.path)));
     object.number("status", Some(line.status.into()));
     object.text("reason", line.reason);
-    match line.client.and_then(|address| address.as_inet()) {
-        Some(address) => object.shown("client", address),
-        None => object.text("client", None),
-    }
+    object.address("client", line.client.and_then(|address| address.as_inet()));
     object.number("attempts", Some(line.attempts.into()));
     object.number("generation", line.generation);
     object.milliseconds("duration_ms", Some(line.duration));
@@ -243,6 +241,26 @@ impl Object {
         }
     }
 
+    fn address(&mut self, name: &str, value: Option<&InetAddr>) {
+        match value {
+            Some(InetAddr::V4(address)) => {
+                self.key(name);
+                let mut digits = itoa::Buffer::new();
+                let mut before = "\"";
+                for octet in address.ip().octets() {
+                    self.raw(before);
+                    self.raw(digits.format(octet));
+                    before = ".";
+                }
+                self.raw(":");
+                self.raw(digits.format(address.port()));
+                self.raw("\"");
+            }
+            Some(address @ InetAddr::V6(_)) => self.shown(name, address),
+            None => self.text(name, None),
+        }
+    }
+
     /// With microseconds as decimals.
     fn milliseconds(&mut self, name: &str, value: Option<Duration>) {
         let Some(value) = value else {
@@ -251,8 +269,10 @@ impl Object {
         };
         let microseconds = (value.as_nanos() + 500) / 1000;
         self.number(name, u64::try_from(microseconds / 1000).ok());
-        // Writing to memory cannot fail.
-        let _ = write!(self.0, ".{:03}", microseconds % 1000);
+        // The thousand keeps the zeros in front.
+        let mut digits = itoa::Buffer::new();
+        self.raw(".");
+        self.raw(&digits.format(1000 + microseconds % 1000)[1..]);
     }
 }
 

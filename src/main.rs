@@ -1,5 +1,9 @@
 //! Arguments → command, exit code: see [`countersign::cli`].
 
+/// A request allocates about a hundred times, mostly in pingora and in headers.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> std::process::ExitCode {
     countersign::cli::main()
 }

@@ -12,7 +12,7 @@ use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -27,7 +27,7 @@ use pingora::protocols::{
     TimingDigest, UniqueID,
 };
 use pingora::proxy::HttpProxy;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
@@ -40,6 +40,8 @@ use crate::request::limit::Pace;
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// A TLS handshake must be done within this time.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// What is written in one go with what follows it, bytes: a packet's.
+const SMALL: usize = 1460;
 /// Connections of all listeners at a time; further ones wait in the system's queue, as nginx has it.
 const MAX_CONNECTIONS: usize = 16 * 1024;
 /// Open files that are neither a caller's connection nor one to a vendor.
@@ -176,7 +178,7 @@ async fn serve(
         door.app.process_new(stream, &stop).await;
         return;
     }
-    let mut stream: Stream = Box::new(Guarded::new(stream));
+    let mut stream: Stream = Box::new(Guarded::http1(stream));
     let mut settings = None;
     loop {
         let mut session = ServerSession::new_http1(stream);
@@ -200,7 +202,9 @@ async fn serve(
 /// remembers what the parser would repair in its first line.
 #[derive(Debug)]
 pub struct Guarded {
-    inner: Stream,
+    /// pingora writes the head of an answer, then its body, and flushes: one call of the system for
+    /// both of a small one. Its own listeners buffer, too.
+    inner: BufWriter<Stream>,
     /// One of the constants below.
     phase: AtomicU8,
     /// Counted in the first line of the head being read.
@@ -239,10 +243,20 @@ const IN_FIELDS: u8 = 2;
 const AFTER_HEAD: u8 = 3;
 
 impl Guarded {
-    fn new(inner: Stream) -> Self {
+    fn http1(inner: Stream) -> Self {
+        Self::new(BufWriter::with_capacity(SMALL, inner), BEFORE_HEAD)
+    }
+
+    /// HTTP/2 has streams, and limits and buffers of its own.
+    fn http2(inner: Stream) -> Self {
+        Self::new(BufWriter::with_capacity(0, inner), AFTER_HEAD)
+    }
+
+    fn new(inner: BufWriter<Stream>, phase: u8) -> Self {
         Self {
+            http2: phase == AFTER_HEAD,
             inner,
-            phase: AtomicU8::new(BEFORE_HEAD),
+            phase: AtomicU8::new(phase),
             blanks: AtomicU8::new(0),
             odd_line: AtomicBool::new(false),
             stale: AtomicBool::new(false),
@@ -252,19 +266,9 @@ impl Guarded {
             pace: None,
             waiting: None,
             too_slow: AtomicBool::new(false),
-            http2: false,
             born: Instant::now(),
             head_by: Instant::now() + HEAD_TIME,
             alarm: None,
-        }
-    }
-
-    /// HTTP/2 has streams, and limits of its own.
-    fn http2(inner: Stream) -> Self {
-        Self {
-            phase: AtomicU8::new(AFTER_HEAD),
-            http2: true,
-            ..Self::new(inner)
         }
     }
 
@@ -479,44 +483,54 @@ impl AsyncWrite for Guarded {
 #[async_trait]
 impl Shutdown for Guarded {
     async fn shutdown(&mut self) {
-        self.inner.shutdown().await;
+        // Whoever has gone does not read it.
+        let _ = self.inner.flush().await;
+        Shutdown::shutdown(&mut **self.inner.get_mut()).await;
+    }
+}
+
+impl Drop for Guarded {
+    /// What pingora has written and not flushed when it gives a connection up.
+    fn drop(&mut self) {
+        let mut now = Context::from_waker(Waker::noop());
+        let _ = Pin::new(&mut self.inner).poll_flush(&mut now);
     }
 }
 
 impl UniqueID for Guarded {
     fn id(&self) -> i32 {
-        self.inner.id()
+        self.inner.get_ref().id()
     }
 }
 
 impl Ssl for Guarded {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.inner.get_ssl_digest()
+        self.inner.get_ref().get_ssl_digest()
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
         if self.http2 {
             return Some(ALPN::H2);
         }
-        self.inner.selected_alpn_proto()
+        self.inner.get_ref().selected_alpn_proto()
     }
 }
 
 impl GetTimingDigest for Guarded {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.inner.get_timing_digest()
+        self.inner.get_ref().get_timing_digest()
     }
 }
 
 impl GetProxyDigest for Guarded {
     fn get_proxy_digest(&self) -> Option<Arc<pingora::protocols::raw_connect::ProxyDigest>> {
-        self.inner.get_proxy_digest()
+        self.inner.get_ref().get_proxy_digest()
     }
 }
 
 impl GetSocketDigest for Guarded {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.inner.get_socket_digest()
+        self.inner.get_ref().get_socket_digest()
     }
 }
 
@@ -524,7 +538,7 @@ impl Peek for Guarded {}
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncReadExt;
     use tokio::net::UnixStream;
 
     use super::*;
@@ -534,7 +548,7 @@ mod tests {
     /// A guard that has let `HEAD` through, and the caller's end.
     async fn after_a_request() -> (Guarded, UnixStream) {
         let (near, mut far) = UnixStream::pair().unwrap();
-        let mut guarded = Guarded::new(Box::new(TcpStream::from(near)));
+        let mut guarded = Guarded::http1(Box::new(TcpStream::from(near)));
         far.write_all(HEAD).await.unwrap();
         let mut head = [0; 64];
         assert_eq!(guarded.read(&mut head).await.unwrap(), HEAD.len());

@@ -8,10 +8,11 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO := cargo
 PEERS := tests/support/peers
 
-.PHONY: help demo test check fmt generated lint docs licences tests fuzz bench bench-counts image setup-build setup-test setup-counts clean
+.PHONY: help demo test check fmt generated lint docs licences tests fuzz bench bench-counts bench-compare bench-stress \
+    image setup-build setup-test setup-counts clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: setup-build ## Five stand-in vendors and the proxy on loopback; Ctrl-C ends it (ARGS=--once: call each vendor once)
 	$(CARGO) run --locked -- demo $(ARGS)
@@ -69,6 +70,17 @@ image: setup-build ## Build a release and put it into a container image (NAME=co
 	COUNTERSIGN_COMMIT=$$(git rev-parse --short HEAD 2>/dev/null || echo unknown) \
 	    $(CARGO) build --locked --release
 	sh deploy/image.sh target/release/countersign $(or $(NAME),countersign)
+
+# Installs what it compares with; `make test` needs none of that.
+bench-compare: setup-build ## Countersign beside nginx, HAProxy, Envoy, Caddy (ARGS=--quick: two minutes)
+	@sh benches/compare/setup.sh
+	$(CARGO) build --locked --release --bin countersign --example bare_pingora
+	python3 benches/compare/compare.py $(ARGS)
+
+bench-stress: setup-build ## Latency while tokens change, reloads, idle connections, many vendors
+	@sh benches/compare/setup.sh
+	$(CARGO) build --locked --release --bin countersign --example bare_pingora --example open_loop
+	python3 benches/compare/stress.py $(ARGS)
 
 setup-build:
 	@sh scripts/setup.sh build

@@ -15,6 +15,7 @@ use std::alloc::System;
 use std::io::Read;
 use std::path::Path;
 
+use self::pass_through::USAGE;
 use countersign::config::{Config, Secrets};
 use countersign::server::{self, logs};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
@@ -30,7 +31,7 @@ fn main() {
         Some((kind, rest)) if kind == "bare" => pass_through::run(rest),
         Some((kind, [config])) if kind == "countersign" => serve(Path::new(config)),
         _ => {
-            eprintln!("usage: counts countersign CONFIG | counts bare LISTEN UPSTREAM");
+            eprintln!("usage: counts countersign CONFIG | counts bare {USAGE}");
             std::process::exit(2);
         }
     }

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use http::HeaderValue;
 use http::header::AUTHORIZATION;
 use pingora::http::RequestHeader;
+use pingora::listeners::tls::TlsSettings;
 use pingora::prelude::{HttpPeer, Server, http_proxy_service};
 use pingora::proxy::{ProxyHttp, Session};
 use pingora::server::configuration::ServerConf;
@@ -43,16 +44,24 @@ impl ProxyHttp for PassThrough {
     }
 }
 
-/// Serves until the process is ended, on one worker thread.
+/// What [`run`] takes. TLS (HTTP/1.1 or 2) for callers with `--tls`, to the upstream with the last two.
+pub(crate) const USAGE: &str = "[--tls CERT KEY] LISTEN UPSTREAM [SERVER-NAME CA-FILE]";
+
+/// Serves until the process is ended, on one worker thread. Returns when `arguments` are not as
+/// [`USAGE`] says.
 ///
 /// # Panics
-/// When `arguments` are not `LISTEN UPSTREAM [SERVER-NAME CA-FILE]`.
-pub(crate) fn run(arguments: &[String]) -> ! {
+/// When files, addresses or ports cannot be had.
+pub(crate) fn run(arguments: &[String]) {
     countersign::tls::install_provider();
+    let (tls, arguments) = match arguments {
+        [flag, cert, key, rest @ ..] if flag == "--tls" => (Some((cert, key)), rest),
+        all => (None, all),
+    };
     let (listen, upstream, server_name, ca) = match arguments {
         [listen, upstream] => (listen, upstream, String::new(), None),
         [listen, upstream, name, ca] => (listen, upstream, name.clone(), Some(ca.clone())),
-        _ => panic!("not LISTEN UPSTREAM [SERVER-NAME CA-FILE]: {arguments:?}"),
+        _ => return,
     };
     let upstream: SocketAddr = upstream.parse().expect("UPSTREAM is an address and a port");
     let conf = ServerConf {
@@ -71,7 +80,13 @@ pub(crate) fn run(arguments: &[String]) -> ! {
         ))),
     };
     let mut service = http_proxy_service(&server.configuration, pass_through);
-    service.add_tcp(listen);
+    if let Some((cert, key)) = tls {
+        let mut settings = TlsSettings::intermediate(cert, key).expect("CERT and KEY are files");
+        settings.enable_h2();
+        service.add_tls_with_settings(listen, None, settings);
+    } else {
+        service.add_tcp(listen);
+    }
     server.add_service(service);
     server.run_forever();
 }

@@ -385,6 +385,19 @@ pub struct Grant {
     pub path: Option<String>,
 }
 
+/// In one line: `certn GET,HEAD /api/**`; `*` for every vendor.
+impl std::fmt::Display for Grant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.vendor.as_deref().unwrap_or("*"))?;
+        if !self.methods.is_empty() {
+            write!(f, " {}", self.methods.join(","))?;
+        }
+        self.path
+            .as_ref()
+            .map_or(Ok(()), |path| write!(f, " {path}"))
+    }
+}
+
 /// Where rotating refresh tokens live. An encryption key is 32 bytes as base64, hex or raw.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Store {

@@ -440,7 +440,7 @@ pub struct VendorMetrics {
     requests: IntCounterVec,
     /// Handles by caller, method and status, added as they first occur: bounded by the
     /// configuration and the hundreds of status codes there are. Readers take no lock.
-    counters: ArcSwap<HashMap<Outcome, IntCounter>>,
+    counters: ArcSwap<foldhash::HashMap<Outcome, IntCounter>>,
     refused: IntCounterVec,
     request_duration: Histogram,
     upstream_duration: Histogram,
@@ -475,7 +475,7 @@ impl VendorMetrics {
             ]);
             counter.inc();
             self.counters.rcu(|known| {
-                let mut more = HashMap::clone(known);
+                let mut more = foldhash::HashMap::clone(known);
                 more.insert(key.clone(), counter.clone());
                 more
             });

@@ -125,6 +125,8 @@ pub struct Context {
     snapshot: Arc<Snapshot>,
     way: Option<Arc<Way>>,
     caller: Option<Arc<Caller>>,
+    /// What decided: a grant, a refused path.
+    rule: Option<Arc<str>>,
     /// The target to send upstream, query included where it stays as it is.
     target: String,
     held: Option<Arc<Held>>,
@@ -174,9 +176,6 @@ impl Drop for Serving {
     }
 }
 
-/// How long a caller's connection may idle between requests, seconds. Longer than common clients
-/// keep a connection, so that the client is the one to close.
-const CALLER_KEEPALIVE: u64 = 75;
 /// How long a caller may pause within a body, and how long it may take none of an answer.
 const CALLER_IDLE: Duration = Duration::from_mins(1);
 /// How long the rest of a body that nobody wants is read, so that the answer is not lost to a
@@ -202,6 +201,7 @@ impl ProxyHttp for Proxy {
             snapshot: self.snapshot.load_full(),
             way: None,
             caller: None,
+            rule: None,
             target: String::new(),
             held: None,
             redactor: None,
@@ -234,12 +234,12 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
-        // pingora's own keep-alive has no end after the first request of a connection. `None` is
-        // the caller's wish, HTTP/1.0's default included.
+        // `None` is the caller's wish, HTTP/1.0's default included. How long is the guard's business:
+        // here, none of what a caller may have asked for.
         if self.draining.load(Ordering::Acquire) {
             session.set_keepalive(None);
         } else if session.get_keepalive().is_some() {
-            session.set_keepalive(Some(CALLER_KEEPALIVE));
+            session.set_keepalive(Some(0));
         }
         session.set_read_timeout(Some(CALLER_IDLE));
         session.set_write_timeout(Some(CALLER_IDLE));
@@ -755,6 +755,7 @@ impl ProxyHttp for Proxy {
                 reused: ctx.reused,
                 bytes_in: session.body_bytes_read(),
                 bytes_out: session.body_bytes_sent(),
+                rule: ctx.rule.as_deref(),
                 trace_id: trace_id
                     .as_deref()
                     .or_else(|| traces::trace_id(&head.headers)),
@@ -822,6 +823,7 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<Admitted, Err
     let identity = Identity::Shown(&snapshot.callers, &head.headers, certificate);
     let decision = decide(&snapshot.routes, ask, identity);
     ctx.way = decision.vendor.cloned();
+    ctx.rule = decision.rule;
     if let (Some(shape), Some(way)) = (decision.login, ctx.way.clone()) {
         return log_in(session, ctx, shape, &way.vendor).await;
     }

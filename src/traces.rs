@@ -239,6 +239,8 @@ impl RequestSpan {
         attributes.extend(line.reason.map(|word| text("countersign.reason", word)));
         let generation = line.generation.map(int);
         attributes.extend(generation.map(|one| KeyValue::new("countersign.generation", one)));
+        let rule = line.rule.map(str::to_owned);
+        attributes.extend(rule.map(|one| KeyValue::new("countersign.rule", one)));
         if line.status == CALLER_GONE {
             attributes.push(KeyValue::new("error.type", "caller_gone"));
         } else {

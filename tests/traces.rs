@@ -277,6 +277,7 @@ async fn spans_say_what_the_line_says_and_no_secret() {
         ("countersign.caller", "app"),
         ("countersign.reason", ""),
         ("countersign.generation", "1"),
+        ("countersign.rule", "*"),
         ("countersign.attempts", "1"),
     ] {
         assert_eq!(passed.text(name), value, "{name}");

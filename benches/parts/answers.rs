@@ -159,6 +159,7 @@ pub(crate) fn wrote_lines() -> bool {
         return false;
     };
     let line = Line {
+        rule: Some("*"),
         request_id: "0af7651916cd43dd8448eb211c80319c",
         caller: Some("issuance"),
         vendor: Some("acme"),

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use countersign::config::{Config, Secrets};
 use countersign::metrics::Metrics;
+use countersign::request::path::Target;
 use countersign::request::vendor::Vendor;
 
 /// `data` is the file.
@@ -20,7 +21,13 @@ pub fn run(data: &[u8]) {
             let metrics = Metrics::new();
             for vendor in &config.vendors {
                 let ready = Vendor::new(vendor, None, metrics.vendor(&vendor.name));
-                let sent = ready.upstream_path(&format!("{}/x", ready.prefix), ready.prefix.len());
+                let path = format!("{}/x", ready.prefix);
+                let target = Target {
+                    path: &path,
+                    query: None,
+                    encoded_slash: false,
+                };
+                let sent = ready.upstream_path(target, ready.prefix.len());
                 assert!(sent.starts_with('/'), "{sent}");
             }
         }

@@ -91,7 +91,7 @@ fn explain(config: &Config, arguments: &Arguments) -> Result<Value, String> {
             "status": 200,
             "reason": "login",
             "detail": "The proxy answers this login itself, with a caller token of its own.",
-            "rule": "login: stub",
+            "rule": decision.rule,
         }));
     }
     Ok(match &decision.path {
@@ -104,6 +104,7 @@ fn explain(config: &Config, arguments: &Arguments) -> Result<Value, String> {
                 "forwarded": true,
                 "vendor": vendor.map(|vendor| &vendor.name),
                 "preset": vendor.and_then(|vendor| vendor.preset.as_ref()),
+                "rule": decision.rule,
                 "auth": vendor.map(auth_kind),
                 "upstream": format!("{origin}{target}"),
                 "headers_added": vendor.map(added).unwrap_or_default(),
@@ -247,6 +248,7 @@ fn readable(explanation: &Value) -> String {
         line("forwarded to", &word("upstream"));
         line("vendor", &word("vendor"));
         line("preset", &word("preset"));
+        line("rule", &word("rule"));
         line("auth", &word("auth"));
         for (title, key) in [
             ("added", "headers_added"),

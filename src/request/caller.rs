@@ -13,6 +13,7 @@ use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use foldhash::HashMapExt;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, PROXY_AUTHORIZATION};
 use zeroize::Zeroizing;
 
@@ -43,10 +44,25 @@ pub struct Caller {
     pub name: Arc<str>,
     /// Its name in metrics.
     pub label: Arc<str>,
-    allow: Vec<Grant>,
+    allow: Vec<Permission>,
     rate: Option<Arc<Limiter>>,
     /// Of what it can show; changes with it.
     proof: [u8; 8],
+}
+
+/// One entry of a caller's `allow:`.
+#[derive(Debug)]
+struct Permission {
+    grant: Grant,
+    /// For request lines.
+    text: Arc<str>,
+}
+
+impl From<Grant> for Permission {
+    fn from(grant: Grant) -> Self {
+        let text = grant.to_string().into();
+        Self { grant, text }
+    }
 }
 
 impl Caller {
@@ -58,11 +74,11 @@ impl Caller {
             label: Arc::from("anyone"),
             rate: None,
             proof: [0; 8],
-            allow: vec![Grant {
+            allow: vec![Permission::from(Grant {
                 vendor: None,
                 methods: Vec::new(),
                 path: None,
-            }],
+            })],
         }
     }
 
@@ -73,7 +89,7 @@ impl Caller {
         Self {
             label: name.clone(),
             name,
-            allow: caller.allow.clone(),
+            allow: caller.allow.iter().cloned().map(Permission::from).collect(),
             rate: caller.rate.map(|rate| Arc::new(Limiter::new(rate))),
             proof: [0; 8],
         }
@@ -82,7 +98,7 @@ impl Caller {
     /// Whether anything at all of a vendor is open to it.
     #[must_use]
     pub fn may_use(&self, vendor: &str) -> bool {
-        let mut grants = self.allow.iter();
+        let mut grants = self.allow.iter().map(|permission| &permission.grant);
         grants.any(|grant| grant.vendor.as_deref().is_none_or(|only| only == vendor))
     }
 
@@ -94,17 +110,18 @@ impl Caller {
         self.rate.as_ref().map_or(Ok(()), |rate| rate.take())
     }
 
-    /// The grant that lets `method` on `path` (after the vendor's prefix) pass, if any.
+    /// The text of the grant that lets `method` on `path` (after the vendor's prefix) pass, if any.
     #[must_use]
-    pub fn grant(&self, vendor: &str, method: &str, path: &str) -> Option<&Grant> {
-        self.allow.iter().find(|grant| {
+    pub fn grant(&self, vendor: &str, method: &str, path: &str) -> Option<&Arc<str>> {
+        let permission = self.allow.iter().find(|Permission { grant, .. }| {
             grant.vendor.as_deref().is_none_or(|only| only == vendor)
                 && (grant.methods.is_empty() || grant.methods.iter().any(|only| only == method))
                 && grant
                     .path
                     .as_deref()
                     .is_none_or(|pattern| glob(pattern, path))
-        })
+        });
+        permission.map(|permission| &permission.text)
     }
 }
 
@@ -123,7 +140,7 @@ pub enum Callers {
 #[derive(Debug)]
 pub struct Known {
     /// By the SHA-256 of their keys.
-    keys: HashMap<[u8; 32], Arc<Caller>>,
+    keys: foldhash::HashMap<[u8; 32], Arc<Caller>>,
     /// By a name in their certificates.
     names: HashMap<San, Arc<Caller>>,
     tokens: Tokens,
@@ -177,7 +194,7 @@ impl Callers {
         };
         let other: Arc<str> = Arc::from("other");
         let mut known = Known {
-            keys: HashMap::with_capacity(callers.len()),
+            keys: foldhash::HashMap::with_capacity(callers.len()),
             names: HashMap::new(),
             tokens: Tokens::new(),
             all: HashMap::with_capacity(callers.len()),
@@ -557,6 +574,8 @@ mod tests {
             let got = caller.grant(vendor, method, path).is_some();
             assert_eq!(got, want, "{vendor} {method} {path}");
         }
+        let text = caller.grant("v", "GET", "/vedsdk/x").unwrap();
+        assert_eq!(&**text, "v GET,HEAD /vedsdk/**");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Whose request this is, where it goes and whether it may. One pure function: the request path and
 //! `explain` ask the same one.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use http::HeaderMap;
 
@@ -44,8 +44,10 @@ pub struct Decision<'a, V> {
     pub path: Result<String, Error>,
     /// It is a login call that is answered here, whatever `path` says, once its body was looked at.
     pub login: Option<LoginShape>,
-    /// The vendor's pattern that refused the path; `allow` when none of that list matched.
-    pub rule: Option<String>,
+    /// What decided: the caller's grant where the request may pass; the vendor's pattern that
+    /// refused its path, or `allow` when none of that list matched; `login: stub`. `None`: nothing
+    /// permits it.
+    pub rule: Option<Arc<str>>,
 }
 
 /// Decides. Every refusal names the vendor where one matched, so that it is counted there.
@@ -72,11 +74,13 @@ pub fn decide<'a, V: AsRef<Vendor>>(
         decision.path = Err(Error::Misdirected);
         return decision;
     }
-    if let Some(found) = &found {
+    let path = found.as_ref().map(|found| {
         let vendor: &Vendor = (**found.vendor).as_ref();
-        let path = vendor.upstream_path(ask.target.path, found.prefix);
+        let path = vendor.upstream_path(ask.target, found.prefix);
         decision.login = vendor.logins.shape(ask.method, &path);
-    }
+        decision.rule = decision.login.map(|_| STUB.clone());
+        path
+    });
     let caller = match identity {
         Identity::Shown(callers, headers, certificate) => callers.identify(Shown {
             headers,
@@ -93,7 +97,7 @@ pub fn decide<'a, V: AsRef<Vendor>>(
             return decision;
         }
     };
-    let Some(found) = found else {
+    let (Some(found), Some(path)) = (found, path) else {
         return decision;
     };
     let vendor: &Vendor = (**found.vendor).as_ref();
@@ -108,22 +112,28 @@ pub fn decide<'a, V: AsRef<Vendor>>(
         inner => inner,
     };
     // A server that decodes slashes first sees more segments than a glob's star covers.
-    let granted = caller.grant(&vendor.name, ask.method, inner).is_some()
-        && (!ask.target.encoded_slash || {
+    let granted = caller.grant(&vendor.name, ask.method, inner).filter(|_| {
+        !ask.target.encoded_slash || {
             let decoded = path::decode_slashes(inner);
             caller.grant(&vendor.name, ask.method, &decoded).is_some()
-        });
-    if !granted {
+        }
+    });
+    let Some(grant) = granted else {
         decision.path = Err(Error::Forbidden);
         return decision;
-    }
-    let path = vendor.upstream_path(ask.target.path, found.prefix);
+    };
     match vendor.rules.check(ask.method, &path) {
-        Ok(()) => decision.path = Ok(path),
+        Ok(()) => {
+            decision.rule.get_or_insert_with(|| grant.clone());
+            decision.path = Ok(path);
+        }
         Err(rule) => {
-            decision.rule = Some(rule.map_or("allow".to_owned(), |rule| rule.pattern.clone()));
+            let pattern = rule.map_or("allow", |rule| &rule.pattern);
+            decision.rule.get_or_insert_with(|| pattern.into());
             decision.path = Err(Error::RefusedPath);
         }
     }
     decision
 }
+
+static STUB: LazyLock<Arc<str>> = LazyLock::new(|| "login: stub".into());

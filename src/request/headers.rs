@@ -1,11 +1,14 @@
 //! What heads must look like, and which fields never pass. Pure functions over heads and bytes.
 
-use std::collections::HashSet;
-
 use http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue,
     PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
+
+use bytes::Bytes;
+use foldhash::HashSet;
+use memchr::memchr;
+use smallvec::SmallVec;
 
 use crate::config::{self, Upstream};
 use crate::error::Error;
@@ -53,10 +56,7 @@ pub fn check_raw_head(head: &[u8]) -> Result<(), Error> {
         .position(|byte| !matches!(byte, b'\r' | b'\n'))
         .unwrap_or(head.len());
     let head = &head[start..];
-    let first_end = head
-        .iter()
-        .position(|byte| *byte == b'\n')
-        .unwrap_or(head.len());
+    let first_end = memchr(b'\n', head).unwrap_or(head.len());
     let first = head[..first_end]
         .strip_suffix(b"\r")
         .unwrap_or(&head[..first_end]);
@@ -77,37 +77,44 @@ pub fn check_raw_head(head: &[u8]) -> Result<(), Error> {
     if method.iter().any(u8::is_ascii_lowercase) {
         return Err(Error::BadRequest("The method is not in upper case."));
     }
-    if target.contains(&b'#') {
+    if memchr(b'#', target).is_some() {
         return Err(Error::BadRequest(
             "The request target holds a fragment (#).",
         ));
     }
-    let (mut lengths, mut codings) = (0, 0);
-    for line in head.split(|byte| *byte == b'\n') {
-        let colon = line.iter().position(|byte| *byte == b':').unwrap_or(0);
-        lengths += usize::from(line[..colon].eq_ignore_ascii_case(b"content-length"));
-        codings += usize::from(line[..colon].eq_ignore_ascii_case(b"transfer-encoding"));
+    let (mut length, mut coding) = (false, false);
+    let mut rest = head;
+    while let Some(end) = memchr(b'\n', rest) {
+        let (line, after) = (&rest[..end], &rest[end + 1..]);
+        let Some(line) = line.strip_suffix(b"\r") else {
+            return Err(Error::BadFraming("A line of the head ends in a bare LF."));
+        };
+        if memchr(b'\r', line).is_some() {
+            return Err(BARE_CR);
+        }
+        if matches!(after.first(), Some(b' ' | b'\t')) {
+            return Err(Error::BadFraming("A field is continued on a second line."));
+        }
+        length |= is_named(line, b"content-length");
+        coding |= is_named(line, b"transfer-encoding");
+        rest = after;
     }
-    if lengths > 0 && codings > 0 {
+    if memchr(b'\r', rest).is_some_and(|at| at + 1 < rest.len()) {
+        return Err(BARE_CR);
+    }
+    if length && coding {
         // The parser has dropped the length by now.
         return Err(Error::BadFraming(
             "Content-Length and Transfer-Encoding exclude each other.",
         ));
     }
-    let mut previous = 0;
-    for byte in head {
-        if *byte == b'\n' && previous != b'\r' {
-            return Err(Error::BadFraming("A line of the head ends in a bare LF."));
-        }
-        if previous == b'\r' && *byte != b'\n' {
-            return Err(Error::BadFraming("A line of the head holds a bare CR."));
-        }
-        if previous == b'\n' && matches!(byte, b' ' | b'\t') {
-            return Err(Error::BadFraming("A field is continued on a second line."));
-        }
-        previous = *byte;
-    }
     Ok(())
+}
+
+const BARE_CR: Error = Error::BadFraming("A line of the head holds a bare CR.");
+
+fn is_named(line: &[u8], name: &[u8]) -> bool {
+    line.get(name.len()) == Some(&b':') && line[..name.len()].eq_ignore_ascii_case(name)
 }
 
 /// Checks the parsed fields.
@@ -196,6 +203,9 @@ fn is_authority(authority: &str) -> bool {
     host_ok && port_ok
 }
 
+/// Names of fields that must go.
+pub type Names = SmallVec<[HeaderName; 8]>;
+
 /// The names that never pass from a caller to a vendor: callers' credentials, overrides, and
 /// every field that any vendor's credential uses, configured or known from the presets.
 #[derive(Debug)]
@@ -226,7 +236,7 @@ impl Barred {
     /// Which of the request's fields must go. `h2` requests have not been through any other
     /// hop-by-hop filter.
     #[must_use]
-    pub fn in_request(&self, headers: &HeaderMap, cookies_pass: bool, h2: bool) -> Vec<HeaderName> {
+    pub fn in_request(&self, headers: &HeaderMap, cookies_pass: bool, h2: bool) -> Names {
         headers
             .keys()
             .filter(|name| {
@@ -265,8 +275,8 @@ pub fn joined_cookies(headers: &HeaderMap) -> Option<HeaderValue> {
 /// Which of the answer's fields must go: hop-by-hop ones, those that `Connection` names, cookies
 /// unless they pass, and anything that claims to be our own word on the request.
 #[must_use]
-pub fn barred_in_answer(headers: &HeaderMap, cookies_pass: bool, upgrade: bool) -> Vec<HeaderName> {
-    let nominated: Vec<&[u8]> = headers
+pub fn barred_in_answer(headers: &HeaderMap, cookies_pass: bool, upgrade: bool) -> Names {
+    let nominated: SmallVec<[&[u8]; 8]> = headers
         .get_all(CONNECTION)
         .iter()
         .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
@@ -370,11 +380,12 @@ pub fn request_id(headers: &HeaderMap) -> HeaderValue {
     {
         return id.clone();
     }
-    let mut id = [0; 32];
+    let mut id = [0_u8; 32];
     let random = fastrand::u128(..).to_be_bytes();
     // 32 bytes of room for 16 bytes of hex: cannot fail.
     let _ = hex::encode_to_slice(random, &mut id);
-    HeaderValue::from_bytes(&id).unwrap_or(HeaderValue::from_static("0"))
+    // Shared from the start: it is copied into the answer.
+    HeaderValue::from_maybe_shared(Bytes::from_owner(id)).unwrap_or(HeaderValue::from_static("0"))
 }
 
 #[cfg(test)]
@@ -494,7 +505,7 @@ mod tests {
         let kept = headers(&[("te", "trailers")]);
         assert!(barred.in_request(&kept, false, true).is_empty());
         let mixed = headers(&[("te", "trailers"), ("te", "gzip")]);
-        assert_eq!(barred.in_request(&mixed, false, true), [TE]);
+        assert_eq!(barred.in_request(&mixed, false, true)[..], [TE]);
     }
 
     #[test]

@@ -80,6 +80,7 @@ pub struct Needles {
     anchored: Vec<Vec<(usize, usize)>>,
     /// The bytes that a spelling may begin with.
     begins: [bool; 256],
+    shortest: usize,
     longest: usize,
     mask: u8,
 }
@@ -96,6 +97,7 @@ impl Needles {
         }
         secrets.sort_by(|one, other| one.cmp(other));
         secrets.dedup_by(|one, other| **one == **other);
+        let shortest = secrets.iter().map(|secret| secret.len()).min()?;
         let longest = secrets.iter().map(|secret| secret.len()).max()?;
 
         let mut begins = [false; 256];
@@ -143,6 +145,7 @@ impl Needles {
             anchored,
             secrets,
             begins,
+            shortest,
             longest,
             mask,
         })
@@ -151,7 +154,8 @@ impl Needles {
     /// Whether a complete text holds a spelling.
     #[must_use]
     pub fn occur_in(&self, text: &[u8]) -> bool {
-        self.find(text).next().is_some()
+        // No spelling is shorter than what it spells.
+        text.len() >= self.shortest && self.find(text).next().is_some()
     }
 
     /// Masks a complete text. How many places were masked; the text is `Some` when any was.

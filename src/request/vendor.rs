@@ -1,10 +1,10 @@
 //! What the request path knows of a vendor, and how it finds one: path prefix or host → vendor, a
 //! pure look-up whose cost does not grow with the number of vendors.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use foldhash::{HashMap, HashMapExt};
 use http::HeaderValue;
 
 use crate::config::{self, Limits, Timeouts};
@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::metrics::VendorMetrics;
 use crate::request::limit::{Limiter, Rest};
 use crate::request::login::Logins;
-use crate::request::path::Rules;
+use crate::request::path::{Rules, Target};
 use crate::request::placement::Placement;
 use crate::request::redact::Prepared;
 use crate::request::retry::Budget;
@@ -109,12 +109,14 @@ impl Vendor {
         self.rate = same.or_else(|| self.rate.take());
     }
 
-    /// The path sent upstream: the prefix, `prefix` bytes long, replaced by the base path.
+    /// The path sent upstream: the prefix, `prefix` bytes long, replaced by the base path. There is
+    /// room for the query behind it.
     #[must_use]
-    pub fn upstream_path(&self, path: &str, prefix: usize) -> String {
-        let rest = &path[prefix..];
+    pub fn upstream_path(&self, target: Target<'_>, prefix: usize) -> String {
+        let rest = &target.path[prefix..];
         let base = &self.upstream.base;
-        let mut sent = String::with_capacity(base.len() + rest.len() + 1);
+        let query = target.query.map_or(0, str::len);
+        let mut sent = String::with_capacity(base.len() + rest.len() + 1 + query);
         sent.push_str(base);
         sent.push_str(rest);
         if sent.is_empty() {

@@ -44,8 +44,9 @@ const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 const MAX_CONNECTIONS: usize = 16 * 1024;
 /// Open files that are neither a caller's connection nor one to a vendor.
 const OTHER_FILES: usize = 64;
-/// Between requests, before pingora is told anything else.
-const FIRST_KEEPALIVE: u64 = 60;
+/// How long a connection may idle between requests. Longer than common clients keep a connection, so
+/// that the client is the one to close.
+const KEEPALIVE: Duration = Duration::from_secs(75);
 
 /// One listener's way in.
 pub(super) struct Door {
@@ -180,7 +181,8 @@ async fn serve(
     loop {
         let mut session = ServerSession::new_http1(stream);
         match settings.take() {
-            None => session.set_keepalive((!*stop.borrow()).then_some(FIRST_KEEPALIVE)),
+            // Zero: pingora needs no timer of its own for each request.
+            None => session.set_keepalive((!*stop.borrow()).then_some(0)),
             Some(settings) => HttpPersistentSettings::apply_to_session(settings, &mut session),
         }
         let Some(reused) = door.app.process_new_http(session, &stop).await else {
@@ -194,8 +196,8 @@ async fn serve(
     }
 }
 
-/// An HTTP/1 connection that gives a head so much time and no more, and remembers what the parser
-/// would repair in its first line.
+/// An HTTP/1 connection that gives a head so much time and no more, and the silence before it, and
+/// remembers what the parser would repair in its first line.
 #[derive(Debug)]
 pub struct Guarded {
     inner: Stream,
@@ -204,7 +206,7 @@ pub struct Guarded {
     /// Counted in the first line of the head being read.
     blanks: AtomicU8,
     odd_line: AtomicBool,
-    /// The deadline below is an earlier head's.
+    /// The limits below are an earlier request's.
     stale: AtomicBool,
     /// While an answer is awaited: until when, in milliseconds since `born`; 0: no limit.
     answer_by: AtomicU64,
@@ -219,10 +221,15 @@ pub struct Guarded {
     /// Negotiated or begun with its preface: pingora asks by ALPN.
     http2: bool,
     born: Instant,
-    deadline: Option<Pin<Box<Sleep>>>,
+    /// Until when the next head, or between requests its first byte, may come.
+    head_by: Instant,
+    /// Rings at one of the limits or before, see [`Self::poll_until`].
+    alarm: Option<Pin<Box<Sleep>>>,
 }
 
-/// Nothing of a head has come yet.
+/// Nothing of the next head has come yet, after an answer.
+const BETWEEN: u8 = 4;
+/// Nothing of the first head has come yet, or nothing but empty lines.
 const BEFORE_HEAD: u8 = 0;
 /// Its first line is coming.
 const IN_LINE: u8 = 1;
@@ -247,7 +254,8 @@ impl Guarded {
             too_slow: AtomicBool::new(false),
             http2: false,
             born: Instant::now(),
-            deadline: Some(Box::pin(sleep_until(Instant::now() + HEAD_TIME))),
+            head_by: Instant::now() + HEAD_TIME,
+            alarm: None,
         }
     }
 
@@ -256,7 +264,6 @@ impl Guarded {
         Self {
             phase: AtomicU8::new(AFTER_HEAD),
             http2: true,
-            deadline: None,
             ..Self::new(inner)
         }
     }
@@ -324,7 +331,7 @@ impl Guarded {
         self.stale.store(true, Ordering::Relaxed);
         self.answer_by.store(0, Ordering::Relaxed);
         self.longest_pause.store(0, Ordering::Relaxed);
-        self.phase.store(BEFORE_HEAD, Ordering::Relaxed);
+        self.phase.store(BETWEEN, Ordering::Relaxed);
         self.blanks.store(0, Ordering::Relaxed);
         self.odd_line.store(false, Ordering::Relaxed);
     }
@@ -340,14 +347,20 @@ impl Guarded {
         })
     }
 
+    /// Limits move on with every request. An alarm that would ring too early is left alone, and set
+    /// again when it has rung: on a busy connection it costs next to nothing.
     fn poll_until(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let deadline = self
-            .deadline
-            .get_or_insert_with(|| Box::pin(sleep_until(at)));
-        if deadline.deadline() != at {
-            deadline.as_mut().reset(at);
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(at)));
+        loop {
+            if alarm.deadline() > at {
+                alarm.as_mut().reset(at);
+            }
+            ready!(alarm.as_mut().poll(cx));
+            if alarm.deadline() >= at {
+                return Poll::Ready(());
+            }
+            alarm.as_mut().reset(at);
         }
-        deadline.as_mut().poll(cx)
     }
 
     fn note(&self, bytes: &[u8]) {
@@ -382,8 +395,9 @@ impl AsyncRead for Guarded {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.listened.store(true, Ordering::Relaxed);
-        if self.stale.swap(false, Ordering::Relaxed) {
-            self.deadline = None;
+        if self.stale.load(Ordering::Relaxed) {
+            self.stale.store(false, Ordering::Relaxed);
+            self.head_by = Instant::now() + KEEPALIVE;
             (self.pace, self.waiting) = (None, None);
         }
         let before = buffer.filled().len();
@@ -400,7 +414,6 @@ impl AsyncRead for Guarded {
             }
             let answer_by = self.answer_by.load(Ordering::Relaxed);
             if read.is_ready() || answer_by == 0 {
-                self.deadline = None;
                 return read;
             }
             let at = self.born + Duration::from_millis(answer_by);
@@ -413,22 +426,23 @@ impl AsyncRead for Guarded {
             if new.is_empty() {
                 return read;
             }
-            if self.deadline.is_none() {
-                // The first bytes of a later head: silence before it is keep-alive's business.
-                let deadline = Instant::now() + HEAD_TIME;
-                self.deadline = Some(Box::pin(sleep_until(deadline)));
+            if phase == BETWEEN {
+                self.phase.store(BEFORE_HEAD, Ordering::Relaxed);
+                self.head_by = Instant::now() + HEAD_TIME;
             }
             if phase != IN_FIELDS {
                 self.note(new);
             }
             return read;
         }
-        if let Some(deadline) = &mut self.deadline {
-            ready!(deadline.as_mut().poll(cx));
-            let slow = "the request head took too long";
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, slow)));
+        let head_by = self.head_by;
+        ready!(self.poll_until(head_by, cx));
+        if phase == BETWEEN {
+            // As if the caller had closed it: nothing is lost, and nothing is said.
+            return Poll::Ready(Ok(()));
         }
-        Poll::Pending
+        let slow = "the request head took too long";
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, slow)))
     }
 }
 
@@ -510,7 +524,61 @@ impl Peek for Guarded {}
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+
     use super::*;
+
+    const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+    /// A guard that has let `HEAD` through, and the caller's end.
+    async fn after_a_request() -> (Guarded, UnixStream) {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut guarded = Guarded::new(Box::new(TcpStream::from(near)));
+        far.write_all(HEAD).await.unwrap();
+        let mut head = [0; 64];
+        assert_eq!(guarded.read(&mut head).await.unwrap(), HEAD.len());
+        guarded.head_is_complete();
+        guarded.expect_head();
+        (guarded, far)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_closed_that_is_silent_between_requests() {
+        let (mut guarded, _far) = after_a_request().await;
+        let began = Instant::now();
+        assert_eq!(guarded.read(&mut [0; 64]).await.unwrap(), 0, "its end");
+        assert_eq!(began.elapsed().as_secs(), KEEPALIVE.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_later_head_has_its_own_time_from_its_first_byte() {
+        let (mut guarded, mut far) = after_a_request().await;
+        let silence = KEEPALIVE - Duration::from_secs(1);
+        let early = timeout(silence, guarded.read(&mut [0; 64])).await;
+        assert!(early.is_err(), "{early:?}");
+        far.write_all(b"GE").await.unwrap();
+        assert_eq!(guarded.read(&mut [0; 64]).await.unwrap(), 2);
+        let began = Instant::now();
+        let late = guarded.read(&mut [0; 64]).await.unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(began.elapsed().as_secs(), HEAD_TIME.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_awaited_as_long_as_the_newest_limit_says() {
+        let (mut guarded, mut far) = after_a_request().await;
+        far.write_all(HEAD).await.unwrap();
+        guarded.read(&mut [0; 64]).await.unwrap();
+        guarded.head_is_complete();
+        for seconds in [30, 50, 5] {
+            let began = Instant::now();
+            guarded.expect_answer_by(Some(began + Duration::from_secs(seconds)));
+            let late = guarded.read(&mut [0; 64]).await.unwrap_err();
+            assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+            assert_eq!(began.elapsed().as_secs(), seconds);
+        }
+    }
 
     #[test]
     fn callers_leave_files_for_the_way_to_vendors() {

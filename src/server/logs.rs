@@ -1,5 +1,6 @@
 //! What the process says: one JSON line per request on stdout, everything else on stderr.
 
+use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr as InetAddr;
 use std::sync::Arc;
@@ -8,7 +9,6 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, SystemTime};
 
 use pingora::protocols::l4::socket::SocketAddr;
-use serde::Serialize;
 use tracing::Level;
 pub use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
@@ -36,7 +36,9 @@ pub fn init(default: LevelFilter) {
         .from_env_lossy();
     let capped = filter_fn(|event| {
         *event.level() <= Level::INFO || !CAPPED.iter().any(|name| event.target().starts_with(name))
-    });
+    })
+    // Without it, every record of these libraries is made and carried here only to be dropped.
+    .with_max_level_hint(LevelFilter::TRACE);
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let stderr = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
@@ -80,29 +82,10 @@ pub struct Line<'a> {
     pub bytes_in: usize,
     /// Body bytes sent to the caller.
     pub bytes_out: usize,
+    /// What decided, see [`crate::request::decide::Decision::rule`].
+    pub rule: Option<&'a str>,
     /// The W3C trace that it is part of, 32 hexadecimal digits.
     pub trace_id: Option<&'a str>,
-}
-
-#[derive(Serialize)]
-struct Json<'a> {
-    ts: String,
-    request_id: &'a str,
-    caller: Option<&'a str>,
-    vendor: Option<&'a str>,
-    method: &'a str,
-    path: &'a str,
-    status: u16,
-    reason: Option<&'a str>,
-    client: Option<InetAddr>,
-    attempts: u32,
-    generation: Option<u64>,
-    duration_ms: f64,
-    upstream_ms: Option<f64>,
-    reused: bool,
-    bytes_in: usize,
-    bytes_out: usize,
-    trace_id: Option<&'a str>,
 }
 
 enum Message {
@@ -120,6 +103,9 @@ pub struct AccessLog {
 
 /// Lines; at 300 bytes each a few megabytes.
 const QUEUE: usize = 8192;
+/// How long lines gather before they are written. While the writer sleeps, a request has nobody to
+/// wake, which costs more than its line.
+const GATHER: Duration = Duration::from_millis(10);
 
 impl AccessLog {
     /// Starts the writer. It ends with the last clone of the log.
@@ -138,30 +124,7 @@ impl AccessLog {
 
     /// Queues one line. Never blocks.
     pub fn write(&self, line: &Line<'_>) {
-        let json = Json {
-            ts: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
-            request_id: line.request_id,
-            caller: line.caller,
-            vendor: line.vendor,
-            method: line.method,
-            path: &String::from_utf8_lossy(line.path),
-            status: line.status,
-            reason: line.reason,
-            client: line.client.and_then(|address| address.as_inet().copied()),
-            attempts: line.attempts,
-            generation: line.generation,
-            duration_ms: milliseconds(line.duration),
-            upstream_ms: line.upstream.map(milliseconds),
-            reused: line.reused,
-            bytes_in: line.bytes_in,
-            bytes_out: line.bytes_out,
-            trace_id: line.trace_id,
-        };
-        let mut text = Vec::with_capacity(384);
-        if serde_json::to_writer(&mut text, &json).is_err() {
-            return;
-        }
-        text.push(b'\n');
+        let text = json(line, SystemTime::now());
         if let Err(TrySendError::Full(_)) = self.queue.try_send(Message::Line(text)) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -179,6 +142,9 @@ impl AccessLog {
 fn write_lines(lines: &Receiver<Message>, dropped: &AtomicU64, to: impl Write) {
     let mut out = std::io::BufWriter::with_capacity(64 * 1024, to);
     while let Ok(first) = lines.recv() {
+        if matches!(first, Message::Line(_)) {
+            std::thread::sleep(GATHER);
+        }
         // One system call for all that has gathered meanwhile.
         for message in std::iter::once(first).chain(lines.try_iter()) {
             match message {
@@ -199,9 +165,115 @@ fn write_lines(lines: &Receiver<Message>, dropped: &AtomicU64, to: impl Write) {
     }
 }
 
-/// With microseconds as decimals.
-fn milliseconds(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
+/// The line as JSON. By hand, since every request pays for it, and hardly any of its values needs
+/// escaping.
+fn json(line: &Line<'_>, at: SystemTime) -> Vec<u8> {
+    let mut object = Object(Vec::with_capacity(512));
+    object.shown("ts", humantime::format_rfc3339_millis(at));
+    object.text("request_id", Some(line.request_id));
+    object.text("caller", line.caller);
+    object.text("vendor", line.vendor);
+    object.text("method", Some(line.method));
+    object.text("path", Some(&String::from_utf8_lossy(line.path)));
+    object.number("status", Some(line.status.into()));
+    object.text("reason", line.reason);
+    object.address("client", line.client.and_then(|address| address.as_inet()));
+    object.number("attempts", Some(line.attempts.into()));
+    object.number("generation", line.generation);
+    object.milliseconds("duration_ms", Some(line.duration));
+    object.milliseconds("upstream_ms", line.upstream);
+    object.key("reused");
+    object.raw(if line.reused { "true" } else { "false" });
+    object.number("bytes_in", Some(line.bytes_in as u64));
+    object.number("bytes_out", Some(line.bytes_out as u64));
+    object.text("trace_id", line.trace_id);
+    object.text("rule", line.rule);
+    object.raw("}\n");
+    object.0
+}
+
+/// A JSON object that is being written.
+struct Object(Vec<u8>);
+
+impl Object {
+    fn raw(&mut self, text: &str) {
+        self.0.extend_from_slice(text.as_bytes());
+    }
+
+    fn key(&mut self, name: &str) {
+        self.raw(if self.0.is_empty() { "{\"" } else { ",\"" });
+        self.raw(name);
+        self.raw("\":");
+    }
+
+    fn text(&mut self, name: &str, value: Option<&str>) {
+        self.key(name);
+        let Some(value) = value else {
+            self.raw("null");
+            return;
+        };
+        // Without a way out of the loop it is done for many bytes at once.
+        let plain = value.bytes().fold(true, |plain, byte| {
+            plain & (byte >= b' ') & (byte != b'"') & (byte != b'\\')
+        });
+        if plain {
+            self.raw("\"");
+            self.raw(value);
+            self.raw("\"");
+        } else {
+            // Writing a string to memory cannot fail.
+            let _ = serde_json::to_writer(&mut self.0, value);
+        }
+    }
+
+    /// What prints nothing that needs escaping.
+    fn shown(&mut self, name: &str, value: impl Display) {
+        self.key(name);
+        // Writing to memory cannot fail.
+        let _ = write!(self.0, "\"{value}\"");
+    }
+
+    fn number(&mut self, name: &str, value: Option<u64>) {
+        self.key(name);
+        match value {
+            Some(value) => self.raw(itoa::Buffer::new().format(value)),
+            None => self.raw("null"),
+        }
+    }
+
+    fn address(&mut self, name: &str, value: Option<&InetAddr>) {
+        match value {
+            Some(InetAddr::V4(address)) => {
+                self.key(name);
+                let mut digits = itoa::Buffer::new();
+                let mut before = "\"";
+                for octet in address.ip().octets() {
+                    self.raw(before);
+                    self.raw(digits.format(octet));
+                    before = ".";
+                }
+                self.raw(":");
+                self.raw(digits.format(address.port()));
+                self.raw("\"");
+            }
+            Some(address @ InetAddr::V6(_)) => self.shown(name, address),
+            None => self.text(name, None),
+        }
+    }
+
+    /// With microseconds as decimals.
+    fn milliseconds(&mut self, name: &str, value: Option<Duration>) {
+        let Some(value) = value else {
+            self.number(name, None);
+            return;
+        };
+        let microseconds = (value.as_nanos() + 500) / 1000;
+        self.number(name, u64::try_from(microseconds / 1000).ok());
+        // The thousand keeps the zeros in front.
+        let mut digits = itoa::Buffer::new();
+        self.raw(".");
+        self.raw(&digits.format(1000 + microseconds % 1000)[1..]);
+    }
 }
 
 #[cfg(test)]
@@ -232,6 +304,7 @@ mod tests {
             reused: false,
             bytes_in: 0,
             bytes_out: 10,
+            rule: Some("*"),
             trace_id: Some("0af7651916cd43dd8448eb211c80319c"),
         };
         for _ in 0..6 {

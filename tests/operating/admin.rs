@@ -359,6 +359,7 @@ async fn a_request_line_is_json_with_the_promised_fields_and_no_query() {
             "reason",
             "request_id",
             "reused",
+            "rule",
             "status",
             "trace_id",
             "ts",
@@ -377,7 +378,10 @@ async fn a_request_line_is_json_with_the_promised_fields_and_no_query() {
     assert_eq!(passed["method"], "POST");
     assert_eq!(passed["path"], "/certn/hr/v1/applicants/");
     assert_eq!(passed["status"], 201);
-    assert_eq!(passed["reason"], Value::Null);
+    assert_eq!(
+        (&passed["reason"], &passed["rule"]),
+        (&Value::Null, &"*".into())
+    );
     assert_eq!(passed["attempts"], 1);
     assert_eq!(passed["generation"], 1);
     assert_eq!(passed["reused"], false);
@@ -388,7 +392,10 @@ async fn a_request_line_is_json_with_the_promised_fields_and_no_query() {
     assert_eq!(passed["trace_id"], trace);
     assert!(passed["upstream_ms"].as_f64().unwrap() <= passed["duration_ms"].as_f64().unwrap());
     let refused = &lines[1];
-    assert_eq!(refused["reason"], "refused_path");
+    assert_eq!(
+        (&refused["reason"], &refused["rule"]),
+        (&"refused_path".into(), &"/token".into())
+    );
     assert_eq!(
         (&refused["attempts"], &refused["upstream_ms"]),
         (&0.into(), &Value::Null)
@@ -398,7 +405,10 @@ async fn a_request_line_is_json_with_the_promised_fields_and_no_query() {
         (&unknown["status"], &unknown["caller"]),
         (&401.into(), &Value::Null)
     );
-    assert_eq!(unknown["reason"], "unknown_caller");
+    assert_eq!(
+        (&unknown["reason"], &unknown["rule"]),
+        (&"unknown_caller".into(), &Value::Null)
+    );
     // The vendor has seen it, though.
     assert!(front.stands.certn.has_read("?ssn=123-45-6789"));
     for said in [front.proxy.stdout(), front.proxy.stderr()] {

@@ -123,6 +123,9 @@ async fn explain_says_where_a_request_goes_and_what_is_put_on_it_masked() {
     let refused = run(plan.dir(), &["explain", "--json", "POST", "/certn/TOKEN/"]);
     let refused: Value = serde_json::from_str(&refused.stdout).unwrap();
     assert_eq!(refused["rule"], "/token", "the rule that refused it");
+    let permitted = run(plan.dir(), &["explain", "--json", "GET", "/certn/x"]);
+    let permitted: Value = serde_json::from_str(&permitted.stdout).unwrap();
+    assert_eq!(permitted["rule"], "*", "the grant that permits it");
     for stand in plan.stands.all() {
         assert!(stand.connections().is_empty(), "{}", stand.url());
     }

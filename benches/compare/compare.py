@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+"""What a request costs in each proxy, measured side by side in one run.
+
+    make bench-compare                        everything, about eleven minutes
+    make bench-compare ARGS=--quick           four scenarios, one round, about two minutes
+    make bench-compare ARGS='--only get-64 --proxies bare,countersign --rounds 5 --seconds 5'
+
+The proxy has one core, everything else the other. All proxies of a scenario are up at the same
+time; load goes to one after the other, for some seconds each, and that is one round. What counts
+is the ratio to the yardstick of the same round, and of those the median.
+
+CPU is read for all threads of all of a proxy's processes, and divided by the requests that the
+upstream counted meanwhile: both over the same window, after connections have been set up.
+
+Writes results.json and results.md here and docs/performance.svg.
+"""
+
+import argparse
+import contextlib
+import os
+import pathlib
+import signal
+import sys
+import tempfile
+
+import generators
+import machine
+import plot
+import proxies
+import report
+import scenarios
+from machine import GENERATOR_CORE, ROOT
+from measure import one_run, verify
+from stand import Certificates, Upstream
+
+
+def main():
+    options = arguments()
+    # Ends like Ctrl-C, so that everything started is ended as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    os.sched_setaffinity(0, {GENERATOR_CORE})
+    chosen = chosen_scenarios(options)
+    found, absent = chosen_proxies(options)
+    facts = machine.facts(found)
+    print("\n".join(report.facts_lines(facts)), flush=True)
+    runs = []
+    with tempfile.TemporaryDirectory(prefix="countersign-bench-") as directory, contextlib.ExitStack() as stack:
+        directory = pathlib.Path(directory)
+        certificates = Certificates(directory)
+        upstream = stack.enter_context(Upstream(proxies.Nginx(), certificates, directory))
+        for scenario in chosen:
+            runs += measure(scenario, found, upstream, certificates, directory / scenario.name, options, absent)
+    results = report.Results(facts, options.rounds, options.seconds, chosen, found, runs, absent)
+    text = report.markdown(results)
+    print("\n" + text)
+    if options.save:
+        here = pathlib.Path(__file__).parent
+        (here / "results.json").write_text(report.as_json(results))
+        (here / "results.md").write_text(text)
+        (ROOT / "docs" / "performance.svg").write_text(plot.svg(results))
+        print("saved: benches/compare/results.json, benches/compare/results.md, docs/performance.svg")
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description="What a request costs in each proxy.")
+    parser.add_argument("--quick", action="store_true", help="four scenarios, one round")
+    parser.add_argument("--only", metavar="S,S", help="these scenarios: " + ", ".join(s.name for s in scenarios.ALL))
+    parser.add_argument("--proxies", metavar="P,P", help="these proxies: " + ", ".join(p.name for p in proxies.ALL))
+    parser.add_argument("--rounds", type=int, help="rounds per scenario (3; --quick: 1)")
+    parser.add_argument("--seconds", type=int, default=3, help="seconds per run (3), of which 0.7 are not counted")
+    parser.add_argument("--no-save", dest="save", action="store_false", help="write no files")
+    options = parser.parse_args()
+    options.rounds = options.rounds or (1 if options.quick else 3)
+    if options.seconds < 1 or options.rounds < 1:
+        parser.error("--seconds and --rounds are at least 1")
+    return options
+
+
+def chosen_scenarios(options):
+    names = options.only.split(",") if options.only else scenarios.QUICK if options.quick else None
+    return by_name(scenarios.ALL, names, "scenario")
+
+
+def chosen_proxies(options):
+    """Those that can run, and why the others cannot."""
+    kinds = by_name(proxies.ALL, options.proxies.split(",") if options.proxies else None, "proxy")
+    found, absent = [], []
+    for kind in kinds:
+        proxy = kind()
+        why = proxy.missing()
+        if why:
+            absent.append(f"{proxy.title}: {why}")
+        else:
+            found.append(proxy)
+    return found, absent
+
+
+def by_name(everything, names, what):
+    if names is None:
+        return list(everything)
+    known = {each.name: each for each in everything}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        sys.exit(f"no {what} {', '.join(unknown)}; there are {', '.join(known)}")
+    return [known[name] for name in names]
+
+
+def measure(scenario, found, upstream, certificates, directory, options, absent):
+    """All rounds of one scenario; adds to `absent` what could not run in it."""
+    print(f"\n{scenario.title}", flush=True)
+    why = generators.missing(scenario.caller)
+    if why:
+        absent.append(f"{scenario.title}: {why}")
+        print(f"  left out: {why}", flush=True)
+        return []
+    runs = []
+    with contextlib.ExitStack() as stack:
+        running = []
+        for proxy in found:
+            why = proxy.cannot(scenario)
+            if not why:
+                place = proxies.place_for(scenario, upstream, certificates, directory / proxy.name)
+                program = stack.enter_context(proxy.start(place))
+                why = verify(proxy, program, place)
+            if why:
+                absent.append(f"{proxy.title}, {scenario.title}: {why}")
+                print(f"  {proxy.title}: left out: {why}", flush=True)
+            else:
+                running.append((proxy, program, place))
+        for number in range(options.rounds):
+            for proxy, program, place in running:
+                run = one_run(scenario, program, place, upstream, options.seconds)
+                run |= {"scenario": scenario.name, "proxy": proxy.name, "round": number}
+                runs.append(run)
+                print("  " + report.run_line(proxy.title, run), flush=True)
+    return runs
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,123 @@
+"""Load: wrk for HTTP/1.1, h2load for HTTP/2, both one thread on the core given."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from stand import CALLER_KEY
+
+STREAMS_PER_CONNECTION = 8
+
+
+@dataclass
+class Load:
+    """What a generator saw. Latencies are in microseconds, from sending to the answer's end."""
+
+    answers: int
+    errors: dict  # kind → how many; empty when all went well
+    p50: float
+    p99: float
+    p999: float
+
+
+def missing(caller):
+    """Why there is no load for callers of this kind, or None."""
+    needed = "h2load" if caller == "h2" else "wrk"
+    return None if shutil.which(needed) else f"{needed} is not installed: setup.sh said why"
+
+
+class Wrk:
+    """wrk; it counts answers of 400 and above, and every kind of socket error."""
+
+    def __init__(self, scenario, port, seconds, core, directory):
+        # By name over TLS, so that there is a server name.
+        host = "127.0.0.1" if scenario.caller == "h1" else "localhost"
+        scheme = "http" if scenario.caller == "h1" else "https"
+        self._seconds = seconds
+        self._process = subprocess.Popen(
+            [
+                "wrk", "-t", "1", "-c", str(scenario.connections), "-d", f"{seconds}s", "--timeout", "10s",
+                "-s", pathlib.Path(__file__).with_name("wrk.lua"), f"{scheme}://{host}:{port}{scenario.path}",
+                "--", CALLER_KEY, str(scenario.body_bytes),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        )
+
+    def result(self):
+        output, _ = self._process.communicate(timeout=self._seconds + 30)
+        found = re.search(r"^result: (.*)$", output, re.MULTILINE)
+        if not found:
+            raise RuntimeError(f"wrk said no result but: {output.strip()[-300:]}")
+        said = json.loads(found[1])
+        errors = {kind: count for kind, count in said["errors"].items() if count}
+        return Load(said["requests"], errors, said["p50"], said["p99"], said["p999"])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._process.kill()
+        self._process.wait(5)
+
+
+class H2load:
+    """h2load; its log has a line per request, with status and duration."""
+
+    def __init__(self, scenario, port, seconds, core, directory):
+        self._log = directory / "h2load.log"
+        self._log.unlink(missing_ok=True)
+        self._seconds = seconds
+        connections = max(1, scenario.connections // STREAMS_PER_CONNECTION)
+        self._process = subprocess.Popen(
+            [
+                "h2load", "-t", "1", "-c", str(connections), "-m", str(STREAMS_PER_CONNECTION),
+                "-D", str(seconds), "--log-file", self._log, "-H", f"x-countersign-key: {CALLER_KEY}",
+                f"https://localhost:{port}{scenario.path}",
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        )
+
+    def result(self):
+        output, _ = self._process.communicate(timeout=self._seconds + 30)
+        durations, errors = [], {}
+        for line in self._log.read_text().splitlines():
+            _started, status, duration = line.split("\t")[:3]
+            if status == "200":
+                durations.append(int(duration))
+            else:
+                errors[f"status {status}"] = errors.get(f"status {status}", 0) + 1
+        if "h2" not in output.partition("Application protocol: ")[2][:3]:
+            raise RuntimeError(f"h2load did not speak HTTP/2: {output.strip()[-300:]}")
+        if not durations:
+            raise RuntimeError(f"h2load got no answer: {output.strip()[-300:]}")
+        durations.sort()
+        return Load(len(durations), errors, *(percentile(durations, part) for part in (0.5, 0.99, 0.999)))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._process.kill()
+        self._process.wait(5)
+
+
+def percentile(ascending, part):
+    return float(ascending[min(len(ascending) - 1, int(part * len(ascending)))])
+
+
+def start(scenario, port, seconds, core, directory):
+    """The generator for a scenario, under way."""
+    kind = H2load if scenario.caller == "h2" else Wrk
+    return kind(scenario, port, seconds, core, directory)

@@ -1,0 +1,394 @@
+#!/usr/bin/env python3
+"""How Countersign behaves under stress, most of it as ratios to the quiet figure of the same run.
+
+    make bench-stress                         everything, about five minutes
+    make bench-stress ARGS='--only swaps --rounds 1 --seconds 3'
+
+* `latency`: open-loop latency at 50 % and 80 % of each proxy's own saturation
+* `swaps`: p99.9 while tokens are swapped, while reloads happen, while the token endpoint hangs
+* `idle`: memory with 10,000 idle connections
+* `vendors`: time to ready and memory with 1,000 vendors
+
+Open loop means: requests are due at moments fixed beforehand, and a latency runs from that moment.
+Writes stress.json and stress.md here.
+"""
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import pathlib
+import re
+import resource
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+
+import machine
+import proxies
+import report
+import stress_report
+from machine import BUILT, GENERATOR_CORE
+from measure import one_run, verify
+from processes import Program, eventually
+from scenarios import Scenario
+from stand import CALLER_KEY, Certificates, Upstream
+
+PARTS = ("latency", "swaps", "idle", "vendors")
+PLAIN = Scenario("stress", "small GET, plaintext")
+CONNECTIONS = 128
+WARM_SECONDS = 1
+# A credential is renewed at most once a second, whatever happens; ten of them make a swap every
+# 100 ms.
+VENDORS = [f"vendor{number}" for number in range(10)]
+RELOADS = 50
+IDLE_CONNECTIONS = 10_000
+MANY_VENDORS = 1_000
+
+
+def main():
+    options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    os.sched_setaffinity(0, {GENERATOR_CORE})
+    found, absent = [], []
+    for kind in (proxies.BarePingora, proxies.Countersign, proxies.Nginx, proxies.Haproxy, proxies.Envoy):
+        proxy = kind()
+        if proxy.missing():
+            absent.append(f"{proxy.title}: {proxy.missing()}")
+        else:
+            found.append(proxy)
+    facts = machine.facts(found)
+    print("\n".join(report.facts_lines(facts)), flush=True)
+    results = {"machine": facts, "rounds": options.rounds, "seconds_per_run": options.seconds}
+    with tempfile.TemporaryDirectory(prefix="countersign-stress-") as directory, contextlib.ExitStack() as stack:
+        directory = pathlib.Path(directory)
+        certificates = Certificates(directory)
+        upstream = stack.enter_context(Upstream(proxies.Nginx(), certificates, directory))
+
+        def place(name, connections=1024):
+            return proxies.place_for(PLAIN, upstream, certificates, directory / name, connections)
+
+        for part in options.only:
+            print(f"\n{part}", flush=True)
+            results[part] = globals()[part](found, place, upstream, options, absent)
+    results["left_out"] = absent
+    text = stress_report.markdown(results)
+    print("\n" + text)
+    if options.save:
+        here = pathlib.Path(__file__).parent
+        (here / "stress.json").write_text(json.dumps(results, indent=1) + "\n")
+        (here / "stress.md").write_text(text)
+        print("saved: benches/compare/stress.json, benches/compare/stress.md")
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description="Countersign under stress.")
+    parser.add_argument("--only", metavar="PART,PART", default=",".join(PARTS), help="these parts: " + ", ".join(PARTS))
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of latency (one less) and of swaps (3)")
+    parser.add_argument("--seconds", type=int, default=5, help="seconds per run, without warming up (5)")
+    parser.add_argument("--no-save", dest="save", action="store_false", help="write no files")
+    options = parser.parse_args()
+    options.only = options.only.split(",")
+    unknown = set(options.only) - set(PARTS)
+    if unknown or options.seconds < 1 or options.rounds < 1:
+        parser.error(f"no part {', '.join(unknown)}" if unknown else "--seconds and --rounds are at least 1")
+    return options
+
+
+def latency(found, place, upstream, options, absent):
+    """Each proxy at parts of its own saturation, measured just before."""
+    runs = []
+    # nginx and HAProxy go faster than the rest of the machine can ask.
+    kinds = (proxies.BarePingora, proxies.Countersign, proxies.Envoy)
+    with contextlib.ExitStack() as stack:
+        running = []
+        for proxy in (proxy for proxy in found if isinstance(proxy, kinds)):
+            where = place(f"latency-{proxy.name}")
+            program = stack.enter_context(proxy.start(where))
+            why = verify(proxy, program, where)
+            if why:
+                absent.append(f"{proxy.title}, latency: {why}")
+            else:
+                running.append((proxy, program, where))
+        for number in range(max(1, options.rounds - 1)):
+            for proxy, program, where in running:
+                saturated = one_run(PLAIN, program, where, upstream, 3)
+                if "failed" in saturated:
+                    absent.append(f"{proxy.title}, latency: {saturated['failed']}")
+                    continue
+                for part in (0.5, 0.8):
+                    rate = part * saturated["requests_per_second"]
+                    run = open_loop(where.port, rate, options.seconds, ["/vendor/small"])
+                    run |= {
+                        "proxy": proxy.name, "title": proxy.title, "round": number, "part": part, "rate": rate,
+                        "saturation": saturated["requests_per_second"], "busy_at_saturation": saturated["busy"],
+                        "others_busy": saturated["others_busy"],
+                    }
+                    runs.append(run)
+                    print(f"  {proxy.title}, {part:.0%} of saturation: {stress_report.latency_line(run)}", flush=True)
+    return runs
+
+
+def swaps(found, place, upstream, options, absent):
+    """The same load on one Countersign, quiet and while something happens to it, in turn."""
+    ours = next((proxy for proxy in found if isinstance(proxy, proxies.Countersign)), None)
+    if ours is None:
+        return {}
+    where = place("swaps")
+    configuration = where.write("countersign.yaml", ours.configuration(where, VENDORS))
+    paths = [f"/{vendor}/small" for vendor in VENDORS]
+    runs = []
+    with ours.start_with(where, configuration) as program:
+        eventually(lambda: ready(where) and not program.ended(), 15, "Countersign with ten vendors")
+        saturated = one_run(Scenario("swaps", "", path=paths[0]), program, where, upstream, 3)
+        if "failed" in saturated:
+            absent.append(f"swaps: {saturated['failed']}")
+            return {}
+        rate = saturated["requests_per_second"] / 2
+
+        def quiet():
+            return contextlib.nullcontext()
+
+        for number in range(options.rounds):
+            for name, disturbance in (
+                ("quiet", quiet),
+                ("swaps", lambda: swapping(where, upstream)),
+                ("reloads", lambda: reloading(program, configuration, options.seconds)),
+                ("hanging", lambda: hanging(where, upstream)),
+            ):
+                with disturbance() as during:
+                    before = counters(where)
+                    run = open_loop(where.port, rate, options.seconds, paths, during)
+                    after = counters(where)
+                run |= {"state": name, "round": number} | {key: after[key] - before[key] for key in after}
+                runs.append(run)
+                print(f"  {name}: {stress_report.latency_line(run)}", flush=True)
+            eventually(lambda: fresh(where), 30, "tokens, after the endpoint hung")
+    return {"rate": rate, "others_busy": saturated["others_busy"], "runs": runs}
+
+
+@contextlib.contextmanager
+def swapping(where, upstream):
+    """Tokens that live for two seconds are renewed after one; the ten do so in turn."""
+    upstream.short_lived_tokens(True)
+    try:
+        for vendor in VENDORS:
+            renew(where, vendor)
+            time.sleep(0.1)
+        yield None
+    finally:
+        upstream.short_lived_tokens(False)
+    # Until the last of them has been replaced by one that lives long.
+    time.sleep(2)
+
+
+@contextlib.contextmanager
+def reloading(program, configuration, seconds):
+    """Fifty changed configurations, spread over the time that is measured."""
+    text = configuration.read_text()
+
+    def during(generator):
+        start = time.monotonic() + WARM_SECONDS
+        for number in range(RELOADS):
+            time.sleep(max(0.0, start + number * seconds / RELOADS - time.monotonic()))
+            if generator.poll() is not None:
+                return
+            # Whole or not at all: it may be read at any moment.
+            changed = configuration.with_suffix(".new")
+            changed.write_text(f"{text}# {number}\n")
+            changed.replace(configuration)
+            program.signal(signal.SIGHUP)
+
+    yield during
+
+
+@contextlib.contextmanager
+def hanging(where, upstream):
+    """Every vendor is being renewed, and the token endpoint does not answer."""
+    upstream.hanging_token_endpoint(True)
+    try:
+        for vendor in VENDORS:
+            renew(where, vendor)
+        yield None
+    finally:
+        upstream.hanging_token_endpoint(False)
+
+
+def renew(where, vendor):
+    url = f"http://127.0.0.1:{where.admin_port}/vendors/{vendor}/refresh"
+    urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=5).close()
+
+
+def counters(where):
+    """Of Countersign's own: tokens fetched, reloads, refused requests."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{where.admin_port}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+
+    def total(pattern):
+        return int(sum(float(value) for value in re.findall(rf"^{pattern} (\S+)$", text, re.MULTILINE)))
+
+    return {
+        "tokens": total(r'countersign_credential_fetch_total\{[^}]*outcome="ok"[^}]*\}'),
+        "reloads": total(r"countersign_config_reloads_total\{[^}]*\}"),
+        "refused": total(r"countersign_refused_total\{[^}]*\}"),
+    }
+
+
+def fresh(where):
+    """Whether no credential is being renewed."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{where.admin_port}/status", timeout=5) as answer:
+        return all(vendor["state"] == "fresh" for vendor in json.load(answer)["vendors"])
+
+
+def ready(where):
+    connection = http.client.HTTPConnection("127.0.0.1", where.admin_port, timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def open_loop(port, rate, seconds, paths, during=None):
+    """One run of our own generator; `during` is called with its process once it has started."""
+    command = [
+        BUILT / "examples" / "open_loop", f"127.0.0.1:{port}", f"{rate:.3f}", str(WARM_SECONDS), str(seconds),
+        str(CONNECTIONS), CALLER_KEY, *paths,
+    ]
+    generator = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, {GENERATOR_CORE}),
+    )
+    try:
+        if during:
+            during(generator)
+        output, _ = generator.communicate(timeout=seconds + 30)
+        return json.loads(output)
+    finally:
+        generator.kill()
+        generator.wait(5)
+
+
+def idle(found, place, _upstream, _options, absent):
+    """Connections that have had one answer each and ask for nothing more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = IDLE_CONNECTIONS + 500
+    if soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
+        except (ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    count = min(IDLE_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 500)
+    if count < IDLE_CONNECTIONS:
+        absent.append(f"idle: {count} connections instead of {IDLE_CONNECTIONS}: no more open files are allowed")
+    rows = []
+    for proxy in found:
+        where = place(f"idle-{proxy.name}", connections=count + 100)
+        with proxy.start(where) as program:
+            why = verify(proxy, program, where)
+            if not why:
+                before = program.resident_bytes()
+                try:
+                    with idle_connections(where.port, count) as alive:
+                        time.sleep(1)
+                        after, answered = program.resident_bytes(), alive()
+                except OSError as error:
+                    why = f"{error}; it says: {program.complaint()}"
+            if why:
+                absent.append(f"{proxy.title}, idle: {why}")
+                continue
+        row = {
+            "proxy": proxy.name, "title": proxy.title, "connections": count, "still_open": answered,
+            "before_bytes": before, "after_bytes": after,
+        }
+        rows.append(row)
+        print(f"  {stress_report.idle_line(row)}", flush=True)
+    return rows
+
+
+@contextlib.contextmanager
+def idle_connections(port, count):
+    """Opens them, an answer each; yields a function that counts those still open."""
+    request = (
+        f"GET /vendor/small HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Countersign-Key: {CALLER_KEY}\r\n\r\n"
+    ).encode()
+    opened = []
+
+    def alive():
+        number = 0
+        for each in opened:
+            each.setblocking(False)
+            try:
+                number += each.recv(1) != b""
+            except BlockingIOError:
+                number += 1
+            except OSError:
+                pass
+        return number
+
+    try:
+        for number in range(count):
+            # Several addresses: one has fewer ports than some machines' share of them.
+            source = (f"127.0.0.{2 + number % 8}", 0)
+            each = socket.create_connection(("127.0.0.1", port), timeout=10, source_address=source)
+            opened.append(each)
+            each.sendall(request)
+            if not each.recv(65536).startswith(b"HTTP/1.1 200"):
+                raise OSError(f"connection {number + 1} had no good answer")
+        yield alive
+    finally:
+        for each in opened:
+            each.close()
+
+
+def vendors(found, place, upstream, _options, _absent):
+    """From exec to the first 200 of /readyz, on one core; medians of five starts."""
+    ours = next((proxy for proxy in found if isinstance(proxy, proxies.Countersign)), None)
+    if ours is None:
+        return []
+    rows = []
+    many = [f"vendor{number}" for number in range(MANY_VENDORS)]
+    for title, names, fixed in (
+        ("1 vendor, token fetched", many[:1], False),
+        ("1,000 vendors, static tokens", many, True),
+        ("1,000 vendors, every token fetched", many, False),
+    ):
+        where = place(f"vendors-{len(names)}-{fixed}")
+        text = ours.configuration(where, names)
+        if fixed:
+            text = re.sub(
+                r"client_credentials:\n(?: {8}.*\n){2} {8}client_secret: (.*)\n", r"bearer: { token: \1 }\n", text
+            )
+        configuration = where.write("countersign.yaml", text)
+        times, sizes = [], []
+        for _ in range(5):
+            begun = time.monotonic()
+            with ours.start_with(where, configuration) as program:
+                while not ready(where):
+                    if program.ended() or time.monotonic() - begun > 60:
+                        raise RuntimeError(f"{title}: not ready; it says: {program.complaint()}")
+                    time.sleep(0.001)
+                times.append(1000 * (time.monotonic() - begun))
+                sizes.append(program.resident_bytes())
+        row = {
+            "title": title, "ready_ms": times, "median_ms": statistics.median(times),
+            "resident_bytes": statistics.median(sizes), "configuration_bytes": len(text),
+        }
+        rows.append(row)
+        print(f"  {stress_report.vendors_line(row)}", flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -201,8 +201,10 @@ async fn a_certificate_gets_in_by_its_exact_name_and_type_under_our_ca() {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
     assert_eq!(last, 200, "{}", setup.proxy.stderr());
-    let log = setup.proxy.stdout();
-    assert!(log.contains("\"caller\":\"email\""), "{log}");
+    eventually("written", || {
+        let log = setup.proxy.stdout();
+        log.contains("\"caller\":\"email\"").then_some(())
+    });
 }
 
 /// Signs tokens by ES256.

@@ -111,8 +111,11 @@ impl Proxy {
         self.stderr.lock().unwrap().clone()
     }
 
-    /// What it has said on stdout so far: the request lines.
+    /// What it has said on stdout so far: the request lines. They gather for 10 ms before they are
+    /// written: whoever looks for one does so with [`eventually`].
     pub fn stdout(&self) -> String {
+        // For those who look for what must not be there.
+        std::thread::sleep(Duration::from_millis(20));
         self.stdout.lock().unwrap().clone()
     }
 

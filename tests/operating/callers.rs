@@ -6,7 +6,7 @@ use countersign::demo::{self, Stand};
 
 use super::{HEAD, get, yaml};
 use crate::support::front::Answer;
-use crate::support::{Proxy, run};
+use crate::support::{Proxy, eventually, run};
 
 /// Two vendors, `v` and `w`, in front of one echo.
 struct Setup {
@@ -187,7 +187,10 @@ async fn what_caller_new_prints_works_as_it_is() {
     let shown = [("Authorization", &*format!("Bearer {key}"))];
     assert_eq!(setup.get("/v/x", &shown).await.status, 200);
     assert_eq!(setup.get("/w/x", &shown).await.status, 403);
-    assert!(setup.proxy.stdout().contains("\"caller\":\"my-app\""));
+    eventually("written", || {
+        let lines = setup.proxy.stdout();
+        lines.contains("\"caller\":\"my-app\"").then_some(())
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]

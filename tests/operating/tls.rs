@@ -22,7 +22,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::yaml;
-use crate::support::Proxy;
+use crate::support::{Proxy, eventually};
 use crate::support::front::{Answer, answer};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -50,8 +50,10 @@ async fn http_1_and_2_are_chosen_by_alpn() {
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     let stream = setup.connect("localhost", &[]).await;
     assert_eq!(stream.get_ref().1.alpn_protocol(), None);
-    let line = setup.proxy.stdout();
-    assert!(line.contains("\"method\":\"GET\""), "{line}");
+    eventually("written", || {
+        let lines = setup.proxy.stdout();
+        lines.contains("\"method\":\"GET\"").then_some(())
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,56 @@
+#!/bin/sh
+# Builds the program with a profile of itself under load: once instrumented, once with what that has
+# shown. The outcome is target/pgo/countersign.
+#
+#   scripts/pgo.sh
+#
+# Needs llvm-profdata of the LLVM that rustc was built with, and what `make bench-compare` needs.
+# Both builds are whole: a quarter of an hour each on two cores.
+set -eu
+cd "$(dirname "$0")/.."
+work=$PWD/target/pgo
+
+say() {
+    echo "pgo: $*" >&2
+}
+
+llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+host=$(rustc -vV | sed -n 's/^host: //p')
+profdata=''
+for candidate in "$(rustc --print sysroot)/lib/rustlib/$host/bin/llvm-profdata" "llvm-profdata-$llvm" llvm-profdata; do
+    if "$candidate" --version 2>/dev/null | grep -q "LLVM version $llvm\."; then
+        profdata=$candidate
+        break
+    fi
+done
+if [ -z "$profdata" ]; then
+    say "no llvm-profdata of LLVM $llvm, which this rustc writes profiles with; install Debian's llvm-$llvm"
+    say 'or: rustup component add llvm-tools'
+    exit 1
+fi
+
+# With a target named, the flags are for the program alone: build scripts and macros leave no
+# profiles.
+build() {
+    RUSTFLAGS=$1 CARGO_TARGET_DIR=$work/$2 \
+        cargo build --locked --release --target "$host" --bin countersign
+}
+
+say 'building the program that notes where it goes'
+build "-Cprofile-generate=$work/raw" noting
+
+say 'sending it requests'
+rm -rf "$work/raw"
+CARGO_TARGET_DIR=$work/noting/$host python3 benches/compare/compare.py --no-save --rounds 1 --seconds 3 \
+    --proxies countersign >&2
+if [ -z "$(ls "$work/raw" 2>/dev/null)" ]; then
+    say 'it left no profile: it did not end in good order'
+    exit 1
+fi
+"$profdata" merge -o "$work/profile" "$work/raw"
+
+say 'building the program with that known'
+# What was never reached has no profile, and is no mistake.
+build "-Cprofile-use=$work/profile -Cllvm-args=-pgo-warn-missing-function=false" using
+cp "$work/using/$host/release/countersign" "$work/countersign"
+say "done: $work/countersign"

@@ -9,7 +9,7 @@ CARGO := cargo
 PEERS := tests/support/peers
 
 .PHONY: help demo test check fmt generated lint docs licences tests fuzz bench bench-counts bench-compare bench-stress \
-    image release-pgo setup-build setup-test setup-counts clean
+    image setup-build setup-test setup-counts clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,12 +81,6 @@ bench-stress: setup-build ## Latency while tokens change, reloads, idle connecti
 	@sh benches/compare/setup.sh
 	$(CARGO) build --locked --release --bin countersign --example bare_pingora --example open_loop
 	python3 benches/compare/stress.py $(ARGS)
-
-# Two whole builds and a minute of load between them.
-release-pgo: setup-build ## Build the program with a profile of itself under load, into target/pgo/countersign
-	@sh scripts/setup.sh pgo
-	@sh benches/compare/setup.sh
-	sh scripts/pgo.sh
 
 setup-build:
 	@sh scripts/setup.sh build

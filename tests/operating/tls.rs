@@ -22,8 +22,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::yaml;
-use crate::support::{Proxy, eventually};
 use crate::support::front::{Answer, answer};
+use crate::support::{Proxy, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn http_1_and_2_are_chosen_by_alpn() {

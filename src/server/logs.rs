@@ -213,6 +213,7 @@ impl Object {
             return;
         };
         // Without a way out of the loop it is done for many bytes at once.
+        #[expect(clippy::needless_bitwise_bool, reason = "lazy ones are ways out")]
         let plain = value.bytes().fold(true, |plain, byte| {
             plain & (byte >= b' ') & (byte != b'"') & (byte != b'\\')
         });

@@ -254,6 +254,7 @@ impl ProxyHttp for Proxy {
         if let Some(guarded) = guard(session) {
             guarded.head_is_complete();
             guarded.expect_body(CALLER_IDLE);
+            guarded.expect_taking(CALLER_IDLE);
         }
         Ok(())
     }
@@ -868,6 +869,7 @@ async fn admit(session: &mut Session, ctx: &mut Context) -> Result<Admitted, Err
     };
     if let Some(guarded) = guard(session) {
         guarded.expect_body(longest_pause);
+        guarded.expect_taking(longest_pause);
     }
     // A stream of gRPC's is as slow as its messages are rare.
     if http2 && ctx.kind != Kind::Grpc {

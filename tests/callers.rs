@@ -59,7 +59,7 @@ impl Setup {
     fn with_token(&self, token: &str) -> u16 {
         let status = status_of(&self.get(&format!("Authorization: Bearer {token}\r\n")));
         // Good or bad, at trace level: no part of it is said.
-        let said = self.proxy.stderr() + &self.proxy.stdout() + &self.proxy.admin("/").1;
+        let said = self.proxy.said() + &self.proxy.admin("/").1;
         for part in token.split('.').filter(|part| part.len() > 16) {
             assert!(!said.contains(part), "{said}");
         }
@@ -282,7 +282,7 @@ async fn a_token_gets_in_by_a_key_from_a_file_that_may_change() {
             .then_some(())
     });
     assert_eq!(setup.with_token(&second.token("system:sa:apps:web")), 200);
-    let said = setup.proxy.stderr() + &setup.proxy.stdout();
+    let said = setup.proxy.said();
     assert!(!said.contains(&good), "{said}");
 }
 
@@ -361,7 +361,7 @@ async fn a_token_of_a_new_key_makes_the_url_be_asked_and_an_outage_changes_nothi
     }
     assert_eq!(setup.with_token(&new), 200);
     assert!(server.asked.load(Ordering::Relaxed) <= 3);
-    let said = setup.proxy.stderr() + &setup.proxy.stdout();
+    let said = setup.proxy.said();
     assert!(!said.contains("jwks-secret"), "{said}");
 }
 

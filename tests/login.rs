@@ -206,7 +206,7 @@ async fn each_vendors_own_login_is_answered_in_its_shape() {
     assert!(!setup.echo.has_read(KEY));
     assert!(!setup.echo.has_read(&token));
     let admin = ["/status", "/metrics", "/"].map(|path| setup.proxy.admin(path).1);
-    let said = setup.proxy.stderr() + &setup.proxy.stdout() + &admin.concat();
+    let said = setup.proxy.said() + &admin.concat();
     for secret in [&token, &second, &refresh, &key, KEY, "vendor-secret"] {
         // Its beginning is the same in whatever it is put.
         assert!(!said.contains(&secret[..12]), "{said}");

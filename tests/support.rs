@@ -111,11 +111,22 @@ impl Proxy {
         self.stderr.lock().unwrap().clone()
     }
 
-    /// What it has said on stdout so far: the request lines. They gather for 10 ms before they are
-    /// written: whoever looks for one does so with [`eventually`].
+    /// All that it has said so far, on stdout and stderr. Request lines gather before they are
+    /// written, in their order: one of our own comes behind those of earlier requests. The first
+    /// listener speaks HTTP in plaintext.
+    pub fn said(&self) -> String {
+        let id = format!("said-by-{:x}", fastrand::u64(..));
+        self.raw(format!(
+            "GET / HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: {id}\r\nConnection: close\r\n\r\n"
+        ));
+        let lines = eventually("all lines", || {
+            Some(self.stdout()).filter(|lines| lines.contains(&id))
+        });
+        lines + &self.stderr()
+    }
+
+    /// What it has said on stdout so far: the request lines, see [`Self::said`].
     pub fn stdout(&self) -> String {
-        // For those who look for what must not be there.
-        std::thread::sleep(Duration::from_millis(20));
         self.stdout.lock().unwrap().clone()
     }
 

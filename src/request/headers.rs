@@ -1,12 +1,11 @@
 //! What heads must look like, and which fields never pass. Pure functions over heads and bytes.
 
+use bytes::Bytes;
+use foldhash::HashSet;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue,
     PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
-
-use bytes::Bytes;
-use foldhash::HashSet;
 use memchr::memchr;
 use smallvec::SmallVec;
 

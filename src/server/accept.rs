@@ -27,7 +27,7 @@ use pingora::protocols::{
     TimingDigest, UniqueID,
 };
 use pingora::proxy::HttpProxy;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
@@ -174,11 +174,11 @@ async fn serve(
         },
     };
     if http2 || matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-        let stream = Box::new(Guarded::http2(stream));
+        let stream = Box::new(Guarded::new(stream, true));
         door.app.process_new(stream, &stop).await;
         return;
     }
-    let mut stream: Stream = Box::new(Guarded::http1(stream));
+    let mut stream: Stream = Box::new(Guarded::new(stream, false));
     let mut settings = None;
     loop {
         let mut session = ServerSession::new_http1(stream);
@@ -218,7 +218,11 @@ pub struct Guarded {
     longest_pause: AtomicU64,
     /// Something was to be read since the body's end was passed on.
     listened: AtomicBool,
-    /// What is left of that, and since when we wait.
+    /// The longest that the caller may take nothing of what is written, milliseconds; 0: no limit.
+    longest_stall: AtomicU64,
+    /// Since when it takes nothing.
+    stalled: Option<Instant>,
+    /// What is left of the time for a body, and since when we wait.
     pace: Option<Pace>,
     waiting: Option<Instant>,
     too_slow: AtomicBool,
@@ -232,30 +236,28 @@ pub struct Guarded {
 }
 
 /// Nothing of the next head has come yet, after an answer.
-const BETWEEN: u8 = 4;
+const BETWEEN: u8 = 0;
 /// Nothing of the first head has come yet, or nothing but empty lines.
-const BEFORE_HEAD: u8 = 0;
+const BEFORE_HEAD: u8 = 1;
 /// Its first line is coming.
-const IN_LINE: u8 = 1;
+const IN_LINE: u8 = 2;
 /// The rest of it is coming.
-const IN_FIELDS: u8 = 2;
+const IN_FIELDS: u8 = 3;
 /// It is complete: bodies have limits of their own.
-const AFTER_HEAD: u8 = 3;
+const AFTER_HEAD: u8 = 4;
 
 impl Guarded {
-    fn http1(inner: Stream) -> Self {
-        Self::new(BufWriter::with_capacity(SMALL, inner), BEFORE_HEAD)
-    }
-
     /// HTTP/2 has streams, and limits and buffers of its own.
-    fn http2(inner: Stream) -> Self {
-        Self::new(BufWriter::with_capacity(0, inner), AFTER_HEAD)
-    }
-
-    fn new(inner: BufWriter<Stream>, phase: u8) -> Self {
+    fn new(inner: Stream, http2: bool) -> Self {
+        // Before a head has been read, nothing is written but the parser's refusal of it.
+        let (room, phase, longest_stall) = if http2 {
+            (0, AFTER_HEAD, Duration::ZERO)
+        } else {
+            (SMALL, BEFORE_HEAD, HEAD_TIME)
+        };
         Self {
-            http2: phase == AFTER_HEAD,
-            inner,
+            http2,
+            inner: BufWriter::with_capacity(room, inner),
             phase: AtomicU8::new(phase),
             blanks: AtomicU8::new(0),
             odd_line: AtomicBool::new(false),
@@ -263,6 +265,8 @@ impl Guarded {
             answer_by: AtomicU64::new(0),
             longest_pause: AtomicU64::new(0),
             listened: AtomicBool::new(false),
+            longest_stall: AtomicU64::new(milliseconds(longest_stall)),
+            stalled: None,
             pace: None,
             waiting: None,
             too_slow: AtomicBool::new(false),
@@ -287,8 +291,15 @@ impl Guarded {
     /// Demands that a body comes, with no pause longer than this and no slower than [`Pace`] permits.
     /// Zero lifts that.
     pub fn expect_body(&self, longest_pause: Duration) {
-        let milliseconds = u64::try_from(longest_pause.as_millis()).unwrap_or(u64::MAX);
-        self.longest_pause.store(milliseconds, Ordering::Relaxed);
+        let longest = milliseconds(longest_pause);
+        self.longest_pause.store(longest, Ordering::Relaxed);
+    }
+
+    /// Demands that the caller takes something of what is written at least this often. pingora limits
+    /// the writing of a body, not that of a head or the last flush.
+    pub fn expect_taking(&self, longest_stall: Duration) {
+        let longest = milliseconds(longest_stall);
+        self.longest_stall.store(longest, Ordering::Relaxed);
     }
 
     /// Tells that the end of the body is about to be passed on.
@@ -367,6 +378,31 @@ impl Guarded {
         }
     }
 
+    /// What became of an attempt to write: while nothing is taken, the time for it runs.
+    fn poll_taking<T>(
+        &mut self,
+        wrote: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        let longest = self.longest_stall.load(Ordering::Relaxed);
+        if wrote.is_ready() || longest == 0 {
+            self.stalled = None;
+            return wrote;
+        }
+        let since = *self.stalled.get_or_insert_with(Instant::now);
+        ready!(self.poll_until(since + Duration::from_millis(longest), cx));
+        self.stalled = None;
+        let stuck = "the caller takes nothing of its answer";
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, stuck)))
+    }
+
+    /// Writes what is buffered, as far as there is room for it now. A connection that ends waits for
+    /// nobody who does not read.
+    fn flush_now(&mut self) {
+        let mut now = Context::from_waker(Waker::noop());
+        let _ = Pin::new(&mut self.inner).poll_flush(&mut now);
+    }
+
     fn note(&self, bytes: &[u8]) {
         for byte in bytes {
             match (self.phase.load(Ordering::Relaxed), byte) {
@@ -390,6 +426,10 @@ impl Guarded {
             }
         }
     }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl AsyncRead for Guarded {
@@ -456,7 +496,8 @@ impl AsyncWrite for Guarded {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, bytes)
+        let wrote = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        self.poll_taking(wrote, cx)
     }
 
     fn poll_write_vectored(
@@ -464,7 +505,8 @@ impl AsyncWrite for Guarded {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, slices)
+        let wrote = Pin::new(&mut self.inner).poll_write_vectored(cx, slices);
+        self.poll_taking(wrote, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -472,19 +514,21 @@ impl AsyncWrite for Guarded {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        let flushed = Pin::new(&mut self.inner).poll_flush(cx);
+        self.poll_taking(flushed, cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        self.flush_now();
+        // Not the buffer's own, which would wait for its flush.
+        Pin::new(self.inner.get_mut()).poll_shutdown(cx)
     }
 }
 
 #[async_trait]
 impl Shutdown for Guarded {
     async fn shutdown(&mut self) {
-        // Whoever has gone does not read it.
-        let _ = self.inner.flush().await;
+        self.flush_now();
         Shutdown::shutdown(&mut **self.inner.get_mut()).await;
     }
 }
@@ -492,8 +536,7 @@ impl Shutdown for Guarded {
 impl Drop for Guarded {
     /// What pingora has written and not flushed when it gives a connection up.
     fn drop(&mut self) {
-        let mut now = Context::from_waker(Waker::noop());
-        let _ = Pin::new(&mut self.inner).poll_flush(&mut now);
+        self.flush_now();
     }
 }
 
@@ -538,7 +581,7 @@ impl Peek for Guarded {}
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixStream;
 
     use super::*;
@@ -548,7 +591,7 @@ mod tests {
     /// A guard that has let `HEAD` through, and the caller's end.
     async fn after_a_request() -> (Guarded, UnixStream) {
         let (near, mut far) = UnixStream::pair().unwrap();
-        let mut guarded = Guarded::http1(Box::new(TcpStream::from(near)));
+        let mut guarded = Guarded::new(Box::new(TcpStream::from(near)), false);
         far.write_all(HEAD).await.unwrap();
         let mut head = [0; 64];
         assert_eq!(guarded.read(&mut head).await.unwrap(), HEAD.len());
@@ -592,6 +635,55 @@ mod tests {
             assert_eq!(late.kind(), io::ErrorKind::TimedOut);
             assert_eq!(began.elapsed().as_secs(), seconds);
         }
+    }
+
+    /// A guard whose caller has taken all that it ever will.
+    async fn full() -> (Guarded, UnixStream) {
+        let (mut guarded, far) = after_a_request().await;
+        guarded.expect_taking(Duration::ZERO);
+        let much = vec![b'x'; 1 << 20];
+        let filling = guarded.write_all(&much);
+        assert!(timeout(Duration::from_secs(1), filling).await.is_err());
+        guarded.write_all(HEAD).await.unwrap();
+        (guarded, far)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_takes_nothing_of_its_answer_is_not_waited_for_without_end() {
+        let (mut guarded, _far) = full().await;
+        for seconds in [60, 300] {
+            guarded.expect_taking(Duration::from_secs(seconds));
+            let began = Instant::now();
+            let stuck = guarded.flush().await.unwrap_err();
+            assert_eq!(stuck.kind(), io::ErrorKind::TimedOut);
+            assert_eq!(began.elapsed().as_secs(), seconds);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_ends_at_once_though_its_caller_does_not_read() {
+        let (mut guarded, mut far) = full().await;
+        let began = Instant::now();
+        let ending = async {
+            AsyncWriteExt::shutdown(&mut guarded).await.unwrap();
+            Shutdown::shutdown(&mut guarded).await;
+        };
+        timeout(KEEPALIVE, ending).await.expect("it ends");
+        drop(guarded);
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        let mut taken = Vec::new();
+        far.read_to_end(&mut taken).await.unwrap();
+        assert!(taken.iter().all(|byte| *byte == b'x'));
+    }
+
+    #[tokio::test]
+    async fn what_was_written_last_is_sent_though_nobody_flushed_it() {
+        let (mut guarded, mut far) = after_a_request().await;
+        guarded.write_all(b"the end").await.unwrap();
+        drop(guarded);
+        let mut taken = Vec::new();
+        far.read_to_end(&mut taken).await.unwrap();
+        assert_eq!(taken, b"the end");
     }
 
     #[test]

@@ -200,7 +200,7 @@ async fn the_token_call_shows_it_too_and_its_token_is_used() {
             let seen = get(&proxy, &pki, "/vedsdk/a").await.unwrap();
             assert_eq!(seen.text("authorization"), "Bearer late==");
             let said = ["/", "/status", "/metrics"].map(|path| proxy.admin(path).1);
-            let said = said.concat() + &proxy.stderr() + &proxy.stdout();
+            let said = said.concat() + &proxy.said();
             assert!(said.contains("credential obtained"), "{said}");
             assert!(!said.contains("late=="), "{said}");
             // The upstream's own certificate was not configured.

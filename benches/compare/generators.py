@@ -30,20 +30,13 @@ def missing(caller):
     return None if shutil.which(needed) else f"{needed} is not installed: setup.sh said why"
 
 
-class Wrk:
-    """wrk; it counts answers of 400 and above, and every kind of socket error."""
+class Generator:
+    """A generator under way, in a session of its own; killed on leaving."""
 
-    def __init__(self, scenario, port, seconds, core, directory):
-        # By name over TLS, so that there is a server name.
-        host = "127.0.0.1" if scenario.caller == "h1" else "localhost"
-        scheme = "http" if scenario.caller == "h1" else "https"
+    def __init__(self, command, seconds, core):
         self._seconds = seconds
         self._process = subprocess.Popen(
-            [
-                "wrk", "-t", "1", "-c", str(scenario.connections), "-d", f"{seconds}s", "--timeout", "10s",
-                "-s", pathlib.Path(__file__).with_name("wrk.lua"), f"{scheme}://{host}:{port}{scenario.path}",
-                "--", CALLER_KEY, str(scenario.body_bytes),
-            ],
+            command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -51,14 +44,9 @@ class Wrk:
             preexec_fn=lambda: os.sched_setaffinity(0, {core}),
         )
 
-    def result(self):
-        output, _ = self._process.communicate(timeout=self._seconds + 30)
-        found = re.search(r"^result: (.*)$", output, re.MULTILINE)
-        if not found:
-            raise RuntimeError(f"wrk said no result but: {output.strip()[-300:]}")
-        said = json.loads(found[1])
-        errors = {kind: count for kind, count in said["errors"].items() if count}
-        return Load(said["requests"], errors, said["p50"], said["p99"], said["p999"])
+    def output(self):
+        """All that it says, once it has ended."""
+        return self._process.communicate(timeout=self._seconds + 30)[0]
 
     def __enter__(self):
         return self
@@ -68,29 +56,52 @@ class Wrk:
         self._process.wait(5)
 
 
-class H2load:
+class Wrk(Generator):
+    """wrk; it counts answers of 400 and above, and every kind of socket error."""
+
+    def __init__(self, scenario, port, seconds, core, directory):
+        # By name over TLS, so that there is a server name.
+        host = "127.0.0.1" if scenario.caller == "h1" else "localhost"
+        scheme = "http" if scenario.caller == "h1" else "https"
+        super().__init__(
+            [
+                "wrk", "-t", "1", "-c", str(scenario.connections), "-d", f"{seconds}s", "--timeout", "10s",
+                "-s", pathlib.Path(__file__).with_name("wrk.lua"), f"{scheme}://{host}:{port}{scenario.path}",
+                "--", CALLER_KEY, str(scenario.body_bytes),
+            ],
+            seconds,
+            core,
+        )
+
+    def result(self):
+        output = self.output()
+        found = re.search(r"^result: (.*)$", output, re.MULTILINE)
+        if not found:
+            raise RuntimeError(f"wrk said no result but: {output.strip()[-300:]}")
+        said = json.loads(found[1])
+        errors = {kind: count for kind, count in said["errors"].items() if count}
+        return Load(said["requests"], errors, said["p50"], said["p99"], said["p999"])
+
+
+class H2load(Generator):
     """h2load; its log has a line per request, with status and duration."""
 
     def __init__(self, scenario, port, seconds, core, directory):
         self._log = directory / "h2load.log"
         self._log.unlink(missing_ok=True)
-        self._seconds = seconds
         connections = max(1, scenario.connections // STREAMS_PER_CONNECTION)
-        self._process = subprocess.Popen(
+        super().__init__(
             [
                 "h2load", "-t", "1", "-c", str(connections), "-m", str(STREAMS_PER_CONNECTION),
                 "-D", str(seconds), "--log-file", self._log, "-H", f"x-countersign-key: {CALLER_KEY}",
                 f"https://localhost:{port}{scenario.path}",
             ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+            seconds,
+            core,
         )
 
     def result(self):
-        output, _ = self._process.communicate(timeout=self._seconds + 30)
+        output = self.output()
         durations, errors = [], {}
         for line in self._log.read_text().splitlines():
             _started, status, duration = line.split("\t")[:3]
@@ -104,13 +115,6 @@ class H2load:
             raise RuntimeError(f"h2load got no answer: {output.strip()[-300:]}")
         durations.sort()
         return Load(len(durations), errors, *(percentile(durations, part) for part in (0.5, 0.99, 0.999)))
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._process.kill()
-        self._process.wait(5)
 
 
 def percentile(ascending, part):

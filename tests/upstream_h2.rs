@@ -9,7 +9,7 @@ use bytes::Bytes;
 use countersign::demo;
 use h2::Reason;
 use http::{HeaderMap, Request};
-use tokio::sync::{Barrier, Mutex};
+use tokio::sync::{Barrier, Mutex, Semaphore};
 
 use crate::support::origin::{Caller, Conduct, Exchange, Origin};
 use crate::support::peers::Pki;
@@ -71,10 +71,13 @@ fn body(answer: &str) -> &str {
 async fn one_connection_carries_many_requests_at_a_time() {
     let pki = Pki::new();
     let both = Arc::new(Barrier::new(2));
+    let arrived = Arc::new(Semaphore::new(0));
+    let arriving = arrived.clone();
     let origin = Origin::start(&pki, move |exchange| {
-        let both = both.clone();
+        let (both, arriving) = (both.clone(), arriving.clone());
         async move {
             if exchange.request.uri().path() == "/together" {
+                arriving.add_permits(1);
                 both.wait().await;
             }
             let nth = exchange.connection.to_string();
@@ -89,7 +92,13 @@ async fn one_connection_carries_many_requests_at_a_time() {
     }
     let mut caller = Caller::connect(proxy.data).await;
     let request = Request::get("http://localhost/v/together");
-    let (first, second) = tokio::join!(caller.ask(request, b""), get(&proxy, "/v/together"));
+    let second = async {
+        // pingora takes a connection from its pool while it opens a stream: who asks in that very
+        // moment makes a connection of his own.
+        let _first = arrived.acquire().await.unwrap();
+        get(&proxy, "/v/together").await
+    };
+    let (first, second) = tokio::join!(caller.ask(request, b""), second);
     assert_eq!((first.body.as_str(), second.ends_with('0')), ("0", true));
     assert_eq!(origin.connections(), 1);
     let metrics = proxy.admin("/metrics").1;

@@ -158,8 +158,8 @@ pub struct Context {
     deadline: Option<Instant>,
     /// `timeouts.first_byte`, once the request is out, where it is shorter than other limits.
     answer_by: Option<Instant>,
-    /// `timeouts.idle` of the answer, where pingora's read timeout is too long for it.
-    own_idle: Option<Duration>,
+    /// The guard of the caller's connection sees how long the vendor is silent.
+    watched: bool,
     /// How slowly the body may come, and when some of it last came, on HTTP/2. There is one
     /// connection for many bodies; for HTTP/1, the guard of the connection knows.
     pace: Option<(Pace, Option<Instant>)>,
@@ -222,7 +222,7 @@ impl ProxyHttp for Proxy {
             reused: false,
             deadline: None,
             answer_by: None,
-            own_idle: None,
+            watched: false,
             pace: None,
             in_flight: None,
             _serving: Serving(self.serving.clone()),
@@ -297,20 +297,19 @@ impl ProxyHttp for Proxy {
             return Err(stopped(ctx, Error::UpstreamUnreachable));
         };
         let timeouts = &way.vendor.timeouts;
-        let watched = guard(session).is_some();
+        let guarded = guard(session).is_some();
+        ctx.watched = guarded && ctx.kind == Kind::Ordinary;
         let need = Need {
             kind: ctx.kind,
             fresh: ctx.refusals > 0,
             upload: (!session.as_downstream_mut().is_body_done())
                 .then_some(ctx.announced.unwrap_or(0)),
-            left: ctx.deadline.filter(|_| !watched).map(|deadline| {
+            left: ctx.deadline.filter(|_| !guarded).map(|deadline| {
                 let left = deadline.saturating_duration_since(Instant::now());
                 left.max(Duration::from_millis(1))
             }),
+            watched: ctx.watched,
         };
-        // A caller that takes its time over the answer is no silent vendor.
-        ctx.own_idle = (watched && need.is_lenient(&peer) && !timeouts.idle.is_zero())
-            .then_some(timeouts.idle + CALLER_IDLE);
         need.suit(&mut peer, timeouts);
         if let Some(deadline) = ctx.deadline {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -466,6 +465,9 @@ impl ProxyHttp for Proxy {
             answer.remove_header(&name);
         }
         if answer.status.is_informational() && !upgraded {
+            if session.as_downstream_mut().is_body_done() {
+                await_answer(session, ctx);
+            }
             return Ok(());
         }
         if let Some(rest) = &vendor.rest {
@@ -491,8 +493,14 @@ impl ProxyHttp for Proxy {
         ctx.redactor = needles
             .filter(|_| !upgraded)
             .map(|needles| Redactor::new(needles, &answer.headers));
-        await_more(session, ctx);
+        let now = Instant::now();
+        // From here on it is silence that is limited.
+        ctx.answer_by = None;
         if let Some(guarded) = guard(session) {
+            guarded.expect_answer_by(ctx.deadline);
+            if ctx.watched {
+                guarded.expect_more(vendor.timeouts.idle, now);
+            }
             // Whoever is being answered may go on sending as it likes: that is a stream.
             guarded.expect_body(Duration::ZERO);
         }
@@ -506,7 +514,7 @@ impl ProxyHttp for Proxy {
             session.set_keepalive(None);
         }
         if let Some(since) = ctx.upstream_since {
-            let took = since.elapsed();
+            let took = now - since;
             ctx.upstream_took = Some(took);
             vendor.metrics.answered(took);
         }
@@ -542,8 +550,8 @@ impl ProxyHttp for Proxy {
                 }
             }
         }
-        if ctx.own_idle.is_some() {
-            await_more(session, ctx);
+        if let Some(guarded) = guard(session).filter(|_| ctx.watched && !end) {
+            guarded.heard_more();
         }
         in_time(ctx).map(|()| None)
     }
@@ -657,10 +665,11 @@ impl ProxyHttp for Proxy {
         error: &PingoraError,
         ctx: &mut Self::CTX,
     ) -> FailToProxy {
-        let overdue = [ctx.deadline, ctx.answer_by]
-            .into_iter()
-            .flatten()
-            .any(|at| at <= Instant::now());
+        let overdue = guard(session).is_some_and(Guarded::answer_was_late)
+            || [ctx.deadline, ctx.answer_by]
+                .into_iter()
+                .flatten()
+                .any(|at| at <= Instant::now());
         let stop = ctx.stop.or_else(|| {
             if overdue {
                 Some(Error::UpstreamTimeout)
@@ -977,30 +986,21 @@ fn handshake(session: &Session) -> Option<&Handshake> {
     tls.extension.get::<Handshake>()
 }
 
-/// Starts the time until the answer's first byte, where `first_byte` or `total` ends before
-/// pingora's own read timeout does.
+/// Starts the time until the answer's first byte, unless pingora's own read timeout is what ends it.
 fn await_answer(session: &Session, ctx: &mut Context) {
     let Some(way) = &ctx.way else { return };
     let timeouts = &way.vendor.timeouts;
     let (first_byte, idle) = (timeouts.first_byte, ctx.kind.idle(timeouts));
-    let comes_first = idle.is_zero() || first_byte < idle || ctx.own_idle.is_some();
+    let comes_first = idle.is_zero() || first_byte < idle || ctx.watched;
     // The head of a gRPC answer may come with the stream's first message, whenever that is.
     if !first_byte.is_zero() && comes_first && ctx.kind != Kind::Grpc {
         ctx.answer_by = Some(Instant::now() + first_byte);
     }
-    watch(session, ctx);
-}
-
-/// Some of the answer has come.
-fn await_more(session: &Session, ctx: &mut Context) {
-    ctx.answer_by = ctx.own_idle.map(|idle| Instant::now() + idle);
-    watch(session, ctx);
-}
-
-fn watch(session: &Session, ctx: &Context) {
     if let Some(guarded) = guard(session) {
         let earliest = [ctx.deadline, ctx.answer_by].into_iter().flatten().min();
         guarded.expect_answer_by(earliest);
+        // An earlier attempt's answer may have begun.
+        guarded.expect_more(Duration::ZERO, Instant::now());
     }
 }
 

@@ -190,7 +190,13 @@ fn template(vendor: &Vendor, generation: u64) -> Result<HttpPeer, crate::tls::Er
     let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
     // A bridge's far end is where TLS is.
     let tls = upstream.tls && !vendor.late_client_auth;
-    let mut peer = HttpPeer::new(nowhere, tls, upstream.host.clone());
+    // A name that nobody is shown is copied for every request all the same.
+    let server_name = if tls {
+        upstream.host.clone()
+    } else {
+        String::new()
+    };
+    let mut peer = HttpPeer::new(nowhere, tls, server_name);
     tls::equip(&mut peer, vendor, generation)?;
 
     let Timeouts {

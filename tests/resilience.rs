@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::front::{Answer, answer};
 use crate::support::script::{Asked, Reply, Server};
-use crate::support::{Proxy, eventually, exchange, signal, status_of};
+use crate::support::{PATIENCE, Proxy, eventually, exchange, signal, status_of};
 
 /// The proxy with one vendor `v`; `more` within it.
 struct Setup {
@@ -460,21 +460,30 @@ async fn an_answer_that_stops_coming_is_broken_off_after_the_idle_time() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stalling = tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let mut head = [0; 1024];
-        let _ = stream.read(&mut head).await;
-        stream.write_all(begun).await.unwrap();
-        // Until the proxy has had enough.
-        while stream.read(&mut head).await.is_ok_and(|read| read > 0) {}
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = [0; 1024];
+            let _ = stream.read(&mut head).await;
+            stream.write_all(begun).await.unwrap();
+            // Until the proxy has had enough.
+            while stream.read(&mut head).await.is_ok_and(|read| read > 0) {}
+        }
     });
-    let idle = "    timeouts: { first_byte: 700ms, idle: 700ms }\n";
-    let setup = Setup::new(&format!("http://{address}"), idle).await;
-    let url = format!("http://{}/v/x", setup.proxy.data);
-    let asked = Instant::now();
-    let answer = setup.client.get(url).send().await.unwrap();
-    assert_eq!(answer.status(), 200);
-    assert!(answer.text().await.is_err());
-    assert!(asked.elapsed() >= Duration::from_millis(700));
-    stalling.await.unwrap();
-    assert_eq!(setup.status()["breaker"], "closed");
+    for first_byte in ["700ms", "1h", "0s"] {
+        let idle = format!("    timeouts: {{ first_byte: {first_byte}, idle: 700ms }}\n");
+        let setup = Setup::new(&format!("http://{address}"), &idle).await;
+        let url = format!("http://{}/v/x", setup.proxy.data);
+        for request in [setup.client.get(&url), setup.client.post(&url).body("x")] {
+            let asked = Instant::now();
+            let answer = request.send().await.unwrap();
+            assert_eq!(answer.status(), 200);
+            let rest = tokio::time::timeout(PATIENCE, answer.text()).await;
+            assert!(rest.expect("it is broken off").is_err(), "{first_byte}");
+            assert!(asked.elapsed() >= Duration::from_millis(700));
+        }
+        let said = setup.proxy.said();
+        assert_eq!(said.matches("upstream_timeout").count(), 2, "{said}");
+        assert_eq!(setup.status()["breaker"], "closed");
+    }
+    stalling.abort();
 }

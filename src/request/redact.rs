@@ -80,7 +80,9 @@ pub struct Needles {
     anchored: Vec<Vec<(usize, usize)>>,
     /// The bytes that a spelling may begin with.
     begins: [bool; 256],
+    /// No spelling is shorter, bytes.
     shortest: usize,
+    /// None is longer.
     longest: usize,
     mask: u8,
 }
@@ -98,7 +100,10 @@ impl Needles {
         secrets.sort_by(|one, other| one.cmp(other));
         secrets.dedup_by(|one, other| **one == **other);
         let shortest = secrets.iter().map(|secret| secret.len()).min()?;
-        let longest = secrets.iter().map(|secret| secret.len()).max()?;
+        let longest = secrets
+            .iter()
+            .map(|secret| longest_spelling(secret))
+            .max()?;
 
         let mut begins = [false; 256];
         let mut wanted: Vec<(Vec<u8>, (usize, usize))> = Vec::new();
@@ -154,7 +159,6 @@ impl Needles {
     /// Whether a complete text holds a spelling.
     #[must_use]
     pub fn occur_in(&self, text: &[u8]) -> bool {
-        // No spelling is shorter than what it spells.
         text.len() >= self.shortest && self.find(text).next().is_some()
     }
 
@@ -209,12 +213,15 @@ impl Needles {
 
     /// Where the text ends in the beginning of a spelling: the earliest such place, or its end.
     fn unfinished(&self, text: &[u8]) -> usize {
-        let from = text.len().saturating_sub(self.longest * WIDEST);
+        let from = text.len().saturating_sub(self.longest);
         (from..text.len())
             .filter(|at| self.begins[usize::from(text[*at])])
             .find(|at| {
-                let mut secrets = self.secrets.iter();
-                secrets.any(|secret| forwards(secret, &text[*at..]).more)
+                let here = &text[*at..];
+                self.secrets
+                    .iter()
+                    .filter(|secret| secret[0] == here[0] || !secret[0].is_ascii_alphanumeric())
+                    .any(|secret| forwards(secret, here).more)
             })
             .unwrap_or(text.len())
     }
@@ -255,6 +262,18 @@ fn longest_plain_run(secret: &[u8]) -> Range<usize> {
         }
     }
     longest
+}
+
+/// How long a spelling of `secret` can be: letters and digits are never escaped.
+fn longest_spelling(secret: &[u8]) -> usize {
+    let width = |byte: &u8| {
+        if byte.is_ascii_alphanumeric() {
+            1
+        } else {
+            WIDEST
+        }
+    };
+    secret.iter().map(width).sum()
 }
 
 /// Ranges in order, none touching another.
@@ -510,7 +529,7 @@ impl Redactor {
         let (sent, masked) = match &mut self.body {
             Body::Text { held, masked } => {
                 let (text, masked) = (join(held, taken), *masked);
-                self.text(&text, masked, end)
+                self.text(text, masked, end)
             }
             Body::Coded { decoder, held } => match decoder.read(&taken) {
                 Decoded::Clean { unfinished } => {
@@ -528,7 +547,7 @@ impl Redactor {
                 // Its receiver cannot decode it either, and is left with the bytes.
                 Decoded::Broken => {
                     let text = join(&held.split().freeze(), taken);
-                    self.text(&text, 0, end)
+                    self.text(text, 0, end)
                 }
             },
             Body::Unread(_) => (taken, 0),
@@ -547,15 +566,15 @@ impl Redactor {
 
     /// `text` as it may be sent, and how many places were masked; its first `known` bytes belong to
     /// a spelling that began before. The rest is held back.
-    fn text(&mut self, text: &Bytes, known: usize, end: bool) -> (Bytes, u64) {
+    fn text(&mut self, mut text: Bytes, known: usize, end: bool) -> (Bytes, u64) {
         let mut cut = text.len();
         if !end {
-            let unfinished = self.needles.unfinished(text);
+            let unfinished = self.needles.unfinished(&text);
             if cut - unfinished >= self.waits_from {
                 cut = unfinished;
             }
         }
-        let mut found: Vec<_> = self.needles.find(text).collect();
+        let mut found: Vec<_> = self.needles.find(&text).collect();
         if known > 0 {
             found.push(0..known);
         }
@@ -569,7 +588,8 @@ impl Redactor {
             held: Bytes::copy_from_slice(&text[cut..]),
         };
         if found.is_empty() {
-            return (text.slice(..cut), 0);
+            text.truncate(cut);
+            return (text, 0);
         }
         let mut sent = BytesMut::from(&text[..cut]);
         // What began before was counted before.

@@ -214,6 +214,12 @@ pub struct Guarded {
     stale: AtomicBool,
     /// While an answer is awaited: until when, in milliseconds since `born`; 0: no limit.
     answer_by: AtomicU64,
+    /// While the rest of an answer is awaited: the longest silence, milliseconds; 0: no limit.
+    longest_silence: AtomicU64,
+    /// When some of it last came, or could last be passed on, in milliseconds since `born`.
+    heard: AtomicU64,
+    /// One of these two limits was passed.
+    late: AtomicBool,
     /// While a body is awaited: the longest pause in it, milliseconds; 0: no limit.
     longest_pause: AtomicU64,
     /// Something was to be read since the body's end was passed on.
@@ -263,6 +269,9 @@ impl Guarded {
             odd_line: AtomicBool::new(false),
             stale: AtomicBool::new(false),
             answer_by: AtomicU64::new(0),
+            longest_silence: AtomicU64::new(0),
+            heard: AtomicU64::new(0),
+            late: AtomicBool::new(false),
             longest_pause: AtomicU64::new(0),
             listened: AtomicBool::new(false),
             longest_stall: AtomicU64::new(milliseconds(longest_stall)),
@@ -324,14 +333,50 @@ impl Guarded {
     /// notice its leaving, and that read fails with `TimedOut` from `at` on. Its own upstream
     /// timeouts cannot tell the first byte from the rest. `None` lifts the limit.
     pub fn expect_answer_by(&self, at: Option<Instant>) {
-        let since = |at: Instant| {
-            // Rounded up: who compares `at` with the clock afterwards must find it passed.
-            let exact = at.saturating_duration_since(self.born).as_nanos();
-            u64::try_from(exact.div_ceil(1_000_000))
-                .unwrap_or(u64::MAX)
-                .max(1)
+        // Rounded up: who compares `at` with the clock afterwards must find it passed.
+        let at = at.map_or(0, |at| self.since_birth(at).max(1));
+        self.answer_by.store(at, Ordering::Relaxed);
+    }
+
+    /// Limits every silence between vendor and caller from `now` on, while more of an answer is awaited,
+    /// in the same way. A caller that is slow to take what has come is no silent vendor. Zero lifts
+    /// that.
+    pub fn expect_more(&self, longest_silence: Duration, now: Instant) {
+        let longest = milliseconds(longest_silence);
+        self.longest_silence.store(longest, Ordering::Relaxed);
+        self.heard.store(self.since_birth(now), Ordering::Relaxed);
+    }
+
+    /// Tells that some of the answer has come.
+    pub fn heard_more(&self) {
+        let now = self.since_birth(Instant::now());
+        self.heard.store(now, Ordering::Relaxed);
+    }
+
+    /// Whether reading has failed because the answer, or more of it, did not come in time.
+    #[must_use]
+    pub fn answer_was_late(&self) -> bool {
+        self.late.load(Ordering::Relaxed)
+    }
+
+    /// In milliseconds, rounded up.
+    fn since_birth(&self, at: Instant) -> u64 {
+        let exact = at.saturating_duration_since(self.born).as_nanos();
+        u64::try_from(exact.div_ceil(1_000_000)).unwrap_or(u64::MAX)
+    }
+
+    /// Until when something must come from the vendor.
+    fn vendors_limit(&self) -> Option<Instant> {
+        let answer_by = self.answer_by.load(Ordering::Relaxed);
+        let silence = self.longest_silence.load(Ordering::Relaxed);
+        let more_by = self.heard.load(Ordering::Relaxed).saturating_add(silence);
+        let at = match (answer_by, silence) {
+            (0, 0) => return None,
+            (_, 0) => answer_by,
+            (0, _) => more_by,
+            (_, _) => answer_by.min(more_by),
         };
-        self.answer_by.store(at.map_or(0, since), Ordering::Relaxed);
+        Some(self.born + Duration::from_millis(at))
     }
 
     /// Whether the head's first line held anything but two single blanks between graphic ASCII
@@ -345,6 +390,8 @@ impl Guarded {
     fn expect_head(&self) {
         self.stale.store(true, Ordering::Relaxed);
         self.answer_by.store(0, Ordering::Relaxed);
+        self.longest_silence.store(0, Ordering::Relaxed);
+        self.late.store(false, Ordering::Relaxed);
         self.longest_pause.store(0, Ordering::Relaxed);
         self.phase.store(BETWEEN, Ordering::Relaxed);
         self.blanks.store(0, Ordering::Relaxed);
@@ -386,7 +433,9 @@ impl Guarded {
     ) -> Poll<io::Result<T>> {
         let longest = self.longest_stall.load(Ordering::Relaxed);
         if wrote.is_ready() || longest == 0 {
-            self.stalled = None;
+            if self.stalled.take().is_some() {
+                self.heard_more();
+            }
             return wrote;
         }
         let since = *self.stalled.get_or_insert_with(Instant::now);
@@ -456,12 +505,16 @@ impl AsyncRead for Guarded {
                 // In time: late is what the timer says, and it did not.
                 let _ = pace.heard(since.elapsed(), buffer.filled().len() - before);
             }
-            let answer_by = self.answer_by.load(Ordering::Relaxed);
-            if read.is_ready() || answer_by == 0 {
+            let Some(at) = self.vendors_limit() else {
+                return read;
+            };
+            if read.is_ready() {
+                // The vendor is being told something.
+                self.heard_more();
                 return read;
             }
-            let at = self.born + Duration::from_millis(answer_by);
             ready!(self.poll_until(at, cx));
+            self.late.store(true, Ordering::Relaxed);
             let late = "the answer took too long";
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, late)));
         }
@@ -635,6 +688,55 @@ mod tests {
             assert_eq!(late.kind(), io::ErrorKind::TimedOut);
             assert_eq!(began.elapsed().as_secs(), seconds);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_vendor_may_be_silent_so_long_at_a_time() {
+        let (mut guarded, mut far) = after_a_request().await;
+        far.write_all(HEAD).await.unwrap();
+        assert_eq!(guarded.read(&mut [0; 64]).await.unwrap(), HEAD.len());
+        guarded.head_is_complete();
+        let silence = Duration::from_secs(10);
+        let began = Instant::now();
+        guarded.expect_more(silence, began);
+        for _ in 0..3 {
+            let waiting = timeout(Duration::from_secs(9), guarded.read(&mut [0; 64])).await;
+            assert!(waiting.is_err(), "{waiting:?}");
+            guarded.heard_more();
+        }
+        assert!(!guarded.answer_was_late());
+        let late = guarded.read(&mut [0; 64]).await.unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(began.elapsed().as_secs(), 3 * 9 + 10);
+        assert!(guarded.answer_was_late());
+
+        // The whole has its limit all the same.
+        guarded.heard_more();
+        let began = Instant::now();
+        guarded.expect_answer_by(Some(began + Duration::from_secs(4)));
+        guarded.read(&mut [0; 64]).await.unwrap_err();
+        assert_eq!(began.elapsed().as_secs(), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_caller_is_slow_to_take_is_not_the_vendors_silence() {
+        let (mut guarded, mut far) = full().await;
+        guarded.head_is_complete();
+        guarded.expect_taking(Duration::from_mins(5));
+        guarded.expect_more(Duration::from_secs(10), Instant::now());
+        let taking = async {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            loop {
+                far.read_exact(&mut [0; 4096]).await.unwrap();
+            }
+        };
+        tokio::select! {
+            flushed = guarded.flush() => flushed.unwrap(),
+            () = taking => {}
+        }
+        let began = Instant::now();
+        guarded.read(&mut [0; 64]).await.unwrap_err();
+        assert_eq!(began.elapsed().as_secs(), 10);
     }
 
     /// A guard whose caller has taken all that it ever will.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, SystemTime};
 
+use crossbeam_queue::ArrayQueue;
 use pingora::protocols::l4::socket::SocketAddr;
 use tracing::Level;
 pub use tracing_subscriber::filter::LevelFilter;
@@ -98,11 +99,19 @@ enum Message {
 #[derive(Clone, Debug)]
 pub struct AccessLog {
     queue: SyncSender<Message>,
+    /// Lines that have been written, for their room.
+    spent: Arc<ArrayQueue<Vec<u8>>>,
     dropped: Arc<AtomicU64>,
 }
 
 /// Lines; at 300 bytes each a few megabytes.
 const QUEUE: usize = 8192;
+/// As many lines as gather at 100,000 a second.
+const SPENT: usize = 1024;
+/// Room for most lines, bytes.
+const LINE: usize = 512;
+/// Longer lines give their room back to the system, bytes.
+const LONG: usize = 4096;
 /// How long lines gather before they are written. While the writer sleeps, a request has nobody to
 /// wake, which costs more than its line.
 const GATHER: Duration = Duration::from_millis(10);
@@ -114,17 +123,22 @@ impl AccessLog {
     /// When the system gives no thread.
     pub fn to_stdout() -> std::io::Result<Self> {
         let (queue, lines) = sync_channel(QUEUE);
-        let dropped = Arc::new(AtomicU64::new(0));
-        let lost = dropped.clone();
+        let log = Self {
+            queue,
+            spent: Arc::new(ArrayQueue::new(SPENT)),
+            dropped: Arc::new(AtomicU64::new(0)),
+        };
+        let (spent, lost) = (log.spent.clone(), log.dropped.clone());
         std::thread::Builder::new()
             .name("access-log".into())
-            .spawn(move || write_lines(&lines, &lost, std::io::stdout()))?;
-        Ok(Self { queue, dropped })
+            .spawn(move || write_lines(&lines, &spent, &lost, std::io::stdout()))?;
+        Ok(log)
     }
 
     /// Queues one line. Never blocks.
     pub fn write(&self, line: &Line<'_>) {
-        let text = json(line, SystemTime::now());
+        let room = self.spent.pop();
+        let text = json(line, SystemTime::now(), room.unwrap_or_default());
         if let Err(TrySendError::Full(_)) = self.queue.try_send(Message::Line(text)) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -139,7 +153,12 @@ impl AccessLog {
     }
 }
 
-fn write_lines(lines: &Receiver<Message>, dropped: &AtomicU64, to: impl Write) {
+fn write_lines(
+    lines: &Receiver<Message>,
+    spent: &ArrayQueue<Vec<u8>>,
+    dropped: &AtomicU64,
+    to: impl Write,
+) {
     let mut out = std::io::BufWriter::with_capacity(64 * 1024, to);
     while let Ok(first) = lines.recv() {
         if matches!(first, Message::Line(_)) {
@@ -148,8 +167,13 @@ fn write_lines(lines: &Receiver<Message>, dropped: &AtomicU64, to: impl Write) {
         // One system call for all that has gathered meanwhile.
         for message in std::iter::once(first).chain(lines.try_iter()) {
             match message {
-                Message::Line(line) => {
+                Message::Line(mut line) => {
                     let _ = out.write_all(&line);
+                    if line.capacity() <= LONG {
+                        line.clear();
+                        // Enough of them are there already.
+                        let _ = spent.push(line);
+                    }
                 }
                 Message::Flush(done) => {
                     let _ = out.flush();
@@ -165,10 +189,11 @@ fn write_lines(lines: &Receiver<Message>, dropped: &AtomicU64, to: impl Write) {
     }
 }
 
-/// The line as JSON. By hand, since every request pays for it, and hardly any of its values needs
-/// escaping.
-fn json(line: &Line<'_>, at: SystemTime) -> Vec<u8> {
-    let mut object = Object(Vec::with_capacity(512));
+/// The line as JSON, written into `room`, which is empty. By hand, since every request pays for it,
+/// and hardly any of its values needs escaping.
+fn json(line: &Line<'_>, at: SystemTime, mut room: Vec<u8>) -> Vec<u8> {
+    room.reserve(LINE);
+    let mut object = Object(room);
     object.shown("ts", humantime::format_rfc3339_millis(at));
     object.text("request_id", Some(line.request_id));
     object.text("caller", line.caller);
@@ -284,10 +309,10 @@ mod tests {
     #[test]
     fn lines_are_json_and_flush_waits_for_them() {
         let (queue, lines) = sync_channel(4);
-        let dropped = Arc::new(AtomicU64::new(0));
         let log = AccessLog {
             queue,
-            dropped: dropped.clone(),
+            spent: Arc::new(ArrayQueue::new(2)),
+            dropped: Arc::default(),
         };
         let line = Line {
             request_id: "id",
@@ -311,16 +336,19 @@ mod tests {
         for _ in 0..6 {
             log.write(&line);
         }
-        assert_eq!(dropped.load(Ordering::Relaxed), 2);
+        assert_eq!(log.dropped.load(Ordering::Relaxed), 2);
+        let (spent, dropped) = (log.spent.clone(), log.dropped.clone());
         drop(log);
 
         let mut out = Vec::new();
-        write_lines(&lines, &dropped, &mut out);
+        write_lines(&lines, &spent, &dropped, &mut out);
         let first = out.split(|byte| *byte == b'\n').next().unwrap();
         let json: serde_json::Value = serde_json::from_slice(first).unwrap();
         assert_eq!(json["path"], "/a\"\u{fffd}");
         assert_eq!(json["duration_ms"], 1.5);
         assert_eq!(json["trace_id"], "0af7651916cd43dd8448eb211c80319c");
         assert_eq!(String::from_utf8(out).unwrap().lines().count(), 4);
+        let room = spent.pop().unwrap();
+        assert!(room.is_empty() && room.capacity() >= LINE);
     }
 }

@@ -98,18 +98,11 @@ pub struct Need {
     pub upload: Option<u64>,
     /// What is left of `timeouts.total`, where nothing else watches over it.
     pub left: Option<Duration>,
+    /// Something else sees how long the server is silent.
+    pub watched: bool,
 }
 
 impl Need {
-    /// Whether pingora's read timeout, as [`Self::suit`] leaves it, is too long to notice a silent
-    /// server by.
-    #[must_use]
-    pub fn is_lenient(&self, peer: &HttpPeer) -> bool {
-        self.kind == Kind::Ordinary
-            && self.upload.is_some()
-            && peer.options.alpn.get_max_http_version() == 2
-    }
-
     /// Makes `peer` one that fits.
     pub fn suit(self, peer: &mut HttpPeer, timeouts: &Timeouts) {
         let options = &mut peer.options;
@@ -119,6 +112,9 @@ impl Need {
             let idle = Some(timeouts.idle_stream).filter(|idle| !idle.is_zero());
             options.read_timeout = idle;
             options.write_timeout = idle;
+        } else if self.watched {
+            // pingora would make a timer for each read, and has one limit for the first and the rest.
+            options.read_timeout = None;
         } else if may_be_http2 && let Some(length) = self.upload {
             // On HTTP/1.1 every byte either way starts pingora's read timeout again. On HTTP/2 it
             // runs from the request's head, so that a long upload would end in it.
@@ -213,6 +209,7 @@ mod tests {
             fresh: false,
             upload: None,
             left: None,
+            watched: false,
         };
         change(&mut need);
         let mut peer = peer();
@@ -258,6 +255,8 @@ mod tests {
         let long = read(|need| need.upload = Some(3_932_160));
         assert_eq!(long, Some(TIMEOUTS.idle + Duration::from_mins(1)));
         assert!(read(|need| need.upload = Some(0)) > long);
+        let watched = read(|need| (need.watched, need.upload) = (true, Some(0)));
+        assert_eq!(watched, None);
         let left = read(|need| need.left = Some(Duration::from_secs(3)));
         assert_eq!(left, Some(Duration::from_secs(3)));
     }

@@ -2,17 +2,19 @@
 //!
 //! Everything that speaks TLS starts here: listeners, upstream peers and token requests.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
-use rustls::client::WebPkiServerVerifier;
+use parking_lot::Mutex;
+use rustls::client::{WantsClientCert, WebPkiServerVerifier};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use sha2::{Digest, Sha256};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -179,22 +181,46 @@ impl Roots {
         &self,
         identity: Option<&Identity>,
     ) -> Result<ClientConfig, rustls::Error> {
+        let Some(identity) = identity else {
+            return self.anonymous();
+        };
+        self.config_builder()?
+            .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
+    }
+
+    /// Settings without an identity are shared by whoever trusts the same: a thousand vendors would
+    /// each hold their own copy of the system's roots and of the memory for sessions, 40 KiB.
+    fn anonymous(&self) -> Result<ClientConfig, rustls::Error> {
+        let mut shared = ANONYMOUS.lock();
+        if let Some(known) = shared.get(&self.sha256) {
+            return Ok(known.clone());
+        }
+        let made = self.config_builder()?.with_no_client_auth();
+        if shared.len() >= ANONYMOUS_AT_MOST {
+            // Files that have changed long since.
+            shared.clear();
+        }
+        shared.insert(self.sha256, made.clone());
+        Ok(made)
+    }
+
+    fn config_builder(
+        &self,
+    ) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, rustls::Error> {
         let provider = Arc::new(provider());
         let verifier =
             WebPkiServerVerifier::builder_with_provider(Arc::new(self.store()?), provider.clone())
                 .build()
                 .map_err(|cause| rustls::Error::General(cause.to_string()))?;
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_webpki_verifier(verifier);
-        match identity {
-            Some(identity) => {
-                builder.with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
-            }
-            None => Ok(builder.with_no_client_auth()),
-        }
+        let builder = ClientConfig::builder_with_provider(provider);
+        let builder = builder.with_safe_default_protocol_versions()?;
+        Ok(builder.with_webpki_verifier(verifier))
     }
 }
+
+/// By the roots' digest.
+static ANONYMOUS: LazyLock<Mutex<HashMap<[u8; 32], ClientConfig>>> = LazyLock::new(Mutex::default);
+const ANONYMOUS_AT_MOST: usize = 64;
 
 /// The process's cryptography. Must be called before anything else touches TLS: pingora would
 /// install another provider, and libraries that find two cannot choose.

@@ -33,7 +33,7 @@ pub fn run(config: &Path, without_secrets: bool) -> ExitCode {
 
 /// Prints warnings to stderr, one a line.
 pub fn warn(warnings: &[Mistake]) {
-    let mut stderr = io::stderr().lock();
+    let mut stderr = buffered_stderr();
     for warning in warnings {
         let _ = writeln!(stderr, "warning: {warning}");
     }
@@ -41,12 +41,17 @@ pub fn warn(warnings: &[Mistake]) {
 
 /// Prints mistakes to stderr, one a line, and their number.
 pub fn complain(config: &Path, mistakes: &[Mistake]) {
-    let mut stderr = io::stderr().lock();
+    let mut stderr = buffered_stderr();
     for mistake in mistakes {
         let _ = writeln!(stderr, "{mistake}");
     }
     let count = counted(mistakes.len(), "mistake");
     let _ = writeln!(stderr, "{count} in {}", config.display());
+}
+
+/// stderr itself makes a system call of every piece of every line.
+fn buffered_stderr() -> impl Write {
+    io::BufWriter::new(io::stderr().lock())
 }
 
 /// Exit code of every command that is given a bad configuration.

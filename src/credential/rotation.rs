@@ -375,7 +375,7 @@ impl<I: Issuer> Shared<I> {
             };
             if grant
                 .refresh_until
-                .is_some_and(|until| until <= SystemTime::now())
+                .is_some_and(|until| until <= SystemTime::now() + ON_THE_WAY)
             {
                 "the grant has reached its end".clone_into(&mut why_none);
                 break;
@@ -640,6 +640,10 @@ const STORE_POLL: Duration = Duration::from_secs(2);
 /// How often an answer may be lost after the first time before a server that grants without a
 /// person is asked for a new grant.
 const MAX_LOST: u32 = 1;
+
+/// How long a refresh token may take to reach its server: one that would arrive after its grant's
+/// end is not shown any more.
+const ON_THE_WAY: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
@@ -1103,7 +1107,7 @@ mod tests {
         scene
             .put(|grant| {
                 grant.access = None;
-                grant.refresh_until = Some(SystemTime::now());
+                grant.refresh_until = Some(SystemTime::now() + ON_THE_WAY / 2);
             })
             .await;
         assert_eq!(access(scene.process().fetch().await), "a2");

@@ -56,7 +56,7 @@ use crate::config::LoginShape;
 use crate::credential::Held;
 use crate::error::Error;
 use crate::metrics::VendorMetrics;
-use crate::server::accept::Guarded;
+use crate::server::guard::Guarded;
 use crate::server::logs::{AccessLog, Line};
 use crate::traces::{self, RequestSpan, Traces};
 use crate::upstream::Upstream;

@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod admin;
+pub mod guard;
 pub mod handover;
 pub mod live;
 pub mod logs;

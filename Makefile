@@ -7,9 +7,11 @@ SHELL := /bin/sh
 export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO := cargo
 PEERS := tests/support/peers
+# What the program says of itself.
+WITH_COMMIT := COUNTERSIGN_COMMIT=$$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
 .PHONY: help demo test check fmt generated lint docs licences tests fuzz bench bench-counts bench-compare bench-stress \
-    image setup-build setup-test setup-counts clean
+    image release-pgo setup-build setup-test setup-counts clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,10 +68,11 @@ bench-counts: setup-build setup-counts ## Instructions and allocations of a warm
 	python3 benches/counts.py $(ARGS)
 
 # Not what `make test` runs: a release build takes minutes.
-image: setup-build ## Build a release and put it into a container image (NAME=countersign)
-	COUNTERSIGN_COMMIT=$$(git rev-parse --short HEAD 2>/dev/null || echo unknown) \
-	    $(CARGO) build --locked --release
-	sh deploy/image.sh target/release/countersign $(or $(NAME),countersign)
+image: setup-build ## Put a release into a container image (NAME=countersign; PROGRAM=target/pgo/countersign: that one)
+ifndef PROGRAM
+	$(WITH_COMMIT) $(CARGO) build --locked --release
+endif
+	sh deploy/image.sh $(or $(PROGRAM),target/release/countersign) $(or $(NAME),countersign)
 
 # Installs what it compares with; `make test` needs none of that.
 bench-compare: setup-build ## Countersign beside nginx, HAProxy, Envoy, Caddy (ARGS=--quick: two minutes)
@@ -81,6 +84,12 @@ bench-stress: setup-build ## Latency while tokens change, reloads, idle connecti
 	@sh benches/compare/setup.sh
 	$(CARGO) build --locked --release --bin countersign --example bare_pingora --example open_loop
 	python3 benches/compare/stress.py $(ARGS)
+
+# Two whole builds, and two minutes of load between them.
+release-pgo: setup-build ## Build a release with a profile of itself under load, into target/pgo/countersign
+	@sh scripts/setup.sh pgo
+	@sh benches/compare/setup.sh
+	$(WITH_COMMIT) sh scripts/pgo.sh $(ARGS)
 
 setup-build:
 	@sh scripts/setup.sh build

@@ -1,15 +1,15 @@
 #!/bin/sh
-# Installs what `make demo` (build), `make test` (test) or `make bench-counts` (counts) needs and this
-# machine lacks.
+# Installs what `make demo` (build), `make test` (test), `make bench-counts` (counts) or
+# `make release-pgo` (pgo) needs and this machine lacks.
 #
-#   scripts/setup.sh build|test|counts
+#   scripts/setup.sh build|test|counts|pgo
 #
 # Says which Debian packages it installs and what for, installs nothing that is already there, and
 # says nothing when nothing is missing. Without root, sudo or apt it names the packages and fails.
 set -eu
 cd "$(dirname "$0")/.."
 
-purpose=${1:?usage: scripts/setup.sh build|test|counts}
+purpose=${1:?usage: scripts/setup.sh build|test|counts|pgo}
 missing=''
 peers=tests/support/peers
 
@@ -43,6 +43,11 @@ main() {
     if [ "$purpose" = counts ]; then
         needs python3 python3 'sends the requests'
         needs valgrind valgrind 'counts instructions'
+    fi
+    if [ "$purpose" = pgo ]; then
+        needs python3 python3 'sends the requests'
+        llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+        needs "llvm-$llvm" "llvm-profdata-$llvm" 'reads the profiles that rustc writes'
     fi
     install_missing
     if [ "$purpose" = test ]; then

@@ -54,7 +54,7 @@ def _panel(scenario, rows, left, top):
     parts = [f'<text x="{left}" y="{top + 20}" font-weight="600">{escape(title)}</text>']
     bar_left, y = left + LABEL, top + HEADING - 6
     for proxy, row in rows:
-        ours = proxy.name == proxies.Countersign.name
+        ours = isinstance(proxy, proxies.Countersign)
         colour = OURS if ours else OTHERS
         user, system = row["user_us"] * scale, row["system_us"] * scale
         baseline = y + BAR - 4

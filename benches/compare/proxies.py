@@ -160,6 +160,29 @@ vendors:
         return text
 
 
+class ByProfile:
+    """Mixed into a proxy of ours: the same, built with a profile of itself under load."""
+
+    def binary(self):
+        return BUILT.parent / "pgo" / super().binary().name
+
+
+class BarePingoraByProfile(ByProfile, BarePingora):
+    name = "bare-pgo"
+    title = "bare pingora, PGO"
+
+    def missing(self):
+        return None if self.binary().exists() else "not built: make release-pgo ARGS=--with-yardstick"
+
+
+class CountersignByProfile(ByProfile, Countersign):
+    name = "countersign-pgo"
+    title = "Countersign, PGO"
+
+    def missing(self):
+        return None if self.binary().exists() else "not built: make release-pgo"
+
+
 class Nginx(Proxy):
     name = "nginx"
     title = "nginx"
@@ -457,7 +480,7 @@ class Caddy(Proxy):
 
 
 YARDSTICK = BarePingora.name
-ALL = [BarePingora, Countersign, Nginx, Haproxy, HaproxyTcp, Envoy, Caddy]
+ALL = [BarePingora, BarePingoraByProfile, Countersign, CountersignByProfile, Nginx, Haproxy, HaproxyTcp, Envoy, Caddy]
 
 
 def place_for(scenario, upstream, certificates, directory, connections=1024):

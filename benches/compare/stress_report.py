@@ -86,15 +86,17 @@ def _swaps(swaps):
         "",
         "## While something happens",
         "",
-        f"One Countersign with ten vendors at {swaps['rate']:,.0f} requests/s, half of its saturation, open loop. A "
+        f"One Countersign with ten vendors at {swaps['rate']:,.0f} requests/s, {swaps['part']:.0%} of its saturation, open loop. A "
         "credential is never renewed more than once a second, so a swap every 100 ms takes ten of them. Ratios are to "
-        "the quiet run of the same round; medians.",
+        f"the quiet run of the same round; medians of {len(quiet)}. What a second quiet run makes of them is what this "
+        "machine makes of them.",
         "",
         "| while | p50 µs | p99 µs | p99.9 µs | p99 ratio | p99.9 ratio | errors | tokens fetched | reloads |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for state, title in (
         ("quiet", "nothing happens"),
+        ("again", "nothing happens, once more"),
         ("swaps", "tokens are swapped"),
         ("reloads", "the configuration is reloaded"),
         ("hanging", "the token endpoint hangs, renewals under way"),

@@ -156,7 +156,7 @@ pub struct Context {
     reused: bool,
     /// `timeouts.total`.
     deadline: Option<Instant>,
-    /// `timeouts.first_byte`, once the request is out, where it is shorter than other limits.
+    /// `timeouts.first_byte`, once the request is out, unless pingora's read timeout is what ends it.
     answer_by: Option<Instant>,
     /// The guard of the caller's connection sees how long the vendor is silent.
     watched: bool,
@@ -992,15 +992,16 @@ fn await_answer(session: &Session, ctx: &mut Context) {
     let timeouts = &way.vendor.timeouts;
     let (first_byte, idle) = (timeouts.first_byte, ctx.kind.idle(timeouts));
     let comes_first = idle.is_zero() || first_byte < idle || ctx.watched;
+    let now = Instant::now();
     // The head of a gRPC answer may come with the stream's first message, whenever that is.
     if !first_byte.is_zero() && comes_first && ctx.kind != Kind::Grpc {
-        ctx.answer_by = Some(Instant::now() + first_byte);
+        ctx.answer_by = Some(now + first_byte);
     }
     if let Some(guarded) = guard(session) {
         let earliest = [ctx.deadline, ctx.answer_by].into_iter().flatten().min();
         guarded.expect_answer_by(earliest);
         // An earlier attempt's answer may have begun.
-        guarded.expect_more(Duration::ZERO, Instant::now());
+        guarded.expect_more(Duration::ZERO, now);
     }
 }
 

@@ -317,6 +317,35 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_those_who_trust_the_same_and_show_nothing_share_their_settings() {
+        let dir = tempfile::tempdir().unwrap();
+        let signed = |name: &str| {
+            let signed = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+            let files = CertFiles {
+                cert: dir.path().join(format!("{name}.crt")),
+                key: dir.path().join(format!("{name}.key")),
+            };
+            std::fs::write(&files.cert, signed.cert.pem()).unwrap();
+            std::fs::write(&files.key, signed.signing_key.serialize_pem()).unwrap();
+            files
+        };
+        let (one, other) = (signed("one.test"), signed("other.test"));
+        let identity = Identity::load(&one).unwrap();
+        // Made with the settings, and shared by their copies.
+        let made = |files: &CertFiles, identity: Option<&Identity>| {
+            let roots = Roots::load(&files.cert).unwrap();
+            roots.client_config(identity).unwrap().key_log
+        };
+        let same = |a: &Arc<dyn rustls::KeyLog>, b: &Arc<dyn rustls::KeyLog>| {
+            std::ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b))
+        };
+        let anonymous = made(&one, None);
+        assert!(same(&anonymous, &made(&one, None)));
+        assert!(!same(&anonymous, &made(&other, None)));
+        assert!(!same(&anonymous, &made(&one, Some(&identity))));
+    }
+
+    #[test]
     fn a_key_file_that_lost_its_line_breaks_is_not_repeated() {
         let dir = tempfile::tempdir().unwrap();
         let signed = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();

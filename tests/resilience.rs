@@ -455,6 +455,34 @@ async fn a_vendors_rate_is_kept_and_outlives_a_change_of_the_vendor() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_vendor_that_says_that_it_is_at_work_gets_the_time_for_an_answer_anew() {
+    let pause = Duration::from_millis(1200);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let working = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = stream.read(&mut [0; 1024]).await;
+        for said in [
+            "HTTP/1.1 103 Early Hints\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone",
+        ] {
+            tokio::time::sleep(pause).await;
+            stream.write_all(said.as_bytes()).await.unwrap();
+        }
+    });
+    let limit = "    timeouts: { first_byte: 2s, idle: 2s }\n";
+    let setup = Setup::new(&format!("http://{address}"), limit).await;
+    let url = format!("http://{}/v/x", setup.proxy.data);
+    let asked = Instant::now();
+    let answer = setup.client.get(url).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.text().await.unwrap(), "done");
+    // Longer than an answer may take that says nothing.
+    assert!(asked.elapsed() >= 2 * pause);
+    working.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_stops_coming_is_broken_off_after_the_idle_time() {
     let begun = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfive!";
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

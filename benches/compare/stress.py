@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """How Countersign behaves under stress, most of it as ratios to the quiet figure of the same run.
 
-    make bench-stress                         everything, about five minutes
-    make bench-stress ARGS='--only swaps --rounds 1 --seconds 3'
+    make bench-stress                         everything, about six minutes
+    make bench-stress ARGS='--only swaps --rounds 1'
 
 * `latency`: open-loop latency at 50 % and 80 % of each proxy's own saturation
 * `swaps`: p99.9 while tokens are swapped, while reloads happen, while the token endpoint hangs
@@ -97,7 +97,9 @@ def main():
 def arguments():
     parser = argparse.ArgumentParser(description="Countersign under stress.")
     parser.add_argument("--only", metavar="PART,PART", default=",".join(PARTS), help="these parts: " + ", ".join(PARTS))
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of latency (one less) and of swaps (four times as many) (3)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds of latency (one less) and of swaps (four times as many) (3)"
+    )
     parser.add_argument("--seconds", type=int, default=5, help="seconds per run of latency, without warming up (5)")
     parser.add_argument("--no-save", dest="save", action="store_false", help="write no files")
     options = parser.parse_args()

@@ -86,7 +86,8 @@ def _swaps(swaps):
         "",
         "## While something happens",
         "",
-        f"One Countersign with ten vendors at {swaps['rate']:,.0f} requests/s, {swaps['part']:.0%} of its saturation, open loop. A "
+        f"One Countersign with ten vendors at {swaps['rate']:,.0f} requests/s, {swaps['part']:.0%} of its saturation, "
+        "open loop. A "
         "credential is never renewed more than once a second, so a swap every 100 ms takes ten of them. Ratios are to "
         f"the quiet run of the same round; medians of {len(quiet)}. What a second quiet run makes of them is what this "
         "machine makes of them.",

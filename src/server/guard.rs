@@ -31,8 +31,8 @@ const SMALL: usize = 1460;
 /// that the client is the one to close.
 const KEEPALIVE: Duration = Duration::from_secs(75);
 
-/// An HTTP/1 connection that gives a head so much time and no more, and the silence before it, and
-/// remembers what the parser would repair in its first line.
+/// A connection with the limits of what is going on on it, and what the parser would repair in the
+/// first line of its last head. On HTTP/2 it limits nothing: streams have limits of their own.
 #[derive(Debug)]
 pub struct Guarded {
     /// pingora writes the head of an answer, then its body, and flushes: one call of the system for

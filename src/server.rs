@@ -277,8 +277,13 @@ impl Running {
     }
 
     /// Takes connections from now on, those that have been waiting first.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     pub fn open(&self) {
         self.open.send_replace(true);
+        // Neither the start nor the first handshake shall wait for it.
+        tokio::task::spawn_blocking(crate::tls::gather_randomness);
     }
 
     /// Waits until requests can be served: as `/readyz` has it.

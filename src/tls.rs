@@ -229,6 +229,13 @@ pub fn install_provider() {
     let _ = provider().install_default();
 }
 
+/// Has the process's randomness ready before a handshake asks for it. What aws-lc draws from the
+/// processor's jitter, beside the system's, takes it tens of milliseconds, once.
+pub fn gather_randomness() {
+    // Whoever needs the bytes is told that there are none.
+    let _ = aws_lc_rs::rand::fill(&mut [0; 1]);
+}
+
 /// SHA-256 over the concatenation of `parts`.
 #[must_use]
 pub fn sha256(parts: &[&[u8]]) -> [u8; 32] {

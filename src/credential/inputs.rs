@@ -48,7 +48,8 @@ impl Inputs {
     /// changing them, the symlinks Kubernetes swaps included.
     pub(super) async fn changed(&self) {
         while !self.differ() {
-            sleep(POLL).await;
+            // A thousand credentials of one start shall not look all at the same moment.
+            sleep(POLL.mul_f64(0.8 + fastrand::f64() / 5.0)).await;
         }
     }
 
@@ -80,7 +81,7 @@ impl Inputs {
     }
 }
 
-/// Promised is "in use within 10 s"; half of that leaves time for the fetch.
+/// At most. Promised is "in use within 10 s"; half of that leaves time for the fetch.
 pub(super) const POLL: Duration = Duration::from_secs(5);
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::pace::{self, Forced, MIN_PAUSE};
-use super::{Credential, FetchError, Issued, Lifetime, Source};
+use super::{Credential, FetchError, Held, Issued, Lifetime, Source};
 use crate::metrics::FetchMetrics;
 
 /// What the refresh task tells those who wait and those who look.
@@ -60,6 +60,13 @@ pub(super) async fn keep_fresh(
     // Somebody is waiting for what the attempts are to bring.
     let mut urgent = false;
     let mut forced = Forced::default();
+    if let (false, Some(held)) = (credential.renewable, credential.current.load_full()) {
+        // What is fixed has just been read, so that no request ever waits for it.
+        metrics.ok.inc();
+        obtained(&credential, &held, &vendor, None, None);
+        let floor = Instant::now() + MIN_PAUSE;
+        urgent = pause_until_due(&credential, source.as_ref(), floor, None, &mut forced).await;
+    }
     loop {
         let started = Instant::now();
         let account = source.account();
@@ -99,19 +106,7 @@ pub(super) async fn keep_fresh(
                     let margin = total.saturating_sub(pace::renew_after(total, request_timeout));
                     end.checked_sub(margin).unwrap_or(now)
                 });
-                credential.board.send_modify(|board| {
-                    board.outcome = Outcome::Ok;
-                    board.patient = false;
-                    board.last_refresh = Some(SystemTime::now());
-                    board.last_error = None;
-                });
-                info!(
-                    vendor,
-                    generation = held.generation,
-                    expires_in_s = lifetime.map(|l| l.end.saturating_duration_since(now).as_secs()),
-                    renew_in_s = next.map(|at| at.saturating_duration_since(now).as_secs()),
-                    "credential obtained"
-                );
+                obtained(&credential, &held, &vendor, lifetime, next);
                 next
             }
             Err(error) => {
@@ -155,6 +150,31 @@ pub(super) async fn keep_fresh(
         let floor = started + MIN_PAUSE;
         urgent |= pause_until_due(&credential, source.as_ref(), floor, next, &mut forced).await;
     }
+}
+
+/// Tells everybody that `held` is in use now.
+fn obtained(
+    credential: &Credential,
+    held: &Held,
+    vendor: &str,
+    lifetime: Option<Lifetime>,
+    next: Option<Instant>,
+) {
+    credential.board.send_modify(|board| {
+        board.outcome = Outcome::Ok;
+        board.patient = false;
+        board.last_refresh = Some(SystemTime::now());
+        board.last_error = None;
+    });
+    let now = Instant::now();
+    let seconds_to = |at: Instant| at.saturating_duration_since(now).as_secs();
+    info!(
+        vendor,
+        generation = held.generation,
+        expires_in_s = lifetime.map(|lifetime| seconds_to(lifetime.end)),
+        renew_in_s = next.map(seconds_to),
+        "credential obtained"
+    );
 }
 
 /// One attempt; what it brings is dropped when it was made from secrets that are no longer there.

@@ -693,6 +693,32 @@ async fn a_fixed_credential_is_there_at_once_and_follows_its_secret() {
     assert!(!dir.path().join("state").exists(), "the store was touched");
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_was_read_at_the_start_is_not_read_again_before_it_changes() {
+    let script = script();
+    let fixed = |text| Issued {
+        values: vec![HeaderValue::from_static(text)],
+        lifetime: None,
+    };
+    let credential = Arc::new(Credential::new(false));
+    credential.publish(fixed("one"), None);
+    let _task = tokio::spawn(keep_fresh(
+        credential.clone(),
+        script.clone(),
+        "acme".into(),
+        metrics(),
+        Duration::ZERO,
+    ));
+    sleep(MINUTE).await;
+    assert_eq!(script.calls(), 0);
+    assert!(credential.status().last_refresh.is_some());
+
+    script.then(token("two", 3600));
+    script.change_secret();
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!((script.calls(), in_use(&credential)), (1, Ok("two".into())));
+}
+
 /// Real sockets, real time: a token of three seconds leaves a second and a half for a refused
 /// refresh and, a second later, a new grant.
 #[tokio::test]

@@ -2,12 +2,14 @@
 //! is stored for one: it says who it is for and until when, under our key.
 
 use std::fmt;
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use moka::sync::Cache;
+use zeroize::Zeroizing;
 
 use super::Caller;
 use crate::secret::Secret;
@@ -26,7 +28,9 @@ const ENDED: u64 = 100_000;
 
 /// Makes and reads caller tokens.
 pub struct Mint {
-    key: hmac::Key,
+    /// One of this process is made for its first token: few have such callers, and the first random
+    /// byte costs a start tens of milliseconds.
+    key: OnceLock<hmac::Key>,
     /// By digest; nothing is in it for longer than a token lasts.
     ended: Cache<[u8; 32], ()>,
 }
@@ -52,22 +56,16 @@ pub(super) struct Bearer {
 impl Mint {
     /// With a key made from `secret`, so that replicas which share it accept each other's tokens;
     /// `None`: with one of this process.
-    ///
-    /// # Panics
-    /// Where the system has no randomness.
     #[must_use]
     pub fn new(secret: Option<&[u8]>) -> Self {
-        let key = if let Some(secret) = secret {
+        let key = OnceLock::new();
+        if let Some(secret) = secret {
             let secret = hmac::Key::new(hmac::HMAC_SHA256, secret);
-            let key = hmac::sign(&secret, b"countersign caller tokens");
-            key.as_ref().to_vec()
-        } else {
-            let mut key = vec![0; SEAL];
-            aws_lc_rs::rand::fill(&mut key).expect("a system without randomness has no TLS either");
-            key
-        };
+            let made = hmac::sign(&secret, b"countersign caller tokens");
+            let _ = key.set(hmac::Key::new(hmac::HMAC_SHA256, made.as_ref()));
+        }
         Self {
-            key: hmac::Key::new(hmac::HMAC_SHA256, &key),
+            key,
             ended: Cache::builder()
                 .max_capacity(ENDED)
                 .time_to_live(REFRESH_LIFETIME)
@@ -75,7 +73,19 @@ impl Mint {
         }
     }
 
+    fn key(&self) -> &hmac::Key {
+        self.key.get_or_init(|| {
+            let mut key = Zeroizing::new([0; SEAL]);
+            aws_lc_rs::rand::fill(&mut *key)
+                .expect("a system without randomness has no TLS either");
+            hmac::Key::new(hmac::HMAC_SHA256, &*key)
+        })
+    }
+
     /// A new token for `caller`.
+    ///
+    /// # Panics
+    /// Where the system has no randomness.
     #[must_use]
     pub fn issue(&self, caller: &Caller, purpose: Purpose) -> Secret {
         let lifetime = match purpose {
@@ -87,7 +97,7 @@ impl Mint {
         sealed.extend_from_slice(&fastrand::u64(..).to_be_bytes());
         sealed.extend_from_slice(&caller.proof);
         sealed.extend_from_slice(caller.name.as_bytes());
-        let seal = hmac::sign(&self.key, &sealed);
+        let seal = hmac::sign(self.key(), &sealed);
         sealed.extend_from_slice(seal.as_ref());
         let text = URL_SAFE_NO_PAD.encode(sealed);
         Secret::new(String::from_utf8_lossy(BEGINNING).into_owned() + &text)
@@ -99,7 +109,7 @@ impl Mint {
             .decode(token.strip_prefix(BEGINNING)?)
             .ok()?;
         let (content, seal) = sealed.split_at_checked(sealed.len().checked_sub(SEAL)?)?;
-        hmac::verify(&self.key, content, seal).ok()?;
+        hmac::verify(self.key(), content, seal).ok()?;
         let (of, rest) = content.split_first()?;
         let (until, rest) = rest.split_first_chunk()?;
         let (_, rest) = rest.split_first_chunk::<8>()?;

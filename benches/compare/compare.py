@@ -4,6 +4,7 @@
     make bench-compare                        everything, about eleven minutes
     make bench-compare ARGS=--quick           four scenarios, one round, about two minutes
     make bench-compare ARGS='--only get-64 --proxies bare,countersign --rounds 5 --seconds 5'
+    make bench-compare ARGS='--only get-64 --proxies bare --also before=../countersign --no-save'
 
 The proxy has one core, everything else the other. All proxies of a scenario are up at the same
 time; load goes to one after the other, for some seconds each, and that is one round. What counts
@@ -66,6 +67,14 @@ def arguments():
     parser.add_argument("--quick", action="store_true", help="four scenarios, one round")
     parser.add_argument("--only", metavar="S,S", help="these scenarios: " + ", ".join(s.name for s in scenarios.ALL))
     parser.add_argument("--proxies", metavar="P,P", help="these proxies: " + ", ".join(p.name for p in proxies.ALL))
+    parser.add_argument(
+        "--also",
+        metavar="NAME=PATH",
+        type=another_build,
+        action="append",
+        default=[],
+        help="another build of Countersign; may be repeated",
+    )
     parser.add_argument("--rounds", type=int, help="rounds per scenario (3; --quick: 1)")
     parser.add_argument("--seconds", type=int, default=3, help="seconds per run (3), of which 0.7 are not counted")
     parser.add_argument("--no-save", dest="save", action="store_false", help="write no files")
@@ -85,14 +94,21 @@ def chosen_proxies(options):
     """Those that can run, and why the others cannot."""
     kinds = by_name(proxies.ALL, options.proxies.split(",") if options.proxies else None, "proxy")
     found, absent = [], []
-    for kind in kinds:
-        proxy = kind()
+    for proxy in [kind() for kind in kinds] + options.also:
         why = proxy.missing()
         if why:
             absent.append(f"{proxy.title}: {why}")
         else:
             found.append(proxy)
     return found, absent
+
+
+def another_build(text):
+    name, equals, path = text.partition("=")
+    taken = [proxy.name for proxy in proxies.ALL]
+    if not equals or not name.replace("-", "").isalnum() or name in taken:
+        raise argparse.ArgumentTypeError(f"{text}: write NAME=PATH; a name is letters, digits and -, and new")
+    return proxies.AnotherBuild(name, pathlib.Path(path).absolute())
 
 
 def by_name(everything, names, what):

@@ -160,6 +160,20 @@ vendors:
         return text
 
 
+class AnotherBuild(Countersign):
+    """The program at `path`, to see what a change or a compiler's option is worth."""
+
+    def __init__(self, name, path):
+        self.name, self.path = name, path
+        self.title = f"Countersign, {name}"
+
+    def binary(self):
+        return self.path
+
+    def missing(self):
+        return None if self.path.exists() else f"there is no {self.path}"
+
+
 class ByProfile:
     """Mixed into a proxy of ours: the same, built with a profile of itself under load."""
 

@@ -11,7 +11,8 @@
 //! logging                 one log line, one metrics update
 //! ```
 //!
-//! This file drives; what is decided, and why, is in the plain functions of `request/*`.
+//! This file drives, with `phase/*` at hand; what is decided, and why, is in the plain functions of the
+//! other `request/*`.
 
 pub mod answer;
 pub mod caller;
@@ -20,6 +21,7 @@ pub mod headers;
 pub mod limit;
 pub mod login;
 pub mod path;
+mod phase;
 pub mod placement;
 pub mod redact;
 pub mod retry;
@@ -32,27 +34,24 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderValue, LOCATION};
-use http::{HeaderMap, Method, StatusCode, Version};
-use pingora::ErrorSource;
+use http::header::{COOKIE, EXPECT, HOST, HeaderValue, LOCATION};
+use http::{HeaderMap, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error as PingoraError, ErrorType, HttpPeer};
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use tokio::time::Instant;
-use zeroize::Zeroizing;
 
-use self::answer::Problem;
-use self::caller::token::Mint;
-use self::caller::{Caller, Callers, Certificate, Shown};
-use self::decide::{Ask, Identity, decide};
+use self::caller::{Caller, Callers, Certificate};
 use self::headers::Barred;
-use self::limit::{Limiter, Pace, Rest};
-use self::login::Posted;
-use self::path::Target;
-use self::redact::{Echoed, Needles, Redactor};
+use self::limit::Pace;
+use self::phase::admit::{Admitted, admit};
+use self::phase::again::{is_broken, is_unsent, newer_credential, replayable};
+use self::phase::echo::{mask_head, needles};
+use self::phase::own_answer::{answer, classify, logged_in};
+use self::phase::shown::{callers_authority, callers_scheme};
+use self::redact::{Echoed, Redactor};
 use self::vendor::{InFlight, Routes, Vendor};
-use crate::config::LoginShape;
 use crate::credential::Held;
 use crate::error::Error;
 use crate::metrics::VendorMetrics;
@@ -61,7 +60,7 @@ use crate::server::logs::{AccessLog, Line};
 use crate::traces::{self, RequestSpan, Traces};
 use crate::upstream::Upstream;
 use crate::upstream::breaker::{Fault, Pass};
-use crate::upstream::http2::{self, Kind, Need, Refusal};
+use crate::upstream::http2::{Kind, Need, Refusal};
 
 /// Everything that requests need of one configuration. A request keeps the one it began with.
 #[derive(Debug)]
@@ -804,188 +803,6 @@ impl ProxyHttp for Proxy {
 
 static NO_CALLER: std::sync::LazyLock<Arc<str>> = std::sync::LazyLock::new(|| Arc::from("none"));
 
-/// Takes a request in, or says why not: head, caller, vendor, permission, limits, credential.
-async fn admit(session: &mut Session, ctx: &mut Context) -> Result<Admitted, Error> {
-    if let Some(http1) = session.as_downstream().as_http1() {
-        headers::check_raw_head(&http1.get_headers_raw_bytes())?;
-    }
-    if guard(session).is_some_and(Guarded::has_odd_first_line) {
-        return Err(Error::BadFraming(headers::ODD_REQUEST_LINE));
-    }
-    let head = session.req_header();
-    headers::check_fields(&head.headers)?;
-    if matches!(head.method, Method::TRACE | Method::CONNECT) {
-        return Err(Error::MethodNotAllowed);
-    }
-    let authority = callers_authority(session)?;
-    let (_, raw) = path::split_absolute(head.raw_path())?;
-    let target = Target::parse(raw)?;
-
-    let handshake = handshake(session);
-    let snapshot = ctx.snapshot.clone();
-    let ask = Ask {
-        method: head.method.as_str(),
-        target,
-        authority,
-        server_name: handshake.and_then(|shown| shown.server_name.as_deref()),
-    };
-    let certificate = handshake.and_then(|shown| shown.certificate.as_ref());
-    let identity = Identity::Shown(&snapshot.callers, &head.headers, certificate);
-    let decision = decide(&snapshot.routes, ask, identity);
-    ctx.way = decision.vendor.cloned();
-    ctx.rule = decision.rule;
-    if let (Some(shape), Some(way)) = (decision.login, ctx.way.clone()) {
-        return log_in(session, ctx, shape, &way.vendor).await;
-    }
-    ctx.caller = decision.caller;
-    // Refused requests count, too.
-    ctx.caller.as_ref().map_or(Ok(()), |caller| caller.take())?;
-    let mut path = decision.path?;
-    let way = ctx.way.clone().ok_or(Error::NoVendor)?;
-    let vendor = &way.vendor;
-
-    if let Some(query) = target.query {
-        path.push('?');
-        path.push_str(query);
-    }
-    ctx.target = path;
-    ctx.kind = Kind::of(head.version, &head.headers);
-    ctx.expecting = head.version == Version::HTTP_11 && head.headers.contains_key(EXPECT);
-    let announced = head
-        .headers
-        .get(CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|length| vendor.limits.body > 0 && length > vendor.limits.body) {
-        return Err(Error::BodyTooLarge);
-    }
-    vendor.rest.as_ref().map_or(Ok(()), Rest::pass)?;
-    ctx.pass = Some(vendor.breaker.admit()?);
-    vendor.rate.as_deref().map_or(Ok(()), Limiter::take)?;
-    vendor.retries.earn();
-    ctx.announced = announced;
-    ctx.in_flight = Some(vendor.enter()?);
-    if !vendor.timeouts.total.is_zero() {
-        ctx.deadline = Some(ctx.started + vendor.timeouts.total);
-    }
-    let http2 = session.as_downstream().is_http2();
-    let longest_pause = match ctx.kind.idle(&vendor.timeouts) {
-        Duration::ZERO => CALLER_IDLE,
-        idle => {
-            session.set_read_timeout(Some(idle));
-            session.set_write_timeout(Some(idle));
-            idle
-        }
-    };
-    if let Some(guarded) = guard(session) {
-        guarded.expect_body(longest_pause);
-        guarded.expect_taking(longest_pause);
-    }
-    // A stream of gRPC's is as slow as its messages are rare.
-    if http2 && ctx.kind != Kind::Grpc {
-        ctx.pace = Some((Pace::new(longest_pause), None));
-    }
-    if let Some((_, credential)) = &vendor.credential {
-        let held = match credential.current() {
-            Ok(held) => Ok(held),
-            Err(_) => credential.wait(vendor.timeouts.token_wait).await,
-        };
-        ctx.held = Some(held.map_err(|unavailable| Error::CredentialUnavailable {
-            retry_after: unavailable.retry_after,
-        })?);
-    }
-    Ok(Admitted::Forward)
-}
-
-/// What becomes of a request that was taken in.
-enum Admitted {
-    Forward,
-    /// It was a login, and this is the answer.
-    LoggedIn(StatusCode, Option<serde_json::Value>),
-}
-
-/// A vendor's own login call, answered by us: its caller may have put the key into the body.
-async fn log_in(
-    session: &mut Session,
-    ctx: &mut Context,
-    shape: LoginShape,
-    vendor: &Vendor,
-) -> Result<Admitted, Error> {
-    let body = login_body(session).await?;
-    let head = session.req_header();
-    let posted = Posted::read(&head.headers, &body);
-    let values: Vec<&[u8]> = posted.values().collect();
-    let authority = callers_authority(session)?;
-    let snapshot = ctx.snapshot.clone();
-    let shown = Shown {
-        headers: &head.headers,
-        certificate: handshake(session).and_then(|shown| shown.certificate.as_ref()),
-        authority,
-        known_host: snapshot
-            .routes
-            .by_host(&caller::lower(caller::host_of(authority)))
-            .is_some(),
-    };
-    let caller = snapshot.callers.identify_login(shown, &values)?;
-    ctx.caller = Some(caller.clone());
-    caller.take()?;
-    if !caller.may_use(&vendor.name) {
-        return Err(Error::Forbidden);
-    }
-    if login::ends(shape) {
-        snapshot.callers.end_tokens(&head.headers, &values);
-    }
-    // Where anyone may call, any token is as good.
-    let of_process;
-    let mint = if let Some(mint) = snapshot.callers.mint() {
-        mint
-    } else {
-        of_process = Mint::new(None);
-        &of_process
-    };
-    let (status, body) = login::answer(shape, &caller, &posted, mint);
-    Ok(Admitted::LoggedIn(status, body))
-}
-
-async fn login_body(session: &mut Session) -> Result<Zeroizing<Vec<u8>>, Error> {
-    let expects = session.req_header().headers.contains_key(EXPECT);
-    let downstream = session.as_downstream_mut();
-    if expects {
-        let written = downstream.write_continue_response().await;
-        written.map_err(|_| Error::BodyTimeout)?;
-    }
-    let mut body = Zeroizing::new(Vec::new());
-    loop {
-        match downstream.read_request_body().await {
-            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-            Ok(None) => return Ok(body),
-            Err(_) => return Err(Error::BodyTimeout),
-        }
-        if body.len() > login::LONGEST {
-            return Err(Error::BodyTooLarge);
-        }
-    }
-}
-
-/// The authority that the caller named, by its target or Host.
-fn callers_authority(session: &Session) -> Result<&str, Error> {
-    let head = session.req_header();
-    let (of_target, _) = path::split_absolute(head.raw_path())?;
-    let of_target = of_target.or_else(|| head.uri.authority().map(http::uri::Authority::as_str));
-    headers::authority(&head.headers, of_target)
-}
-
-fn callers_scheme(session: &Session) -> &'static str {
-    let tls = session
-        .digest()
-        .is_some_and(|digest| digest.ssl_digest.is_some());
-    if tls { "https" } else { "http" }
-}
-
-fn handshake(session: &Session) -> Option<&Handshake> {
-    let tls = session.digest()?.ssl_digest.as_deref()?;
-    tls.extension.get::<Handshake>()
-}
-
 /// Starts the time until the answer's first byte, unless pingora's own read timeout is what ends it.
 fn await_answer(session: &Session, ctx: &mut Context) {
     let Some(way) = &ctx.way else { return };
@@ -1010,111 +827,6 @@ fn guard(session: &Session) -> Option<&Guarded> {
     session.as_downstream().stream().and_then(Guarded::of)
 }
 
-/// After a 401: rejects what was sent and waits for something newer. `true`: replay.
-async fn newer_credential(session: &Session, ctx: &mut Context, vendor: &Vendor) -> bool {
-    let (Some((_, credential)), Some(held)) = (&vendor.credential, ctx.held.clone()) else {
-        return false;
-    };
-    if !held.renewable() || !vendor.retry_on_401 {
-        return false;
-    }
-    held.reject();
-    if ctx.replayed || !replayable(session) {
-        return false;
-    }
-    let Some(newer) = credential
-        .newer_than(&held, vendor.timeouts.token_wait)
-        .await
-    else {
-        return false;
-    };
-    // The wait may have let more of the body through than can be sent again.
-    if session.as_ref().retry_buffer_truncated() {
-        return false;
-    }
-    ctx.held = Some(newer);
-    ctx.replayed = true;
-    ctx.replaying = true;
-    true
-}
-
-/// Whether the whole body can be sent again: what has been read of it is there, and what is still
-/// to come will be.
-fn replayable(session: &Session) -> bool {
-    let announced = session
-        .req_header()
-        .headers
-        .get(CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    !session.as_ref().retry_buffer_truncated()
-        && announced.is_none_or(|length| length <= REPLAYABLE)
-}
-
-/// Whether this is the end of a connection, rather than a vendor that is slow, breaks the protocol
-/// or is not to blame.
-fn is_broken(error: &PingoraError) -> bool {
-    use ErrorType::{ConnectionClosed, H2Downgrade, H2Error, ReadError, WriteError};
-
-    *error.esource() == ErrorSource::Upstream
-        && matches!(
-            error.etype(),
-            ConnectionClosed | ReadError | WriteError | H2Error | H2Downgrade
-        )
-}
-
-/// Whether the request's head was never whole at the vendor: pingora writes it before it looks at a
-/// body, and half a head is no request.
-fn is_unsent(error: &PingoraError, ctx: &Context) -> bool {
-    *error.etype() == ErrorType::WriteError && !ctx.head_sent
-}
-
-/// What must not come back to the caller of this request.
-fn needles(ctx: &Context, vendor: &Vendor) -> Option<Arc<Needles>> {
-    let (placement, _) = vendor.credential.as_ref()?;
-    vendor.echo.as_ref()?.needles(placement, ctx.held.as_ref()?)
-}
-
-fn mask_head(
-    needles: &Needles,
-    answer: &mut ResponseHeader,
-    vendor: &Vendor,
-) -> pingora::Result<()> {
-    let mut masked = 0;
-    let names: Vec<_> = answer
-        .headers
-        .iter()
-        .filter(|(_, value)| needles.occur_in(value.as_bytes()))
-        .map(|(name, _)| name.clone())
-        .collect();
-    for name in names {
-        let mut fields: HeaderMap = answer
-            .headers
-            .get_all(&name)
-            .iter()
-            .map(|value| (name.clone(), value.clone()))
-            .collect();
-        masked += needles.mask_fields(&mut fields);
-        let spelled = answer
-            .case_header_iter()
-            .map(|(spelled, _)| spelled.as_slice())
-            .find(|spelled| spelled.eq_ignore_ascii_case(name.as_str().as_bytes()))
-            .unwrap_or(name.as_str().as_bytes());
-        let spelled = Bytes::copy_from_slice(spelled);
-        answer.remove_header(&name);
-        for value in fields.values().cloned() {
-            answer.append_header(spelled.clone(), value)?;
-        }
-    }
-    if let Some(reason) = answer.get_reason_phrase()
-        && let (found @ 1.., Some(reason)) = needles.masked(reason.as_bytes())
-    {
-        masked += found;
-        answer.set_reason_phrase(std::str::from_utf8(&reason).ok())?;
-    }
-    vendor.metrics.echoes.inc_by(masked);
-    Ok(())
-}
-
 /// Ends a request from within a hook.
 #[expect(clippy::unnecessary_box_returns, reason = "pingora's errors are boxed")]
 fn stopped(ctx: &mut Context, stop: Error) -> Box<PingoraError> {
@@ -1130,114 +842,4 @@ fn in_time(ctx: &mut Context) -> pingora::Result<()> {
         Some(deadline) if Instant::now() > deadline => Err(stopped(ctx, Error::UpstreamTimeout)),
         Some(_) | None => Ok(()),
     }
-}
-
-/// What a failure of pingora's means to the caller; `None` when there is no caller left.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "pingora's list of error types is open"
-)]
-fn classify(session: &mut Session, error: &PingoraError) -> Option<Error> {
-    use ErrorType::{
-        ConnectTimedout, ConnectionClosed, ReadError, ReadTimedout, TLSHandshakeTimedout,
-        WriteError, WriteTimedout,
-    };
-    let timed_out = matches!(
-        error.etype(),
-        ConnectTimedout | ReadTimedout | TLSHandshakeTimedout | WriteTimedout
-    ) || http2::has_vanished(error);
-    match error.esource() {
-        ErrorSource::Upstream if timed_out => {
-            // pingora's read timeout runs while the caller stalls, too.
-            let caller_stalls = matches!(error.etype(), ReadTimedout)
-                && !session.as_downstream_mut().is_body_done();
-            Some(if caller_stalls {
-                Error::BodyTimeout
-            } else {
-                Error::UpstreamTimeout
-            })
-        }
-        ErrorSource::Upstream => Some(Error::UpstreamUnreachable),
-        ErrorSource::Downstream => match error.etype() {
-            ReadTimedout => Some(Error::BodyTimeout),
-            WriteError | WriteTimedout | ReadError | ConnectionClosed | ErrorType::H2Error => None,
-            _ => Some(Error::BadFraming(
-                "The request's head or body breaks the protocol's framing.",
-            )),
-        },
-        ErrorSource::Internal | ErrorSource::Unset => Some(Error::Internal),
-    }
-}
-
-/// Writes an answer of our own.
-async fn answer(session: &mut Session, ctx: &mut Context, stop: Error) -> pingora::Result<()> {
-    ctx.stop = Some(stop);
-    let request = session.req_header();
-    let problem = Problem::new(
-        stop,
-        ctx.way.as_ref().map(|way| &*way.vendor.name),
-        &ctx.request_id,
-        answer::is_grpc(&request.headers),
-    );
-    let mut head = ResponseHeader::build(problem.status, Some(problem.fields.len()))?;
-    for (name, value) in problem.fields {
-        head.insert_header(name, value)?;
-    }
-
-    let untrusted = matches!(stop, Error::BadFraming(_) | Error::HeadTooLarge);
-    write(session, head, problem.body, untrusted).await
-}
-
-/// Writes the answer to a login.
-async fn logged_in(
-    session: &mut Session,
-    ctx: &Context,
-    status: StatusCode,
-    body: Option<serde_json::Value>,
-) -> pingora::Result<()> {
-    let mut head = ResponseHeader::build(status, Some(5))?;
-    let body = body.map(|body| body.to_string()).unwrap_or_default();
-    if !body.is_empty() {
-        head.insert_header("Content-Type", "application/json")?;
-    }
-    if status != StatusCode::NO_CONTENT {
-        head.insert_header("Content-Length", body.len())?;
-    }
-    head.insert_header("Cache-Control", "no-store")?;
-    head.insert_header("Via", answer::VIA)?;
-    head.insert_header("X-Request-Id", ctx.request_id.clone())?;
-    write(session, head, Bytes::from(body), false).await
-}
-
-/// Writes an answer of our own. `untrusted`: what follows on the connection cannot be read.
-async fn write(
-    session: &mut Session,
-    head: ResponseHeader,
-    body: Bytes,
-    untrusted: bool,
-) -> pingora::Result<()> {
-    let request = session.req_header();
-    let is_head = request.method == Method::HEAD;
-    let http2 = request.version == Version::HTTP_2;
-    let body_left = !session.as_downstream_mut().is_body_done();
-    if body_left || untrusted {
-        session.set_keepalive(None);
-    }
-    let downstream = session.as_downstream_mut();
-    downstream.write_response_header(Box::new(head)).await?;
-    if is_head || body.is_empty() {
-        downstream.finish_body().await?;
-    } else {
-        downstream.write_response_body(body, true).await?;
-        if !http2 {
-            downstream.finish_body().await?;
-        }
-    }
-    if body_left && !untrusted {
-        // Closing on unread bytes would reset the connection and could lose the answer. Over HTTP/2
-        // it would be a reset of the stream, and clients that wait for its window to open before
-        // they look at an answer (httpx does) would wait for ever.
-        let _ = downstream.drain_request_body().await;
-    }
-    Ok(())
 }

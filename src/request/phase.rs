@@ -1,0 +1,7 @@
+//! What the phases in `request.rs` are made of where it takes pingora's session.
+
+pub(super) mod admit;
+pub(super) mod again;
+pub(super) mod echo;
+pub(super) mod own_answer;
+pub(super) mod shown;

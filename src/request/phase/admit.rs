@@ -1,0 +1,188 @@
+//! Taking a request in: who calls, which vendor, whether it may, within which limits, and with what
+//! credential.
+
+use std::time::Duration;
+
+use http::header::{CONTENT_LENGTH, EXPECT};
+use http::{Method, StatusCode, Version};
+use pingora::proxy::Session;
+use zeroize::Zeroizing;
+
+use super::shown::{callers_authority, handshake};
+use crate::config::LoginShape;
+use crate::error::Error;
+use crate::request::caller::token::Mint;
+use crate::request::caller::{self, Shown};
+use crate::request::decide::{Ask, Identity, decide};
+use crate::request::limit::{Limiter, Pace, Rest};
+use crate::request::login::{self, Posted};
+use crate::request::path::{self, Target};
+use crate::request::vendor::Vendor;
+use crate::request::{CALLER_IDLE, Context, guard, headers};
+use crate::server::guard::Guarded;
+use crate::upstream::http2::Kind;
+
+/// Takes a request in, or says why not: head, caller, vendor, permission, limits, credential.
+pub(in crate::request) async fn admit(
+    session: &mut Session,
+    ctx: &mut Context,
+) -> Result<Admitted, Error> {
+    if let Some(http1) = session.as_downstream().as_http1() {
+        headers::check_raw_head(&http1.get_headers_raw_bytes())?;
+    }
+    if guard(session).is_some_and(Guarded::has_odd_first_line) {
+        return Err(Error::BadFraming(headers::ODD_REQUEST_LINE));
+    }
+    let head = session.req_header();
+    headers::check_fields(&head.headers)?;
+    if matches!(head.method, Method::TRACE | Method::CONNECT) {
+        return Err(Error::MethodNotAllowed);
+    }
+    let authority = callers_authority(session)?;
+    let (_, raw) = path::split_absolute(head.raw_path())?;
+    let target = Target::parse(raw)?;
+
+    let handshake = handshake(session);
+    let snapshot = ctx.snapshot.clone();
+    let ask = Ask {
+        method: head.method.as_str(),
+        target,
+        authority,
+        server_name: handshake.and_then(|shown| shown.server_name.as_deref()),
+    };
+    let certificate = handshake.and_then(|shown| shown.certificate.as_ref());
+    let identity = Identity::Shown(&snapshot.callers, &head.headers, certificate);
+    let decision = decide(&snapshot.routes, ask, identity);
+    ctx.way = decision.vendor.cloned();
+    ctx.rule = decision.rule;
+    if let (Some(shape), Some(way)) = (decision.login, ctx.way.clone()) {
+        return log_in(session, ctx, shape, &way.vendor).await;
+    }
+    ctx.caller = decision.caller;
+    // Refused requests count, too.
+    ctx.caller.as_ref().map_or(Ok(()), |caller| caller.take())?;
+    let mut path = decision.path?;
+    let way = ctx.way.clone().ok_or(Error::NoVendor)?;
+    let vendor = &way.vendor;
+
+    if let Some(query) = target.query {
+        path.push('?');
+        path.push_str(query);
+    }
+    ctx.target = path;
+    ctx.kind = Kind::of(head.version, &head.headers);
+    ctx.expecting = head.version == Version::HTTP_11 && head.headers.contains_key(EXPECT);
+    let announced = head
+        .headers
+        .get(CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| vendor.limits.body > 0 && length > vendor.limits.body) {
+        return Err(Error::BodyTooLarge);
+    }
+    vendor.rest.as_ref().map_or(Ok(()), Rest::pass)?;
+    ctx.pass = Some(vendor.breaker.admit()?);
+    vendor.rate.as_deref().map_or(Ok(()), Limiter::take)?;
+    vendor.retries.earn();
+    ctx.announced = announced;
+    ctx.in_flight = Some(vendor.enter()?);
+    if !vendor.timeouts.total.is_zero() {
+        ctx.deadline = Some(ctx.started + vendor.timeouts.total);
+    }
+    let http2 = session.as_downstream().is_http2();
+    let longest_pause = match ctx.kind.idle(&vendor.timeouts) {
+        Duration::ZERO => CALLER_IDLE,
+        idle => {
+            session.set_read_timeout(Some(idle));
+            session.set_write_timeout(Some(idle));
+            idle
+        }
+    };
+    if let Some(guarded) = guard(session) {
+        guarded.expect_body(longest_pause);
+        guarded.expect_taking(longest_pause);
+    }
+    // A stream of gRPC's is as slow as its messages are rare.
+    if http2 && ctx.kind != Kind::Grpc {
+        ctx.pace = Some((Pace::new(longest_pause), None));
+    }
+    if let Some((_, credential)) = &vendor.credential {
+        let held = match credential.current() {
+            Ok(held) => Ok(held),
+            Err(_) => credential.wait(vendor.timeouts.token_wait).await,
+        };
+        ctx.held = Some(held.map_err(|unavailable| Error::CredentialUnavailable {
+            retry_after: unavailable.retry_after,
+        })?);
+    }
+    Ok(Admitted::Forward)
+}
+
+/// What becomes of a request that was taken in.
+pub(in crate::request) enum Admitted {
+    Forward,
+    /// It was a login, and this is the answer.
+    LoggedIn(StatusCode, Option<serde_json::Value>),
+}
+
+/// A vendor's own login call, answered by us: its caller may have put the key into the body.
+async fn log_in(
+    session: &mut Session,
+    ctx: &mut Context,
+    shape: LoginShape,
+    vendor: &Vendor,
+) -> Result<Admitted, Error> {
+    let body = login_body(session).await?;
+    let head = session.req_header();
+    let posted = Posted::read(&head.headers, &body);
+    let values: Vec<&[u8]> = posted.values().collect();
+    let authority = callers_authority(session)?;
+    let snapshot = ctx.snapshot.clone();
+    let shown = Shown {
+        headers: &head.headers,
+        certificate: handshake(session).and_then(|shown| shown.certificate.as_ref()),
+        authority,
+        known_host: snapshot
+            .routes
+            .by_host(&caller::lower(caller::host_of(authority)))
+            .is_some(),
+    };
+    let caller = snapshot.callers.identify_login(shown, &values)?;
+    ctx.caller = Some(caller.clone());
+    caller.take()?;
+    if !caller.may_use(&vendor.name) {
+        return Err(Error::Forbidden);
+    }
+    if login::ends(shape) {
+        snapshot.callers.end_tokens(&head.headers, &values);
+    }
+    // Where anyone may call, any token is as good.
+    let of_process;
+    let mint = if let Some(mint) = snapshot.callers.mint() {
+        mint
+    } else {
+        of_process = Mint::new(None);
+        &of_process
+    };
+    let (status, body) = login::answer(shape, &caller, &posted, mint);
+    Ok(Admitted::LoggedIn(status, body))
+}
+
+async fn login_body(session: &mut Session) -> Result<Zeroizing<Vec<u8>>, Error> {
+    let expects = session.req_header().headers.contains_key(EXPECT);
+    let downstream = session.as_downstream_mut();
+    if expects {
+        let written = downstream.write_continue_response().await;
+        written.map_err(|_| Error::BodyTimeout)?;
+    }
+    let mut body = Zeroizing::new(Vec::new());
+    loop {
+        match downstream.read_request_body().await {
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Ok(None) => return Ok(body),
+            Err(_) => return Err(Error::BodyTimeout),
+        }
+        if body.len() > login::LONGEST {
+            return Err(Error::BodyTooLarge);
+        }
+    }
+}

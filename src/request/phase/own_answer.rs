@@ -1,0 +1,127 @@
+//! Answers of our own: refusals, failures and logins.
+
+use bytes::Bytes;
+use http::{Method, StatusCode, Version};
+use pingora::ErrorSource;
+use pingora::http::ResponseHeader;
+use pingora::prelude::{Error as PingoraError, ErrorType};
+use pingora::proxy::Session;
+
+use crate::error::Error;
+use crate::request::Context;
+use crate::request::answer::{self, Problem};
+use crate::upstream::http2;
+
+/// Writes an answer of our own.
+pub(in crate::request) async fn answer(
+    session: &mut Session,
+    ctx: &mut Context,
+    stop: Error,
+) -> pingora::Result<()> {
+    ctx.stop = Some(stop);
+    let request = session.req_header();
+    let problem = Problem::new(
+        stop,
+        ctx.way.as_ref().map(|way| &*way.vendor.name),
+        &ctx.request_id,
+        answer::is_grpc(&request.headers),
+    );
+    let mut head = ResponseHeader::build(problem.status, Some(problem.fields.len()))?;
+    for (name, value) in problem.fields {
+        head.insert_header(name, value)?;
+    }
+
+    let untrusted = matches!(stop, Error::BadFraming(_) | Error::HeadTooLarge);
+    write(session, head, problem.body, untrusted).await
+}
+
+/// Writes the answer to a login.
+pub(in crate::request) async fn logged_in(
+    session: &mut Session,
+    ctx: &Context,
+    status: StatusCode,
+    body: Option<serde_json::Value>,
+) -> pingora::Result<()> {
+    let mut head = ResponseHeader::build(status, Some(5))?;
+    let body = body.map(|body| body.to_string()).unwrap_or_default();
+    if !body.is_empty() {
+        head.insert_header("Content-Type", "application/json")?;
+    }
+    if status != StatusCode::NO_CONTENT {
+        head.insert_header("Content-Length", body.len())?;
+    }
+    head.insert_header("Cache-Control", "no-store")?;
+    head.insert_header("Via", answer::VIA)?;
+    head.insert_header("X-Request-Id", ctx.request_id.clone())?;
+    write(session, head, Bytes::from(body), false).await
+}
+
+/// Writes an answer of our own. `untrusted`: what follows on the connection cannot be read.
+async fn write(
+    session: &mut Session,
+    head: ResponseHeader,
+    body: Bytes,
+    untrusted: bool,
+) -> pingora::Result<()> {
+    let request = session.req_header();
+    let is_head = request.method == Method::HEAD;
+    let http2 = request.version == Version::HTTP_2;
+    let body_left = !session.as_downstream_mut().is_body_done();
+    if body_left || untrusted {
+        session.set_keepalive(None);
+    }
+    let downstream = session.as_downstream_mut();
+    downstream.write_response_header(Box::new(head)).await?;
+    if is_head || body.is_empty() {
+        downstream.finish_body().await?;
+    } else {
+        downstream.write_response_body(body, true).await?;
+        if !http2 {
+            downstream.finish_body().await?;
+        }
+    }
+    if body_left && !untrusted {
+        // Closing on unread bytes would reset the connection and could lose the answer. Over HTTP/2
+        // it would be a reset of the stream, and clients that wait for its window to open before
+        // they look at an answer (httpx does) would wait for ever.
+        let _ = downstream.drain_request_body().await;
+    }
+    Ok(())
+}
+
+/// What a failure of pingora's means to the caller; `None` when there is no caller left.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "pingora's list of error types is open"
+)]
+pub(in crate::request) fn classify(session: &mut Session, error: &PingoraError) -> Option<Error> {
+    use ErrorType::{
+        ConnectTimedout, ConnectionClosed, ReadError, ReadTimedout, TLSHandshakeTimedout,
+        WriteError, WriteTimedout,
+    };
+    let timed_out = matches!(
+        error.etype(),
+        ConnectTimedout | ReadTimedout | TLSHandshakeTimedout | WriteTimedout
+    ) || http2::has_vanished(error);
+    match error.esource() {
+        ErrorSource::Upstream if timed_out => {
+            // pingora's read timeout runs while the caller stalls, too.
+            let caller_stalls = matches!(error.etype(), ReadTimedout)
+                && !session.as_downstream_mut().is_body_done();
+            Some(if caller_stalls {
+                Error::BodyTimeout
+            } else {
+                Error::UpstreamTimeout
+            })
+        }
+        ErrorSource::Upstream => Some(Error::UpstreamUnreachable),
+        ErrorSource::Downstream => match error.etype() {
+            ReadTimedout => Some(Error::BodyTimeout),
+            WriteError | WriteTimedout | ReadError | ConnectionClosed | ErrorType::H2Error => None,
+            _ => Some(Error::BadFraming(
+                "The request's head or body breaks the protocol's framing.",
+            )),
+        },
+        ErrorSource::Internal | ErrorSource::Unset => Some(Error::Internal),
+    }
+}

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use http::header::{AUTHORIZATION, HeaderName};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::JoinSet;
 
 use super::tls::ListenerCertificates;
@@ -213,6 +214,11 @@ impl Live {
                 let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
                 ReloadError::Mistakes(lines.join("\n"))
             })?;
+        aside(|| self.take(&mut state, config))
+    }
+
+    /// Takes `config` into use, whole or not at all.
+    fn take(&self, state: &mut State, config: Config) -> Result<String, ReloadError> {
         crate::cli::check::warn(&config.warnings);
         needs_restart(&state.config, &config)?;
         let generation = state.generation + 1;
@@ -224,7 +230,7 @@ impl Live {
             generation,
         };
         let before = self.snapshot.load_full();
-        let made = making.all(&config, Some((&state, &before)))?;
+        let made = making.all(&config, Some((state, &before)))?;
         // The last thing that can fail comes before the first that takes effect.
         let mut certificates = Vec::new();
         for (index, (listener, served)) in
@@ -284,6 +290,15 @@ impl Live {
         tokio::task::spawn_blocking(move || digest(&files))
             .await
             .unwrap_or_default()
+    }
+}
+
+/// Does what takes long for many vendors without keeping the requests of this thread waiting.
+fn aside<T>(work: impl FnOnce() -> T) -> T {
+    if Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread {
+        tokio::task::block_in_place(work)
+    } else {
+        work()
     }
 }
 
@@ -594,4 +609,27 @@ fn digests(files: &[PathBuf]) -> Vec<[u8; 32]> {
 
 fn content(path: &Path) -> Option<zeroize::Zeroizing<Vec<u8>>> {
     std::fs::read(path).ok().map(zeroize::Zeroizing::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of one worker, requests would otherwise wait for the work to end, and the work for them.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn what_is_done_aside_keeps_nobody_of_its_thread_waiting() {
+        let (request, served) = std::sync::mpsc::channel();
+        let reload = tokio::spawn(async move {
+            aside(|| {
+                tokio::spawn(async move { request.send(()) });
+                served.recv_timeout(Duration::from_secs(20))
+            })
+        });
+        assert_eq!(reload.await.unwrap(), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_runtime_of_one_thread_does_the_work_itself() {
+        assert_eq!(aside(|| 1), 1);
+    }
 }

@@ -1,0 +1,704 @@
+//! Refresh tokens against a server that takes each of them once.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use tempfile::TempDir;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use super::super::fakes::{times, value, vendor};
+use super::*;
+use crate::config::{self, Auth};
+use crate::store;
+
+/// A server whose refresh tokens work once, and whose second sight of one kills the family.
+#[derive(Default)]
+struct Bank {
+    valid: Mutex<Option<String>>,
+    issued: AtomicU32,
+    shown: Mutex<Vec<String>>,
+    granted: AtomicU32,
+    troubles: Mutex<VecDeque<Trouble>>,
+    /// When set, a refresh waits here once it was carried out.
+    gate: Mutex<Option<Arc<Notify>>>,
+    reached: Notify,
+    /// Answers without a refresh token: the old one stays good.
+    reusable: AtomicBool,
+}
+
+enum Trouble {
+    /// Not carried out, and the client knows.
+    Unreachable,
+    /// Carried out, and the client never hears of it.
+    Lost,
+    /// Dead, because somebody got and stored another grant meanwhile.
+    Usurped,
+    /// The client's secret is wrong.
+    InvalidClient,
+    /// Refused, and no reason given.
+    Mute,
+}
+
+impl Bank {
+    fn issue(&self) -> Answer {
+        let n = self.issued.fetch_add(1, Ordering::SeqCst) + 1;
+        let refresh_token = format!("r{n}");
+        let reusable = self.reusable.load(Ordering::SeqCst);
+        if !reusable {
+            *self.valid.lock() = Some(refresh_token.clone());
+        }
+        Answer {
+            access_token: Secret::new(format!("a{n}")),
+            lifetime: Lifetime {
+                total: Duration::from_hours(1),
+                end: Instant::now() + Duration::from_hours(1),
+            },
+            refresh_token: (!reusable).then(|| Secret::new(refresh_token)),
+            refresh_until: None,
+        }
+    }
+
+    fn shown(&self) -> Vec<String> {
+        self.shown.lock().clone()
+    }
+}
+
+/// A client of the bank, as one process is.
+struct Client {
+    bank: Arc<Bank>,
+    store: Arc<dyn Store>,
+    name: &'static str,
+    alone: bool,
+}
+
+#[async_trait]
+impl Issuer for Client {
+    fn binding(&self) -> Result<String, String> {
+        Ok(self.name.to_owned())
+    }
+
+    async fn refresh(&self, refresh_token: &Secret) -> Result<Answer, TokenError> {
+        let bank = &self.bank;
+        // Whoever is shown a token was told of it in the store before.
+        let stored = self.store.load("acme").await.unwrap().unwrap();
+        let intent = stored.intent.clone().expect("no intent was stored");
+        assert_eq!(intent.refresh_token, Some(fingerprint(refresh_token)));
+
+        let refused = |code| TokenError::Refused {
+            status: StatusCode::BAD_REQUEST,
+            code: Some(code),
+            cause: code.to_owned(),
+        };
+        let lost = |unheard| TokenError::Temporary {
+            cause: "lost".into(),
+            retry_after: None,
+            unheard,
+        };
+        let trouble = bank.troubles.lock().pop_front();
+        match trouble {
+            Some(Trouble::Unreachable) => return Err(lost(true)),
+            Some(Trouble::InvalidClient) => return Err(refused("invalid_client")),
+            Some(Trouble::Mute) => {
+                return Err(TokenError::Refused {
+                    status: StatusCode::BAD_REQUEST,
+                    code: None,
+                    cause: "no OAuth error in the answer".to_owned(),
+                });
+            }
+            Some(Trouble::Usurped) => {
+                let answer = bank.issue();
+                let mut stored = stored;
+                stored.refresh_token = answer.refresh_token;
+                stored.access = Some(Access {
+                    token: answer.access_token,
+                    issued: SystemTime::now(),
+                    lifetime: answer.lifetime.total,
+                });
+                self.store.save("acme", &mut stored).await.unwrap();
+                return Err(refused("invalid_grant"));
+            }
+            Some(Trouble::Lost) | None => {}
+        }
+        bank.shown.lock().push(refresh_token.expose().to_owned());
+        let good = bank.valid.lock().as_deref() == Some(refresh_token.expose());
+        if !good {
+            *bank.valid.lock() = None;
+            return Err(refused("invalid_grant"));
+        }
+        let answer = bank.issue();
+        let gate = bank.gate.lock().clone();
+        if let Some(gate) = gate {
+            bank.reached.notify_one();
+            gate.notified().await;
+        }
+        match trouble {
+            Some(Trouble::Lost) => Err(lost(false)),
+            _ => Ok(answer),
+        }
+    }
+
+    fn ends_grant(&self, _status: StatusCode, code: Option<&str>) -> bool {
+        code == Some("invalid_grant")
+    }
+
+    fn grant(&self) -> Option<Asking<'_>> {
+        self.alone.then(|| {
+            Box::pin(async {
+                self.bank.granted.fetch_add(1, Ordering::SeqCst);
+                Ok(self.bank.issue())
+            }) as Asking<'_>
+        })
+    }
+}
+
+struct Scene {
+    bank: Arc<Bank>,
+    dir: TempDir,
+    alone: bool,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self {
+            bank: Arc::default(),
+            dir: tempfile::tempdir().unwrap(),
+            alone: false,
+        }
+    }
+
+    /// A client that can ask for a grant by itself.
+    fn alone() -> Self {
+        Self {
+            alone: true,
+            ..Self::new()
+        }
+    }
+
+    fn store(&self) -> Arc<dyn Store> {
+        let dir = self.dir.path().join("state");
+        let encryption_key = None;
+        store::open(&config::Store::File {
+            dir,
+            encryption_key,
+        })
+        .unwrap()
+    }
+
+    fn process(&self) -> Rotation<Client> {
+        self.process_with(&self.store(), "us")
+    }
+
+    fn process_with(&self, store: &Arc<dyn Store>, name: &'static str) -> Rotation<Client> {
+        let client = Client {
+            bank: self.bank.clone(),
+            store: store.clone(),
+            name,
+            alone: self.alone,
+        };
+        let vendor = vendor(Auth::Bearer { token: value("x") });
+        let inputs = Inputs::new([], None, None);
+        Rotation::new(client, inputs, store, &vendor, times())
+    }
+
+    async fn stored(&self) -> Grant {
+        self.store().load("acme").await.unwrap().unwrap_or_default()
+    }
+
+    /// Somebody consented: the bank's first pair is in the store.
+    async fn consented(self) -> Self {
+        let answer = self.bank.issue();
+        self.put(|grant| {
+            grant.refresh_token = answer.refresh_token;
+            grant.access = Some(Access {
+                token: answer.access_token,
+                issued: SystemTime::now(),
+                lifetime: Duration::from_hours(1),
+            });
+        })
+        .await;
+        self
+    }
+
+    async fn put(&self, change: impl FnOnce(&mut Grant)) {
+        let mut grant = self.stored().await;
+        "us".clone_into(&mut grant.binding);
+        change(&mut grant);
+        self.store().save("acme", &mut grant).await.unwrap();
+    }
+}
+
+fn access(fetched: Result<Issued, FetchError>) -> String {
+    let value = fetched.unwrap().values.remove(0);
+    value
+        .to_str()
+        .unwrap()
+        .trim_start_matches("Bearer ")
+        .to_owned()
+}
+
+fn refresh_token(grant: &Grant) -> Option<&str> {
+    grant.refresh_token.as_ref().map(Secret::expose)
+}
+
+#[tokio::test]
+async fn without_a_grant_a_person_is_asked_for_and_the_consent_is_noticed() {
+    let scene = Scene::new();
+    let process = scene.process();
+    let error = process.fetch().await.unwrap_err();
+    assert!(matches!(error, FetchError::Reauthorize(_)));
+    assert_eq!(
+        error.to_string(),
+        "no consent is stored; run `countersign authorize acme`"
+    );
+
+    tokio::time::pause();
+    let long = timeout(Duration::from_mins(1), process.changed());
+    assert!(long.await.is_err(), "nothing has changed");
+    let scene = scene.consented().await;
+    let soon = timeout(Duration::from_secs(10), process.changed());
+    soon.await.expect("the consent goes unnoticed");
+    assert_eq!(access(process.fetch().await), "a1");
+    assert!(scene.bank.shown().is_empty());
+}
+
+#[tokio::test]
+async fn a_stored_access_token_is_used_at_once_and_then_renewed_by_spending() {
+    let scene = Scene::new().consented().await;
+    let process = scene.process();
+    let issued = process.fetch().await.unwrap();
+    let lifetime = issued.lifetime.unwrap();
+    assert_eq!(lifetime.total, Duration::from_hours(1));
+    assert!(lifetime.end <= Instant::now() + lifetime.total);
+    assert!(scene.bank.shown().is_empty());
+
+    assert_eq!(access(process.fetch().await), "a2");
+    assert_eq!(access(process.fetch().await), "a3");
+    assert_eq!(scene.bank.shown(), ["r1", "r2"]);
+    let stored = scene.stored().await;
+    assert_eq!(refresh_token(&stored), Some("r3"));
+    assert_eq!(stored.intent, None);
+
+    // The next process: nothing to spend either.
+    assert_eq!(access(scene.process().fetch().await), "a3");
+    assert_eq!(scene.bank.shown().len(), 2);
+}
+
+#[tokio::test]
+async fn an_access_token_past_its_use_is_not_handed_out() {
+    let scene = Scene::new().consented().await;
+    scene
+        .put(|grant| {
+            let access = grant.access.as_mut().unwrap();
+            access.issued = SystemTime::now() - Duration::from_secs(3595);
+        })
+        .await;
+    assert_eq!(access(scene.process().fetch().await), "a2");
+    assert_eq!(scene.bank.shown(), ["r1"]);
+}
+
+#[tokio::test]
+async fn an_answer_without_a_refresh_token_leaves_the_old_one() {
+    let scene = Scene::new().consented().await;
+    scene.bank.reusable.store(true, Ordering::SeqCst);
+    let process = scene.process();
+    for expected in ["a1", "a2", "a3"] {
+        assert_eq!(access(process.fetch().await), expected);
+    }
+    assert_eq!(scene.bank.shown(), ["r1", "r1"]);
+    assert_eq!(refresh_token(&scene.stored().await), Some("r1"));
+}
+
+#[tokio::test]
+async fn whoever_stops_waiting_loses_no_answer() {
+    let scene = Scene::new().consented().await;
+    let process = scene.process();
+    process.fetch().await.unwrap();
+    let gate = Arc::new(Notify::new());
+    *scene.bank.gate.lock() = Some(gate.clone());
+
+    tokio::select! {
+        _ = process.fetch() => panic!("the bank is waiting"),
+        () = scene.bank.reached.notified() => {}
+    }
+    drop(process);
+    *scene.bank.gate.lock() = None;
+    gate.notify_one();
+    // The next spender waits for the lock, which is released when the answer was stored.
+    let next = scene.process();
+    next.0.known.lock().handed_out = Some(sha256(&[b"a1"]));
+    assert_eq!(access(next.fetch().await), "a2");
+    assert_eq!(scene.bank.shown(), ["r1"]);
+    assert_eq!(refresh_token(&scene.stored().await), Some("r2"));
+}
+
+#[tokio::test]
+async fn an_intent_without_a_result_is_tried_exactly_once() {
+    // A crash after the bank had acted, and one before.
+    for acted in [true, false] {
+        let scene = Scene::new().consented().await;
+        scene
+            .put(|grant| {
+                grant.access = None;
+                grant.intent = Some(Intent {
+                    refresh_token: Some(fingerprint(&Secret::new("r1"))),
+                    at: SystemTime::now(),
+                    tries: 1,
+                });
+            })
+            .await;
+        if acted {
+            scene.bank.issue();
+        }
+
+        let process = scene.process();
+        let first = process.fetch().await;
+        if acted {
+            let error = first.unwrap_err();
+            assert!(matches!(error, FetchError::Reauthorize(_)), "{error}");
+            for _ in 0..3 {
+                process.fetch().await.unwrap_err();
+                scene.process().fetch().await.unwrap_err();
+            }
+            assert_eq!(refresh_token(&scene.stored().await), None);
+        } else {
+            assert_eq!(access(first), "a2");
+        }
+        assert_eq!(scene.bank.shown(), ["r1"], "{acted}");
+    }
+}
+
+#[tokio::test]
+async fn a_lost_answer_ends_in_a_persons_consent_or_in_a_new_grant() {
+    let scene = Scene::new().consented().await;
+    let process = scene.process();
+    process.fetch().await.unwrap();
+    scene.bank.troubles.lock().push_back(Trouble::Lost);
+    let error = process.fetch().await.unwrap_err();
+    assert!(matches!(error, FetchError::Temporary { .. }));
+    assert_eq!(scene.stored().await.intent.unwrap().tries, 1);
+    let error = process.fetch().await.unwrap_err();
+    assert!(matches!(error, FetchError::Reauthorize(_)));
+    assert_eq!(scene.bank.shown(), ["r1", "r1"]);
+
+    let scene = Scene::alone().consented().await;
+    let process = scene.process();
+    process.fetch().await.unwrap();
+    scene.bank.troubles.lock().push_back(Trouble::Lost);
+    process.fetch().await.unwrap_err();
+    assert_eq!(access(process.fetch().await), "a3");
+    assert_eq!(scene.bank.granted.load(Ordering::SeqCst), 1);
+    assert_eq!(refresh_token(&scene.stored().await), Some("r3"));
+}
+
+#[tokio::test]
+async fn a_refusal_without_a_reason_ends_the_grant_only_after_a_lost_answer() {
+    let scene = Scene::new().consented().await;
+    let process = scene.process();
+    process.fetch().await.unwrap();
+    scene.bank.troubles.lock().push_back(Trouble::Mute);
+    let error = process.fetch().await.unwrap_err();
+    assert!(matches!(error, FetchError::Rejected(_)), "{error}");
+    assert_eq!(refresh_token(&scene.stored().await), Some("r1"));
+
+    let troubles = [Trouble::Lost, Trouble::Mute];
+    scene.bank.troubles.lock().extend(troubles);
+    process.fetch().await.unwrap_err();
+    let error = process.fetch().await.unwrap_err();
+    assert!(matches!(error, FetchError::Reauthorize(_)), "{error}");
+    assert_eq!(refresh_token(&scene.stored().await), None);
+}
+
+#[tokio::test]
+async fn answers_that_keep_getting_lost_lead_to_a_new_grant_where_one_can_be_had() {
+    let scene = Scene::alone().consented().await;
+    let process = scene.process();
+    process.fetch().await.unwrap();
+    for _ in 0..2 {
+        scene.bank.troubles.lock().push_back(Trouble::Lost);
+        *scene.bank.valid.lock() = Some("r1".into());
+        process.fetch().await.unwrap_err();
+    }
+    process.fetch().await.unwrap();
+    assert_eq!(scene.bank.shown(), ["r1", "r1"]);
+    assert_eq!(scene.bank.granted.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_was_not_reached_has_spent_nothing() {
+    let scene = Scene::alone().consented().await;
+    let process = scene.process();
+    process.fetch().await.unwrap();
+    for _ in 0..5 {
+        scene.bank.troubles.lock().push_back(Trouble::Unreachable);
+        process.fetch().await.unwrap_err();
+        assert_eq!(scene.stored().await.intent, None);
+    }
+    assert_eq!(access(process.fetch().await), "a2");
+    assert_eq!(scene.bank.granted.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_client_leaves_the_grant_alone() {
+    let scene = Scene::alone().consented().await;
+    let process = scene.process();
+    process.fetch().await.unwrap();
+    scene.bank.troubles.lock().push_back(Trouble::InvalidClient);
+    let error = process.fetch().await.unwrap_err();
+    assert!(matches!(error, FetchError::Rejected(_)));
+    let stored = scene.stored().await;
+    assert_eq!(
+        (refresh_token(&stored), stored.intent.as_ref()),
+        (Some("r1"), None)
+    );
+    assert_eq!(access(process.fetch().await), "a2");
+}
+
+#[tokio::test]
+async fn a_grant_past_its_end_is_replaced_without_showing_its_refresh_token() {
+    let scene = Scene::alone().consented().await;
+    scene
+        .put(|grant| {
+            grant.access = None;
+            grant.refresh_until = Some(SystemTime::now() + ON_THE_WAY / 2);
+        })
+        .await;
+    assert_eq!(access(scene.process().fetch().await), "a2");
+    assert!(scene.bank.shown().is_empty());
+    assert_eq!(scene.stored().await.refresh_until, None);
+}
+
+#[tokio::test]
+async fn another_clients_grant_is_neither_used_nor_shown() {
+    let scene = Scene::new().consented().await;
+    let other = scene.process_with(&scene.store(), "somebody else");
+    let error = other.fetch().await.unwrap_err().to_string();
+    assert!(error.contains("another client_id's"), "{error}");
+    assert!(scene.bank.shown().is_empty());
+    assert_eq!(access(scene.process().fetch().await), "a1");
+}
+
+#[tokio::test]
+async fn processes_that_share_a_directory_never_show_a_refresh_token_twice() {
+    let scene = Scene::new().consented().await;
+    let processes: Vec<_> = (0..4).map(|_| Arc::new(scene.process())).collect();
+    for round in 1..20 {
+        let fetching: Vec<_> = processes
+            .iter()
+            .cloned()
+            .map(|process| tokio::spawn(async move { access(process.fetch().await) }))
+            .collect();
+        for fetched in fetching {
+            let token = fetched.await.unwrap();
+            let n: u32 = token.trim_start_matches('a').parse().unwrap();
+            assert!(n >= round, "{token} in round {round}");
+        }
+    }
+    let mut shown = scene.bank.shown();
+    let times = shown.len();
+    shown.dedup();
+    assert_eq!(shown.len(), times);
+    assert!(times >= 18, "{times}");
+}
+
+#[tokio::test]
+async fn what_another_process_bought_is_adopted_without_spending() {
+    let scene = Scene::new().consented().await;
+    let (one, two) = (scene.process(), scene.process());
+    one.fetch().await.unwrap();
+    two.fetch().await.unwrap();
+    assert_eq!(access(one.fetch().await), "a2");
+
+    tokio::time::pause();
+    let soon = timeout(Duration::from_secs(10), two.changed());
+    soon.await.expect("the newer token goes unnoticed");
+    assert_eq!(access(two.fetch().await), "a2");
+    assert_eq!(scene.bank.shown(), ["r1"]);
+}
+
+fn grant_file(scene: &Scene) -> std::path::PathBuf {
+    scene.dir.path().join("state/acme.grant")
+}
+
+#[tokio::test]
+async fn what_the_store_has_lost_is_put_back_and_spent_by_nobody_for_a_lease() {
+    let scene = Scene::new().consented().await;
+    let process = scene.process();
+    process.fetch().await.unwrap();
+    std::fs::remove_file(grant_file(&scene)).unwrap();
+
+    tokio::time::pause();
+    let soon = timeout(Duration::from_secs(5), process.changed());
+    assert!(soon.await.is_err(), "nothing is to be fetched");
+    assert_eq!(refresh_token(&scene.stored().await), Some("r1"));
+    let other = scene.process();
+    other.0.known.lock().handed_out = Some(sha256(&[b"a1"]));
+    let since = Instant::now();
+    assert_eq!(access(other.fetch().await), "a2");
+    let waited = since.elapsed() + Duration::from_secs(5);
+    assert!(waited >= lease(process.0.request_timeout), "{waited:?}");
+    assert_eq!(scene.bank.shown(), ["r1"]);
+}
+
+#[tokio::test]
+async fn a_store_that_fell_back_to_an_old_state_brings_no_old_refresh_token_back() {
+    let scene = Scene::new().consented().await;
+    let process = scene.process();
+    process.fetch().await.unwrap();
+    let old = std::fs::read(grant_file(&scene)).unwrap();
+    assert_eq!(access(process.fetch().await), "a2");
+    std::fs::write(grant_file(&scene), old).unwrap();
+
+    tokio::time::pause();
+    assert_eq!(access(process.fetch().await), "a3");
+    assert_eq!(scene.bank.shown(), ["r1", "r2"]);
+}
+
+#[tokio::test]
+async fn a_consent_after_the_store_has_lost_everything_is_newer_than_any_memory() {
+    let scene = Scene::new().consented().await;
+    let process = scene.process();
+    for expected in ["a1", "a2"] {
+        assert_eq!(access(process.fetch().await), expected);
+    }
+    std::fs::remove_file(grant_file(&scene)).unwrap();
+    let scene = scene.consented().await;
+    assert_eq!(access(process.fetch().await), "a3");
+    assert_eq!(refresh_token(&scene.stored().await), Some("r3"));
+}
+
+#[tokio::test]
+async fn nobody_else_spends_while_what_was_bought_waits_to_be_stored() {
+    let scene = Scene::new().consented().await;
+    let process = flaky(&scene, &[2]);
+    process.fetch().await.unwrap();
+    process.fetch().await.unwrap_err();
+
+    let other = scene.process();
+    other.0.known.lock().handed_out = Some(sha256(&[b"a1"]));
+    let waiting = tokio::spawn(async move { access(other.fetch().await) });
+    tokio::time::pause();
+    let soon = timeout(Duration::from_secs(5), process.changed());
+    soon.await.expect("it does not try again by itself");
+    assert_eq!(access(process.fetch().await), "a2");
+    assert_eq!(waiting.await.unwrap(), "a2");
+    assert_eq!(scene.bank.shown(), ["r1"]);
+}
+
+/// A store whose locks lapse as soon as they are taken.
+struct Slow(Arc<dyn Store>);
+
+#[async_trait]
+impl Store for Slow {
+    async fn lock(&self, _: &str, _: Duration, _: Duration) -> Result<Lock, StoreError> {
+        Ok(Lock::new_lapsed())
+    }
+
+    async fn load(&self, vendor: &str) -> Result<Option<Grant>, StoreError> {
+        self.0.load(vendor).await
+    }
+
+    async fn replace(&self, vendor: &str, over: u64, next: &Grant) -> Result<(), StoreError> {
+        self.0.replace(vendor, over, next).await
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_was_paused_beyond_its_lease_shows_nothing() {
+    let scene = Scene::new().consented().await;
+    let store: Arc<dyn Store> = Arc::new(Slow(scene.store()));
+    let process = scene.process_with(&store, "us");
+    process.fetch().await.unwrap();
+    let error = process.fetch().await.unwrap_err().to_string();
+    assert!(error.contains("lapsed"), "{error}");
+    assert!(scene.bank.shown().is_empty());
+}
+
+/// A store that fails as told: before the n-th save, or all the time.
+struct Flaky {
+    inner: Arc<dyn Store>,
+    saves: AtomicU32,
+    failing: Mutex<Vec<u32>>,
+}
+
+#[async_trait]
+impl Store for Flaky {
+    async fn lock(
+        &self,
+        vendor: &str,
+        lease: Duration,
+        at_most: Duration,
+    ) -> Result<Lock, StoreError> {
+        self.inner.lock(vendor, lease, at_most).await
+    }
+
+    async fn load(&self, vendor: &str) -> Result<Option<Grant>, StoreError> {
+        self.inner.load(vendor).await
+    }
+
+    async fn replace(&self, vendor: &str, over: u64, next: &Grant) -> Result<(), StoreError> {
+        let n = self.saves.fetch_add(1, Ordering::SeqCst) + 1;
+        if self.failing.lock().contains(&n) {
+            return Err(StoreError::Io {
+                path: "state".into(),
+                cause: std::io::Error::other("disk full"),
+            });
+        }
+        self.inner.replace(vendor, over, next).await
+    }
+}
+
+fn flaky(scene: &Scene, failing: &[u32]) -> Rotation<Client> {
+    let store: Arc<dyn Store> = Arc::new(Flaky {
+        inner: scene.store(),
+        saves: AtomicU32::new(0),
+        failing: Mutex::new(failing.to_vec()),
+    });
+    scene.process_with(&store, "us")
+}
+
+#[tokio::test]
+async fn nothing_is_spent_while_the_store_cannot_be_written() {
+    for scene in [Scene::new().consented().await, Scene::alone()] {
+        let alone = scene.alone;
+        let process = flaky(&scene, &[1, 2]);
+        if !alone {
+            process.fetch().await.unwrap();
+        }
+        for _ in 0..2 {
+            let error = process.fetch().await.unwrap_err();
+            assert!(matches!(error, FetchError::Temporary { .. }));
+            assert!(error.to_string().contains("disk full"), "{error}");
+        }
+        assert!(scene.bank.shown().is_empty());
+        assert_eq!(scene.bank.granted.load(Ordering::SeqCst), 0);
+        process.fetch().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_was_bought_and_cannot_be_stored_is_kept_and_not_used_until_it_is() {
+    let scene = Scene::new().consented().await;
+    // The intent is saved; the result is not, and not at the next attempt either.
+    let process = flaky(&scene, &[2, 3]);
+    process.fetch().await.unwrap();
+    for _ in 0..2 {
+        let error = process.fetch().await.unwrap_err().to_string();
+        assert!(error.contains("cannot be stored"), "{error}");
+    }
+    assert_eq!(access(process.fetch().await), "a2");
+    assert_eq!(scene.bank.shown(), ["r1"]);
+    assert_eq!(refresh_token(&scene.stored().await), Some("r2"));
+}
+
+#[tokio::test]
+async fn a_dead_refresh_token_gives_way_to_a_newer_grant_in_the_store() {
+    let scene = Scene::new().consented().await;
+    let process = scene.process();
+    process.fetch().await.unwrap();
+    scene.bank.troubles.lock().push_back(Trouble::Usurped);
+    assert_eq!(access(process.fetch().await), "a2");
+    assert_eq!(access(process.fetch().await), "a3");
+    assert_eq!(scene.bank.shown(), ["r2"]);
+    assert_eq!(refresh_token(&scene.stored().await), Some("r3"));
+}

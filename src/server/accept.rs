@@ -7,6 +7,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use pingora::listeners::tls::Acceptor;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::stream::Stream as TcpStream;
 use pingora::protocols::tls::ALPN;
-use pingora::protocols::{GetSocketDigest, SocketDigest, Stream};
+use pingora::protocols::{GetSocketDigest, Shutdown, SocketDigest, Stream};
 use pingora::proxy::HttpProxy;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
@@ -28,6 +29,8 @@ use crate::request::Proxy;
 
 /// A TLS handshake must be done within this time.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// A connection that ends is given this long to take the news.
+const FAREWELL_TIME: Duration = Duration::from_secs(1);
 /// Connections of all listeners at a time; further ones wait in the system's queue, as nginx has it.
 const MAX_CONNECTIONS: usize = 16 * 1024;
 /// Open files that are neither a caller's connection nor one to a vendor.
@@ -144,7 +147,8 @@ async fn serve(
             }
             Box::new(socket)
         }
-        Some(tls) => match timeout(HANDSHAKE_TIME, tls.tls_handshake(socket)).await {
+        // In a box, so that connections do not go on holding the seven kilobytes that it takes.
+        Some(tls) => match timeout(HANDSHAKE_TIME, Box::pin(tls.tls_handshake(socket))).await {
             Ok(Ok(stream)) => Box::new(stream),
             Ok(Err(cause)) => {
                 tracing::debug!(client = %from, %cause, "TLS handshake failed");
@@ -161,10 +165,23 @@ async fn serve(
         door.app.process_new(stream, &stop).await;
         return;
     }
-    let mut stream: Stream = Box::new(Guarded::new(stream, false));
+    let mut guarded = Box::new(Guarded::new(stream, false));
     let mut settings = None;
+    let mut stopping = stop.clone();
+    let mut stopped = pin!(stopping.wait_for(|stop| *stop));
     loop {
-        let mut session = ServerSession::new_http1(stream);
+        let begins = tokio::select! {
+            // What has come is served.
+            biased;
+            begins = guarded.begins() => begins,
+            _ = &mut stopped => false,
+        };
+        if !begins {
+            // Of TLS, so that the caller knows that nothing was cut off (RFC 8446 §6.1).
+            let _ = timeout(FAREWELL_TIME, guarded.shutdown()).await;
+            return;
+        }
+        let mut session = ServerSession::new_http1(guarded);
         match settings.take() {
             // Zero: pingora needs no timer of its own for each request.
             None => session.set_keepalive((!*stop.borrow()).then_some(0)),
@@ -173,11 +190,12 @@ async fn serve(
         let Some(reused) = door.app.process_new_http(session, &stop).await else {
             return;
         };
-        let (kept, persistent) = reused.consume();
-        if let Some(guarded) = Guarded::of(&kept) {
-            guarded.expect_head();
-        }
-        (stream, settings) = (kept, persistent);
+        let (stream, persistent) = reused.consume();
+        let Ok(kept) = stream.into_any().downcast::<Guarded>() else {
+            return;
+        };
+        kept.expect_head();
+        (guarded, settings) = (kept, persistent);
     }
 }
 

@@ -4,8 +4,9 @@
 //! dribble, silence between requests, answers that nobody takes, vendors that say nothing. And small
 //! writes are gathered.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -27,6 +28,8 @@ use crate::request::limit::Pace;
 pub(super) const HEAD_TIME: Duration = Duration::from_secs(10);
 /// What is written in one go with what follows it, bytes: a packet's.
 const SMALL: usize = 1460;
+/// How much is read before pingora reads, bytes: most heads in one go.
+const AHEAD: usize = 1024;
 /// How long a connection may idle between requests. Longer than common clients keep a connection, so
 /// that the client is the one to close.
 const KEEPALIVE: Duration = Duration::from_secs(75);
@@ -38,6 +41,8 @@ pub struct Guarded {
     /// pingora writes the head of an answer, then its body, and flushes: one call of the system for
     /// both of a small one. Its own listeners buffer, too.
     inner: BufWriter<Stream>,
+    /// What came while nobody was reading yet, see [`Self::begins`].
+    ahead: Vec<u8>,
     /// One of the constants below.
     phase: AtomicU8,
     /// Counted in the first line of the head being read.
@@ -97,6 +102,7 @@ impl Guarded {
         Self {
             http2,
             inner: BufWriter::with_capacity(room, inner),
+            ahead: Vec::new(),
             phase: AtomicU8::new(phase),
             blanks: AtomicU8::new(0),
             odd_line: AtomicBool::new(false),
@@ -123,6 +129,23 @@ impl Guarded {
     pub fn of(stream: &Stream) -> Option<&Self> {
         // The box is itself a stream, hence the explicit way to what is in it.
         (**stream).as_any().downcast_ref()
+    }
+
+    /// Waits for a request to begin. pingora would wait with all made ready for one, some twenty
+    /// kilobytes, and most connections are idle most of the time. `false`: none will come.
+    pub(super) async fn begins(&mut self) -> bool {
+        poll_fn(|cx| {
+            if self.ahead.is_empty() {
+                let mut space = [MaybeUninit::uninit(); AHEAD];
+                let mut came = ReadBuf::uninit(&mut space);
+                if ready!(Pin::new(&mut *self).poll_read(cx, &mut came)).is_err() {
+                    return Poll::Ready(false);
+                }
+                self.ahead.extend_from_slice(came.filled());
+            }
+            Poll::Ready(!self.ahead.is_empty())
+        })
+        .await
     }
 
     /// Tells that the head has been read.
@@ -322,6 +345,12 @@ impl AsyncRead for Guarded {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.listened.store(true, Ordering::Relaxed);
+        if !self.ahead.is_empty() {
+            let length = self.ahead.len().min(buffer.remaining());
+            buffer.put_slice(&self.ahead[..length]);
+            self.ahead.drain(..length);
+            return Poll::Ready(Ok(()));
+        }
         if self.stale.load(Ordering::Relaxed) {
             self.stale.store(false, Ordering::Relaxed);
             self.head_by = Instant::now() + KEEPALIVE;
@@ -495,6 +524,47 @@ mod tests {
         let began = Instant::now();
         assert_eq!(guarded.read(&mut [0; 64]).await.unwrap(), 0, "its end");
         assert_eq!(began.elapsed().as_secs(), KEEPALIVE.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_begins_with_its_first_bytes_and_loses_none_of_them() {
+        let (mut guarded, mut far) = after_a_request().await;
+        let waiting = timeout(Duration::from_secs(30), guarded.begins()).await;
+        assert!(waiting.is_err(), "nothing has come");
+        let long = format!(
+            "GET /{} HTTP/1.1\r\nHost: a\r\n\r\n",
+            "a \u{7f}".repeat(AHEAD)
+        );
+        far.write_all(long.as_bytes()).await.unwrap();
+        for _ in 0..2 {
+            assert!(guarded.begins().await);
+        }
+        let mut read = Vec::new();
+        while read.len() < long.len() {
+            let mut some = [0; 700];
+            let length = guarded.read(&mut some).await.unwrap();
+            assert_ne!(length, 0);
+            read.extend_from_slice(&some[..length]);
+        }
+        assert_eq!(read, long.as_bytes());
+        assert!(guarded.has_odd_first_line());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_request_begins_on_a_connection_that_stays_silent_or_is_closed() {
+        let (mut guarded, far) = after_a_request().await;
+        let began = Instant::now();
+        assert!(!guarded.begins().await);
+        assert_eq!(began.elapsed().as_secs(), KEEPALIVE.as_secs());
+        drop(far);
+        guarded.expect_head();
+        assert!(!guarded.begins().await, "closed");
+
+        let (near, _far) = UnixStream::pair().unwrap();
+        let mut silent = Guarded::new(Box::new(TcpStream::from(near)), false);
+        let began = Instant::now();
+        assert!(!silent.begins().await);
+        assert_eq!(began.elapsed().as_secs(), HEAD_TIME.as_secs());
     }
 
     #[tokio::test(start_paused = true)]

@@ -67,7 +67,7 @@ class Wrk(Generator):
             [
                 "wrk", "-t", "1", "-c", str(scenario.connections), "-d", f"{seconds}s", "--timeout", "10s",
                 "-s", pathlib.Path(__file__).with_name("wrk.lua"), f"{scheme}://{host}:{port}{scenario.path}",
-                "--", CALLER_KEY, str(scenario.body_bytes),
+                "--", CALLER_KEY, str(scenario.body_bytes), "close" if scenario.closes else "keep",
             ],
             seconds,
             core,

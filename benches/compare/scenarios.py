@@ -9,6 +9,7 @@ class Scenario:
 
     `caller` is how the generator speaks to the proxy: `h1`, `tls` (HTTP/1.1 over TLS) or `h2` (over
     TLS). With h2, `connections` is the number of requests in flight, eight to a connection.
+    `closes`: each request has a connection of its own (HTTP/1.1 only).
     """
 
     name: str
@@ -18,6 +19,7 @@ class Scenario:
     connections: int = 64
     caller: str = "h1"
     upstream_tls: bool = False
+    closes: bool = False
 
     def plaintext(self):
         return self.caller == "h1" and not self.upstream_tls
@@ -27,6 +29,7 @@ ALL = [
     Scenario("get-64", "small GET, 64 connections"),
     Scenario("get-1", "small GET, 1 connection", connections=1),
     Scenario("get-512", "small GET, 512 connections", connections=512),
+    Scenario("close-64", "small GET, a connection each, 64 at a time", closes=True),
     Scenario("post-16k", "POST of 16 KiB, 64 connections", path="/vendor/post", body_bytes=16384),
     Scenario("get-1m", "answer of 1 MiB, 8 connections", path="/vendor/large", connections=8),
     Scenario("get-64-tls-up", "small GET, 64 connections, TLS to the upstream", upstream_tls=True),

@@ -1,6 +1,7 @@
--- For wrk: a caller's key, a body of so many bytes (0: a GET), and the result as one line of JSON.
+-- For wrk: a caller's key, a body of so many bytes (0: a GET), whether each request is its connection's
+-- last, and the result as one line of JSON.
 --
---     wrk … -s wrk.lua URL -- KEY BODY-BYTES
+--     wrk … -s wrk.lua URL -- KEY BODY-BYTES keep|close
 
 function init(arguments)
     wrk.headers["X-Countersign-Key"] = arguments[1]
@@ -9,6 +10,9 @@ function init(arguments)
         wrk.method = "POST"
         wrk.headers["Content-Type"] = "application/json"
         wrk.body = string.rep("x", bytes)
+    end
+    if arguments[3] == "close" then
+        wrk.headers["Connection"] = "close"
     end
 end
 

@@ -34,7 +34,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{COOKIE, EXPECT, HOST, HeaderValue, LOCATION};
+use http::header::{COOKIE, EXPECT, HOST, HeaderValue, LOCATION, TRANSFER_ENCODING};
 use http::{HeaderMap, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error as PingoraError, ErrorType, HttpPeer};
@@ -73,6 +73,8 @@ pub struct Snapshot {
     pub barred: Barred,
     /// The series of requests that reach no vendor.
     pub nobody: VendorMetrics,
+    /// Every request is to have its line.
+    pub access_log: bool,
 }
 
 /// A vendor and the way to its servers.
@@ -108,8 +110,8 @@ pub struct Proxy {
     pub serving: Arc<AtomicUsize>,
     /// A stop is under way: connections are not kept.
     pub draining: Arc<AtomicBool>,
-    /// Where request lines go; `None`: nowhere.
-    pub access_log: Option<AccessLog>,
+    /// Where request lines go, if the configuration wants them.
+    pub access_log: AccessLog,
     /// Where spans go; `None`: nowhere.
     pub traces: Option<Traces>,
 }
@@ -123,6 +125,8 @@ pub struct Context {
     span: Option<Box<RequestSpan>>,
     snapshot: Arc<Snapshot>,
     way: Option<Arc<Way>>,
+    /// Whose prefix was in the request's path.
+    by_prefix: bool,
     caller: Option<Arc<Caller>>,
     /// What decided: a grant, a refused path.
     rule: Option<Arc<str>>,
@@ -199,6 +203,7 @@ impl ProxyHttp for Proxy {
             span: None,
             snapshot: self.snapshot.load_full(),
             way: None,
+            by_prefix: false,
             caller: None,
             rule: None,
             target: String::new(),
@@ -308,6 +313,7 @@ impl ProxyHttp for Proxy {
                 left.max(Duration::from_millis(1))
             }),
             watched: ctx.watched,
+            http1: session.req_header().version < Version::HTTP_11,
         };
         need.suit(&mut peer, timeouts);
         if let Some(deadline) = ctx.deadline {
@@ -522,7 +528,7 @@ impl ProxyHttp for Proxy {
             && let Some(ours) = headers::rewrite_location(
                 location,
                 &vendor.upstream,
-                &vendor.prefix,
+                if ctx.by_prefix { &vendor.prefix } else { "" },
                 &format!("{}://{authority}", callers_scheme(session)),
             )
         {
@@ -530,6 +536,25 @@ impl ProxyHttp for Proxy {
         }
         answer.append_header("Via", answer::VIA)?;
         answer.insert_header("X-Request-Id", ctx.request_id.clone())
+    }
+
+    /// After pingora has decided how the body goes out.
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        answer: &mut ResponseHeader,
+        _ctx: &mut Self::CTX,
+    ) -> pingora::Result<()>
+    where
+        Self::CTX: Send + Sync,
+    {
+        // Such a caller knows of no chunks: the connection's end is the body's (RFC 9112 §6.1, §6.3).
+        if session.req_header().version < Version::HTTP_11
+            && answer.remove_header(&TRANSFER_ENCODING).is_some()
+        {
+            session.set_keepalive(None);
+        }
+        Ok(())
     }
 
     fn upstream_response_body_filter(
@@ -746,7 +771,8 @@ impl ProxyHttp for Proxy {
             metrics.refused(reason);
         }
         let mut span = ctx.span.take();
-        if self.access_log.is_some() || span.is_some() {
+        let logged = ctx.snapshot.access_log;
+        if logged || span.is_some() {
             let trace_id = span.as_ref().map(|span| span.trace_id.clone());
             let line = Line {
                 request_id: ctx.request_id.to_str().unwrap_or_default(),
@@ -769,8 +795,8 @@ impl ProxyHttp for Proxy {
                     .as_deref()
                     .or_else(|| traces::trace_id(&head.headers)),
             };
-            if let Some(log) = &self.access_log {
-                log.write(&line);
+            if logged {
+                self.access_log.write(&line);
             }
             if let Some(span) = &mut span {
                 let host = callers_authority(session).ok().map(caller::host_of);

@@ -112,7 +112,7 @@ pub struct Running {
     drain: config::Drain,
     draining: Arc<AtomicBool>,
     serving: Arc<AtomicUsize>,
-    access_log: Option<AccessLog>,
+    access_log: AccessLog,
     traces: Option<Traces>,
     stop: watch::Sender<bool>,
     app: Arc<HttpProxy<Proxy>>,
@@ -170,7 +170,7 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
 
     let traces = Traces::from_environment().map_err(StartError::Traces)?;
     let metrics = Arc::new(Metrics::new().traced(traces.clone()));
-    let access_log = config.access_log.then(AccessLog::to_stdout).transpose()?;
+    let access_log = AccessLog::to_stdout()?;
     let certificates = certificates(&config, &metrics)?;
     let (threads, drain, ready_when, key) = (
         config.threads,
@@ -360,9 +360,8 @@ impl Running {
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
             traces.flush(left.clamp(LEAST_FLUSH, MOST_FLUSH)).await;
         }
-        if let Some(log) = self.access_log {
-            let _ = tokio::task::spawn_blocking(move || log.flush()).await;
-        }
+        let log = self.access_log;
+        let _ = tokio::task::spawn_blocking(move || log.flush()).await;
         tracing::info!("stopped");
     }
 }

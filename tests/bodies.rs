@@ -473,6 +473,56 @@ async fn what_http_1_has_of_its_own_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_caller_of_http_1_0_gets_no_chunks() {
+    let pki = Pki::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let serving = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut asked = [0; 4096];
+            let length = stream.read(&mut asked).await.unwrap();
+            let asked = String::from_utf8_lossy(&asked[..length]).into_owned();
+            let answer = if asked.starts_with("GET /chunks") {
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-End\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\nX-End: 1\r\n\r\n"
+            } else if asked.starts_with("GET /end") {
+                "HTTP/1.0 200 OK\r\n\r\nhello"
+            } else {
+                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+            };
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let proxy = front(&pki, &[("v", &url)]);
+    for (path, keeps) in [("chunks", false), ("end", false), ("length", true)] {
+        for wish in ["", "Connection: keep-alive\r\n"] {
+            let request = format!("GET /v/{path} HTTP/1.0\r\nHost: localhost\r\n{wish}\r\n");
+            let (mut stream, keeps) = (connect(proxy.data), keeps && !wish.is_empty());
+            let (head, body) = tokio::task::block_in_place(|| {
+                stream.write_all(request.as_bytes()).unwrap();
+                let head = head(&mut stream).to_lowercase();
+                let mut body = Vec::new();
+                if keeps {
+                    body.resize(5, 0);
+                    stream.read_exact(&mut body).unwrap();
+                } else {
+                    stream.read_to_end(&mut body).unwrap();
+                }
+                (head, body)
+            });
+            assert!(head.starts_with("http/1.1 200 "), "{path}: {head}");
+            assert!(!head.contains("transfer-encoding"), "{path}: {head}");
+            assert_eq!(
+                head.contains("connection: keep-alive"),
+                keeps,
+                "{path}: {head}"
+            );
+            assert_eq!(String::from_utf8_lossy(&body), "hello", "{path}: {head}");
+        }
+    }
+    serving.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_get_may_have_a_body() {
     let pki = Pki::new();
     let over_h1 = Server::start(|asked| async move {

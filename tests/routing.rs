@@ -253,6 +253,50 @@ async fn answers_pass_untouched_but_for_what_belongs_to_a_connection_or_a_sessio
         "",
     );
     assert!(relative.contains("Location: /v/y\r\n"), "{relative}");
+
+    // Reached by its host, it has no prefix, here or there.
+    for (said, followed) in [
+        ("/base/y", "/y"),
+        ("/y", "/y"),
+        (&*format!("{origin}/base/y"), "http://v.internal/y"),
+        ("/base//y", "http://v.internal//y"),
+    ] {
+        let by_host = setup.send(
+            &format!("GET /x?status=302&header=Location:{said} HTTP/1.1\nHost: v.internal"),
+            "",
+        );
+        let expected = format!("Location: {followed}\r\n");
+        assert!(by_host.contains(&expected), "{said}: {by_host}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_with_the_dot_that_ends_whole_names_is_the_same_host() {
+    let setup = Setup::new("").await;
+    for host in ["v.internal.", "V.INTERNAL.:8080", "v.internal"] {
+        let answer = setup.send(&format!("GET /x HTTP/1.1\nHost: {host}"), "");
+        assert_eq!(status_of(&answer), 200, "{host}: {answer}");
+        assert!(setup.arrived().starts_with("GET /base/x "), "{host}");
+    }
+    let other = setup.send("GET /x HTTP/1.1\nHost: v.internal..", "");
+    assert_ne!(status_of(&other), 200, "{other}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credentials_field_with_an_underscore_has_no_double_with_a_dash() {
+    let more = "    auth: { headers: { X-Se_cret: { value: ours } } }\n  w:\n    upstream: http://127.0.0.1:1\n    allow_plaintext: true\n    auth: { headers: { other_one: { value: theirs } } }\n";
+    let setup = Setup::new(more).await;
+    let answer = setup.send(
+        "GET /v/x HTTP/1.1\nHost: localhost\nX-Se-Cret: evil\nOther-One: evil\nX-Fine: yes",
+        "",
+    );
+    assert_eq!(status_of(&answer), 200, "{answer}");
+    let arrived = setup.arrived();
+    assert!(!arrived.contains("evil"), "{arrived}");
+    assert!(
+        arrived.contains("X-Se_cret: ours") && arrived.contains("X-Fine: yes"),
+        "{arrived}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

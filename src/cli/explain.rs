@@ -13,8 +13,10 @@ use crate::request::decide::{Ask, Decision, Identity, decide};
 use crate::request::headers::{self, Barred};
 use crate::request::path::Target;
 use crate::request::vendor::{Routes, Vendor};
+use crate::request::{self, placement};
 use crate::server::live;
 use clap::Args;
+use http::{HeaderMap, Method};
 use serde_json::{Value, json};
 
 use super::{ConfigFile, check};
@@ -78,7 +80,14 @@ fn explain(config: &Config, arguments: &Arguments) -> Result<Value, String> {
         )
     }));
     let caller = caller(config, arguments.caller.as_deref())?;
-    let decision = decision(&routes, arguments, caller);
+    let this_machine = request::caller::Callers::Loopback(caller.clone());
+    let no_fields = HeaderMap::new();
+    let identity = match &config.callers {
+        // Whether anyone may depends on the host.
+        Callers::Loopback => Identity::Shown(&this_machine, &no_fields, None),
+        Callers::Anyone | Callers::Known(_) => Identity::Known(caller),
+    };
+    let decision = decision(&routes, arguments, identity);
     let vendor = decision
         .vendor
         .and_then(|found| config.vendors.iter().find(|one| *one.name == *found.name));
@@ -96,6 +105,7 @@ fn explain(config: &Config, arguments: &Arguments) -> Result<Value, String> {
     }
     Ok(match &decision.path {
         Ok(path) => {
+            let query = sent_query(vendor, query);
             let target = query.map_or(path.clone(), |query| format!("{path}?{query}"));
             let origin = vendor
                 .map(|vendor| vendor.upstream.origin())
@@ -130,23 +140,29 @@ fn explain(config: &Config, arguments: &Arguments) -> Result<Value, String> {
 fn decision<'a>(
     routes: &'a Routes<Vendor>,
     arguments: &Arguments,
-    caller: Arc<Caller>,
+    identity: Identity<'_>,
 ) -> Decision<'a, Vendor> {
     let refused = |stop: Error| Decision {
         vendor: None,
+        by_prefix: false,
         caller: None,
         path: Err(stop),
         login: None,
         rule: None,
     };
-    if matches!(arguments.method.as_str(), "TRACE" | "CONNECT") {
-        return refused(Error::MethodNotAllowed);
+    match Method::from_bytes(arguments.method.as_bytes()) {
+        Err(_) => return refused(Error::BadRequest(headers::ODD_REQUEST_LINE)),
+        Ok(Method::TRACE | Method::CONNECT) => return refused(Error::MethodNotAllowed),
+        Ok(_) => {}
+    }
+    if let Err(stop) = headers::check_method(arguments.method.as_bytes()) {
+        return refused(stop);
     }
     let target = match Target::parse(arguments.path.as_bytes()) {
         Ok(target) => target,
         Err(stop) => return refused(stop),
     };
-    let none = http::HeaderMap::new();
+    let none = HeaderMap::new();
     let authority = match headers::authority(&none, Some(&arguments.host)) {
         Ok(authority) => authority,
         Err(stop) => return refused(stop),
@@ -157,7 +173,7 @@ fn decision<'a>(
         authority,
         server_name: None,
     };
-    decide(routes, ask, Identity::Known(caller))
+    decide(routes, ask, identity)
 }
 
 fn caller(config: &Config, name: Option<&str>) -> Result<Arc<Caller>, String> {
@@ -184,6 +200,17 @@ fn caller(config: &Config, name: Option<&str>) -> Result<Arc<Caller>, String> {
 
 fn auth_kind(vendor: &config::Vendor) -> &'static str {
     vendor.auth.as_ref().map_or("none", Auth::kind)
+}
+
+/// The query to send, values of ours masked.
+fn sent_query(vendor: Option<&config::Vendor>, callers: Option<&str>) -> Option<String> {
+    let Some(Auth::Query(parameters)) = vendor.and_then(|vendor| vendor.auth.as_ref()) else {
+        return callers.map(ToOwned::to_owned);
+    };
+    let names: Vec<_> = parameters.iter().map(|(name, _)| name.clone()).collect();
+    let ours = names.iter().map(|name| format!("{name}=***"));
+    let theirs = placement::without(callers.unwrap_or_default(), &names).map(ToOwned::to_owned);
+    Some(theirs.chain(ours).collect::<Vec<_>>().join("&"))
 }
 
 /// What is put on the request, values masked.

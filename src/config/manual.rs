@@ -35,7 +35,7 @@ One YAML file says everything; [proxy.yaml](../proxy.yaml) is a commented sample
 * A **secret** is never bare text: `{ env: NAME }`, `{ file: path }` (read again when the file changes) or
   `{ value: \"…\" }` (accepted, with a warning).
 * The file and everything it names are read again when they change. A change of `listeners`, `admin`,
-  `threads`, `store` or `access_log` needs a restart.
+  `threads` or `store` needs a restart.
 
 ";
 

@@ -401,14 +401,16 @@ fn in_scheme(value: &[u8]) -> Option<Key<'_>> {
     Some(Key::Decoded(Zeroizing::new(pair[colon + 1..].to_vec())))
 }
 
-/// The host of an authority, without its port; IPv6 literals keep their brackets.
+/// The host of an authority, without its port and without the dot that says that a name is whole;
+/// IPv6 literals keep their brackets.
 #[must_use]
 pub fn host_of(authority: &str) -> &str {
     let after_literal = authority.rfind(']').map_or(0, |at| at + 1);
-    match authority[after_literal..].find(':') {
+    let host = match authority[after_literal..].find(':') {
         Some(colon) => &authority[..after_literal + colon],
         None => authority,
-    }
+    };
+    host.strip_suffix('.').unwrap_or(host)
 }
 
 /// Whether this name or address (no port) leads to this machine, whatever the DNS says.

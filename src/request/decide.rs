@@ -38,6 +38,8 @@ pub enum Identity<'a> {
 pub struct Decision<'a, V> {
     /// The vendor, when one matched.
     pub vendor: Option<&'a Arc<V>>,
+    /// By the prefix of its path; otherwise by its host.
+    pub by_prefix: bool,
     /// The caller, when one was proven.
     pub caller: Option<Arc<Caller>>,
     /// The path to send upstream, or why the request stops.
@@ -62,6 +64,7 @@ pub fn decide<'a, V: AsRef<Vendor>>(
     let found = routes.find(&host, ask.target.path);
     let mut decision = Decision {
         vendor: found.as_ref().map(|found| found.vendor),
+        by_prefix: !by_host,
         caller: None,
         path: Err(Error::NoVendor),
         login: None,

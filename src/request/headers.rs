@@ -73,9 +73,7 @@ pub fn check_raw_head(head: &[u8]) -> Result<(), Error> {
     if words.count() != 1 {
         return Err(Error::BadRequest(ODD_REQUEST_LINE));
     }
-    if method.iter().any(u8::is_ascii_lowercase) {
-        return Err(Error::BadRequest("The method is not in upper case."));
-    }
+    check_method(method)?;
     if memchr(b'#', target).is_some() {
         return Err(Error::BadRequest(
             "The request target holds a fragment (#).",
@@ -141,6 +139,18 @@ pub fn check_fields(headers: &HeaderMap) -> Result<(), Error> {
         return Err(Error::BadRequest(
             "A header name holds an underscore; servers confuse it with a hyphen.",
         ));
+    }
+    Ok(())
+}
+
+/// Methods are case-sensitive (RFC 9110 §9.1), and servers that take `get` for GET would pass by
+/// what a rule says of GET.
+///
+/// # Errors
+/// [`Error::BadRequest`] when it is not in upper case.
+pub fn check_method(method: &[u8]) -> Result<(), Error> {
+    if method.iter().any(u8::is_ascii_lowercase) {
+        return Err(Error::BadRequest("The method is not in upper case."));
     }
     Ok(())
 }
@@ -216,6 +226,15 @@ impl Barred {
     /// `credential_fields`: the field names of all vendors' credentials.
     pub fn new(credential_fields: impl IntoIterator<Item = HeaderName>) -> Self {
         let mut names: HashSet<_> = credential_fields.into_iter().collect();
+        // Servers that make variables of fields take `a-b` for `a_b`. From callers, nothing with `_`
+        // is accepted in the first place.
+        let dashed: Vec<_> = names
+            .iter()
+            .filter_map(|name| {
+                HeaderName::from_bytes(name.as_str().replace('_', "-").as_bytes()).ok()
+            })
+            .collect();
+        names.extend(dashed);
         names.extend(KEY_FIELDS.iter().cloned());
         // A vendor with several ways to log in must not be offered another of them by the caller.
         names.extend(

@@ -103,17 +103,20 @@ impl Placement {
         };
         let ours = held.values().first()?.to_str().ok()?;
         let mut query = String::with_capacity(callers.map_or(0, str::len) + ours.len() + 1);
-        let kept = callers
-            .unwrap_or_default()
-            .split('&')
-            .filter(|pair| !pair.is_empty() && !names.iter().any(|name| is_named(pair, name)));
-        for pair in kept {
+        for pair in without(callers.unwrap_or_default(), names) {
             query.push_str(pair);
             query.push('&');
         }
         query.push_str(ours);
         Some(query)
     }
+}
+
+/// The parameters of `query` but for those called one of `names`.
+pub fn without<'a>(query: &'a str, names: &'a [String]) -> impl Iterator<Item = &'a str> {
+    query
+        .split('&')
+        .filter(|pair| !pair.is_empty() && !names.iter().any(|name| is_named(pair, name)))
 }
 
 /// The secrets in `Bearer SECRET`, `Basic base64(NAME:SECRET)` and the like.

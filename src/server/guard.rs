@@ -28,8 +28,10 @@ use crate::request::limit::Pace;
 pub(super) const HEAD_TIME: Duration = Duration::from_secs(10);
 /// What is written in one go with what follows it, bytes: a packet's.
 const SMALL: usize = 1460;
-/// How much is read before pingora reads, bytes: most heads in one go.
-const AHEAD: usize = 1024;
+/// How much is read before pingora reads, bytes: as much as it would, so that it reads as often.
+const AHEAD: usize = 4096;
+/// How much room a connection keeps for that when it idles, bytes: for most heads.
+const KEPT: usize = 1024;
 /// How long a connection may idle between requests. Longer than common clients keep a connection, so
 /// that the client is the one to close.
 const KEEPALIVE: Duration = Duration::from_secs(75);
@@ -349,6 +351,9 @@ impl AsyncRead for Guarded {
             let length = self.ahead.len().min(buffer.remaining());
             buffer.put_slice(&self.ahead[..length]);
             self.ahead.drain(..length);
+            if self.ahead.is_empty() && self.ahead.capacity() > KEPT {
+                self.ahead = Vec::new();
+            }
             return Poll::Ready(Ok(()));
         }
         if self.stale.load(Ordering::Relaxed) {

@@ -370,6 +370,7 @@ impl Making<'_> {
             routes: Routes::new(ways),
             barred: Barred::new(credential_fields(config)),
             nobody: self.metrics.vendor("none"),
+            access_log: config.access_log,
         };
         let view = View {
             issuers: issuers.iter().map(|issuer| issuer.keys.clone()).collect(),
@@ -521,7 +522,6 @@ fn needs_restart(before: &Config, now: &Config) -> Result<(), ReloadError> {
         ("admin", before.admin == now.admin),
         ("threads", before.threads == now.threads),
         ("store", before.store == now.store),
-        ("access_log", before.access_log == now.access_log),
     ];
     match same.iter().find(|(_, same)| !same) {
         Some((what, _)) => Err(ReloadError::NeedsRestart(what)),

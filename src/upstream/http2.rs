@@ -100,6 +100,8 @@ pub struct Need {
     pub left: Option<Duration>,
     /// Something else sees how long the server is silent.
     pub watched: bool,
+    /// Its caller knows of no chunks, which is how pingora passes on what comes by HTTP/2.
+    pub http1: bool,
 }
 
 impl Need {
@@ -131,6 +133,7 @@ impl Need {
                 options.h2_ping_interval = Some(GRPC_PING);
                 peer.group_key ^= GRPC_POOL;
             }
+            Kind::Ordinary if self.http1 => options.alpn = ALPN::H1,
             Kind::Ordinary | Kind::Grpc => {}
         }
         if self.fresh && may_be_http2 {
@@ -210,6 +213,7 @@ mod tests {
             upload: None,
             left: None,
             watched: false,
+            http1: false,
         };
         change(&mut need);
         let mut peer = peer();
@@ -228,6 +232,14 @@ mod tests {
         let peer = suited(upgrade, |_| {});
         assert_eq!(peer.options.alpn, ALPN::H1);
         assert_eq!(peer.options.read_timeout, Some(TIMEOUTS.idle_stream));
+    }
+
+    #[test]
+    fn who_knows_no_chunks_is_served_over_http_1() {
+        let any = suited(Kind::Ordinary, |_| {});
+        assert_eq!(any.options.alpn.get_max_http_version(), 2);
+        let old = suited(Kind::Ordinary, |need| need.http1 = true);
+        assert_eq!(old.options.alpn, ALPN::H1);
     }
 
     #[test]

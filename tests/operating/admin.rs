@@ -449,9 +449,21 @@ async fn request_lines_can_be_turned_off() {
     let head = format!("{HEAD}access_log: false\n");
     let mut proxy = Proxy::start(dir.path(), &yaml(&head, &echo.url(), ""));
     assert_eq!(get(&proxy, "/v/x", &[]).await.status, 200);
+    // And on again, without a restart.
+    let head = format!("{HEAD}access_log: true\n");
+    std::fs::write(dir.path().join("proxy.yaml"), yaml(&head, &echo.url(), "")).unwrap();
+    crate::support::signal(proxy.id(), "HUP");
+    crate::support::eventually("the new configuration is in use", || {
+        let metrics = proxy.admin("/metrics").1;
+        let ok = "countersign_config_reloads_total{outcome=\"ok\"} 1";
+        metrics.contains(ok).then_some(())
+    });
+    assert_eq!(get(&proxy, "/v/y", &[]).await.status, 200);
     crate::support::signal(proxy.id(), "TERM");
     assert_eq!(proxy.ended(), Some(0));
-    assert_eq!(proxy.stdout(), "");
+    let lines = proxy.stdout();
+    assert_eq!(lines.lines().count(), 1, "{lines}");
+    assert!(lines.contains("\"path\":\"/v/y\""), "{lines}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -100,6 +100,8 @@ async fn explain_says_where_a_request_goes_and_what_is_put_on_it_masked() {
         (&["POST", "/certn/TOKEN/"], 403, "refused_path"),
         (&["GET", "/certn/../x"], 400, "bad_request"),
         (&["TRACE", "/certn/x"], 405, "method_not_allowed"),
+        (&["get", "/certn/x"], 400, "bad_request"),
+        (&["G T", "/certn/x"], 400, "bad_request"),
         (&["DELETE", "/certn/x", "--caller", "app"], 200, ""),
     ] {
         let mut all = vec!["explain", "--json"];
@@ -128,6 +130,39 @@ async fn explain_says_where_a_request_goes_and_what_is_put_on_it_masked() {
     assert_eq!(permitted["rule"], "*", "the grant that permits it");
     for stand in plan.stands.all() {
         assert!(stand.connections().is_empty(), "{}", stand.url());
+    }
+}
+
+#[test]
+fn explain_shows_the_request_that_would_be_sent_and_refuses_as_serve_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "\
+vendors:
+  q: { upstream: \"https://q.example\", auth: { query: { api_key: { value: hunter2 } } } }
+  v: { upstream: \"https://v.example\", hosts: [ v.internal ] }
+";
+    std::fs::write(dir.path().join("proxy.yaml"), text).unwrap();
+    let explain = |arguments: &[&str]| {
+        let mut all = vec!["explain", "--json"];
+        all.extend(arguments);
+        let told = run(dir.path(), &all);
+        assert!(!told.stdout.contains("hunter"), "{told:?}");
+        let value: Value = serde_json::from_str(&told.stdout).unwrap();
+        (told.code, value)
+    };
+    let (code, told) = explain(&["GET", "/q/x?a=1&API%5fkey=hunted&b=2"]);
+    assert_eq!(code, Some(0), "{told}");
+    assert_eq!(told["upstream"], "https://q.example/x?a=1&b=2&api_key=***");
+    assert!(!told.to_string().contains("hunted"), "{told}");
+    let (_, told) = explain(&["GET", "/q/x"]);
+    assert_eq!(told["upstream"], "https://q.example/x?api_key=***");
+
+    // Without callers, only this machine's programs may call, and those of a name that is known.
+    let (code, told) = explain(&["GET", "/q/x", "--host", "evil.example"]);
+    assert_eq!((code, &told["reason"]), (Some(1), &json!("forbidden")));
+    for host in ["localhost", "127.0.0.1:8080", "v.internal"] {
+        let (code, told) = explain(&["GET", "/q/x", "--host", host]);
+        assert_eq!(code, Some(0), "{host}: {told}");
     }
 }
 

@@ -55,6 +55,7 @@ pub(in crate::request) async fn admit(
     let decision = decide(&snapshot.routes, ask, identity);
     ctx.way = decision.vendor.cloned();
     ctx.rule = decision.rule;
+    ctx.by_prefix = decision.by_prefix;
     if let (Some(shape), Some(way)) = (decision.login, ctx.way.clone()) {
         return log_in(session, ctx, shape, &way.vendor).await;
     }

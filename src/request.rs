@@ -401,6 +401,9 @@ impl ProxyHttp for Proxy {
         if session.as_downstream_mut().is_body_done() {
             if let Some(guarded) = guard(session) {
                 guarded.expect_body(Duration::ZERO);
+                if ctx.kind == Kind::Ordinary {
+                    guarded.body_is_complete();
+                }
             }
             await_answer(session, ctx);
         }
@@ -419,7 +422,9 @@ impl ProxyHttp for Proxy {
         if end {
             if let Some(guarded) = guard(session) {
                 guarded.expect_body(Duration::ZERO);
-                guarded.body_is_complete();
+                if ctx.kind == Kind::Ordinary {
+                    guarded.body_is_complete();
+                }
             }
             await_answer(session, ctx);
             // HTTP/2 clients often say the end in a frame of its own. pingora would write it to an

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use countersign::demo;
 
+use crate::support::script::{Reply, Server};
 use crate::support::{Proxy, eventually, status_of};
 
 const HEAD: &str = "GET /v/x HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -98,16 +99,21 @@ async fn a_head_has_ten_seconds_and_idle_connections_cost_others_nothing() {
 /// A proxy whose only listener is `listener`, in front of an echo.
 async fn behind(listener: &str) -> (Proxy, demo::Stand, tempfile::TempDir) {
     let echo = demo::echo().await.unwrap();
+    let (proxy, dir) = before(&echo.url(), listener).await;
+    (proxy, echo, dir)
+}
+
+/// The proxy before another vendor.
+async fn before(vendor: &str, listener: &str) -> (Proxy, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let yaml = format!(
-        "listeners: [ {listener} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\nvendors:\n  v:\n    upstream: {}\n    allow_plaintext: true\n",
-        echo.url()
+        "listeners: [ {listener} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\nvendors:\n  v:\n    upstream: {vendor}\n    allow_plaintext: true\n"
     );
     let directory = dir.path().to_owned();
     let proxy = tokio::task::spawn_blocking(move || Proxy::start(&directory, &yaml))
         .await
         .unwrap();
-    (proxy, echo, dir)
+    (proxy, dir)
 }
 
 const CLOSED: &str = "GET /v/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
@@ -126,6 +132,23 @@ async fn a_trusted_load_balancer_says_who_is_calling() {
         let log = proxy.stdout();
         (log.contains("192.0.2.7:4711") && log.contains("192.0.2.8:4711")).then_some(())
     });
+    // In two pieces, wherever it is cut.
+    let header = "PROXY TCP4 192.0.2.9 192.0.2.1 1 443\r\n";
+    for cut in 1..header.len() {
+        let answer = tokio::task::block_in_place(|| {
+            let mut stream = TcpStream::connect(proxy.data).unwrap();
+            stream.set_nodelay(true).unwrap();
+            stream.write_all(&header.as_bytes()[..cut]).unwrap();
+            std::thread::sleep(Duration::from_millis(5));
+            stream
+                .write_all((header[cut..].to_owned() + CLOSED).as_bytes())
+                .unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        });
+        assert_eq!(status_of(&answer), 200, "cut after {cut}: {answer}");
+    }
     // Without the header nothing is served.
     assert_eq!(proxy.raw(CLOSED), "");
 }
@@ -163,6 +186,117 @@ async fn plaintext_http2_is_spoken_where_it_is_configured_and_short_requests_nev
 
     let (plain, _echo, _dir) = behind("{ bind: 127.0.0.1:0 }").await;
     assert!(over_http2(&plain).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_sent_in_one_go_are_served_one_after_the_other() {
+    let (proxy, echo, _dir) = behind("{ bind: 127.0.0.1:0 }").await;
+    let all: String = ["one", "two", "three"]
+        .map(|name| format!("GET /v/{name} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+        .concat();
+    // The head of the last is split.
+    let answers = tokio::task::block_in_place(|| {
+        let mut stream = TcpStream::connect(proxy.data).unwrap();
+        let (now, later) = all.split_at(all.len() - 10);
+        stream.write_all(now.as_bytes()).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        stream
+            .write_all((later.to_owned() + CLOSED).as_bytes())
+            .unwrap();
+        let mut answers = String::new();
+        stream.read_to_string(&mut answers).unwrap();
+        answers
+    });
+    assert_eq!(answers.matches("HTTP/1.1 200 ").count(), 4, "{answers}");
+    assert_eq!(answers.matches("Connection: close").count(), 1, "{answers}");
+    let targets: Vec<_> = echo
+        .requests()
+        .iter()
+        .map(|request| {
+            let head = String::from_utf8_lossy(&request.raw).into_owned();
+            head.split(' ').nth(1).unwrap().to_owned()
+        })
+        .collect();
+    assert_eq!(targets, ["/one", "/two", "/three", "/x"]);
+
+    // What the gate refuses, it refuses behind another request as well.
+    for (second, status) in [
+        ("GET /v/../x HTTP/1.1\r\nHost: localhost\r\n", 400),
+        ("GET  /v/x HTTP/1.1\r\nHost: localhost\r\n", 400),
+        ("GET /v/x HTTP/1.1\r\nHost: evil.example\r\n", 403),
+    ] {
+        let both =
+            CLOSED.replace("Connection: close\r\n", "") + second + "Connection: close\r\n\r\n";
+        let answers = proxy.raw(both);
+        let last = answers.rfind("HTTP/1.1 ").unwrap();
+        assert!(last > 0, "{second}: {answers}");
+        assert_eq!(status_of(&answers[last..]), status, "{second}: {answers}");
+    }
+    assert_eq!(echo.requests().len(), 4 + 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_behind_a_request_disturbs_nothing() {
+    let slow = Server::start(|asked| async move {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        Reply::whole("200 OK", "", asked.body.len().to_string())
+    })
+    .await;
+    let (proxy, _dir) = before(&slow.url(""), "{ bind: 127.0.0.1:0 }").await;
+    let get = "GET /v/x HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let post = "POST /v/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nabc";
+    let large = format!(
+        "POST /v/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\n{}",
+        "x".repeat(9000)
+    );
+    for first in [get, post, &*large] {
+        let served = slow.asked().len();
+        let answers = tokio::task::block_in_place(|| {
+            let mut stream = TcpStream::connect(proxy.data).unwrap();
+            stream.write_all(first.as_bytes()).unwrap();
+            // An empty line too many, then the next request, while the vendor is still at it.
+            std::thread::sleep(Duration::from_millis(100));
+            stream.write_all(b"\r\n").unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+            stream.write_all(CLOSED.as_bytes()).unwrap();
+            let mut answers = String::new();
+            stream.read_to_string(&mut answers).unwrap();
+            answers
+        });
+        assert_eq!(
+            answers.matches("HTTP/1.1 200 ").count(),
+            2,
+            "{first}: {answers}"
+        );
+        assert_eq!(slow.asked().len() - served, 2, "{first}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_is_too_large_is_refused_before_it_is_whole() {
+    let (proxy, echo, _dir) = behind("{ bind: 127.0.0.1:0 }").await;
+    let fields = format!(
+        "GET /v/x HTTP/1.1\r\nHost: localhost\r\nX: {}",
+        "a".repeat(100_000)
+    );
+    let target = format!("GET /v/{}", "a".repeat(100_000));
+    for (open, status) in [(fields, 431), (target, 414)] {
+        let answer = tokio::task::block_in_place(|| {
+            let mut stream = TcpStream::connect(proxy.data).unwrap();
+            stream
+                .set_read_timeout(Some(Duration::from_secs(5)))
+                .unwrap();
+            stream.write_all(open.as_bytes()).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        });
+        assert_eq!(status_of(&answer), status, "{answer}");
+        assert!(answer.contains("application/problem+json"), "{answer}");
+        assert!(answer.contains("Connection: close"), "{answer}");
+    }
+    assert_eq!(echo.requests().len(), 0);
+    assert_eq!(status_of(&proxy.raw(CLOSED)), 200);
 }
 
 /// The status of a GET by HTTP/2 with prior knowledge.

@@ -76,6 +76,23 @@ impl Problem {
     }
 }
 
+impl Problem {
+    /// The whole answer for HTTP/1.1, after which the connection is closed.
+    #[must_use]
+    pub fn to_http1(&self) -> Vec<u8> {
+        let mut answer = format!("HTTP/1.1 {}\r\n", self.status).into_bytes();
+        for (name, value) in &self.fields {
+            answer.extend_from_slice(name.as_bytes());
+            answer.extend_from_slice(b": ");
+            answer.extend_from_slice(value.as_bytes());
+            answer.extend_from_slice(b"\r\n");
+        }
+        answer.extend_from_slice(b"Connection: close\r\n\r\n");
+        answer.extend_from_slice(&self.body);
+        answer
+    }
+}
+
 /// Whether a request is a gRPC call.
 #[must_use]
 pub fn is_grpc(headers: &HeaderMap) -> bool {

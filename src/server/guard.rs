@@ -14,6 +14,8 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use http::HeaderMap;
+use memchr::memmem;
 use pingora::protocols::tls::{ALPN, SslDigest};
 use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream,
@@ -22,6 +24,9 @@ use pingora::protocols::{
 use tokio::io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::error::Error;
+use crate::request::answer::Problem;
+use crate::request::headers::{MAX_HEAD, request_id};
 use crate::request::limit::Pace;
 
 /// A whole request head, and on a new connection its first byte, must be here within this time.
@@ -43,8 +48,15 @@ pub struct Guarded {
     /// pingora writes the head of an answer, then its body, and flushes: one call of the system for
     /// both of a small one. Its own listeners buffer, too.
     inner: BufWriter<Stream>,
-    /// What came while nobody was reading yet, see [`Self::begins`].
+    /// What came while nobody was reading yet, see [`Self::begins`] and [`Self::body_is_complete`].
     ahead: Vec<u8>,
+    /// The request has been passed on to its end: what comes now is another one's.
+    ended: AtomicBool,
+    /// Of the head being read, bytes passed on, and the last three of them.
+    head_bytes: usize,
+    head_tail: [u8; 3],
+    /// The head was refused, and is read on only so that the answer is not lost to a reset.
+    refused: bool,
     /// One of the constants below.
     phase: AtomicU8,
     /// Counted in the first line of the head being read.
@@ -105,6 +117,10 @@ impl Guarded {
             http2,
             inner: BufWriter::with_capacity(room, inner),
             ahead: Vec::new(),
+            ended: AtomicBool::new(false),
+            head_bytes: 0,
+            head_tail: [0; 3],
+            refused: false,
             phase: AtomicU8::new(phase),
             blanks: AtomicU8::new(0),
             odd_line: AtomicBool::new(false),
@@ -136,18 +152,126 @@ impl Guarded {
     /// Waits for a request to begin. pingora would wait with all made ready for one, some twenty
     /// kilobytes, and most connections are idle most of the time. `false`: none will come.
     pub(super) async fn begins(&mut self) -> bool {
+        self.renew();
         poll_fn(|cx| {
-            if self.ahead.is_empty() {
-                let mut space = [MaybeUninit::uninit(); AHEAD];
-                let mut came = ReadBuf::uninit(&mut space);
-                if ready!(Pin::new(&mut *self).poll_read(cx, &mut came)).is_err() {
-                    return Poll::Ready(false);
+            while self.ahead.is_empty() {
+                match self.poll_fill(cx) {
+                    Poll::Ready(Ok(())) if !self.ahead.is_empty() => {}
+                    Poll::Ready(_) => return Poll::Ready(false),
+                    Poll::Pending => {
+                        let head_by = self.head_by;
+                        return self.poll_until(head_by, cx).map(|()| false);
+                    }
                 }
-                self.ahead.extend_from_slice(came.filled());
+                // Some clients end a body with an empty line too many (RFC 9112 §2.2): no request.
+                if self.ahead.iter().all(|byte| matches!(byte, b'\r' | b'\n')) {
+                    self.ahead.clear();
+                }
             }
-            Poll::Ready(!self.ahead.is_empty())
+            self.head_comes();
+            Poll::Ready(true)
         })
         .await
+    }
+
+    /// Limits move on to the next request.
+    fn renew(&mut self) {
+        if self.stale.load(Ordering::Relaxed) {
+            self.stale.store(false, Ordering::Relaxed);
+            self.head_by = Instant::now() + KEEPALIVE;
+            (self.head_bytes, self.head_tail) = (0, [0; 3]);
+            (self.pace, self.waiting) = (None, None);
+        }
+    }
+
+    /// Reads what is there, nothing being left of what was read before.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut space = [MaybeUninit::uninit(); AHEAD];
+        let mut came = ReadBuf::uninit(&mut space);
+        ready!(Pin::new(&mut self.inner).poll_read(cx, &mut came))?;
+        self.ahead.extend_from_slice(came.filled());
+        Poll::Ready(Ok(()))
+    }
+
+    /// Some of a head has come.
+    fn head_comes(&mut self) {
+        let phase = self.phase.load(Ordering::Relaxed);
+        if phase == BETWEEN {
+            self.phase.store(BEFORE_HEAD, Ordering::Relaxed);
+            self.head_by = Instant::now() + HEAD_TIME;
+        }
+        if phase != IN_FIELDS {
+            self.note(&self.ahead);
+        }
+    }
+
+    /// Passes on what was read. Of a head no more than its end: what is behind it may be another
+    /// request, and pingora would drop that.
+    fn pass_on(&mut self, buffer: &mut ReadBuf<'_>) {
+        let mut length = self.ahead.len().min(buffer.remaining());
+        if self.phase.load(Ordering::Relaxed) != AFTER_HEAD {
+            length = end_of_head(self.head_tail, &self.ahead[..length]).unwrap_or(length);
+            self.head_bytes += length;
+            for byte in &self.ahead[length.saturating_sub(3)..length] {
+                self.head_tail = [self.head_tail[1], self.head_tail[2], *byte];
+            }
+        }
+        buffer.put_slice(&self.ahead[..length]);
+        self.ahead.drain(..length);
+        if self.ahead.is_empty() && self.ahead.capacity() > KEPT {
+            self.ahead = Vec::new();
+        }
+    }
+
+    /// Keeps what comes behind the request for later, as much of it as is read in one go.
+    fn poll_behind(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty()
+            && let Poll::Ready(read) = self.poll_fill(cx)
+            && (read.is_err() || self.ahead.is_empty())
+        {
+            return Poll::Ready(read);
+        }
+        Poll::Pending
+    }
+
+    /// Answers a head that is too large while it is still coming: pingora would go on collecting it, up
+    /// to a mebibyte, and its own check comes when it is whole.
+    fn refuse_head(&mut self) {
+        let stop = if self.phase.load(Ordering::Relaxed) == IN_LINE {
+            Error::TargetTooLong
+        } else {
+            Error::HeadTooLarge
+        };
+        tracing::debug!(
+            reason = stop.verdict().reason,
+            bytes = self.head_bytes,
+            "a head was refused"
+        );
+        self.refused = true;
+        let answer = Problem::new(stop, None, &request_id(&HeaderMap::new()), false).to_http1();
+        let mut now = Context::from_waker(Waker::noop());
+        // Nothing else has been written: there is room for it.
+        let _ = Pin::new(&mut self.inner).poll_write(&mut now, &answer);
+        self.flush_now();
+        let _ = Pin::new(self.inner.get_mut()).poll_shutdown(&mut now);
+    }
+
+    /// Reads on and drops what comes, until the caller has closed or the time for a head is over.
+    fn poll_refused(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut space = [MaybeUninit::uninit(); AHEAD];
+        // A caller that sends without pause is left to itself, too.
+        for _ in 0..256 {
+            let mut dropped = ReadBuf::uninit(&mut space);
+            match Pin::new(&mut self.inner).poll_read(cx, &mut dropped) {
+                Poll::Ready(Ok(())) if !dropped.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(Err(too_large())),
+                Poll::Pending => {
+                    let head_by = self.head_by;
+                    return self.poll_until(head_by, cx).map(|()| Err(too_large()));
+                }
+            }
+        }
+        Poll::Ready(Err(too_large()))
     }
 
     /// Tells that the head has been read.
@@ -169,9 +293,12 @@ impl Guarded {
         self.longest_stall.store(longest, Ordering::Relaxed);
     }
 
-    /// Tells that the end of the body is about to be passed on.
+    /// Tells that the end of the body is about to be passed on, or that there is none. pingora goes on
+    /// reading to notice that the caller leaves, and takes anything else for an error; here, what comes
+    /// is kept until the answer has been sent.
     pub fn body_is_complete(&self) {
         self.listened.store(false, Ordering::Relaxed);
+        self.ended.store(true, Ordering::Relaxed);
     }
 
     /// Whether pingora has looked for more from the caller since then. It does unless passing on
@@ -248,6 +375,7 @@ impl Guarded {
     /// Tells that an answer has been sent: what comes next is another head.
     pub(super) fn expect_head(&self) {
         self.stale.store(true, Ordering::Relaxed);
+        self.ended.store(false, Ordering::Relaxed);
         self.answer_by.store(0, Ordering::Relaxed);
         self.longest_silence.store(0, Ordering::Relaxed);
         self.late.store(false, Ordering::Relaxed);
@@ -336,6 +464,22 @@ impl Guarded {
     }
 }
 
+/// How many of `bytes` belong to a head whose end is among them, `tail` being what came just before.
+fn end_of_head(tail: [u8; 3], bytes: &[u8]) -> Option<usize> {
+    const END: &[u8] = b"\r\n\r\n";
+    let mut seam = [0; 6];
+    let begun = bytes.len().min(3);
+    seam[..3].copy_from_slice(&tail);
+    seam[3..3 + begun].copy_from_slice(&bytes[..begun]);
+    memmem::find(&seam, END)
+        .map(|at| at + 1)
+        .or_else(|| memmem::find(bytes, END).map(|at| at + END.len()))
+}
+
+fn too_large() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the request head is too large")
+}
+
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -347,24 +491,27 @@ impl AsyncRead for Guarded {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.listened.store(true, Ordering::Relaxed);
-        if !self.ahead.is_empty() {
-            let length = self.ahead.len().min(buffer.remaining());
-            buffer.put_slice(&self.ahead[..length]);
-            self.ahead.drain(..length);
-            if self.ahead.is_empty() && self.ahead.capacity() > KEPT {
-                self.ahead = Vec::new();
-            }
+        if self.refused {
+            return self.poll_refused(cx);
+        }
+        self.renew();
+        let phase = self.phase.load(Ordering::Relaxed);
+        let ended = self.ended.load(Ordering::Relaxed);
+        if phase != AFTER_HEAD && self.head_bytes > MAX_HEAD {
+            self.refuse_head();
+            return self.poll_refused(cx);
+        }
+        if !self.ahead.is_empty() && !ended {
+            self.pass_on(buffer);
             return Poll::Ready(Ok(()));
         }
-        if self.stale.load(Ordering::Relaxed) {
-            self.stale.store(false, Ordering::Relaxed);
-            self.head_by = Instant::now() + KEEPALIVE;
-            (self.pace, self.waiting) = (None, None);
-        }
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.inner).poll_read(cx, buffer);
-        let phase = self.phase.load(Ordering::Relaxed);
         if phase == AFTER_HEAD {
+            let before = buffer.filled().len();
+            let read = if ended {
+                self.poll_behind(cx)
+            } else {
+                Pin::new(&mut self.inner).poll_read(cx, buffer)
+            };
             let longest = self.longest_pause.load(Ordering::Relaxed);
             if longest > 0 && read.is_pending() {
                 return self.poll_pause(Duration::from_millis(longest), cx);
@@ -386,19 +533,12 @@ impl AsyncRead for Guarded {
             let late = "the answer took too long";
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, late)));
         }
-        if read.is_ready() {
-            let new = &buffer.filled()[before..];
-            if new.is_empty() {
-                return read;
+        if let Poll::Ready(read) = self.poll_fill(cx) {
+            if !self.ahead.is_empty() {
+                self.head_comes();
+                self.pass_on(buffer);
             }
-            if phase == BETWEEN {
-                self.phase.store(BEFORE_HEAD, Ordering::Relaxed);
-                self.head_by = Instant::now() + HEAD_TIME;
-            }
-            if phase != IN_FIELDS {
-                self.note(new);
-            }
-            return read;
+            return Poll::Ready(read);
         }
         let head_by = self.head_by;
         ready!(self.poll_until(head_by, cx));
@@ -553,6 +693,98 @@ mod tests {
         }
         assert_eq!(read, long.as_bytes());
         assert!(guarded.has_odd_first_line());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_behind_a_request_is_kept_and_stops_no_clock() {
+        let (mut guarded, mut far) = after_a_request().await;
+        far.write_all(HEAD).await.unwrap();
+        far.write_all(HEAD).await.unwrap();
+        assert!(guarded.begins().await);
+        let mut head = [0; 256];
+        // Of what has come, the first request and no more.
+        assert_eq!(guarded.read(&mut head).await.unwrap(), HEAD.len());
+        guarded.head_is_complete();
+        guarded.body_is_complete();
+        let began = Instant::now();
+        guarded.expect_answer_by(Some(began + Duration::from_secs(20)));
+        let early = timeout(Duration::from_secs(10), guarded.read(&mut head)).await;
+        assert!(early.is_err(), "{early:?}");
+        far.write_all(b"G").await.unwrap();
+        let late = guarded.read(&mut head).await.unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(began.elapsed().as_secs(), 20);
+
+        guarded.expect_head();
+        assert!(guarded.begins().await);
+        assert_eq!(guarded.read(&mut head).await.unwrap(), HEAD.len());
+        assert!(!guarded.has_odd_first_line());
+        guarded.head_is_complete();
+        guarded.body_is_complete();
+        let (read, ()) = tokio::join!(
+            timeout(Duration::from_secs(5), guarded.read(&mut head)),
+            async {
+                far.write_all(b"ET  / HTTP/1.1\r\n").await.unwrap();
+            }
+        );
+        assert!(read.is_err(), "{read:?}");
+        guarded.expect_head();
+        assert!(guarded.begins().await);
+        let mut odd = String::new();
+        while !odd.ends_with('\n') {
+            let length = guarded.read(&mut head).await.unwrap();
+            odd.push_str(std::str::from_utf8(&head[..length]).unwrap());
+        }
+        assert_eq!(odd, "GET  / HTTP/1.1\r\n");
+        assert!(guarded.has_odd_first_line(), "looked at as every other");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn empty_lines_between_requests_are_none_and_win_no_time() {
+        let (mut guarded, mut far) = after_a_request().await;
+        let began = Instant::now();
+        for _ in 0..3 {
+            far.write_all(b"\r\n").await.unwrap();
+            let waiting = timeout(Duration::from_secs(20), guarded.begins()).await;
+            assert!(waiting.is_err(), "{waiting:?}");
+        }
+        assert!(!guarded.begins().await);
+        assert_eq!(began.elapsed().as_secs(), KEEPALIVE.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_without_end_is_refused_at_its_limit() {
+        let long = "a".repeat(2 * MAX_HEAD);
+        for (begun, status) in [("GET / HTTP/1.1\r\nA: ", "431"), ("GET /", "414")] {
+            let (mut guarded, far) = after_a_request().await;
+            let (mut read, mut written) = far.into_split();
+            let sending = async {
+                let _ = written
+                    .write_all((begun.to_owned() + &long).as_bytes())
+                    .await;
+            };
+            let reading = async {
+                assert!(guarded.begins().await);
+                let mut all = 0;
+                loop {
+                    match guarded.read(&mut [0; 8192]).await {
+                        Ok(length) => all += length,
+                        Err(refused) => return (all, refused),
+                    }
+                }
+            };
+            let ((), (all, refused)) = tokio::join!(sending, reading);
+            assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
+            assert!((MAX_HEAD..MAX_HEAD + 8193).contains(&all), "{all}");
+            drop(guarded);
+            let mut answer = String::new();
+            read.read_to_string(&mut answer).await.unwrap();
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{answer}"
+            );
+            assert!(answer.ends_with('}'), "{answer}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

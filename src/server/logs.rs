@@ -36,6 +36,10 @@ pub fn init(default: LevelFilter) {
         .with_default_directive(default.into())
         .from_env_lossy();
     let capped = filter_fn(|event| {
+        // It says ERROR of every caller that leaves within a head. What becomes of requests, we say.
+        if event.target().starts_with("pingora_proxy") {
+            return false;
+        }
         *event.level() <= Level::INFO || !CAPPED.iter().any(|name| event.target().starts_with(name))
     })
     // Without it, every record of these libraries is made and carried here only to be dropped.

@@ -15,6 +15,9 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The longest header we read: version 2 with its extensions, far above what load balancers send.
 const MAX_HEADER: usize = 4096;
 
+/// The longest header of version 1, its line break included.
+const MAX_TEXT_HEADER: usize = 107;
+
 /// Whether `from` is one of the load balancers whose PROXY headers are believed.
 pub(super) fn is_trusted(trusted: &[IpNet], from: SocketAddr) -> bool {
     let address = from.ip().to_canonical();
@@ -33,7 +36,11 @@ pub(super) async fn proxied_for(stream: &mut Stream) -> io::Result<Option<Socket
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let parsed = HeaderResult::parse(&bytes);
-        if parsed.is_incomplete() && bytes.len() < MAX_HEADER {
+        // The parser takes a first version that ends before its last port for a wrong one.
+        let cut_short = bytes.starts_with(b"PROXY ")
+            && bytes.len() < MAX_TEXT_HEADER
+            && !bytes.contains(&b'\n');
+        if cut_short || (parsed.is_incomplete() && bytes.len() < MAX_HEADER) {
             continue;
         }
         let (length, address) = match &parsed {

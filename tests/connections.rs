@@ -239,7 +239,12 @@ async fn requests_sent_in_one_go_are_served_one_after_the_other() {
 async fn what_comes_behind_a_request_disturbs_nothing() {
     let slow = Server::start(|asked| async move {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        Reply::whole("200 OK", "", asked.body.len().to_string())
+        // It closes after each answer, and says so: a POST on a pooled connection that is gone fails.
+        Reply::whole(
+            "200 OK",
+            "Connection: close\r\n",
+            asked.body.len().to_string(),
+        )
     })
     .await;
     let (proxy, _dir) = before(&slow.url(""), "{ bind: 127.0.0.1:0 }").await;
@@ -254,8 +259,11 @@ async fn what_comes_behind_a_request_disturbs_nothing() {
         let answers = tokio::task::block_in_place(|| {
             let mut stream = TcpStream::connect(proxy.data).unwrap();
             stream.write_all(first.as_bytes()).unwrap();
-            // An empty line too many, then the next request, while the vendor is still at it.
-            std::thread::sleep(Duration::from_millis(100));
+            // An empty line too many, then the next request, while the vendor is still at it. Before it
+            // has the request, they could come with the end of its body.
+            eventually("the vendor has it", || {
+                (slow.asked().len() > served).then_some(())
+            });
             stream.write_all(b"\r\n").unwrap();
             std::thread::sleep(Duration::from_millis(50));
             stream.write_all(CLOSED.as_bytes()).unwrap();

@@ -399,13 +399,7 @@ impl ProxyHttp for Proxy {
             }
         }
         if session.as_downstream_mut().is_body_done() {
-            if let Some(guarded) = guard(session) {
-                guarded.expect_body(Duration::ZERO);
-                if ctx.kind == Kind::Ordinary {
-                    guarded.body_is_complete();
-                }
-            }
-            await_answer(session, ctx);
+            body_is_complete(session, ctx);
         }
         Ok(())
     }
@@ -420,13 +414,7 @@ impl ProxyHttp for Proxy {
         // Before the first byte of a body, and at the end of none, pingora has written the head.
         ctx.head_sent = true;
         if end {
-            if let Some(guarded) = guard(session) {
-                guarded.expect_body(Duration::ZERO);
-                if ctx.kind == Kind::Ordinary {
-                    guarded.body_is_complete();
-                }
-            }
-            await_answer(session, ctx);
+            body_is_complete(session, ctx);
             // HTTP/2 clients often say the end in a frame of its own. pingora would write it to an
             // HTTP/1.1 upstream as a chunk of no bytes, which is an end already, and then the end:
             // what follows on that connection would be read from the wrong place.
@@ -833,6 +821,18 @@ impl ProxyHttp for Proxy {
 }
 
 static NO_CALLER: std::sync::LazyLock<Arc<str>> = std::sync::LazyLock::new(|| Arc::from("none"));
+
+/// The request is out to its end, or about to be: it is the vendor's turn.
+fn body_is_complete(session: &Session, ctx: &mut Context) {
+    if let Some(guarded) = guard(session) {
+        guarded.expect_body(Duration::ZERO);
+        // What comes behind a request to upgrade may belong to the other protocol.
+        if ctx.kind != Kind::Upgrade {
+            guarded.body_is_complete();
+        }
+    }
+    await_answer(session, ctx);
+}
 
 /// Starts the time until the answer's first byte, unless pingora's own read timeout is what ends it.
 fn await_answer(session: &Session, ctx: &mut Context) {

@@ -305,6 +305,8 @@ async fn a_head_that_is_too_large_is_refused_before_it_is_whole() {
     }
     assert_eq!(echo.requests().len(), 0);
     assert_eq!(status_of(&proxy.raw(CLOSED)), 200);
+    let said = proxy.stderr();
+    assert!(!said.contains("ERROR"), "anyone can do that: {said}");
 }
 
 /// The status of a GET by HTTP/2 with prior knowledge.

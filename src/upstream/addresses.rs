@@ -1,0 +1,292 @@
+//! Which of a name's addresses a request takes: the first of the resolver's answer that is not
+//! known to be out of reach.
+//!
+//! What one request learns spares the others the same wait: an address that no connection can be
+//! made to stands behind all others for [`SET_BACK`]. Then one request sees whether it is back,
+//! alone. It is an order and no more: when no other is left, that address is asked all the same.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use pingora::upstreams::peer::HttpPeer;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// How long an address is tried last once it was found out of reach.
+const SET_BACK: Duration = Duration::from_mins(1);
+
+/// What the resolving task hands to requests.
+pub struct Addresses {
+    /// Never empty; `None` until the name has been resolved once.
+    servers: ArcSwapOption<Vec<Server>>,
+    resolved: Notify,
+    started: Instant,
+}
+
+struct Server {
+    address: IpAddr,
+    /// The finished template for its connections.
+    peer: HttpPeer,
+    reach: Arc<Reach>,
+}
+
+/// Milliseconds since [`Addresses::started`] until which this address is tried last; 0 where it can
+/// be reached for all we know. Outlives the answer it came with.
+#[derive(Debug)]
+struct Reach(AtomicU64);
+
+/// The address one attempt goes to.
+#[derive(Debug)]
+pub struct Taken {
+    at: usize,
+    /// `None` where there is no other address to prefer to it.
+    reach: Option<Arc<Reach>>,
+}
+
+/// Addresses that one request need not try again, by their place in the answer.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Tried(u64);
+
+impl Tried {
+    /// Adds an address.
+    pub fn add(&mut self, taken: &Taken) {
+        self.0 |= Self::bit(taken.at);
+    }
+
+    /// How many they are.
+    #[must_use]
+    pub fn count(self) -> usize {
+        self.0.count_ones() as usize
+    }
+
+    fn has(self, at: usize) -> bool {
+        self.0 & Self::bit(at) != 0
+    }
+
+    fn bit(at: usize) -> u64 {
+        1 << (at % 64)
+    }
+}
+
+impl Addresses {
+    /// None so far.
+    #[must_use]
+    pub fn unresolved() -> Self {
+        Self {
+            servers: ArcSwapOption::empty(),
+            resolved: Notify::new(),
+            started: Instant::now(),
+        }
+    }
+
+    /// Takes a resolver's answer into use. `addresses` must not be empty.
+    pub fn publish(&self, addresses: &[IpAddr], peer: impl Fn(IpAddr) -> HttpPeer) {
+        let before = self.servers.load();
+        let before: &[Server] = before.as_ref().map_or(&[], |servers| servers.as_slice());
+        let servers = addresses.iter().map(|&address| {
+            let known = before.iter().find(|server| server.address == address);
+            Server {
+                address,
+                peer: peer(address),
+                reach: known.map_or_else(
+                    || Arc::new(Reach(AtomicU64::new(0))),
+                    |server| server.reach.clone(),
+                ),
+            }
+        });
+        self.servers.store(Some(Arc::new(servers.collect())));
+        self.resolved.notify_waiters();
+    }
+
+    /// A copy of the peer to connect to next, by a request that has `tried` some in vain. Waits
+    /// `at_most` for the very first answer; `None` where that does not come.
+    pub async fn take(&self, tried: Tried, at_most: Duration) -> Option<(Box<HttpPeer>, Taken)> {
+        if let Some(servers) = &*self.servers.load() {
+            return Some(self.pick(servers, tried));
+        }
+        let resolved = self.resolved.notified();
+        // Between the look above and the registration here an answer may have come.
+        if self.servers.load().is_none() {
+            let _ = tokio::time::timeout(at_most, resolved).await;
+        }
+        let servers = self.servers.load();
+        servers.as_ref().map(|servers| self.pick(servers, tried))
+    }
+
+    fn pick(&self, servers: &[Server], tried: Tried) -> (Box<HttpPeer>, Taken) {
+        let (at, reach) = if servers.len() == 1 {
+            (0, None)
+        } else {
+            let now = self.now();
+            let mut left = (0..servers.len()).filter(|at| !tried.has(*at));
+            let at = left
+                .clone()
+                .find(|at| servers[*at].reach.may_be_asked(now))
+                .or_else(|| left.next())
+                .unwrap_or(0);
+            (at, Some(servers[at].reach.clone()))
+        };
+        (Box::new(servers[at].peer.clone()), Taken { at, reach })
+    }
+
+    /// No connection could be made to `taken`.
+    pub fn out_of_reach(&self, taken: &Taken) {
+        if let Some(reach) = &taken.reach {
+            reach.set_back(self.now());
+        }
+    }
+
+    /// How many there are to try.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        let servers = self.servers.load();
+        servers.as_ref().map_or(0, |servers| servers.len())
+    }
+
+    /// Never 0.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "half a billion years of milliseconds"
+    )]
+    fn now(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64 + 1
+    }
+}
+
+impl Taken {
+    /// A connection was made. Whether it had been thought out of reach.
+    pub fn within_reach(&self) -> bool {
+        self.reach.as_ref().is_some_and(|reach| {
+            // Nothing is written where nothing changes: all requests share it.
+            reach.0.load(Ordering::Relaxed) != 0 && reach.0.swap(0, Ordering::Relaxed) != 0
+        })
+    }
+}
+
+impl Reach {
+    fn may_be_asked(&self, now: u64) -> bool {
+        let until = self.0.load(Ordering::Relaxed);
+        until == 0
+            || now >= until
+                && self
+                    .0
+                    .compare_exchange(until, later(now), Ordering::Relaxed, Ordering::Relaxed)
+                    .is_ok()
+    }
+
+    fn set_back(&self, now: u64) {
+        self.0.store(later(now), Ordering::Relaxed);
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a minute")]
+fn later(now: u64) -> u64 {
+    now + SET_BACK.as_millis() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+
+    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+    const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
+    const C: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 3));
+
+    fn peer(address: IpAddr) -> HttpPeer {
+        HttpPeer::new(SocketAddr::new(address, 443), false, String::new())
+    }
+
+    fn known(addresses: &[IpAddr]) -> Addresses {
+        let known = Addresses::unresolved();
+        known.publish(addresses, peer);
+        known
+    }
+
+    impl Addresses {
+        async fn next(&self, tried: Tried) -> (IpAddr, Taken) {
+            let (peer, taken) = self.take(tried, Duration::ZERO).await.unwrap();
+            (peer._address.as_inet().unwrap().ip(), taken)
+        }
+
+        async fn first(&self) -> IpAddr {
+            self.next(Tried::default()).await.0
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_tries_each_address_once_and_then_begins_again() {
+        let known = known(&[A, B, C]);
+        let mut tried = Tried::default();
+        for expected in [A, B, C] {
+            let (address, taken) = known.next(tried).await;
+            assert_eq!(address, expected);
+            // Broken off within an answer, say: that is no reason to avoid it.
+            tried.add(&taken);
+        }
+        assert_eq!(tried.count(), known.count());
+        assert_eq!(known.next(tried).await.0, A);
+        assert_eq!(known.first().await, A);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_one_request_could_not_reach_the_others_try_last() {
+        let known = known(&[A, B]);
+        let (_, first) = known.next(Tried::default()).await;
+        known.out_of_reach(&first);
+        let mut tried = Tried::default();
+        tried.add(&first);
+        assert_eq!(known.next(tried).await.0, B);
+        let (address, second) = known.next(Tried::default()).await;
+        assert_eq!(address, B);
+
+        // Out of reach, both of them: in order, and none is left out.
+        known.out_of_reach(&second);
+        assert_eq!(known.first().await, A);
+        assert_eq!(known.next(tried).await.0, B);
+        assert!(second.within_reach());
+        assert!(!second.within_reach(), "said twice");
+        assert_eq!(known.first().await, B);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_while_one_request_sees_whether_it_is_back() {
+        let known = known(&[A, B]);
+        let (_, taken) = known.next(Tried::default()).await;
+        known.out_of_reach(&taken);
+        tokio::time::advance(SET_BACK - Duration::from_millis(1)).await;
+        assert_eq!(known.first().await, B);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        let (address, probe) = known.next(Tried::default()).await;
+        assert_eq!((address, known.first().await), (A, B));
+        assert!(probe.within_reach());
+        assert_eq!(known.first().await, A);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_answer_forgets_nothing_of_the_addresses_it_keeps() {
+        let known = known(&[A, B]);
+        let (_, taken) = known.next(Tried::default()).await;
+        known.out_of_reach(&taken);
+        known.publish(&[C, A], peer);
+        assert_eq!(known.first().await, C);
+        known.publish(&[A, B], peer);
+        assert_eq!(known.first().await, B);
+        known.publish(&[B, C], peer);
+        known.publish(&[A, B], peer);
+        assert_eq!(known.first().await, A, "left in between");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_only_address_is_never_set_back() {
+        let known = known(&[A]);
+        let (_, taken) = known.next(Tried::default()).await;
+        known.out_of_reach(&taken);
+        assert!(!taken.within_reach());
+        assert_eq!(known.first().await, A);
+    }
+}

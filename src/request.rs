@@ -59,6 +59,7 @@ use crate::server::guard::Guarded;
 use crate::server::logs::{AccessLog, Line};
 use crate::traces::{self, RequestSpan, Traces};
 use crate::upstream::Upstream;
+use crate::upstream::addresses::{Taken, Tried};
 use crate::upstream::breaker::{Fault, Pass};
 use crate::upstream::http2::{Kind, Need, Refusal};
 
@@ -146,8 +147,10 @@ pub struct Context {
     /// Until the vendor's doing is known.
     pass: Option<Pass>,
     kind: Kind,
+    /// Where this attempt goes.
+    taken: Option<Taken>,
     /// Addresses that could not be reached, or broke off.
-    unreachable: u32,
+    tried: Tried,
     /// Times that an HTTP/2 connection would not take the request.
     refusals: u32,
     /// The caller waits for a 100 before it sends the body.
@@ -216,7 +219,8 @@ impl ProxyHttp for Proxy {
             head_sent: false,
             pass: None,
             kind: Kind::Ordinary,
-            unreachable: 0,
+            taken: None,
+            tried: Tried::default(),
             refusals: 0,
             expecting: false,
             announced: None,
@@ -297,9 +301,10 @@ impl ProxyHttp for Proxy {
         in_time(ctx)?;
         ctx.upstream_since = Some(Instant::now());
         let wait = way.vendor.timeouts.connect;
-        let Some(mut peer) = way.upstream.peer(ctx.unreachable as usize, wait).await else {
+        let Some((mut peer, taken)) = way.upstream.peer(ctx.tried, wait).await else {
             return Err(stopped(ctx, Error::UpstreamUnreachable));
         };
+        ctx.taken = Some(taken);
         let timeouts = &way.vendor.timeouts;
         let guarded = guard(session).is_some();
         ctx.watched = guarded && ctx.kind == Kind::Ordinary;
@@ -343,6 +348,12 @@ impl ProxyHttp for Proxy {
                 metrics.reused.inc();
             } else {
                 metrics.connected.inc();
+                if ctx.taken.as_ref().is_some_and(Taken::within_reach) {
+                    tracing::info!(
+                        vendor = %way.vendor.name,
+                        "an address of the upstream can be reached again"
+                    );
+                }
             }
         }
         Ok(())
@@ -607,15 +618,32 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
         mut error: Box<PingoraError>,
     ) -> Box<PingoraError> {
-        // Nothing has been sent: another address is as good, whatever the method.
-        let addresses = ctx.way.as_ref().map_or(0, |way| way.upstream.addresses());
         let more = if *error.etype() == ErrorType::H2Error {
             // A pooled connection whose end is learnt of when it is asked for one more stream.
             ctx.refusals += 1;
             ctx.refusals <= MAX_REFUSALS
+        } else if let (Some(way), Some(taken)) = (&ctx.way, &ctx.taken) {
+            ctx.tried.add(taken);
+            // `timeouts.total` ends waits that say nothing about the address.
+            if ctx.deadline.is_none_or(|at| Instant::now() < at) {
+                way.upstream.out_of_reach(taken);
+            }
+            // Nothing has been sent: another address is as good, whatever the method.
+            let more = ctx.tried.count() < way.upstream.addresses() && ctx.attempts < MAX_ATTEMPTS;
+            if more {
+                // The last address's failure alone is the request's.
+                tracing::warn!(
+                    vendor = %way.vendor.name,
+                    request_id = ctx.request_id.to_str().unwrap_or_default(),
+                    cause = %error.etype().as_str(),
+                    context = error.context.as_ref().map_or("", |context| context.as_str()),
+                    detail = error.cause.as_ref().map(ToString::to_string),
+                    "an address of the upstream cannot be reached; trying the next"
+                );
+            }
+            more
         } else {
-            ctx.unreachable += 1;
-            (ctx.unreachable as usize) < addresses && ctx.attempts < MAX_ATTEMPTS
+            false
         };
         error.set_retry(more);
         error
@@ -669,7 +697,9 @@ impl ProxyHttp for Proxy {
                     within
                 });
             // A pooled connection may have died of old age, and says nothing about the server.
-            ctx.unreachable += u32::from(again && !reused);
+            if let (true, Some(taken)) = (again && !reused, &ctx.taken) {
+                ctx.tried.add(taken);
+            }
             again
         };
         error.set_retry(again);

@@ -1,6 +1,7 @@
 //! The way to a vendor's servers: peers prepared once per configuration, addresses kept current in
 //! the background. A request clones a finished template and never resolves a name.
 
+pub mod addresses;
 pub mod breaker;
 mod bridge;
 pub mod http2;
@@ -13,12 +14,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use pingora::protocols::{ALPN, TcpKeepalive};
 use pingora::upstreams::peer::HttpPeer;
-use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use self::addresses::{Addresses, Taken, Tried};
 use self::bridge::Bridge;
 use self::resolver::{Resolved, Resolver};
 use self::tunnel::Tunnel;
@@ -27,18 +27,11 @@ use crate::outbound::Outbound;
 
 /// One vendor's servers.
 pub struct Upstream {
-    known: Arc<Known>,
+    addresses: Arc<Addresses>,
     resolving: Option<AbortHandle>,
     /// Its HTTP/2 is refused or broken. pingora's own memory of that does not keep it from pooled
     /// connections.
     http1_only: AtomicBool,
-}
-
-/// What the resolving task hands to requests.
-struct Known {
-    /// One template per address, never empty; `None` until the name has been resolved once.
-    peers: ArcSwapOption<Vec<HttpPeer>>,
-    resolved: Notify,
 }
 
 impl std::fmt::Debug for Upstream {
@@ -97,14 +90,11 @@ impl Upstream {
             }
             peer
         };
-        let known = Arc::new(Known {
-            peers: ArcSwapOption::empty(),
-            resolved: Notify::new(),
-        });
+        let addresses = Arc::new(Addresses::unresolved());
         if let Ok(address) = host.parse::<IpAddr>() {
-            known.peers.store(Some(Arc::new(vec![at(address)])));
+            addresses.publish(&[address], at);
             return Ok(Arc::new(Self {
-                known,
+                addresses,
                 resolving: None,
                 http1_only: AtomicBool::new(false),
             }));
@@ -114,14 +104,10 @@ impl Upstream {
         // Its own share of what is known, not a way back to the whole: the first answer may be
         // there (from the hosts file, say) before this function returns.
         let publish = {
-            let known = known.clone();
-            move |resolved: Resolved| {
-                let peers: Vec<_> = resolved
-                    .into_iter()
-                    .filter(|address| link_local || !is_link_local(*address))
-                    .map(&at)
-                    .collect();
-                if peers.is_empty() {
+            let addresses = addresses.clone();
+            move |mut resolved: Resolved| {
+                resolved.retain(|address| link_local || !is_link_local(*address));
+                if resolved.is_empty() {
                     // The last good addresses, if any, go on serving.
                     tracing::warn!(
                         vendor = name,
@@ -129,35 +115,29 @@ impl Upstream {
                     );
                     return;
                 }
-                known.peers.store(Some(Arc::new(peers)));
-                known.resolved.notify_waiters();
+                addresses.publish(&resolved, &at);
             }
         };
         Ok(Arc::new(Self {
-            known,
+            addresses,
             resolving: Some(tokio::spawn(follow.run(publish)).abort_handle()),
             http1_only: AtomicBool::new(false),
         }))
     }
 
-    /// The peer for a request that could not reach `failed` addresses: the one after those. Waits `at_most` for the very first resolution.
-    pub async fn peer(&self, failed: usize, at_most: Duration) -> Option<Box<HttpPeer>> {
-        let pick = |peers: &Vec<HttpPeer>| {
-            let mut peer = Box::new(peers[failed % peers.len()].clone());
-            if self.http1_only.load(Ordering::Relaxed) {
-                peer.options.alpn = ALPN::H1;
-            }
-            peer
-        };
-        if let Some(peers) = &*self.known.peers.load() {
-            return Some(pick(peers));
+    /// The peer for a request that has `tried` some addresses in vain. Waits `at_most` for the
+    /// very first resolution; `None` where that does not come.
+    pub async fn peer(&self, tried: Tried, at_most: Duration) -> Option<(Box<HttpPeer>, Taken)> {
+        let (mut peer, taken) = self.addresses.take(tried, at_most).await?;
+        if self.http1_only.load(Ordering::Relaxed) {
+            peer.options.alpn = ALPN::H1;
         }
-        let resolved = self.known.resolved.notified();
-        // Between the look above and the registration here an answer may have come.
-        if self.known.peers.load().is_none() {
-            let _ = tokio::time::timeout(at_most, resolved).await;
-        }
-        self.known.peers.load().as_ref().map(|peers| pick(peers))
+        Some((peer, taken))
+    }
+
+    /// No connection could be made to `taken`: others go first for a while.
+    pub fn out_of_reach(&self, taken: &Taken) {
+        self.addresses.out_of_reach(taken);
     }
 
     /// From now on this configuration's requests stay off HTTP/2.
@@ -168,11 +148,7 @@ impl Upstream {
     /// How many addresses there are to try.
     #[must_use]
     pub fn addresses(&self) -> usize {
-        self.known
-            .peers
-            .load()
-            .as_ref()
-            .map_or(0, |peers| peers.len())
+        self.addresses.count()
     }
 }
 
@@ -308,29 +284,5 @@ mod tests {
         assert_eq!(options.write_timeout, Some(Duration::from_mins(1)));
         assert_eq!(options.idle_timeout, Some(Duration::from_secs(30)));
         assert!(options.verify_cert && options.verify_hostname);
-    }
-
-    #[tokio::test]
-    async fn after_a_failure_the_next_address_is_taken() {
-        let dir = tempfile::tempdir().unwrap();
-        let template = template(&vendor(dir.path(), ""), 1).unwrap();
-        let addresses = ["192.0.2.1:443", "192.0.2.2:443"];
-        let peers = addresses.map(|address| {
-            let mut peer = template.clone();
-            peer._address = address.parse::<SocketAddr>().unwrap().into();
-            peer
-        });
-        let upstream = Upstream {
-            known: Arc::new(Known {
-                peers: ArcSwapOption::from_pointee(peers.to_vec()),
-                resolved: Notify::new(),
-            }),
-            resolving: None,
-            http1_only: AtomicBool::new(false),
-        };
-        for (failed, address) in [(0, addresses[0]), (1, addresses[1]), (2, addresses[0])] {
-            let peer = upstream.peer(failed, Duration::ZERO).await.unwrap();
-            assert_eq!(peer._address.to_string(), address);
-        }
     }
 }

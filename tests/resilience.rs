@@ -101,6 +101,39 @@ async fn vendor(status: u16) -> (Server, Arc<AtomicU16>) {
     (server, said)
 }
 
+/// `localhost` is 127.0.0.1 and then `::1`; the vendor listens at the second alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_cannot_be_reached_is_told_and_the_next_one_tried() {
+    let listener = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    // Bound and not listening: it refuses, and nobody else can listen there.
+    let first = tokio::net::TcpSocket::new_v4().unwrap();
+    first.bind(([127, 0, 0, 1], port).into()).unwrap();
+    let closing = async |_| Reply::whole("200 OK", "Connection: close\r\n", "");
+    let server = Server::at(listener, closing);
+    let setup = Setup::new(&format!("http://localhost:{port}"), "").await;
+    let told = |event: &str| {
+        let said = setup.proxy.said();
+        let lines = said.lines().filter(|line| line.contains(event));
+        lines.map(ToOwned::to_owned).collect::<Vec<_>>()
+    };
+
+    // What the first request finds out spares the others the attempt.
+    for _ in 0..3 {
+        assert_eq!(setup.outcome().await, "200");
+    }
+    let lines = told("trying the next");
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains(&format!("127.0.0.1:{port}")), "{lines:?}");
+
+    drop(server);
+    assert_eq!(setup.outcome().await, "upstream_unreachable");
+    let lines = [told("trying the next"), told("request failed")].concat();
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert!(lines[1].contains(&format!("[::1]:{port}")), "{lines:?}");
+    assert!(lines[2].contains(&format!("127.0.0.1:{port}")), "{lines:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vendor_that_fails_gets_a_rest_a_probe_and_its_callers_back() {
     let (server, said) = vendor(503).await;

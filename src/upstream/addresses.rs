@@ -157,7 +157,8 @@ impl Addresses {
 }
 
 impl Taken {
-    /// A connection was made. Whether it had been thought out of reach.
+    /// A connection was made. Whether the address had been thought out of reach.
+    #[must_use]
     pub fn within_reach(&self) -> bool {
         self.reach.as_ref().is_some_and(|reach| {
             // Nothing is written where nothing changes: all requests share it.
@@ -258,7 +259,7 @@ mod tests {
         let known = known(&[A, B]);
         let (_, taken) = known.next(Tried::default()).await;
         known.out_of_reach(&taken);
-        tokio::time::advance(SET_BACK - Duration::from_millis(1)).await;
+        tokio::time::advance(Duration::from_millis(59_999)).await;
         assert_eq!(known.first().await, B);
         tokio::time::advance(Duration::from_millis(1)).await;
         let (address, probe) = known.next(Tried::default()).await;

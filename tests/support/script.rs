@@ -84,7 +84,15 @@ impl Server {
         F: Fn(Asked) -> A + Send + Sync + 'static,
         A: Future<Output = Reply> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::at(TcpListener::bind("127.0.0.1:0").await.unwrap(), script)
+    }
+
+    /// The same, at a listener of the caller's.
+    pub fn at<F, A>(listener: TcpListener, script: F) -> Self
+    where
+        F: Fn(Asked) -> A + Send + Sync + 'static,
+        A: Future<Output = Reply> + Send + 'static,
+    {
         let address = listener.local_addr().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let script: Script = Arc::new(move |asked| Box::pin(script(asked)));

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -460,10 +460,23 @@ pub struct VendorMetrics {
     retries: [IntCounter; 2],
 }
 
+/// The `caller` of requests whose caller is not known.
+pub static NO_CALLER: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from("none"));
+
 impl VendorMetrics {
     /// Counts one finished request.
     pub fn finished(&self, caller: &Arc<str>, method: &Method, status: u16, took: Duration) {
-        let key = (caller.clone(), method_label(method), status);
+        self.count_request(caller, method_label(method), status);
+        self.request_duration.observe(took.as_secs_f64());
+    }
+
+    /// Counts a head that never became a request.
+    pub fn refused_unmade(&self, status: u16) {
+        self.count_request(&NO_CALLER, OTHER_METHOD, status);
+    }
+
+    fn count_request(&self, caller: &Arc<str>, method: &'static str, status: u16) {
+        let key = (caller.clone(), method, status);
         if let Some(counter) = self.counters.load().get(&key) {
             counter.inc();
         } else {
@@ -480,7 +493,6 @@ impl VendorMetrics {
                 more
             });
         }
-        self.request_duration.observe(took.as_secs_f64());
     }
 
     /// Requests finished so far.
@@ -508,6 +520,8 @@ impl VendorMetrics {
 }
 
 /// A method as a label: callers can invent methods, labels must stay few.
+const OTHER_METHOD: &str = "other";
+
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -519,7 +533,7 @@ fn method_label(method: &Method) -> &'static str {
         Method::OPTIONS => "OPTIONS",
         Method::TRACE => "TRACE",
         Method::CONNECT => "CONNECT",
-        _ => "other",
+        _ => OTHER_METHOD,
     }
 }
 

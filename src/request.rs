@@ -54,7 +54,7 @@ use self::redact::{Echoed, Redactor};
 use self::vendor::{InFlight, Routes, Vendor};
 use crate::credential::Held;
 use crate::error::Error;
-use crate::metrics::VendorMetrics;
+use crate::metrics::{NO_CALLER, VendorMetrics};
 use crate::server::guard::Guarded;
 use crate::server::logs::{AccessLog, Line};
 use crate::traces::{self, RequestSpan, Traces};
@@ -849,8 +849,6 @@ impl ProxyHttp for Proxy {
         session.req_header().method.to_string()
     }
 }
-
-static NO_CALLER: std::sync::LazyLock<Arc<str>> = std::sync::LazyLock::new(|| Arc::from("none"));
 
 /// The request is out to its end, or about to be: it is the vendor's turn.
 fn body_is_complete(session: &Session, ctx: &mut Context) {

@@ -22,7 +22,7 @@ use pingora::server::configuration::ServerConf;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use self::accept::Door;
+use self::accept::{Door, Ledger};
 use self::admin::Console;
 use self::handover::{Inherited, Successor};
 use self::live::Live;
@@ -186,6 +186,10 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
     let live = Arc::new(Live::start(config, metrics, certificates.clone())?);
     let draining = Arc::new(AtomicBool::new(false));
     let serving = Arc::new(AtomicUsize::new(0));
+    let ledger = Ledger {
+        snapshot: live.snapshot.clone(),
+        access_log: access_log.clone(),
+    };
     let proxy = Proxy {
         snapshot: live.snapshot.clone(),
         serving: serving.clone(),
@@ -216,6 +220,7 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
             tls,
             h2c,
             proxied_by,
+            ledger: ledger.clone(),
         });
         let socket = tokio::net::TcpListener::from_std(socket)?;
         let (mut opened, stopping) = (opened.clone(), stopping.clone());

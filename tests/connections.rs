@@ -94,6 +94,16 @@ async fn a_head_has_ten_seconds_and_idle_connections_cost_others_nothing() {
         kept.join().unwrap();
     });
     drop(silent);
+    // Of those that had begun one; saying nothing is no request.
+    let given_up = eventually("their lines", || {
+        let lines = proxy.stdout();
+        let lines = lines
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap());
+        let of_heads = lines.filter(|line: &serde_json::Value| line["status"] == 408);
+        Some(of_heads.count()).filter(|count| *count >= 2)
+    });
+    assert_eq!(given_up, 2);
 }
 
 /// A proxy whose only listener is `listener`, in front of an echo.
@@ -288,7 +298,8 @@ async fn a_head_that_is_too_large_is_refused_before_it_is_whole() {
         "a".repeat(100_000)
     );
     let target = format!("GET /v/{}", "a".repeat(100_000));
-    for (open, status) in [(fields, 431), (target, 414)] {
+    let no_http = "\u{16}\u{3}\u{1} is how TLS begins\r\n\r\n".to_owned();
+    for (open, status) in [(fields, 431), (target, 414), (no_http, 400)] {
         let answer = tokio::task::block_in_place(|| {
             let mut stream = TcpStream::connect(proxy.data).unwrap();
             stream
@@ -300,13 +311,40 @@ async fn a_head_that_is_too_large_is_refused_before_it_is_whole() {
             answer
         });
         assert_eq!(status_of(&answer), status, "{answer}");
-        assert!(answer.contains("application/problem+json"), "{answer}");
-        assert!(answer.contains("Connection: close"), "{answer}");
+        let line = the_line_of(&proxy, status);
+        assert!(line["client"].as_str().unwrap().starts_with("127.0.0.1:"));
+        assert_eq!(line["reason"], "bad_request", "{line}");
+        assert!(line["method"].is_null() && line["path"].is_null(), "{line}");
+        if status != 400 {
+            assert!(answer.contains("application/problem+json"), "{answer}");
+            assert!(answer.contains("Connection: close"), "{answer}");
+            let id = line["request_id"].as_str().unwrap();
+            assert!(answer.contains(&format!("X-Request-Id: {id}")), "{answer}");
+        }
     }
     assert_eq!(echo.requests().len(), 0);
     assert_eq!(status_of(&proxy.raw(CLOSED)), 200);
     let said = proxy.stderr();
     assert!(!said.contains("ERROR"), "anyone can do that: {said}");
+}
+
+/// The line, and the count, of the only head that was given this status.
+fn the_line_of(proxy: &Proxy, status: u16) -> serde_json::Value {
+    let found = eventually("its line", || {
+        let lines = proxy.stdout();
+        let lines = lines
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap());
+        let of_it = lines.filter(|line: &serde_json::Value| line["status"] == status);
+        Some(of_it.collect::<Vec<_>>()).filter(|lines| !lines.is_empty())
+    });
+    assert_eq!(found.len(), 1, "{found:?}");
+    let (_, metrics) = proxy.admin("/metrics");
+    let series = format!(
+        "countersign_requests_total{{caller=\"none\",method=\"other\",status=\"{status}\",vendor=\"none\"}} 1"
+    );
+    assert!(metrics.contains(&series), "{series}");
+    found[0].clone()
 }
 
 /// The status of a GET by HTTP/2 with prior knowledge.

@@ -11,6 +11,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
 use pingora::listeners::tls::Acceptor;
@@ -23,9 +24,11 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
-use super::guard::{Guarded, HEAD_TIME};
+use super::guard::{Guarded, HEAD_TIME, Unmade};
+use super::logs::{AccessLog, Line};
 use super::preamble;
-use crate::request::Proxy;
+use crate::error::Error;
+use crate::request::{Proxy, Snapshot};
 
 /// A TLS handshake must be done within this time.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
@@ -46,6 +49,33 @@ pub(super) struct Door {
     pub(super) h2c: bool,
     /// Connections from here begin with a PROXY protocol header.
     pub(super) proxied_by: Vec<IpNet>,
+    /// Where heads are entered that never became a request.
+    pub(super) ledger: Ledger,
+}
+
+/// Counts and logs what no hook of pingora's hears of.
+#[derive(Clone)]
+pub(super) struct Ledger {
+    pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
+    pub(super) access_log: AccessLog,
+}
+
+impl Ledger {
+    fn enter(&self, head: &Unmade, client: SocketAddr) {
+        let snapshot = self.snapshot.load();
+        let (status, reason) = (head.status.as_u16(), Error::BadRequest("").verdict().reason);
+        snapshot.nobody.refused_unmade(status);
+        snapshot.nobody.refused(reason);
+        if snapshot.access_log {
+            self.access_log.write(&Line {
+                request_id: head.request_id.to_str().unwrap_or_default(),
+                status,
+                reason: Some(reason),
+                client: Some(&client.into()),
+                ..Line::default()
+            });
+        }
+    }
 }
 
 /// How many files this process may have open; `None`: as many as it likes.
@@ -165,7 +195,16 @@ async fn serve(
         door.app.process_new(stream, &stop).await;
         return;
     }
-    let mut guarded = Box::new(Guarded::new(stream, false));
+    let guarded = Guarded::new(stream, false);
+    let unmade = guarded.unmade();
+    serve_http1(door, Box::new(guarded), stop).await;
+    if let Some(head) = unmade.get() {
+        door.ledger.enter(head, from);
+    }
+}
+
+/// Serves requests until there are no more.
+async fn serve_http1(door: &Door, mut guarded: Box<Guarded>, stop: watch::Receiver<bool>) {
     let mut settings = None;
     let mut stopping = stop.clone();
     let mut stopped = pin!(stopping.wait_for(|stop| *stop));

@@ -4,19 +4,20 @@
 //! dribble, silence between requests, answers that nobody takes, vendors that say nothing. And small
 //! writes are gathered.
 
+mod head;
+
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::HeaderMap;
-use memchr::memmem;
+use http::{HeaderMap, HeaderValue, StatusCode};
 use pingora::protocols::tls::{ALPN, SslDigest};
 use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream,
@@ -25,9 +26,10 @@ use pingora::protocols::{
 use tokio::io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use self::head::Head;
 use crate::error::Error;
 use crate::request::answer::Problem;
-use crate::request::headers::{MAX_HEAD, request_id};
+use crate::request::headers::request_id;
 use crate::request::limit::Pace;
 
 /// A whole request head, and on a new connection its first byte, must be here within this time.
@@ -52,16 +54,11 @@ pub struct Guarded {
     ahead: Vec<u8>,
     /// The request has been passed on to its end: what comes now is another one's.
     ended: AtomicBool,
-    /// Of the head being read, bytes passed on, and the last three of them.
-    head_bytes: usize,
-    head_tail: [u8; 3],
+    head: Head,
     /// The head was refused, and is read on only so that the answer is not lost to a reset.
     refused: bool,
-    /// One of the constants below.
-    phase: AtomicU8,
-    /// Counted in the first line of the head being read.
-    blanks: AtomicU8,
-    odd_line: AtomicBool,
+    /// The last head, if it was no request. Outlives the connection.
+    unmade: Arc<OnceLock<Unmade>>,
     /// The limits below are an earlier request's.
     stale: AtomicBool,
     /// While an answer is awaited: until when, in milliseconds since `born`; 0: no limit.
@@ -93,6 +90,29 @@ pub struct Guarded {
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
+/// A head that never became a request, be it answered or only given up: no hook of pingora's hears
+/// of it.
+#[derive(Debug)]
+pub(super) struct Unmade {
+    pub(super) status: StatusCode,
+    pub(super) request_id: HeaderValue,
+}
+
+impl Unmade {
+    fn new(status: StatusCode) -> Self {
+        Self {
+            status,
+            request_id: request_id(&HeaderMap::new()),
+        }
+    }
+
+    /// What is written before a head is complete is the parser's refusal of it.
+    fn written(bytes: &[u8]) -> Option<Self> {
+        let rest = bytes.strip_prefix(b"HTTP/1.1 ")?;
+        StatusCode::from_bytes(rest.get(..3)?).ok().map(Self::new)
+    }
+}
+
 /// What was read ahead may hold a caller's key.
 impl fmt::Debug for Guarded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -100,37 +120,23 @@ impl fmt::Debug for Guarded {
     }
 }
 
-/// Nothing of the next head has come yet, after an answer.
-const BETWEEN: u8 = 0;
-/// Nothing of the first head has come yet, or nothing but empty lines.
-const BEFORE_HEAD: u8 = 1;
-/// Its first line is coming.
-const IN_LINE: u8 = 2;
-/// The rest of it is coming.
-const IN_FIELDS: u8 = 3;
-/// It is complete: bodies have limits of their own.
-const AFTER_HEAD: u8 = 4;
-
 impl Guarded {
     /// HTTP/2 has streams, and limits and buffers of its own.
     pub(super) fn new(inner: Stream, http2: bool) -> Self {
         // Before a head has been read, nothing is written but the parser's refusal of it.
-        let (room, phase, longest_stall) = if http2 {
-            (0, AFTER_HEAD, Duration::ZERO)
+        let (room, head, longest_stall) = if http2 {
+            (0, Head::none(), Duration::ZERO)
         } else {
-            (SMALL, BEFORE_HEAD, HEAD_TIME)
+            (SMALL, Head::first(), HEAD_TIME)
         };
         Self {
             http2,
             inner: BufWriter::with_capacity(room, inner),
             ahead: Vec::new(),
             ended: AtomicBool::new(false),
-            head_bytes: 0,
-            head_tail: [0; 3],
+            head,
             refused: false,
-            phase: AtomicU8::new(phase),
-            blanks: AtomicU8::new(0),
-            odd_line: AtomicBool::new(false),
+            unmade: Arc::default(),
             stale: AtomicBool::new(false),
             answer_by: AtomicU64::new(0),
             longest_silence: AtomicU64::new(0),
@@ -147,6 +153,11 @@ impl Guarded {
             head_by: Instant::now() + HEAD_TIME,
             alarm: None,
         }
+    }
+
+    /// Where it is said that the last head was no request.
+    pub(super) fn unmade(&self) -> Arc<OnceLock<Unmade>> {
+        self.unmade.clone()
     }
 
     /// The guard of a connection, where it has one.
@@ -186,7 +197,7 @@ impl Guarded {
         if self.stale.load(Ordering::Relaxed) {
             self.stale.store(false, Ordering::Relaxed);
             self.head_by = Instant::now() + KEEPALIVE;
-            (self.head_bytes, self.head_tail) = (0, [0; 3]);
+            self.head.renew();
             (self.pace, self.waiting) = (None, None);
         }
     }
@@ -202,27 +213,16 @@ impl Guarded {
 
     /// Some of a head has come.
     fn head_comes(&mut self) {
-        let phase = self.phase.load(Ordering::Relaxed);
-        if phase == BETWEEN {
-            self.phase.store(BEFORE_HEAD, Ordering::Relaxed);
+        if self.head.begins() {
             self.head_by = Instant::now() + HEAD_TIME;
         }
-        if phase != IN_FIELDS {
-            self.note(&self.ahead);
-        }
+        self.head.look_at(&self.ahead);
     }
 
-    /// Passes on what was read. Of a head no more than its end: what is behind it may be another
-    /// request, and pingora would drop that.
+    /// Passes on what was read. Of a head no more than its end: pingora would drop what is behind it.
     fn pass_on(&mut self, buffer: &mut ReadBuf<'_>) {
-        let mut length = self.ahead.len().min(buffer.remaining());
-        if self.phase.load(Ordering::Relaxed) != AFTER_HEAD {
-            length = end_of_head(self.head_tail, &self.ahead[..length]).unwrap_or(length);
-            self.head_bytes += length;
-            for byte in &self.ahead[length.saturating_sub(3)..length] {
-                self.head_tail = [self.head_tail[1], self.head_tail[2], *byte];
-            }
-        }
+        let length = self.ahead.len().min(buffer.remaining());
+        let length = self.head.pass(&self.ahead[..length]);
         buffer.put_slice(&self.ahead[..length]);
         self.ahead.drain(..length);
         if self.ahead.is_empty() && self.ahead.capacity() > KEPT {
@@ -243,19 +243,16 @@ impl Guarded {
 
     /// Answers a head that is too large while it is still coming: pingora would go on collecting it, up
     /// to a mebibyte, and its own check comes when it is whole.
-    fn refuse_head(&mut self) {
-        let stop = if self.phase.load(Ordering::Relaxed) == IN_LINE {
-            Error::TargetTooLong
-        } else {
-            Error::HeadTooLarge
-        };
+    fn refuse_head(&mut self, stop: Error) {
         tracing::debug!(
             reason = stop.verdict().reason,
-            bytes = self.head_bytes,
+            bytes = self.head.length(),
             "a head was refused"
         );
         self.refused = true;
-        let answer = Problem::new(stop, None, &request_id(&HeaderMap::new()), false).to_http1();
+        let status = stop.verdict().status;
+        let unmade = self.unmade.get_or_init(|| Unmade::new(status));
+        let answer = Problem::new(stop, None, &unmade.request_id, false).to_http1();
         let mut now = Context::from_waker(Waker::noop());
         // Nothing else has been written: there is room for it.
         let _ = Pin::new(&mut self.inner).poll_write(&mut now, &answer);
@@ -283,7 +280,7 @@ impl Guarded {
 
     /// Tells that the head has been read.
     pub fn head_is_complete(&self) {
-        self.phase.store(AFTER_HEAD, Ordering::Relaxed);
+        self.head.complete();
     }
 
     /// Demands that a body comes, with no pause longer than this and no slower than [`Pace`] permits.
@@ -376,7 +373,7 @@ impl Guarded {
     /// target than the one that was sent.
     #[must_use]
     pub fn has_odd_first_line(&self) -> bool {
-        self.odd_line.load(Ordering::Relaxed)
+        self.head.has_odd_line()
     }
 
     /// Tells that an answer has been sent: what comes next is another head.
@@ -387,9 +384,7 @@ impl Guarded {
         self.longest_silence.store(0, Ordering::Relaxed);
         self.late.store(false, Ordering::Relaxed);
         self.longest_pause.store(0, Ordering::Relaxed);
-        self.phase.store(BETWEEN, Ordering::Relaxed);
-        self.blanks.store(0, Ordering::Relaxed);
-        self.odd_line.store(false, Ordering::Relaxed);
+        self.head.expect_next();
     }
 
     /// A read of a body has come to nothing yet: the time for it runs.
@@ -445,42 +440,6 @@ impl Guarded {
         let mut now = Context::from_waker(Waker::noop());
         let _ = Pin::new(&mut self.inner).poll_flush(&mut now);
     }
-
-    fn note(&self, bytes: &[u8]) {
-        for byte in bytes {
-            match (self.phase.load(Ordering::Relaxed), byte) {
-                // Empty lines before a head are skipped (RFC 9112 §2.2).
-                (BEFORE_HEAD, b'\r' | b'\n') | (IN_LINE, b'\r' | b'!'..=b'~') => {}
-                (BEFORE_HEAD, b'!'..=b'~') => self.phase.store(IN_LINE, Ordering::Relaxed),
-                (IN_LINE, b' ') => {
-                    if self.blanks.fetch_add(1, Ordering::Relaxed) >= 2 {
-                        self.odd_line.store(true, Ordering::Relaxed);
-                    }
-                }
-                (IN_LINE, b'\n') => {
-                    self.phase.store(IN_FIELDS, Ordering::Relaxed);
-                    return;
-                }
-                (BEFORE_HEAD | IN_LINE, _) => {
-                    self.phase.store(IN_LINE, Ordering::Relaxed);
-                    self.odd_line.store(true, Ordering::Relaxed);
-                }
-                _ => return,
-            }
-        }
-    }
-}
-
-/// How many of `bytes` belong to a head whose end is among them, `tail` being what came just before.
-fn end_of_head(tail: [u8; 3], bytes: &[u8]) -> Option<usize> {
-    const END: &[u8] = b"\r\n\r\n";
-    let mut seam = [0; 6];
-    let begun = bytes.len().min(3);
-    seam[..3].copy_from_slice(&tail);
-    seam[3..3 + begun].copy_from_slice(&bytes[..begun]);
-    memmem::find(&seam, END)
-        .map(|at| at + 1)
-        .or_else(|| memmem::find(bytes, END).map(|at| at + END.len()))
 }
 
 fn too_large() -> io::Error {
@@ -502,17 +461,16 @@ impl AsyncRead for Guarded {
             return self.poll_refused(cx);
         }
         self.renew();
-        let phase = self.phase.load(Ordering::Relaxed);
         let ended = self.ended.load(Ordering::Relaxed);
-        if phase != AFTER_HEAD && self.head_bytes > MAX_HEAD {
-            self.refuse_head();
+        if let Some(stop) = self.head.too_large() {
+            self.refuse_head(stop);
             return self.poll_refused(cx);
         }
         if !self.ahead.is_empty() && !ended {
             self.pass_on(buffer);
             return Poll::Ready(Ok(()));
         }
-        if phase == AFTER_HEAD {
+        if self.head.is_complete() {
             let before = buffer.filled().len();
             let read = if ended {
                 self.poll_behind(cx)
@@ -549,9 +507,13 @@ impl AsyncRead for Guarded {
         }
         let head_by = self.head_by;
         ready!(self.poll_until(head_by, cx));
-        if phase == BETWEEN {
+        if self.head.is_between() {
             // As if the caller had closed it: nothing is lost, and nothing is said.
             return Poll::Ready(Ok(()));
+        }
+        if self.head.is_half_way() {
+            self.unmade
+                .get_or_init(|| Unmade::new(StatusCode::REQUEST_TIMEOUT));
         }
         let slow = "the request head took too long";
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, slow)))
@@ -564,6 +526,11 @@ impl AsyncWrite for Guarded {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if !self.head.is_complete()
+            && let Some(refusal) = Unmade::written(bytes)
+        {
+            let _ = self.unmade.set(refusal);
+        }
         let wrote = Pin::new(&mut self.inner).poll_write(cx, bytes);
         self.poll_taking(wrote, cx)
     }
@@ -648,294 +615,4 @@ impl GetSocketDigest for Guarded {
 impl Peek for Guarded {}
 
 #[cfg(test)]
-mod tests {
-    use pingora::protocols::l4::stream::Stream as TcpStream;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::UnixStream;
-    use tokio::time::timeout;
-
-    use super::*;
-
-    const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
-
-    /// A guard that has let `HEAD` through, and the caller's end.
-    async fn after_a_request() -> (Guarded, UnixStream) {
-        let (near, mut far) = UnixStream::pair().unwrap();
-        let mut guarded = Guarded::new(Box::new(TcpStream::from(near)), false);
-        far.write_all(HEAD).await.unwrap();
-        let mut head = [0; 64];
-        assert_eq!(guarded.read(&mut head).await.unwrap(), HEAD.len());
-        guarded.head_is_complete();
-        guarded.expect_head();
-        (guarded, far)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_connection_is_closed_that_is_silent_between_requests() {
-        let (mut guarded, _far) = after_a_request().await;
-        let began = Instant::now();
-        assert_eq!(guarded.read(&mut [0; 64]).await.unwrap(), 0, "its end");
-        assert_eq!(began.elapsed().as_secs(), KEEPALIVE.as_secs());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_request_begins_with_its_first_bytes_and_loses_none_of_them() {
-        let (mut guarded, mut far) = after_a_request().await;
-        let waiting = timeout(Duration::from_secs(30), guarded.begins()).await;
-        assert!(waiting.is_err(), "nothing has come");
-        let long = format!(
-            "GET /{} HTTP/1.1\r\nHost: a\r\n\r\n",
-            "a \u{7f}".repeat(AHEAD)
-        );
-        far.write_all(long.as_bytes()).await.unwrap();
-        for _ in 0..2 {
-            assert!(guarded.begins().await);
-        }
-        assert_eq!(format!("{guarded:?}"), "Guarded { .. }");
-        let mut read = Vec::new();
-        while read.len() < long.len() {
-            let mut some = [0; 700];
-            let length = guarded.read(&mut some).await.unwrap();
-            assert_ne!(length, 0);
-            read.extend_from_slice(&some[..length]);
-        }
-        assert_eq!(read, long.as_bytes());
-        assert!(guarded.has_odd_first_line());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_comes_behind_a_request_is_kept_and_stops_no_clock() {
-        let (mut guarded, mut far) = after_a_request().await;
-        far.write_all(HEAD).await.unwrap();
-        far.write_all(HEAD).await.unwrap();
-        assert!(guarded.begins().await);
-        let mut head = [0; 256];
-        // Of what has come, the first request and no more.
-        assert_eq!(guarded.read(&mut head).await.unwrap(), HEAD.len());
-        guarded.head_is_complete();
-        guarded.body_is_complete();
-        let began = Instant::now();
-        guarded.expect_answer_by(Some(began + Duration::from_secs(20)));
-        let early = timeout(Duration::from_secs(10), guarded.read(&mut head)).await;
-        assert!(early.is_err(), "{early:?}");
-        far.write_all(b"G").await.unwrap();
-        let late = guarded.read(&mut head).await.unwrap_err();
-        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
-        assert_eq!(began.elapsed().as_secs(), 20);
-
-        guarded.expect_head();
-        assert!(guarded.begins().await);
-        assert_eq!(guarded.read(&mut head).await.unwrap(), HEAD.len());
-        assert!(!guarded.has_odd_first_line());
-        guarded.head_is_complete();
-        guarded.body_is_complete();
-        let (read, ()) = tokio::join!(
-            timeout(Duration::from_secs(5), guarded.read(&mut head)),
-            async {
-                far.write_all(b"ET  / HTTP/1.1\r\n").await.unwrap();
-            }
-        );
-        assert!(read.is_err(), "{read:?}");
-        guarded.expect_head();
-        assert!(guarded.begins().await);
-        let mut odd = String::new();
-        while !odd.ends_with('\n') {
-            let length = guarded.read(&mut head).await.unwrap();
-            odd.push_str(std::str::from_utf8(&head[..length]).unwrap());
-        }
-        assert_eq!(odd, "GET  / HTTP/1.1\r\n");
-        assert!(guarded.has_odd_first_line(), "looked at as every other");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn empty_lines_between_requests_are_none_and_win_no_time() {
-        let (mut guarded, mut far) = after_a_request().await;
-        let began = Instant::now();
-        for _ in 0..3 {
-            far.write_all(b"\r\n").await.unwrap();
-            let waiting = timeout(Duration::from_secs(20), guarded.begins()).await;
-            assert!(waiting.is_err(), "{waiting:?}");
-        }
-        assert!(!guarded.begins().await);
-        assert_eq!(began.elapsed().as_secs(), KEEPALIVE.as_secs());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_head_without_end_is_refused_at_its_limit() {
-        let long = "a".repeat(2 * MAX_HEAD);
-        for (begun, status) in [("GET / HTTP/1.1\r\nA: ", "431"), ("GET /", "414")] {
-            let (mut guarded, far) = after_a_request().await;
-            let (mut read, mut written) = far.into_split();
-            let sending = async {
-                let _ = written
-                    .write_all((begun.to_owned() + &long).as_bytes())
-                    .await;
-            };
-            let reading = async {
-                assert!(guarded.begins().await);
-                let mut all = 0;
-                loop {
-                    match guarded.read(&mut [0; 8192]).await {
-                        Ok(length) => all += length,
-                        Err(refused) => return (all, refused),
-                    }
-                }
-            };
-            let ((), (all, refused)) = tokio::join!(sending, reading);
-            assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
-            assert!((MAX_HEAD..MAX_HEAD + 8193).contains(&all), "{all}");
-            drop(guarded);
-            let mut answer = String::new();
-            read.read_to_string(&mut answer).await.unwrap();
-            assert!(
-                answer.starts_with(&format!("HTTP/1.1 {status} ")),
-                "{answer}"
-            );
-            assert!(answer.ends_with('}'), "{answer}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn no_request_begins_on_a_connection_that_stays_silent_or_is_closed() {
-        let (mut guarded, far) = after_a_request().await;
-        let began = Instant::now();
-        assert!(!guarded.begins().await);
-        assert_eq!(began.elapsed().as_secs(), KEEPALIVE.as_secs());
-        drop(far);
-        guarded.expect_head();
-        assert!(!guarded.begins().await, "closed");
-
-        let (near, _far) = UnixStream::pair().unwrap();
-        let mut silent = Guarded::new(Box::new(TcpStream::from(near)), false);
-        let began = Instant::now();
-        assert!(!silent.begins().await);
-        assert_eq!(began.elapsed().as_secs(), HEAD_TIME.as_secs());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_later_head_has_its_own_time_from_its_first_byte() {
-        let (mut guarded, mut far) = after_a_request().await;
-        let silence = KEEPALIVE.as_secs() - 1;
-        let early = timeout(Duration::from_secs(silence), guarded.read(&mut [0; 64])).await;
-        assert!(early.is_err(), "{early:?}");
-        far.write_all(b"GE").await.unwrap();
-        assert_eq!(guarded.read(&mut [0; 64]).await.unwrap(), 2);
-        let began = Instant::now();
-        let late = guarded.read(&mut [0; 64]).await.unwrap_err();
-        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
-        assert_eq!(began.elapsed().as_secs(), HEAD_TIME.as_secs());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_answer_is_awaited_as_long_as_the_newest_limit_says() {
-        let (mut guarded, mut far) = after_a_request().await;
-        far.write_all(HEAD).await.unwrap();
-        assert_eq!(guarded.read(&mut [0; 64]).await.unwrap(), HEAD.len());
-        guarded.head_is_complete();
-        for seconds in [30, 50, 5] {
-            let began = Instant::now();
-            guarded.expect_answer_by(Some(began + Duration::from_secs(seconds)));
-            let late = guarded.read(&mut [0; 64]).await.unwrap_err();
-            assert_eq!(late.kind(), io::ErrorKind::TimedOut);
-            assert_eq!(began.elapsed().as_secs(), seconds);
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_vendor_may_be_silent_so_long_at_a_time() {
-        let (mut guarded, mut far) = after_a_request().await;
-        far.write_all(HEAD).await.unwrap();
-        assert_eq!(guarded.read(&mut [0; 64]).await.unwrap(), HEAD.len());
-        guarded.head_is_complete();
-        let silence = Duration::from_secs(10);
-        let began = Instant::now();
-        guarded.expect_more(silence, began);
-        for _ in 0..3 {
-            let waiting = timeout(Duration::from_secs(9), guarded.read(&mut [0; 64])).await;
-            assert!(waiting.is_err(), "{waiting:?}");
-            guarded.heard_more();
-        }
-        assert!(!guarded.answer_was_late());
-        let late = guarded.read(&mut [0; 64]).await.unwrap_err();
-        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
-        assert_eq!(began.elapsed().as_secs(), 3 * 9 + 10);
-        assert!(guarded.answer_was_late());
-
-        // The whole has its limit all the same.
-        guarded.heard_more();
-        let began = Instant::now();
-        guarded.expect_answer_by(Some(began + Duration::from_secs(4)));
-        guarded.read(&mut [0; 64]).await.unwrap_err();
-        assert_eq!(began.elapsed().as_secs(), 4);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_a_caller_is_slow_to_take_is_not_the_vendors_silence() {
-        let (mut guarded, mut far) = full().await;
-        guarded.head_is_complete();
-        guarded.expect_taking(Duration::from_mins(5));
-        guarded.expect_more(Duration::from_secs(10), Instant::now());
-        let taking = async {
-            tokio::time::sleep(Duration::from_secs(30)).await;
-            loop {
-                far.read_exact(&mut [0; 4096]).await.unwrap();
-            }
-        };
-        tokio::select! {
-            flushed = guarded.flush() => flushed.unwrap(),
-            () = taking => {}
-        }
-        let began = Instant::now();
-        guarded.read(&mut [0; 64]).await.unwrap_err();
-        assert_eq!(began.elapsed().as_secs(), 10);
-    }
-
-    /// A guard whose caller has taken all that it ever will.
-    async fn full() -> (Guarded, UnixStream) {
-        let (mut guarded, far) = after_a_request().await;
-        guarded.expect_taking(Duration::ZERO);
-        let much = vec![b'x'; 1 << 20];
-        let filling = guarded.write_all(&much);
-        assert!(timeout(Duration::from_secs(1), filling).await.is_err());
-        guarded.write_all(HEAD).await.unwrap();
-        (guarded, far)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_caller_that_takes_nothing_of_its_answer_is_not_waited_for_without_end() {
-        let (mut guarded, _far) = full().await;
-        for seconds in [60, 300] {
-            guarded.expect_taking(Duration::from_secs(seconds));
-            let began = Instant::now();
-            let stuck = guarded.flush().await.unwrap_err();
-            assert_eq!(stuck.kind(), io::ErrorKind::TimedOut);
-            assert_eq!(began.elapsed().as_secs(), seconds);
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_connection_ends_at_once_though_its_caller_does_not_read() {
-        let (mut guarded, mut far) = full().await;
-        let began = Instant::now();
-        let ending = async {
-            AsyncWriteExt::shutdown(&mut guarded).await.unwrap();
-            Shutdown::shutdown(&mut guarded).await;
-        };
-        timeout(KEEPALIVE, ending).await.expect("it ends");
-        drop(guarded);
-        assert_eq!(began.elapsed(), Duration::ZERO);
-        let mut taken = Vec::new();
-        far.read_to_end(&mut taken).await.unwrap();
-        assert!(taken.iter().all(|byte| *byte == b'x'));
-    }
-
-    #[tokio::test]
-    async fn what_was_written_last_is_sent_though_nobody_flushed_it() {
-        let (mut guarded, mut far) = after_a_request().await;
-        guarded.write_all(b"the end").await.unwrap();
-        drop(guarded);
-        let mut taken = Vec::new();
-        far.read_to_end(&mut taken).await.unwrap();
-        assert_eq!(taken, b"the end");
-    }
-}
+mod tests;

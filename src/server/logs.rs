@@ -55,7 +55,7 @@ pub fn init(default: LevelFilter) {
 }
 
 /// One request, as its line says it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Line<'a> {
     /// The answer's `X-Request-Id`.
     pub request_id: &'a str,
@@ -63,9 +63,9 @@ pub struct Line<'a> {
     pub caller: Option<&'a str>,
     /// The vendor.
     pub vendor: Option<&'a str>,
-    /// As sent.
+    /// As sent; empty where a head was refused before it was a request.
     pub method: &'a str,
-    /// As sent, without its query.
+    /// As sent, without its query; empty like `method`.
     pub path: &'a [u8],
     /// The answer's status; 499 when the caller left before one.
     pub status: u16,
@@ -202,8 +202,9 @@ fn json(line: &Line<'_>, at: SystemTime, mut room: Vec<u8>) -> Vec<u8> {
     object.text("request_id", Some(line.request_id));
     object.text("caller", line.caller);
     object.text("vendor", line.vendor);
-    object.text("method", Some(line.method));
-    object.text("path", Some(&String::from_utf8_lossy(line.path)));
+    let path = String::from_utf8_lossy(line.path);
+    object.text("method", given(line.method));
+    object.text("path", given(&path));
     object.number("status", Some(line.status.into()));
     object.text("reason", line.reason);
     object.address("client", line.client.and_then(|address| address.as_inet()));
@@ -219,6 +220,10 @@ fn json(line: &Line<'_>, at: SystemTime, mut room: Vec<u8>) -> Vec<u8> {
     object.text("rule", line.rule);
     object.raw("}\n");
     object.0
+}
+
+fn given(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
 }
 
 /// A JSON object that is being written.

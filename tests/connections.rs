@@ -287,6 +287,15 @@ async fn what_comes_behind_a_request_disturbs_nothing() {
             "{first}: {answers}"
         );
         assert_eq!(slow.asked().len() - served, 2, "{first}");
+
+        // The same in one go, where the head says where its body ends.
+        let answers = proxy.raw(format!("{first}{first}{CLOSED}"));
+        let bodies = first.split_once("\r\n\r\n").unwrap().1.len();
+        let lengths = answers.split("\r\n\r\n").skip(1);
+        let lengths: Vec<_> = lengths
+            .map(|text| text.split("HTTP/1.1").next().unwrap())
+            .collect();
+        assert_eq!(lengths, [&*bodies.to_string(), &*bodies.to_string(), "0"]);
     }
 }
 

@@ -54,6 +54,8 @@ pub struct Guarded {
     ahead: Vec<u8>,
     /// The request has been passed on to its end: what comes now is another one's.
     ended: AtomicBool,
+    /// How much of its body has not been passed on, bytes; `u64::MAX`: nobody knows.
+    body_left: AtomicU64,
     head: Head,
     /// The head was refused, and is read on only so that the answer is not lost to a reset.
     refused: bool,
@@ -134,6 +136,7 @@ impl Guarded {
             inner: BufWriter::with_capacity(room, inner),
             ahead: Vec::new(),
             ended: AtomicBool::new(false),
+            body_left: AtomicU64::new(u64::MAX),
             head,
             refused: false,
             unmade: Arc::default(),
@@ -219,15 +222,46 @@ impl Guarded {
         self.head.look_at(&self.ahead);
     }
 
-    /// Passes on what was read. Of a head no more than its end: pingora would drop what is behind it.
+    /// Passes on what was read. Of a head or a body no more than its end: pingora would drop what is
+    /// behind it.
     fn pass_on(&mut self, buffer: &mut ReadBuf<'_>) {
         let length = self.ahead.len().min(buffer.remaining());
-        let length = self.head.pass(&self.ahead[..length]);
+        let length = if self.head.is_complete() {
+            self.take_of_body(length)
+        } else {
+            self.head.pass(&self.ahead[..length])
+        };
         buffer.put_slice(&self.ahead[..length]);
         self.ahead.drain(..length);
         if self.ahead.is_empty() && self.ahead.capacity() > KEPT {
             self.ahead = Vec::new();
         }
+    }
+
+    /// How many of `length` bytes are the body's.
+    fn take_of_body(&mut self, length: usize) -> usize {
+        let left = self.body_left.get_mut();
+        if *left == u64::MAX {
+            return length;
+        }
+        let taken = usize::try_from(*left).map_or(length, |left| left.min(length));
+        *left -= taken as u64;
+        taken
+    }
+
+    /// Reads what is there of a body, past [`Self::ahead`]. What is behind the body is kept.
+    fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.inner).poll_read(cx, buffer))?;
+        let came = buffer.filled().len() - before;
+        let end = before + self.take_of_body(came);
+        self.ahead.extend_from_slice(&buffer.filled()[end..]);
+        buffer.set_filled(end);
+        Poll::Ready(Ok(()))
     }
 
     /// Keeps what comes behind the request for later, as much of it as is read in one go.
@@ -288,6 +322,11 @@ impl Guarded {
     pub fn expect_body(&self, longest_pause: Duration) {
         let longest = milliseconds(longest_pause);
         self.longest_pause.store(longest, Ordering::Relaxed);
+    }
+
+    /// Tells how long the body is, bytes, where its head says so.
+    pub fn body_has(&self, length: u64) {
+        self.body_left.store(length, Ordering::Relaxed);
     }
 
     /// Demands that the caller takes something of what is written at least this often. pingora limits
@@ -380,6 +419,7 @@ impl Guarded {
     pub(super) fn expect_head(&self) {
         self.stale.store(true, Ordering::Relaxed);
         self.ended.store(false, Ordering::Relaxed);
+        self.body_left.store(u64::MAX, Ordering::Relaxed);
         self.answer_by.store(0, Ordering::Relaxed);
         self.longest_silence.store(0, Ordering::Relaxed);
         self.late.store(false, Ordering::Relaxed);
@@ -461,7 +501,8 @@ impl AsyncRead for Guarded {
             return self.poll_refused(cx);
         }
         self.renew();
-        let ended = self.ended.load(Ordering::Relaxed);
+        let ended =
+            self.ended.load(Ordering::Relaxed) || self.body_left.load(Ordering::Relaxed) == 0;
         if let Some(stop) = self.head.too_large() {
             self.refuse_head(stop);
             return self.poll_refused(cx);
@@ -475,7 +516,7 @@ impl AsyncRead for Guarded {
             let read = if ended {
                 self.poll_behind(cx)
             } else {
-                Pin::new(&mut self.inner).poll_read(cx, buffer)
+                self.poll_body(cx, buffer)
             };
             let longest = self.longest_pause.load(Ordering::Relaxed);
             if longest > 0 && read.is_pending() {

@@ -100,6 +100,10 @@ pub(in crate::request) async fn admit(
     };
     if let Some(guarded) = guard(session) {
         guarded.expect_body(longest_pause);
+        // What comes behind a request to upgrade belongs to the other protocol.
+        if let (Some(length), false) = (announced, ctx.kind == Kind::Upgrade) {
+            guarded.body_has(length);
+        }
         guarded.expect_taking(longest_pause);
     }
     // A stream of gRPC's is as slow as its messages are rare.

@@ -98,6 +98,38 @@ async fn what_comes_behind_a_request_is_kept_and_stops_no_clock() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_body_ends_where_its_head_says_and_the_next_request_is_whole() {
+    let body = vec![b'x'; 2 * AHEAD + 100];
+    // All of it read ahead with the head, or most of it later.
+    for length in [0, 5, body.len()] {
+        let (mut guarded, mut far) = after_a_request().await;
+        let sent = [HEAD, &body[..length], HEAD, HEAD].concat();
+        far.write_all(&sent).await.unwrap();
+        assert!(guarded.begins().await);
+        let mut some = vec![0; 4 * AHEAD];
+        assert_eq!(guarded.read(&mut some).await.unwrap(), HEAD.len());
+        guarded.head_is_complete();
+        guarded.body_has(length as u64);
+        let mut read = 0;
+        while read < length {
+            let more = guarded.read(&mut some).await.unwrap();
+            assert!(more > 0 && some[..more].iter().all(|byte| *byte == b'x'));
+            read += more;
+        }
+        assert_eq!(read, length);
+        let behind = timeout(Duration::from_secs(5), guarded.read(&mut some)).await;
+        assert!(behind.is_err(), "{behind:?}");
+        guarded.body_is_complete();
+        for _ in 0..2 {
+            guarded.expect_head();
+            assert!(guarded.begins().await);
+            assert_eq!(guarded.read(&mut some).await.unwrap(), HEAD.len());
+            assert_eq!(&some[..HEAD.len()], HEAD);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn empty_lines_between_requests_are_none_and_win_no_time() {
     let (mut guarded, mut far) = after_a_request().await;
     let began = Instant::now();

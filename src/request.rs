@@ -46,22 +46,23 @@ use self::caller::{Caller, Callers, Certificate};
 use self::headers::Barred;
 use self::limit::Pace;
 use self::phase::admit::{Admitted, admit};
-use self::phase::again::{is_broken, is_unsent, newer_credential, replayable};
+use self::phase::again::{another_connection, newer_credential, once_more};
 use self::phase::echo::{mask_head, needles};
 use self::phase::own_answer::{answer, classify, logged_in};
 use self::phase::shown::{callers_authority, callers_scheme};
+use self::phase::told::{failed, finished};
 use self::redact::{Echoed, Redactor};
 use self::vendor::{InFlight, Routes, Vendor};
 use crate::credential::Held;
 use crate::error::Error;
-use crate::metrics::{NO_CALLER, VendorMetrics};
+use crate::metrics::VendorMetrics;
 use crate::server::guard::Guarded;
-use crate::server::logs::{AccessLog, Line};
-use crate::traces::{self, RequestSpan, Traces};
+use crate::server::logs::AccessLog;
+use crate::traces::{RequestSpan, Traces};
 use crate::upstream::Upstream;
 use crate::upstream::addresses::{Taken, Tried};
 use crate::upstream::breaker::{Fault, Pass};
-use crate::upstream::http2::{Kind, Need, Refusal};
+use crate::upstream::http2::{Kind, Need};
 
 /// Everything that requests need of one configuration. A request keeps the one it began with.
 #[derive(Debug)]
@@ -189,10 +190,6 @@ const CALLER_IDLE: Duration = Duration::from_mins(1);
 const DRAIN: Duration = Duration::from_secs(2);
 /// Bodies up to this size can be replayed: what pingora buffers.
 const REPLAYABLE: u64 = 64 * 1024;
-/// Attempts for one request; the replay of a 401 is one.
-const MAX_ATTEMPTS: u32 = 3;
-/// HTTP/2 connections that may refuse one request before its caller is told.
-const MAX_REFUSALS: u32 = 2;
 
 #[async_trait]
 impl ProxyHttp for Proxy {
@@ -618,33 +615,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
         mut error: Box<PingoraError>,
     ) -> Box<PingoraError> {
-        let more = if *error.etype() == ErrorType::H2Error {
-            // A pooled connection whose end is learnt of when it is asked for one more stream.
-            ctx.refusals += 1;
-            ctx.refusals <= MAX_REFUSALS
-        } else if let (Some(way), Some(taken)) = (&ctx.way, &ctx.taken) {
-            ctx.tried.add(taken);
-            // `timeouts.total` ends waits that say nothing about the address.
-            if ctx.deadline.is_none_or(|at| Instant::now() < at) {
-                way.upstream.out_of_reach(taken);
-            }
-            // Nothing has been sent: another address is as good, whatever the method.
-            let more = ctx.tried.count() < way.upstream.addresses() && ctx.attempts < MAX_ATTEMPTS;
-            if more {
-                // The last address's failure alone is the request's.
-                tracing::warn!(
-                    vendor = %way.vendor.name,
-                    request_id = ctx.request_id.to_str().unwrap_or_default(),
-                    cause = %error.etype().as_str(),
-                    context = error.context.as_ref().map_or("", |context| context.as_str()),
-                    detail = error.cause.as_ref().map(ToString::to_string),
-                    "an address of the upstream cannot be reached; trying the next"
-                );
-            }
-            more
-        } else {
-            false
-        };
+        let more = another_connection(ctx, &error);
         error.set_retry(more);
         error
     }
@@ -657,51 +628,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
         reused: bool,
     ) -> Box<PingoraError> {
-        let answered = session
-            .response_written()
-            .is_some_and(|head| !head.status.is_informational());
-        let refusal = Refusal::of(&error);
-        match refusal {
-            Some(Refusal::NotProcessed) => ctx.refusals += 1,
-            Some(Refusal::WantsHttp1 | Refusal::BrokenHttp2) => {
-                ctx.refusals += 1;
-                if let Some(way) = &ctx.way {
-                    way.upstream.stay_on_http1();
-                }
-            }
-            None => {}
-        }
-        if ctx.replaying {
-            error.set_retry(!session.as_ref().retry_buffer_truncated() && !answered);
-            return error;
-        }
-        let sendable = !answered
-            && ctx.stop.is_none()
-            && ctx.deadline.is_none_or(|at| Instant::now() < at)
-            && replayable(session);
-        let again = if let Some(Refusal::NotProcessed | Refusal::WantsHttp1) = refusal {
-            // Turned away unread: whatever its method, and not at the budget's cost, since servers
-            // end connections in good order all the time.
-            sendable && ctx.refusals <= MAX_REFUSALS
-        } else {
-            // A request that the vendor cannot have begun to work on may be sent again whatever its
-            // method, any other only when twice is as good as once (RFC 9110 §9.2.2).
-            let harmless = session.req_header().method.is_idempotent() || is_unsent(&error, ctx);
-            let again = sendable
-                && harmless
-                && (is_broken(&error) || refusal.is_some())
-                && ctx.attempts < MAX_ATTEMPTS
-                && ctx.way.as_ref().is_some_and(|way| {
-                    let within = way.vendor.retries.spend();
-                    way.vendor.metrics.retried(within);
-                    within
-                });
-            // A pooled connection may have died of old age, and says nothing about the server.
-            if let (true, Some(taken)) = (again && !reused, &ctx.taken) {
-                ctx.tried.add(taken);
-            }
-            again
-        };
+        let again = once_more(session, ctx, &error, reused);
         error.set_retry(again);
         error
     }
@@ -737,18 +664,7 @@ impl ProxyHttp for Proxy {
                 pass.failed(Fault::TimedOut);
             }
         }
-        if let Some(way) = &ctx.way {
-            tracing::warn!(
-                vendor = %way.vendor.name,
-                request_id = ctx.request_id.to_str().unwrap_or_default(),
-                reason = stop.map_or("caller_gone", |stop| stop.verdict().reason),
-                // The chain of causes without pingora's peer context, which names certificates.
-                cause = %error.etype().as_str(),
-                context = error.context.as_ref().map_or("", |context| context.as_str()),
-                detail = error.cause.as_ref().map(ToString::to_string),
-                "request failed"
-            );
-        }
+        failed(ctx, error, stop);
         let begun = session
             .response_written()
             .is_some_and(|head| !head.status.is_informational());
@@ -774,58 +690,7 @@ impl ProxyHttp for Proxy {
         _error: Option<&PingoraError>,
         ctx: &mut Self::CTX,
     ) {
-        let took = ctx.started.elapsed();
-        // As nginx has it: 499, the caller left before there was an answer.
-        let status = session
-            .response_written()
-            .map_or(499, |head| head.status.as_u16());
-        let metrics = ctx
-            .way
-            .as_ref()
-            .map_or(&ctx.snapshot.nobody, |way| &way.vendor.metrics);
-        let caller = ctx
-            .caller
-            .as_ref()
-            .map_or(&*NO_CALLER, |caller| &caller.label);
-        let head = session.req_header();
-        metrics.finished(caller, &head.method, status, took);
-        let reason = ctx.stop.map(|stop| stop.verdict().reason);
-        if let Some(reason) = reason {
-            metrics.refused(reason);
-        }
-        let mut span = ctx.span.take();
-        let logged = ctx.snapshot.access_log;
-        if logged || span.is_some() {
-            let trace_id = span.as_ref().map(|span| span.trace_id.clone());
-            let line = Line {
-                request_id: ctx.request_id.to_str().unwrap_or_default(),
-                caller: ctx.caller.as_ref().map(|caller| &*caller.name),
-                vendor: ctx.way.as_ref().map(|way| &*way.vendor.name),
-                method: head.method.as_str(),
-                path: path::to_log(head.raw_path()),
-                status,
-                reason,
-                client: session.client_addr(),
-                attempts: ctx.attempts,
-                generation: ctx.held.as_ref().map(|held| held.generation()),
-                duration: took,
-                upstream: ctx.upstream_took,
-                reused: ctx.reused,
-                bytes_in: session.body_bytes_read(),
-                bytes_out: session.body_bytes_sent(),
-                rule: ctx.rule.as_deref(),
-                trace_id: trace_id
-                    .as_deref()
-                    .or_else(|| traces::trace_id(&head.headers)),
-            };
-            if logged {
-                self.access_log.write(&line);
-            }
-            if let Some(span) = &mut span {
-                let host = callers_authority(session).ok().map(caller::host_of);
-                span.end(&line, callers_scheme(session), host);
-            }
-        }
+        finished(&self.access_log, session, ctx);
         ctx.in_flight = None;
         ctx.pass = None;
     }

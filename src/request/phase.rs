@@ -5,3 +5,4 @@ pub(super) mod again;
 pub(super) mod echo;
 pub(super) mod own_answer;
 pub(super) mod shown;
+pub(super) mod told;

@@ -1,12 +1,20 @@
-//! Whether a request may be sent once more, and with which credential.
+//! Whether a request may be sent once more, where to, and with which credential.
 
 use http::header::CONTENT_LENGTH;
 use pingora::ErrorSource;
 use pingora::prelude::{Error as PingoraError, ErrorType};
 use pingora::proxy::Session;
+use tokio::time::Instant;
 
+use crate::request::phase::told::Cause;
 use crate::request::vendor::Vendor;
 use crate::request::{Context, REPLAYABLE};
+use crate::upstream::http2::Refusal;
+
+/// Attempts for one request; the replay of a 401 is one.
+const MAX_ATTEMPTS: u32 = 3;
+/// HTTP/2 connections that may refuse one request before its caller is told.
+const MAX_REFUSALS: u32 = 2;
 
 /// After a 401: rejects what was sent and waits for something newer. `true`: replay.
 pub(in crate::request) async fn newer_credential(
@@ -40,9 +48,93 @@ pub(in crate::request) async fn newer_credential(
     true
 }
 
+/// No connection was had. Nothing has been sent: another is as good, whatever the method. `true`: try
+/// one.
+pub(in crate::request) fn another_connection(ctx: &mut Context, error: &PingoraError) -> bool {
+    if *error.etype() == ErrorType::H2Error {
+        // A pooled connection whose end is learnt of when it is asked for one more stream.
+        ctx.refusals += 1;
+        return ctx.refusals <= MAX_REFUSALS;
+    }
+    let (Some(way), Some(taken)) = (&ctx.way, &ctx.taken) else {
+        return false;
+    };
+    ctx.tried.add(taken);
+    // `timeouts.total` ends waits that say nothing about the address.
+    if ctx.deadline.is_none_or(|at| Instant::now() < at) {
+        way.upstream.out_of_reach(taken);
+    }
+    let more = ctx.tried.count() < way.upstream.addresses() && ctx.attempts < MAX_ATTEMPTS;
+    if more {
+        // The last address's failure alone is the request's.
+        let cause = Cause::of(error);
+        tracing::warn!(
+            vendor = %way.vendor.name,
+            request_id = ctx.request_id.to_str().unwrap_or_default(),
+            cause = %cause.kind,
+            context = cause.context,
+            detail = cause.detail,
+            "an address of the upstream cannot be reached; trying the next"
+        );
+    }
+    more
+}
+
+/// An attempt ended with an error; `reused`: on a pooled connection. `true`: make another.
+pub(in crate::request) fn once_more(
+    session: &Session,
+    ctx: &mut Context,
+    error: &PingoraError,
+    reused: bool,
+) -> bool {
+    let answered = session
+        .response_written()
+        .is_some_and(|head| !head.status.is_informational());
+    let refusal = Refusal::of(error);
+    match refusal {
+        Some(Refusal::NotProcessed) => ctx.refusals += 1,
+        Some(Refusal::WantsHttp1 | Refusal::BrokenHttp2) => {
+            ctx.refusals += 1;
+            if let Some(way) = &ctx.way {
+                way.upstream.stay_on_http1();
+            }
+        }
+        None => {}
+    }
+    if ctx.replaying {
+        return !session.as_ref().retry_buffer_truncated() && !answered;
+    }
+    let sendable = !answered
+        && ctx.stop.is_none()
+        && ctx.deadline.is_none_or(|at| Instant::now() < at)
+        && replayable(session);
+    if let Some(Refusal::NotProcessed | Refusal::WantsHttp1) = refusal {
+        // Turned away unread: whatever its method, and not at the budget's cost, since servers
+        // end connections in good order all the time.
+        return sendable && ctx.refusals <= MAX_REFUSALS;
+    }
+    // A request that the vendor cannot have begun to work on may be sent again whatever its
+    // method, any other only when twice is as good as once (RFC 9110 §9.2.2).
+    let harmless = session.req_header().method.is_idempotent() || is_unsent(error, ctx);
+    let again = sendable
+        && harmless
+        && (is_broken(error) || refusal.is_some())
+        && ctx.attempts < MAX_ATTEMPTS
+        && ctx.way.as_ref().is_some_and(|way| {
+            let within = way.vendor.retries.spend();
+            way.vendor.metrics.retried(within);
+            within
+        });
+    // A pooled connection may have died of old age, and says nothing about the server.
+    if let (true, Some(taken)) = (again && !reused, &ctx.taken) {
+        ctx.tried.add(taken);
+    }
+    again
+}
+
 /// Whether the whole body can be sent again: what has been read of it is there, and what is still
 /// to come will be.
-pub(in crate::request) fn replayable(session: &Session) -> bool {
+fn replayable(session: &Session) -> bool {
     let announced = session
         .req_header()
         .headers
@@ -54,7 +146,7 @@ pub(in crate::request) fn replayable(session: &Session) -> bool {
 
 /// Whether this is the end of a connection, rather than a vendor that is slow, breaks the protocol
 /// or is not to blame.
-pub(in crate::request) fn is_broken(error: &PingoraError) -> bool {
+fn is_broken(error: &PingoraError) -> bool {
     use ErrorType::{ConnectionClosed, H2Downgrade, H2Error, ReadError, WriteError};
 
     *error.esource() == ErrorSource::Upstream
@@ -66,6 +158,6 @@ pub(in crate::request) fn is_broken(error: &PingoraError) -> bool {
 
 /// Whether the request's head was never whole at the vendor: pingora writes it before it looks at a
 /// body, and half a head is no request.
-pub(in crate::request) fn is_unsent(error: &PingoraError, ctx: &Context) -> bool {
+fn is_unsent(error: &PingoraError, ctx: &Context) -> bool {
     *error.etype() == ErrorType::WriteError && !ctx.head_sent
 }

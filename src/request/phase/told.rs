@@ -1,0 +1,100 @@
+//! What is told of a request, to the log, the metrics and the trace.
+
+use pingora::prelude::Error as PingoraError;
+use pingora::proxy::Session;
+
+use crate::error::Error;
+use crate::metrics::NO_CALLER;
+use crate::request::phase::shown::{callers_authority, callers_scheme};
+use crate::request::{Context, caller, path};
+use crate::server::logs::{AccessLog, Line};
+use crate::traces;
+
+/// An error of pingora's without its peer context, which names certificates.
+pub(in crate::request) struct Cause<'a> {
+    pub(in crate::request) kind: &'a str,
+    pub(in crate::request) context: &'a str,
+    pub(in crate::request) detail: Option<String>,
+}
+
+impl<'a> Cause<'a> {
+    pub(in crate::request) fn of(error: &'a PingoraError) -> Self {
+        Self {
+            kind: error.etype().as_str(),
+            context: error.context.as_ref().map_or("", |text| text.as_str()),
+            detail: error.cause.as_ref().map(ToString::to_string),
+        }
+    }
+}
+
+/// A request on its way to a vendor came to nothing.
+pub(in crate::request) fn failed(ctx: &Context, error: &PingoraError, stop: Option<Error>) {
+    let Some(way) = &ctx.way else { return };
+    let cause = Cause::of(error);
+    tracing::warn!(
+        vendor = %way.vendor.name,
+        request_id = ctx.request_id.to_str().unwrap_or_default(),
+        reason = stop.map_or("caller_gone", |stop| stop.verdict().reason),
+        cause = %cause.kind,
+        context = cause.context,
+        detail = cause.detail,
+        "request failed"
+    );
+}
+
+/// A request has been answered, or its caller is gone.
+pub(in crate::request) fn finished(log: &AccessLog, session: &Session, ctx: &mut Context) {
+    let took = ctx.started.elapsed();
+    // As nginx has it: 499, the caller left before there was an answer.
+    let status = session
+        .response_written()
+        .map_or(499, |head| head.status.as_u16());
+    let metrics = ctx
+        .way
+        .as_ref()
+        .map_or(&ctx.snapshot.nobody, |way| &way.vendor.metrics);
+    let caller = ctx
+        .caller
+        .as_ref()
+        .map_or(&*NO_CALLER, |caller| &caller.label);
+    let head = session.req_header();
+    metrics.finished(caller, &head.method, status, took);
+    let reason = ctx.stop.map(|stop| stop.verdict().reason);
+    if let Some(reason) = reason {
+        metrics.refused(reason);
+    }
+    let mut span = ctx.span.take();
+    let logged = ctx.snapshot.access_log;
+    if !logged && span.is_none() {
+        return;
+    }
+    let trace_id = span.as_ref().map(|span| span.trace_id.clone());
+    let line = Line {
+        request_id: ctx.request_id.to_str().unwrap_or_default(),
+        caller: ctx.caller.as_ref().map(|caller| &*caller.name),
+        vendor: ctx.way.as_ref().map(|way| &*way.vendor.name),
+        method: head.method.as_str(),
+        path: path::to_log(head.raw_path()),
+        status,
+        reason,
+        client: session.client_addr(),
+        attempts: ctx.attempts,
+        generation: ctx.held.as_ref().map(|held| held.generation()),
+        duration: took,
+        upstream: ctx.upstream_took,
+        reused: ctx.reused,
+        bytes_in: session.body_bytes_read(),
+        bytes_out: session.body_bytes_sent(),
+        rule: ctx.rule.as_deref(),
+        trace_id: trace_id
+            .as_deref()
+            .or_else(|| traces::trace_id(&head.headers)),
+    };
+    if logged {
+        log.write(&line);
+    }
+    if let Some(span) = &mut span {
+        let host = callers_authority(session).ok().map(caller::host_of);
+        span.end(&line, callers_scheme(session), host);
+    }
+}

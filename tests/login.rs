@@ -174,14 +174,23 @@ async fn each_vendors_own_login_is_answered_in_its_shape() {
     assert_ne!(second, token);
     assert_eq!(setup.call(&format!("Authorization: Bearer {second}")), 200);
 
-    // Revoking ends that token alone, and never the vendor's.
+    // A token that calls is no key: whoever has got hold of one cannot make it last.
+    let exchange = json!({ "client_id": "any", "password": token });
+    let (status, _, body) = setup.json("/t/vedauth/authorize/oauth", &exchange);
+    assert_eq!((status, &body["reason"]), (401, &json!("unknown_caller")));
+    let (_, _, body) = setup.json("/t/vedauth/authorize/oauth", &login);
+    let other = text(&body, "access_token");
+
+    // Revoking ends what came of that login, no other, and never the vendor's.
     let bearer = format!("Authorization: Bearer {token}\r\n");
     assert_eq!(
         setup.send("GET /t/vedauth/revoke/token", &bearer, "").0,
         200
     );
     assert_eq!(setup.call(bearer.trim_end()), 401);
-    assert_eq!(setup.call(&format!("Authorization: Bearer {second}")), 200);
+    assert_eq!(setup.call(&format!("Authorization: Bearer {second}")), 401);
+    assert_eq!(setup.json("/t/vedauth/authorize/token", &again).0, 401);
+    assert_eq!(setup.call(&format!("Authorization: Bearer {other}")), 200);
 
     let old = json!({ "Username": "any", "Password": KEY });
     let (status, head, body) = setup.json("/t/vedsdk/authorize/", &old);

@@ -257,18 +257,24 @@ impl Callers {
                     Err(Error::CrossSite)
                 }
             }
-            Self::Known(known) => known.identify(shown, &[]),
+            Self::Known(known) => known.identify(shown, &[], true),
         }
     }
 
-    /// The same for a login, which may show a key or a refresh token in its body as well.
+    /// The same for a login, which may show a key or a refresh token in its body as well. A token
+    /// that calls is worth nothing here unless it is being ended (`ends`): it would have no end.
     ///
     /// # Errors
     /// As [`Callers::identify`].
-    pub fn identify_login(&self, shown: Shown<'_>, posted: &[&[u8]]) -> Result<Arc<Caller>, Error> {
+    pub fn identify_login(
+        &self,
+        shown: Shown<'_>,
+        posted: &[&[u8]],
+        ends: bool,
+    ) -> Result<Arc<Caller>, Error> {
         match self {
             Self::Anyone(_) | Self::Loopback(_) => self.identify(shown),
-            Self::Known(known) => known.identify(shown, posted),
+            Self::Known(known) => known.identify(shown, posted, ends),
         }
     }
 
@@ -295,7 +301,17 @@ impl Callers {
 }
 
 impl Known {
-    fn identify(&self, shown: Shown<'_>, posted: &[&[u8]]) -> Result<Arc<Caller>, Error> {
+    /// `call_tokens`: tokens of our own that call are a proof.
+    fn identify(
+        &self,
+        shown: Shown<'_>,
+        posted: &[&[u8]],
+        call_tokens: bool,
+    ) -> Result<Arc<Caller>, Error> {
+        let by_call_token = |token: &[u8]| {
+            self.by_own_token(token, Purpose::Call)
+                .filter(|_| call_tokens)
+        };
         let mut found: Option<Arc<Caller>> = None;
         let mut prove = |caller: &Arc<Caller>| match &found {
             Some(other) if !Arc::ptr_eq(other, caller) => Err(Error::UnknownCaller),
@@ -309,7 +325,7 @@ impl Known {
             let digest = sha256(&[key.as_ref()]);
             if let Some(caller) = self.keys.get(&digest) {
                 prove(caller)?;
-            } else if let Some(caller) = self.by_own_token(key.as_ref(), Purpose::Call) {
+            } else if let Some(caller) = by_call_token(key.as_ref()) {
                 prove(caller)?;
             } else if let Key::Bearer(token) = key
                 && !self.tokens.is_empty()
@@ -323,10 +339,9 @@ impl Known {
         }
         for value in posted {
             let by_key = self.keys.get(&sha256(&[value]));
-            let by_token = |purpose| self.by_own_token(value, purpose);
             let caller = by_key
-                .or_else(|| by_token(Purpose::Call))
-                .or_else(|| by_token(Purpose::Refresh));
+                .or_else(|| by_call_token(value))
+                .or_else(|| self.by_own_token(value, Purpose::Refresh));
             if let Some(caller) = caller {
                 prove(caller)?;
             }

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::config::{LoginPath, LoginShape};
 use crate::request::caller::Caller;
-use crate::request::caller::token::{LIFETIME, Mint, Purpose, REFRESH_LIFETIME};
+use crate::request::caller::token::{Grant, LIFETIME, Mint, Purpose, REFRESH_LIFETIME};
 use crate::request::path::Rules;
 
 /// Longest login body, bytes.
@@ -101,7 +101,12 @@ pub fn answer(
     posted: &Posted,
     mint: &Mint,
 ) -> (StatusCode, Option<Value>) {
-    let token = || mint.issue(caller, Purpose::Call);
+    let grant = posted
+        .values()
+        .find_map(|value| mint.grant_of(value))
+        .unwrap_or_else(Grant::random);
+    let token = || mint.issue(caller, Purpose::Call, grant);
+    let refresh_token = || mint.issue(caller, Purpose::Refresh, grant);
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or(Duration::ZERO);
@@ -122,13 +127,13 @@ pub fn answer(
                 .value("grant_type")
                 .is_some_and(|grant| grant != "client_credentials")
             {
-                body["refresh_token"] = json!(mint.issue(caller, Purpose::Refresh).expose());
+                body["refresh_token"] = json!(refresh_token().expose());
             }
             body
         }
         LoginShape::Vedauth => json!({
             "access_token": token().expose(),
-            "refresh_token": mint.issue(caller, Purpose::Refresh).expose(),
+            "refresh_token": refresh_token().expose(),
             "token_type": "Bearer",
             "expires": until.as_secs(),
             "expires_in": LIFETIME.as_secs(),

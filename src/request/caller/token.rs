@@ -13,7 +13,6 @@ use zeroize::Zeroizing;
 
 use super::Caller;
 use crate::secret::Secret;
-use crate::tls::sha256;
 
 /// How long a token gets its bearer in.
 pub const LIFETIME: Duration = Duration::from_hours(1);
@@ -23,7 +22,7 @@ pub const REFRESH_LIFETIME: Duration = Duration::from_hours(24 * 30);
 /// Tells our tokens from keys before anything is computed.
 const BEGINNING: &[u8] = b"cst1-";
 const SEAL: usize = 32;
-/// How many tokens that were ended early are remembered.
+/// How many grants that were ended early are remembered.
 const ENDED: u64 = 100_000;
 
 /// Makes and reads caller tokens.
@@ -31,8 +30,20 @@ pub struct Mint {
     /// One of this process is made for its first token: few have such callers, and the first random
     /// byte costs a start tens of milliseconds.
     key: OnceLock<hmac::Key>,
-    /// By digest; nothing is in it for longer than a token lasts.
-    ended: Cache<[u8; 32], ()>,
+    /// Grants whose tokens are good no more; nothing is in it for longer than a token lasts.
+    ended: Cache<Grant, ()>,
+}
+
+/// One login, and every token that came of it: whoever ends one of them ends all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Grant([u8; 8]);
+
+impl Grant {
+    /// A new login's. The seal keeps it from being made up.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(fastrand::u64(..).to_be_bytes())
+    }
 }
 
 /// What a token is good for.
@@ -48,6 +59,7 @@ pub enum Purpose {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Bearer {
     pub(super) name: String,
+    pub(super) grant: Grant,
     /// Of what the caller could show when it was made: a caller whose key was changed has to log in
     /// again.
     pub(super) proof: [u8; 8],
@@ -82,18 +94,20 @@ impl Mint {
         })
     }
 
-    /// A new token for `caller`.
+    /// A new token for `caller`, of this login.
     ///
     /// # Panics
     /// Where the system has no randomness.
     #[must_use]
-    pub fn issue(&self, caller: &Caller, purpose: Purpose) -> Secret {
+    pub fn issue(&self, caller: &Caller, purpose: Purpose, grant: Grant) -> Secret {
         let lifetime = match purpose {
             Purpose::Call => LIFETIME,
             Purpose::Refresh => REFRESH_LIFETIME,
         };
         let mut sealed = vec![purpose as u8];
         sealed.extend_from_slice(&(now() + lifetime.as_secs()).to_be_bytes());
+        sealed.extend_from_slice(&grant.0);
+        // No two tokens are the same.
         sealed.extend_from_slice(&fastrand::u64(..).to_be_bytes());
         sealed.extend_from_slice(&caller.proof);
         sealed.extend_from_slice(caller.name.as_bytes());
@@ -112,22 +126,32 @@ impl Mint {
         hmac::verify(self.key(), content, seal).ok()?;
         let (of, rest) = content.split_first()?;
         let (until, rest) = rest.split_first_chunk()?;
+        let (grant, rest) = rest.split_first_chunk()?;
+        let grant = Grant(*grant);
         let (_, rest) = rest.split_first_chunk::<8>()?;
         let (proof, name) = rest.split_first_chunk()?;
         let good = *of == purpose as u8
             && now() < u64::from_be_bytes(*until)
-            && !self.ended.contains_key(&sha256(&[token]));
+            && !self.ended.contains_key(&grant);
         good.then(|| Bearer {
             name: String::from_utf8_lossy(name).into_owned(),
+            grant,
             proof: *proof,
         })
     }
 
-    /// Ends `token` before its time, if it is one of ours.
+    /// The login that a refresh token came of.
+    #[must_use]
+    pub fn grant_of(&self, refresh_token: &[u8]) -> Option<Grant> {
+        let bearer = self.read(refresh_token, Purpose::Refresh)?;
+        Some(bearer.grant)
+    }
+
+    /// Ends `token` before its time, if it is one of ours, and all that came of the same login.
     pub(super) fn end(&self, token: &[u8]) {
         let ours = [Purpose::Call, Purpose::Refresh];
-        if ours.iter().any(|of| self.read(token, *of).is_some()) {
-            self.ended.insert(sha256(&[token]), ());
+        if let Some(bearer) = ours.iter().find_map(|of| self.read(token, *of)) {
+            self.ended.insert(bearer.grant, ());
         }
     }
 }
@@ -163,7 +187,8 @@ mod tests {
     fn a_token_is_read_by_its_maker_for_its_purpose_until_it_is_ended() {
         let mint = Mint::new(None);
         let caller = caller("ci");
-        let token = mint.issue(&caller, Purpose::Call);
+        let grant = Grant::random();
+        let token = mint.issue(&caller, Purpose::Call, grant);
         let token = token.expose().as_bytes();
         let read = || mint.read(token, Purpose::Call).map(|bearer| bearer.name);
 
@@ -179,18 +204,22 @@ mod tests {
                 "{at}"
             );
         }
+        let refresh = mint.issue(&caller, Purpose::Refresh, grant);
+        let refresh = refresh.expose().as_bytes();
+        assert_eq!(mint.grant_of(refresh), Some(grant));
+        assert_eq!(mint.grant_of(token), None, "for calls only");
         mint.end(token);
         assert_eq!(read(), None);
-        assert_ne!(
-            mint.issue(&caller, Purpose::Call).expose().as_bytes(),
-            token
-        );
+        assert_eq!(mint.grant_of(refresh), None, "of the same login");
+        let later = mint.issue(&caller, Purpose::Call, Grant::random());
+        let later = later.expose().as_bytes();
+        assert!(mint.read(later, Purpose::Call).is_some());
     }
 
     #[test]
     fn replicas_with_one_secret_accept_each_others_tokens() {
         let (one, other) = (Mint::new(Some(b"shared")), Mint::new(Some(b"shared")));
-        let token = one.issue(&caller("ci"), Purpose::Refresh);
+        let token = one.issue(&caller("ci"), Purpose::Refresh, Grant::random());
         let read = other.read(token.expose().as_bytes(), Purpose::Refresh);
         assert_eq!(read.unwrap().name, "ci");
     }

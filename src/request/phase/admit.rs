@@ -29,6 +29,9 @@ pub(in crate::request) async fn admit(
 ) -> Result<Admitted, Error> {
     if let Some(http1) = session.as_downstream().as_http1() {
         headers::check_raw_head(&http1.get_headers_raw_bytes())?;
+    } else {
+        // Of HTTP/2 there is no raw head.
+        headers::check_method(session.req_header().method.as_str().as_bytes())?;
     }
     if guard(session).is_some_and(Guarded::has_odd_first_line) {
         return Err(Error::BadFraming(headers::ODD_REQUEST_LINE));
@@ -151,7 +154,9 @@ async fn log_in(
             .by_host(&caller::lower(caller::host_of(authority)))
             .is_some(),
     };
-    let caller = snapshot.callers.identify_login(shown, &values)?;
+    let caller = snapshot
+        .callers
+        .identify_login(shown, &values, login::ends(shape))?;
     ctx.caller = Some(caller.clone());
     caller.take()?;
     if !caller.may_use(&vendor.name) {

@@ -34,8 +34,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{COOKIE, EXPECT, HOST, HeaderValue, LOCATION, TRANSFER_ENCODING};
-use http::{HeaderMap, Version};
+use http::header::{
+    CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderValue, LOCATION, TRANSFER_ENCODING,
+};
+use http::{HeaderMap, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error as PingoraError, ErrorType, HttpPeer};
 use pingora::protocols::Digest;
@@ -463,6 +465,14 @@ impl ProxyHttp for Proxy {
             // Nobody has asked; pingora minds only where one side thinks otherwise.
             return Err(stopped(ctx, Error::UpstreamUnreachable));
         }
+        if answer.version != Version::HTTP_2 && !headers::is_framed_plainly(&answer.headers) {
+            tracing::warn!(
+                vendor = %vendor.name,
+                request_id = ctx.request_id.to_str().unwrap_or_default(),
+                "the vendor's answer has two lengths, or a transfer coding that nobody asked for"
+            );
+            return Err(stopped(ctx, Error::UpstreamUnreachable));
+        }
         let needles = needles(ctx, vendor);
         if let Some(needles) = &needles {
             mask_head(needles, answer, vendor)?;
@@ -549,6 +559,15 @@ impl ProxyHttp for Proxy {
     where
         Self::CTX: Send + Sync,
     {
+        // A message is of its sender's version, and it is we who send it (RFC 9110 §2.5).
+        if answer.version < Version::HTTP_11 {
+            answer.set_version(Version::HTTP_11);
+        }
+        if answer.status == StatusCode::NO_CONTENT {
+            // Nor may it have either (RFC 9110 §8.6, RFC 9112 §6.1).
+            answer.remove_header(&CONTENT_LENGTH);
+            answer.remove_header(&TRANSFER_ENCODING);
+        }
         // Such a caller knows of no chunks: the connection's end is the body's (RFC 9112 §6.1, §6.3).
         if session.req_header().version < Version::HTTP_11
             && answer.remove_header(&TRANSFER_ENCODING).is_some()

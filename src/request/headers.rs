@@ -322,6 +322,21 @@ pub fn barred_in_answer(headers: &HeaderMap, cookies_pass: bool, upgrade: bool) 
         .collect()
 }
 
+/// Whether the framing of a vendor's answer over HTTP/1 leaves no doubt: one length in digits, no coding
+/// but `chunked` (RFC 9112 §6.1, RFC 9110 §8.6). We ask for no other, and a caller would be left to guess
+/// where a body ends.
+#[must_use]
+pub fn is_framed_plainly(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let is_number = |value: &HeaderValue| value.as_bytes().iter().all(u8::is_ascii_digit);
+    let chunked = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"chunked");
+    codings.next().is_none_or(chunked)
+        && codings.next().is_none()
+        && lengths.next().is_none_or(is_number)
+        && lengths.next().is_none()
+}
+
 fn claims_to_be_us(headers: &HeaderMap) -> bool {
     headers.get_all("proxy-status").iter().any(|value| {
         value

@@ -1,6 +1,6 @@
 //! What is told of a request, to the log, the metrics and the trace.
 
-use pingora::prelude::Error as PingoraError;
+use pingora::prelude::{Error as PingoraError, ErrorType};
 use pingora::proxy::Session;
 
 use crate::error::Error;
@@ -10,7 +10,8 @@ use crate::request::{Context, caller, path};
 use crate::server::logs::{AccessLog, Line};
 use crate::traces;
 
-/// An error of pingora's without its peer context, which names certificates.
+/// An error of pingora's without its peer context, which names certificates, and without what the
+/// vendor has sent, which may repeat our credential.
 pub(in crate::request) struct Cause<'a> {
     pub(in crate::request) kind: &'a str,
     pub(in crate::request) context: &'a str,
@@ -19,9 +20,15 @@ pub(in crate::request) struct Cause<'a> {
 
 impl<'a> Cause<'a> {
     pub(in crate::request) fn of(error: &'a PingoraError) -> Self {
+        // A head that cannot be read is in there, whole.
+        let context = if *error.etype() == ErrorType::InvalidHTTPHeader {
+            "the vendor's answer has a head that cannot be read"
+        } else {
+            error.context.as_ref().map_or("", |text| text.as_str())
+        };
         Self {
             kind: error.etype().as_str(),
-            context: error.context.as_ref().map_or("", |text| text.as_str()),
+            context,
             detail: error.cause.as_ref().map(ToString::to_string),
         }
     }

@@ -151,7 +151,7 @@ impl Error {
             Self::BodyTooLarge => (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "body_too_large",
-                "The request body is over the vendor's limits.body.",
+                "The request body is over the vendor's limits.body, or over 64 KiB and a login's.",
                 "http_request_denied",
             ),
             Self::BodyTimeout => (
@@ -222,7 +222,7 @@ impl Error {
             Self::CredentialEchoed => (
                 StatusCode::BAD_GATEWAY,
                 "credential_echoed",
-                "The vendor's compressed answer repeats the credential the proxy added; ask without Accept-Encoding and it is masked instead.",
+                "The vendor's compressed answer repeats the credential the proxy added, or is compressed twice and cannot be searched for it; ask without Accept-Encoding and it is masked instead.",
                 "http_response_incomplete",
             ),
             Self::UpstreamTimeout => (

@@ -2,9 +2,12 @@
 
 use std::io::Read;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use countersign::demo::{self, Stand};
 use flate2::read::GzDecoder;
 
+use crate::support::script::{Reply, Server};
 use crate::support::{Proxy, exchange_bytes, status_of};
 
 const TOKEN: &str = "the+token/of=ours-0123456789";
@@ -147,6 +150,37 @@ async fn a_compressed_answer_that_repeats_the_credential_is_broken_off() {
     let body = String::from_utf8_lossy(&body);
     assert!(body.contains("\"reason\":\"credential_echoed\""), "{body}");
     assert_eq!(setup.redacted(), "2");
+}
+
+/// A login page that is told where to return to, as so many are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_parameter_is_masked_as_it_was_sent_too() {
+    let vendor = Server::start(async |asked| {
+        let next: String = url::form_urlencoded::byte_serialize(asked.target.as_bytes()).collect();
+        let again = STANDARD.encode(format!("{} ", asked.target));
+        let location = format!("Location: /login?next={next}\r\n");
+        Reply::whole("302 Found", &location, format!("{next} {again}"))
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = format!(
+        "listeners: [ {{ bind: 127.0.0.1:0 }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\nvendors:\n  v:\n    upstream: {}\n    allow_plaintext: true\n    auth: {{ query: {{ apikey: {{ value: \"{TOKEN}\" }} }} }}\n",
+        vendor.url("")
+    );
+    let proxy = Proxy::start(dir.path(), &yaml);
+    let answer = proxy.raw("GET /v/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    assert_eq!(status_of(&answer), 302, "{answer}");
+    let sent = &vendor.asked()[0].target;
+    assert!(
+        sent.ends_with("the%2Btoken%2Fof%3Dours-0123456789"),
+        "{sent}"
+    );
+    assert!(!answer.contains("ours-0123456789"), "{answer}");
+    let body = answer.split(' ').next_back().unwrap();
+    let decoded = STANDARD.decode(body.replace('*', "A")).unwrap();
+    let decoded = String::from_utf8_lossy(&decoded);
+    assert!(decoded.starts_with("/x?apikey="), "{decoded}");
+    assert!(!decoded.contains("0123456789"), "{decoded}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

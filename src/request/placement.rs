@@ -86,8 +86,13 @@ impl Placement {
                 let pairs = held.values().iter().map(HeaderValue::as_bytes);
                 for pair in pairs.flat_map(|query| query.split(|byte| *byte == b'&')) {
                     let value = pair.splitn(2, |byte| *byte == b'=').nth(1);
-                    let value = percent_encoding::percent_decode(value.unwrap_or_default());
-                    secrets.push(Zeroizing::new(value.collect()));
+                    let sent = value.unwrap_or_default();
+                    let value: Vec<u8> = percent_encoding::percent_decode(sent).collect();
+                    // An echo of the whole target encodes once more what is encoded in it.
+                    if value != sent {
+                        secrets.push(Zeroizing::new(sent.to_vec()));
+                    }
+                    secrets.push(Zeroizing::new(value));
                 }
             }
         }

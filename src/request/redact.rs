@@ -449,9 +449,10 @@ impl Places {
     }
 }
 
-/// A compressed answer repeats our credential: nothing more of it may be sent.
+/// A compressed answer repeats our credential, or is compressed more than once and cannot be looked
+/// into: nothing more of it may be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the vendor's compressed answer repeats our credential")]
+#[error("the vendor's compressed answer repeats our credential, or cannot be looked into")]
 pub struct Echoed;
 
 /// One answer's body on its way to the caller.
@@ -471,6 +472,8 @@ enum Body {
     Coded { decoder: Decoder, held: BytesMut },
     /// Compressed, by its own account; nothing of it has come yet.
     Unread(Coding),
+    /// Compressed more than once, or as much as says so: not searched, and not passed.
+    Stacked,
 }
 
 #[derive(Clone, Copy)]
@@ -486,18 +489,39 @@ const HELD: usize = 1 << 20;
 /// stopping a stream for.
 const BEGINNING: usize = 8;
 
+/// The codings of a body that we can read, in the order they were applied (RFC 9110 §8.4). What others
+/// there are is left to decoders to trip over; receivers differ in what they make of parameters and
+/// quotes.
+fn codings(fields: &HeaderMap) -> impl Iterator<Item = Coding> {
+    let members = fields
+        .get_all(CONTENT_ENCODING)
+        .into_iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    members.filter_map(|member| {
+        let name = member.split(|byte| *byte == b';').next()?;
+        let name: Vec<u8> = name
+            .iter()
+            .filter(|byte| !matches!(byte, b'"' | b' ' | b'\t'))
+            .map(u8::to_ascii_lowercase)
+            .collect();
+        match &*name {
+            b"gzip" | b"x-gzip" => Some(Coding::Gzip),
+            b"deflate" => Some(Coding::Deflate),
+            b"br" => Some(Coding::Brotli),
+            _ => None,
+        }
+    })
+}
+
 impl Redactor {
     /// For the body of an answer with these fields.
     #[must_use]
     pub fn new(needles: Arc<Needles>, fields: &HeaderMap) -> Self {
-        let coding = fields
-            .get(CONTENT_ENCODING)
-            .map(|coding| coding.as_bytes().trim_ascii().to_ascii_lowercase());
-        let body = match coding.as_deref() {
-            Some(b"gzip" | b"x-gzip") => Body::Unread(Coding::Gzip),
-            Some(b"deflate") => Body::Unread(Coding::Deflate),
-            Some(b"br") => Body::Unread(Coding::Brotli),
-            _ => Body::text(),
+        let mut codings = codings(fields);
+        let body = match (codings.next(), codings.next()) {
+            (None, _) => Body::text(),
+            (Some(coding), None) => Body::Unread(coding),
+            (Some(_), Some(_)) => Body::Stacked,
         };
         // A message of gRPC ends where it ends; its receiver must not wait for the next one.
         let is_grpc = fields
@@ -550,7 +574,8 @@ impl Redactor {
                     self.text(text, 0, end)
                 }
             },
-            Body::Unread(_) => (taken, 0),
+            Body::Stacked if !taken.is_empty() => return Err(Echoed),
+            Body::Unread(_) | Body::Stacked => (taken, 0),
         };
         *chunk = Some(sent);
         Ok(masked)
@@ -639,6 +664,7 @@ impl fmt::Debug for Body {
         f.write_str(match self {
             Self::Text { .. } => "Text",
             Self::Coded { .. } => "Coded",
+            Self::Stacked => "Stacked",
             Self::Unread(_) => "Unread",
         })
     }
@@ -868,11 +894,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_compressed_twice_is_not_passed() {
+        let mut twice = fields(&[("content-encoding", "deflate, gzip")]);
+        let mut in_two = fields(&[("content-encoding", "gzip")]);
+        in_two.append("content-encoding", "gzip".parse().unwrap());
+        for head in [&mut twice, &mut in_two] {
+            let mut redactor = Redactor::new(needles(&["t0ken-t0ken"]), head);
+            assert!(redactor.pass(&mut Some(Bytes::new()), false).is_ok());
+            let mut some = Some(Bytes::from_static(b"any"));
+            assert_eq!(redactor.pass(&mut some, false), Err(Echoed));
+            assert_eq!(some, None);
+        }
+    }
+
+    #[test]
     fn compressed_bodies_pass_byte_for_byte_or_break_off_before_the_credential() {
         let secret = "a-secret-of-some-length-0123456789";
         for (coding, label) in [
             ("gzip", "gzip"),
             ("gzip", "X-GZip"),
+            ("gzip", "identity, gzip"),
+            ("gzip", ", gzip;q=1"),
+            ("gzip", "\"gzip\", aws-chunked"),
             ("zlib", "deflate"),
             ("deflate", "deflate"),
             ("br", "br"),

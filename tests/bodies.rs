@@ -251,6 +251,41 @@ async fn events_arrive_as_they_are_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_there_is_of_a_small_answer_does_not_wait_for_the_rest() {
+    let pki = Pki::new();
+    let heard = Arc::new(Notify::new());
+    let next = heard.clone();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let serving = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.read(&mut [0; 4096]).await.unwrap();
+            let head = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n";
+            for piece in [head, "hello", "world"] {
+                stream.write_all(piece.as_bytes()).await.unwrap();
+                next.notified().await;
+            }
+        }
+    });
+    let proxy = front(&pki, &[("v", &url)]);
+    tokio::task::block_in_place(|| {
+        let mut stream = connect(proxy.data);
+        stream
+            .write_all(b"GET /v/x HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .unwrap();
+        head(&mut stream);
+        for piece in ["hello", "world"] {
+            heard.notify_one();
+            let mut some = [0; 5];
+            stream.read_exact(&mut some).unwrap();
+            assert_eq!(some, piece.as_bytes());
+        }
+        heard.notify_one();
+    });
+    serving.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nginx_answers_the_same_through_the_proxy_as_without_it() {
     let pki = Pki::new();
     let nginx = Nginx::start(&pki);

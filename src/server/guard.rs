@@ -512,6 +512,10 @@ impl AsyncRead for Guarded {
             return Poll::Ready(Ok(()));
         }
         if self.head.is_complete() {
+            // pingora waits for the vendor: what there is of its answer goes out.
+            if !self.inner.buffer().is_empty() {
+                let _ = Pin::new(&mut self.inner).poll_flush(cx);
+            }
             let before = buffer.filled().len();
             let read = if ended {
                 self.poll_behind(cx)

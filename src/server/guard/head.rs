@@ -6,6 +6,7 @@ use memchr::memmem;
 
 use crate::error::Error;
 use crate::request::headers::MAX_HEAD;
+use crate::request::path::MAX_TARGET;
 
 /// The head that is coming on a connection. pingora's hooks see no more than `&self`.
 pub(super) struct Head {
@@ -29,6 +30,10 @@ const IN_LINE: u8 = 2;
 const IN_FIELDS: u8 = 3;
 /// It is complete: bodies have limits of their own.
 const COMPLETE: u8 = 4;
+
+/// The longest first line, bytes: a target with a method and a version. A whole one is measured by
+/// its target alone.
+const MAX_LINE: usize = MAX_TARGET + 64;
 
 impl Head {
     /// Of a new connection.
@@ -97,8 +102,8 @@ impl Head {
     pub(super) fn too_large(&self) -> Option<Error> {
         match self.phase() {
             COMPLETE => None,
+            IN_LINE if self.length > MAX_LINE => Some(Error::TargetTooLong),
             _ if self.length <= MAX_HEAD => None,
-            IN_LINE => Some(Error::TargetTooLong),
             _ => Some(Error::HeadTooLarge),
         }
     }

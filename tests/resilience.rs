@@ -104,11 +104,20 @@ async fn vendor(status: u16) -> (Server, Arc<AtomicU16>) {
 /// `localhost` is 127.0.0.1 and then `::1`; the vendor listens at the second alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_that_cannot_be_reached_is_told_and_the_next_one_tried() {
-    let listener = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
+    // A port that is free on both. Bound and not listening, the first refuses, and nobody else can
+    // listen there.
+    let (listener, _first) = (0..50)
+        .find_map(|_| {
+            let second = std::net::TcpListener::bind("[::1]:0").unwrap();
+            let first = tokio::net::TcpSocket::new_v4().unwrap();
+            let port = second.local_addr().unwrap().port();
+            let free = first.bind(([127, 0, 0, 1], port).into()).is_ok();
+            free.then_some((second, first))
+        })
+        .expect("a port that is free on both");
+    listener.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
     let port = listener.local_addr().unwrap().port();
-    // Bound and not listening: it refuses, and nobody else can listen there.
-    let first = tokio::net::TcpSocket::new_v4().unwrap();
-    first.bind(([127, 0, 0, 1], port).into()).unwrap();
     let closing = async |_| Reply::whole("200 OK", "Connection: close\r\n", "");
     let server = Server::at(listener, closing);
     let setup = Setup::new(&format!("http://localhost:{port}"), "").await;

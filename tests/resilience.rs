@@ -135,7 +135,11 @@ async fn an_address_that_cannot_be_reached_is_told_and_the_next_one_tried() {
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains(&format!("127.0.0.1:{port}")), "{lines:?}");
 
+    let address = server.address;
     drop(server);
+    eventually("closed", || {
+        std::net::TcpStream::connect(address).is_err().then_some(())
+    });
     assert_eq!(setup.outcome().await, "upstream_unreachable");
     let lines = [told("trying the next"), told("request failed")].concat();
     assert_eq!(lines.len(), 3, "{lines:?}");

@@ -2,7 +2,7 @@
 //! known to be out of reach.
 //!
 //! What one request learns spares the others the same wait: an address that no connection can be
-//! made to stands behind all others for [`SET_BACK`]. Then one request sees whether it is back,
+//! made to stands behind all others for a minute. Then one request sees whether it is back,
 //! alone. It is an order and no more: when no other is left, that address is asked all the same.
 
 use std::net::IpAddr;

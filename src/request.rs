@@ -666,6 +666,8 @@ impl ProxyHttp for Proxy {
         let stop = ctx.stop.or_else(|| {
             if overdue {
                 Some(Error::UpstreamTimeout)
+            } else if guard(session).is_some_and(Guarded::body_was_odd) {
+                Some(Error::BadFraming("The body's chunks cannot be read."))
             } else if guard(session).is_some_and(Guarded::body_was_too_slow) {
                 Some(Error::BodyTimeout)
             } else {

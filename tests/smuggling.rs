@@ -470,6 +470,28 @@ async fn hints_before_an_answer_are_filtered_like_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_body_in_chunks_that_are_none_is_refused() {
+    let setup = Setup::new("").await;
+    for odd in [
+        "\r\n\r\n",
+        ";x\r\n\r\n",
+        "3\r\nabc\r\n\r\nlost: data\r\n0\r\n\r\n",
+        "3;a\nb\r\nabc\r\n0\r\n\r\n",
+        "0\r\nno trailer\r\n\r\n",
+        "0\r\nA: b\r\n c: d\r\n\r\n",
+    ] {
+        let answer = setup.proxy.raw(format!(
+            "POST /v/x HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: {KEY}\r\nTransfer-Encoding: chunked\r\n\r\n{odd}{INNER}"
+        ));
+        assert_eq!(status_of(&answer), 400, "{odd:?}: {answer}");
+        assert!(answer.contains("\"bad_request\""), "{answer}");
+        // What follows cannot be read any more.
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+    }
+    setup.nothing_was_smuggled();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_leaves_its_end_to_be_guessed_is_refused() {
     let answers = [
         ("HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nok", 502),

@@ -4,6 +4,7 @@
 //! dribble, silence between requests, answers that nobody takes, vendors that say nothing. And small
 //! writes are gathered.
 
+mod chunks;
 mod head;
 
 use std::fmt;
@@ -26,6 +27,7 @@ use pingora::protocols::{
 use tokio::io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use self::chunks::Chunks;
 use self::head::Head;
 use crate::error::Error;
 use crate::request::answer::Problem;
@@ -56,6 +58,10 @@ pub struct Guarded {
     ended: AtomicBool,
     /// How much of its body has not been passed on, bytes; `u64::MAX`: nobody knows.
     body_left: AtomicU64,
+    /// It comes in chunks, which are followed here.
+    chunked: AtomicBool,
+    chunks: Chunks,
+    odd_body: AtomicBool,
     head: Head,
     /// The head was refused, and is read on only so that the answer is not lost to a reset.
     refused: bool,
@@ -137,6 +143,9 @@ impl Guarded {
             ahead: Vec::new(),
             ended: AtomicBool::new(false),
             body_left: AtomicU64::new(u64::MAX),
+            chunked: AtomicBool::new(false),
+            chunks: Chunks::default(),
+            odd_body: AtomicBool::new(false),
             head,
             refused: false,
             unmade: Arc::default(),
@@ -201,6 +210,7 @@ impl Guarded {
             self.stale.store(false, Ordering::Relaxed);
             self.head_by = Instant::now() + KEEPALIVE;
             self.head.renew();
+            self.chunks = Chunks::default();
             (self.pace, self.waiting) = (None, None);
         }
     }
@@ -224,10 +234,13 @@ impl Guarded {
 
     /// Passes on what was read. Of a head or a body no more than its end: pingora would drop what is
     /// behind it.
-    fn pass_on(&mut self, buffer: &mut ReadBuf<'_>) {
+    fn pass_on(&mut self, buffer: &mut ReadBuf<'_>) -> io::Result<()> {
         let length = self.ahead.len().min(buffer.remaining());
         let length = if self.head.is_complete() {
-            self.take_of_body(length)
+            let ahead = std::mem::take(&mut self.ahead);
+            let taken = self.take_of_body(&ahead[..length]);
+            self.ahead = ahead;
+            taken?
         } else {
             self.head.pass(&self.ahead[..length])
         };
@@ -236,17 +249,31 @@ impl Guarded {
         if self.ahead.is_empty() && self.ahead.capacity() > KEPT {
             self.ahead = Vec::new();
         }
+        Ok(())
     }
 
-    /// How many of `length` bytes are the body's.
-    fn take_of_body(&mut self, length: usize) -> usize {
+    /// How many of `bytes` are the body's.
+    fn take_of_body(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if *self.chunked.get_mut() {
+            return self.chunks.take(bytes).map_err(|_| {
+                self.odd_body.store(true, Ordering::Relaxed);
+                io::Error::new(io::ErrorKind::InvalidData, "odd chunks")
+            });
+        }
         let left = self.body_left.get_mut();
         if *left == u64::MAX {
-            return length;
+            return Ok(bytes.len());
         }
-        let taken = usize::try_from(*left).map_or(length, |left| left.min(length));
+        let taken = usize::try_from(*left).map_or(bytes.len(), |left| left.min(bytes.len()));
         *left -= taken as u64;
-        taken
+        Ok(taken)
+    }
+
+    /// Whether all of the request has been passed on.
+    fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+            || self.body_left.load(Ordering::Relaxed) == 0
+            || self.chunks.is_done()
     }
 
     /// Reads what is there of a body, past [`Self::ahead`]. What is behind the body is kept.
@@ -257,8 +284,7 @@ impl Guarded {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(cx, buffer))?;
-        let came = buffer.filled().len() - before;
-        let end = before + self.take_of_body(came);
+        let end = before + self.take_of_body(&buffer.filled()[before..])?;
         self.ahead.extend_from_slice(&buffer.filled()[end..]);
         buffer.set_filled(end);
         Poll::Ready(Ok(()))
@@ -327,6 +353,17 @@ impl Guarded {
     /// Tells how long the body is, bytes, where its head says so.
     pub fn body_has(&self, length: u64) {
         self.body_left.store(length, Ordering::Relaxed);
+    }
+
+    /// Tells that the body comes in chunks.
+    pub fn body_is_chunked(&self) {
+        self.chunked.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether reading has failed because its chunks were none.
+    #[must_use]
+    pub fn body_was_odd(&self) -> bool {
+        self.odd_body.load(Ordering::Relaxed)
     }
 
     /// Demands that the caller takes something of what is written at least this often. pingora limits
@@ -420,6 +457,8 @@ impl Guarded {
         self.stale.store(true, Ordering::Relaxed);
         self.ended.store(false, Ordering::Relaxed);
         self.body_left.store(u64::MAX, Ordering::Relaxed);
+        self.chunked.store(false, Ordering::Relaxed);
+        self.odd_body.store(false, Ordering::Relaxed);
         self.answer_by.store(0, Ordering::Relaxed);
         self.longest_silence.store(0, Ordering::Relaxed);
         self.late.store(false, Ordering::Relaxed);
@@ -501,15 +540,13 @@ impl AsyncRead for Guarded {
             return self.poll_refused(cx);
         }
         self.renew();
-        let ended =
-            self.ended.load(Ordering::Relaxed) || self.body_left.load(Ordering::Relaxed) == 0;
+        let ended = self.has_ended();
         if let Some(stop) = self.head.too_large() {
             self.refuse_head(stop);
             return self.poll_refused(cx);
         }
         if !self.ahead.is_empty() && !ended {
-            self.pass_on(buffer);
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(self.pass_on(buffer));
         }
         if self.head.is_complete() {
             // pingora waits for the vendor: what there is of its answer goes out.
@@ -546,7 +583,7 @@ impl AsyncRead for Guarded {
         if let Poll::Ready(read) = self.poll_fill(cx) {
             if !self.ahead.is_empty() {
                 self.head_comes();
-                self.pass_on(buffer);
+                self.pass_on(buffer)?;
             }
             return Poll::Ready(read);
         }

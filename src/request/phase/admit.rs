@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, EXPECT};
+use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
 use http::{Method, StatusCode, Version};
 use pingora::proxy::Session;
 use zeroize::Zeroizing;
@@ -104,8 +104,13 @@ pub(in crate::request) async fn admit(
     if let Some(guarded) = guard(session) {
         guarded.expect_body(longest_pause);
         // What comes behind a request to upgrade belongs to the other protocol.
-        if let (Some(length), false) = (announced, ctx.kind == Kind::Upgrade) {
-            guarded.body_has(length);
+        if ctx.kind != Kind::Upgrade {
+            if let Some(length) = announced {
+                guarded.body_has(length);
+            } else if session.req_header().headers.contains_key(TRANSFER_ENCODING) {
+                // No other coding gets this far.
+                guarded.body_is_chunked();
+            }
         }
         guarded.expect_taking(longest_pause);
     }

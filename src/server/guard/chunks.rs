@@ -1,0 +1,190 @@
+//! A body in chunks as it comes (RFC 9112 §7.1): where it ends, and whether that leaves any doubt.
+//!
+//! pingora decodes it, and takes a size without digits for the last one: a body would be cut short,
+//! and what is behind it dropped.
+
+/// How far a chunked body has come.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Chunks {
+    state: State,
+    /// Of the chunk: its size while that is read, then what is left of its data, bytes.
+    size: u64,
+    /// Bytes of the line, or of the trailers, so far.
+    line: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    /// A size is to begin.
+    #[default]
+    Before,
+    Size,
+    /// Behind the digits: blanks, and extensions if there is a semicolon.
+    Blank,
+    Extension,
+    SizeEnd,
+    Data,
+    DataCr,
+    DataLf,
+    /// A trailer, or the line that ends all.
+    Line,
+    Name,
+    Value,
+    ValueEnd,
+    LastLf,
+    Done,
+}
+
+/// The framing can be read in two ways, or in none.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Odd;
+
+/// The longest size line, and the longest trailers, bytes.
+const LONGEST: usize = 8 * 1024;
+
+impl Chunks {
+    pub(super) fn is_done(self) -> bool {
+        self.state == State::Done
+    }
+
+    /// How many of `bytes` are the body's: all, unless its end is among them.
+    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<usize, Odd> {
+        let mut at = 0;
+        while at < bytes.len() && !self.is_done() {
+            if self.state == State::Data {
+                let left = usize::try_from(self.size).unwrap_or(usize::MAX);
+                let some = left.min(bytes.len() - at);
+                at += some;
+                self.size -= some as u64;
+                if self.size == 0 {
+                    self.state = State::DataCr;
+                }
+                continue;
+            }
+            self.line += 1;
+            if self.line > LONGEST {
+                return Err(Odd);
+            }
+            self.state = self.next(bytes[at])?;
+            at += 1;
+        }
+        Ok(at)
+    }
+
+    fn next(&mut self, byte: u8) -> Result<State, Odd> {
+        use State::{
+            Before, Blank, Data, DataCr, DataLf, Done, Extension, LastLf, Line, Name, Size,
+            SizeEnd, Value, ValueEnd,
+        };
+
+        Ok(match (self.state, byte) {
+            (Before | Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
+                if self.state == Before {
+                    self.size = 0;
+                }
+                let digit = char::from(byte).to_digit(16).map_or(0, u64::from);
+                let more = self
+                    .size
+                    .checked_mul(16)
+                    .and_then(|size| size.checked_add(digit));
+                self.size = more.ok_or(Odd)?;
+                Size
+            }
+            (Size | Blank, b' ' | b'\t') => Blank,
+            (Size | Blank | Extension, b'\r') => SizeEnd,
+            (Size | Blank, b';') | (Extension, b'\t' | b' '..=b'~' | 0x80..) => Extension,
+            (SizeEnd, b'\n') => {
+                self.line = 0;
+                if self.size == 0 { Line } else { Data }
+            }
+            (DataCr, b'\r') => DataLf,
+            (DataLf, b'\n') => {
+                self.line = 0;
+                Before
+            }
+            (Line, b'\r') => LastLf,
+            (Line | Name, byte) if is_token(byte) => Name,
+            (Name, b':') | (Value, b'\t' | b' '..=b'~' | 0x80..) => Value,
+            (Value, b'\r') => ValueEnd,
+            (ValueEnd, b'\n') => Line,
+            (LastLf, b'\n') => Done,
+            _ => return Err(Odd),
+        })
+    }
+}
+
+/// RFC 9110 §5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is the body's of `bytes`, fed in pieces of every length.
+    fn taken(bytes: &str) -> Result<usize, Odd> {
+        let mut outcomes = (1..=bytes.len()).map(|length| {
+            let mut chunks = Chunks::default();
+            let mut taken = 0;
+            for piece in bytes.as_bytes().chunks(length) {
+                taken += chunks.take(piece)?;
+            }
+            if chunks.is_done() {
+                Ok(taken)
+            } else {
+                Ok(usize::MAX)
+            }
+        });
+        let first = outcomes.next().unwrap();
+        for outcome in outcomes {
+            assert_eq!(outcome, first, "{bytes:?}");
+        }
+        first
+    }
+
+    #[test]
+    fn a_body_ends_behind_its_trailers() {
+        for whole in [
+            "0\r\n\r\n",
+            "3\r\nabc\r\n0\r\n\r\n",
+            "000A\r\n0123456789\r\n0;last\r\n\r\n",
+            "a ;name=\"v;\u{e9}\"\r\n\r\n\r\n\r\n\r\n\r\n\r\n00\r\nX-End: 1\r\nY:\r\n\r\n",
+        ] {
+            assert_eq!(taken(whole), Ok(whole.len()), "{whole:?}");
+            let more = whole.to_owned() + "GET / HTTP/1.1\r\n";
+            assert_eq!(taken(&more), Ok(whole.len()), "{more:?}");
+            assert_eq!(
+                taken(&whole[..whole.len() - 1]),
+                Ok(usize::MAX),
+                "{whole:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_can_be_read_in_two_ways_is_odd() {
+        for odd in [
+            "\r\n\r\n",
+            " \r\n",
+            ";x\r\n",
+            "3\nabc\r\n0\r\n\r\n",
+            "3;a\nb\r\nabc\r\n0\r\n\r\n",
+            "3\r\nabc\n0\r\n\r\n",
+            "3\r\nabcd\r\n0\r\n\r\n",
+            "3 3\r\nabc\r\n",
+            "+3\r\nabc\r\n",
+            "0x3\r\nabc\r\n",
+            "10000000000000000\r\n",
+            "0\r\nno colon\r\n\r\n",
+            "0\r\nA: b\r\n c: d\r\n\r\n",
+            "0\r\n: b\r\n\r\n",
+            "0\r\nA: b\n\r\n",
+            "0\r\n\n",
+            "3\r\nabc\r\n\r\nlost: data\r\n0\r\n\r\n",
+        ] {
+            assert_eq!(taken(odd), Err(Odd), "{odd:?}");
+        }
+        assert_eq!(taken(&format!("3;{}", "x".repeat(LONGEST))), Err(Odd));
+    }
+}

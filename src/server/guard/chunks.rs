@@ -33,6 +33,8 @@ enum State {
     ValueEnd,
     LastLf,
     Done,
+    /// From here on it stays odd.
+    Broken,
 }
 
 /// The framing can be read in two ways, or in none.
@@ -62,22 +64,23 @@ impl Chunks {
                 continue;
             }
             self.line += 1;
-            if self.line > LONGEST {
+            let next = self.next(bytes[at]).filter(|_| self.line <= LONGEST);
+            self.state = next.unwrap_or(State::Broken);
+            if self.state == State::Broken {
                 return Err(Odd);
             }
-            self.state = self.next(bytes[at])?;
             at += 1;
         }
         Ok(at)
     }
 
-    fn next(&mut self, byte: u8) -> Result<State, Odd> {
+    fn next(&mut self, byte: u8) -> Option<State> {
         use State::{
             Before, Blank, Data, DataCr, DataLf, Done, Extension, LastLf, Line, Name, Size,
             SizeEnd, Value, ValueEnd,
         };
 
-        Ok(match (self.state, byte) {
+        Some(match (self.state, byte) {
             (Before | Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
                 if self.state == Before {
                     self.size = 0;
@@ -87,7 +90,7 @@ impl Chunks {
                     .size
                     .checked_mul(16)
                     .and_then(|size| size.checked_add(digit));
-                self.size = more.ok_or(Odd)?;
+                self.size = more?;
                 Size
             }
             (Size | Blank, b' ' | b'\t') => Blank,
@@ -108,7 +111,7 @@ impl Chunks {
             (Value, b'\r') => ValueEnd,
             (ValueEnd, b'\n') => Line,
             (LastLf, b'\n') => Done,
-            _ => return Err(Odd),
+            _ => return None,
         })
     }
 }
@@ -185,6 +188,9 @@ mod tests {
         ] {
             assert_eq!(taken(odd), Err(Odd), "{odd:?}");
         }
+        let mut chunks = Chunks::default();
+        assert_eq!(chunks.take(b"\r\n"), Err(Odd));
+        assert_eq!(chunks.take(b"0\r\n\r\n"), Err(Odd), "for good");
         assert_eq!(taken(&format!("3;{}", "x".repeat(LONGEST))), Err(Odd));
     }
 }

@@ -88,6 +88,9 @@ pub struct Verdict {
     pub proxy_error: &'static str,
 }
 
+/// The reason of everything that is wrong with a request itself.
+pub const BAD_REQUEST: &str = "bad_request";
+
 impl Error {
     /// What the caller is told.
     #[must_use]
@@ -96,19 +99,19 @@ impl Error {
         let (status, reason, detail, proxy_error) = match self {
             Self::BadRequest(detail) | Self::BadFraming(detail) => (
                 StatusCode::BAD_REQUEST,
-                "bad_request",
+                BAD_REQUEST,
                 detail,
                 "http_request_error",
             ),
             Self::TargetTooLong => (
                 StatusCode::URI_TOO_LONG,
-                "bad_request",
+                BAD_REQUEST,
                 "The request target is over 16 KiB.",
                 "http_request_error",
             ),
             Self::HeadTooLarge => (
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-                "bad_request",
+                BAD_REQUEST,
                 "The request head is over 64 KiB.",
                 "http_request_error",
             ),
@@ -156,7 +159,7 @@ impl Error {
             ),
             Self::BodyTimeout => (
                 StatusCode::REQUEST_TIMEOUT,
-                "bad_request",
+                BAD_REQUEST,
                 "The request body stopped arriving.",
                 "http_request_error",
             ),

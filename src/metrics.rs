@@ -519,9 +519,9 @@ impl VendorMetrics {
     }
 }
 
-/// A method as a label: callers can invent methods, labels must stay few.
 const OTHER_METHOD: &str = "other";
 
+/// A method as a label: callers can invent methods, labels must stay few.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

@@ -74,9 +74,7 @@ impl Problem {
             body: Bytes::from(body),
         }
     }
-}
 
-impl Problem {
     /// The whole answer for HTTP/1.1, after which the connection is closed.
     #[must_use]
     pub fn to_http1(&self) -> Vec<u8> {

@@ -498,17 +498,19 @@ fn codings(fields: &HeaderMap) -> impl Iterator<Item = Coding> {
         .into_iter()
         .flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     members.filter_map(|member| {
-        let name = member.split(|byte| *byte == b';').next()?;
-        let name: Vec<u8> = name
-            .iter()
-            .filter(|byte| !matches!(byte, b'"' | b' ' | b'\t'))
-            .map(u8::to_ascii_lowercase)
-            .collect();
-        match &*name {
-            b"gzip" | b"x-gzip" => Some(Coding::Gzip),
-            b"deflate" => Some(Coding::Deflate),
-            b"br" => Some(Coding::Brotli),
-            _ => None,
+        let name = member.split(|byte| *byte == b';').next()?.trim_ascii();
+        let unquoted = name
+            .strip_prefix(b"\"")
+            .and_then(|name| name.strip_suffix(b"\""));
+        let is = |known: &[u8]| unquoted.unwrap_or(name).eq_ignore_ascii_case(known);
+        if is(b"gzip") || is(b"x-gzip") {
+            Some(Coding::Gzip)
+        } else if is(b"deflate") {
+            Some(Coding::Deflate)
+        } else if is(b"br") {
+            Some(Coding::Brotli)
+        } else {
+            None
         }
     })
 }

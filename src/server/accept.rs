@@ -27,7 +27,7 @@ use tokio::time::timeout;
 use super::guard::{Guarded, HEAD_TIME, Unmade};
 use super::logs::{AccessLog, Line};
 use super::preamble;
-use crate::error::Error;
+use crate::error::BAD_REQUEST;
 use crate::request::{Proxy, Snapshot};
 
 /// A TLS handshake must be done within this time.
@@ -63,14 +63,14 @@ pub(super) struct Ledger {
 impl Ledger {
     fn enter(&self, head: &Unmade, client: SocketAddr) {
         let snapshot = self.snapshot.load();
-        let (status, reason) = (head.status.as_u16(), Error::BadRequest("").verdict().reason);
+        let status = head.status.as_u16();
         snapshot.nobody.refused_unmade(status);
-        snapshot.nobody.refused(reason);
+        snapshot.nobody.refused(BAD_REQUEST);
         if snapshot.access_log {
             self.access_log.write(&Line {
                 request_id: head.request_id.to_str().unwrap_or_default(),
                 status,
-                reason: Some(reason),
+                reason: Some(BAD_REQUEST),
                 client: Some(&client.into()),
                 ..Line::default()
             });

@@ -61,7 +61,6 @@ pub struct Guarded {
     /// It comes in chunks, which are followed here.
     chunked: AtomicBool,
     chunks: Chunks,
-    odd_body: AtomicBool,
     head: Head,
     /// The head was refused, and is read on only so that the answer is not lost to a reset.
     refused: bool,
@@ -145,7 +144,6 @@ impl Guarded {
             body_left: AtomicU64::new(u64::MAX),
             chunked: AtomicBool::new(false),
             chunks: Chunks::default(),
-            odd_body: AtomicBool::new(false),
             head,
             refused: false,
             unmade: Arc::default(),
@@ -255,10 +253,8 @@ impl Guarded {
     /// How many of `bytes` are the body's.
     fn take_of_body(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if *self.chunked.get_mut() {
-            return self.chunks.take(bytes).map_err(|_| {
-                self.odd_body.store(true, Ordering::Relaxed);
-                io::Error::new(io::ErrorKind::InvalidData, "odd chunks")
-            });
+            let odd = |_| io::Error::new(io::ErrorKind::InvalidData, "odd chunks");
+            return self.chunks.take(bytes).map_err(odd);
         }
         let left = self.body_left.get_mut();
         if *left == u64::MAX {
@@ -363,7 +359,7 @@ impl Guarded {
     /// Whether reading has failed because its chunks were none.
     #[must_use]
     pub fn body_was_odd(&self) -> bool {
-        self.odd_body.load(Ordering::Relaxed)
+        self.chunks.is_broken()
     }
 
     /// Demands that the caller takes something of what is written at least this often. pingora limits
@@ -458,7 +454,6 @@ impl Guarded {
         self.ended.store(false, Ordering::Relaxed);
         self.body_left.store(u64::MAX, Ordering::Relaxed);
         self.chunked.store(false, Ordering::Relaxed);
-        self.odd_body.store(false, Ordering::Relaxed);
         self.answer_by.store(0, Ordering::Relaxed);
         self.longest_silence.store(0, Ordering::Relaxed);
         self.late.store(false, Ordering::Relaxed);

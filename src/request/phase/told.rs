@@ -20,15 +20,18 @@ pub(in crate::request) struct Cause<'a> {
 
 impl<'a> Cause<'a> {
     pub(in crate::request) fn of(error: &'a PingoraError) -> Self {
-        // A head that cannot be read is in there, whole.
-        let context = if *error.etype() == ErrorType::InvalidHTTPHeader {
-            "the vendor's answer has a head that cannot be read"
-        } else {
-            error.context.as_ref().map_or("", |text| text.as_str())
-        };
+        let kind = error.etype().as_str();
+        // A head that cannot be read is in there, whole, and in what is made of that error.
+        if *error.root_etype() == ErrorType::InvalidHTTPHeader {
+            return Self {
+                kind,
+                context: "the vendor's answer has a head that cannot be read",
+                detail: None,
+            };
+        }
         Self {
-            kind: error.etype().as_str(),
-            context,
+            kind,
+            context: error.context.as_ref().map_or("", |text| text.as_str()),
             detail: error.cause.as_ref().map(ToString::to_string),
         }
     }

@@ -49,6 +49,11 @@ impl Chunks {
         self.state == State::Done
     }
 
+    /// It was odd, and stays so.
+    pub(super) fn is_broken(self) -> bool {
+        self.state == State::Broken
+    }
+
     /// How many of `bytes` are the body's: all, unless its end is among them.
     pub(super) fn take(&mut self, bytes: &[u8]) -> Result<usize, Odd> {
         let mut at = 0;

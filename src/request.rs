@@ -14,6 +14,7 @@
 //! This file drives, with `phase/*` at hand; what is decided, and why, is in the plain functions of the
 //! other `request/*`.
 
+pub mod acceptance;
 pub mod answer;
 pub mod caller;
 pub mod decide;
@@ -534,6 +535,11 @@ impl ProxyHttp for Proxy {
             ctx.upstream_took = Some(took);
             vendor.metrics.answered(took);
         }
+        let fixed = ctx.held.as_ref().filter(|held| !held.renewable());
+        let generation = fixed.map_or(0, |held| held.generation());
+        vendor
+            .acceptance
+            .count(now, answer.status == StatusCode::UNAUTHORIZED, generation);
         if let Some(location) = answer.headers.get(LOCATION)
             && let Ok(authority) = callers_authority(session)
             && let Some(ours) = headers::rewrite_location(

@@ -198,7 +198,7 @@ fn state(proxy: &Proxy, vendor: &str) -> String {
             .filter_map(|line| line.strip_prefix("countersign_credential_state{state=\""))
             .filter_map(|line| line.split_once(&format!("\"{here}")))
             .collect();
-        assert_eq!(states.len(), 8, "{states:?}");
+        assert_eq!(states.len(), 9, "{states:?}");
         let on: Vec<_> = states.iter().filter(|(_, value)| *value == "1").collect();
         assert_eq!(on.len(), 1, "{states:?}");
         (on[0].0 == said).then_some(said)

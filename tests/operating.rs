@@ -5,6 +5,7 @@ mod callers;
 mod commands;
 mod demo;
 mod handover;
+mod rejected;
 mod secrecy;
 mod stopping;
 mod tls;

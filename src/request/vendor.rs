@@ -11,6 +11,7 @@ use crate::config::{self, Limits, Timeouts};
 use crate::credential::Credential;
 use crate::error::Error;
 use crate::metrics::VendorMetrics;
+use crate::request::acceptance::Acceptance;
 use crate::request::limit::{Limiter, Rest};
 use crate::request::login::Logins;
 use crate::request::path::{Rules, Target};
@@ -54,6 +55,8 @@ pub struct Vendor {
     pub encoded_slash_pass: bool,
     /// `true`: a 401 renews the credential and replays the request.
     pub retry_on_401: bool,
+    /// How it receives our credential.
+    pub acceptance: Arc<Acceptance>,
     /// Makes what to search answers for; `None`: nothing.
     pub echo: Option<Prepared>,
     /// The vendor's series.
@@ -91,6 +94,7 @@ impl Vendor {
             cookies_pass: vendor.cookies_pass,
             encoded_slash_pass: vendor.encoded_slash_pass,
             retry_on_401: vendor.retry_on_401,
+            acceptance: Arc::default(),
             echo: vendor.redact_echo.then(Prepared::default),
             metrics,
             in_flight: Arc::default(),
@@ -99,9 +103,17 @@ impl Vendor {
 
     /// Takes over what `before`, the same vendor under an earlier configuration, has counted. Not
     /// its breaker and the rest it asked for: whoever changed the vendor may have removed the
-    /// cause.
+    /// cause. Nor, with another credential, how the one before was received.
     pub fn take_over(&mut self, before: &Self) {
         self.in_flight = before.in_flight.clone();
+        let same_credential = match (&self.credential, &before.credential) {
+            (Some((_, now)), Some((_, before))) => Arc::ptr_eq(now, before),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        if same_credential {
+            self.acceptance = before.acceptance.clone();
+        }
         let same = before
             .rate
             .clone()

@@ -22,6 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use super::live::{Live, Watched};
 use super::page::events::Events;
@@ -29,7 +30,8 @@ use super::page::history::History;
 use super::page::{self, Sight};
 use super::unix_seconds;
 use crate::config::ReadyWhen;
-use crate::credential::State as CredentialState;
+use crate::credential::{State as CredentialState, Status};
+use crate::request::acceptance::Responses;
 use crate::request::caller::{host_of, is_loopback};
 use crate::request::limit::Rest;
 use crate::request::vendor::Vendor;
@@ -60,8 +62,10 @@ const CONNECTIONS: usize = 128;
 /// of the request before it.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 
-/// The state words of `/status`, the ones of vendors without a credential included.
-pub(super) const NONE: &str = "none";
+/// The state word of vendors without a credential.
+const NONE: &str = "none";
+/// The state word of vendors that do not accept their credential.
+pub(super) const REJECTED: &str = "rejected";
 
 struct Admin {
     console: Arc<Console>,
@@ -211,17 +215,14 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     let console = &admin.console;
     let states = states();
     for watched in &console.live.view.load().vendors {
-        let (state, expires) = match &watched.credential {
-            None => (NONE, None),
-            Some(credential) => {
-                let status = credential.status();
-                (status.state.word(), status.expires_at.map(unix_seconds))
-            }
-        };
-        console
-            .live
-            .metrics
-            .credential(&watched.vendor.name, &states, state, expires);
+        let Seen { word, status, .. } = Seen::of(watched);
+        let expires = status.and_then(|status| status.expires_at);
+        console.live.metrics.credential(
+            &watched.vendor.name,
+            &states,
+            word,
+            expires.map(unix_seconds),
+        );
         let open = Circuit::of(&watched.vendor).word;
         console
             .live
@@ -238,7 +239,73 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
 /// Every state word.
 pub(super) fn states() -> Vec<&'static str> {
     let known = CredentialState::ALL.iter().map(|state| state.word());
-    known.chain([NONE]).collect()
+    known.chain([NONE, REJECTED]).collect()
+}
+
+/// One vendor's credential, and how the vendor receives it.
+pub(super) struct Seen {
+    /// The state word of `/status`, the page and the metrics.
+    pub(super) word: &'static str,
+    /// `None`: nothing is injected.
+    pub(super) status: Option<Status>,
+    /// Requests are sent, not answered here for want of a credential.
+    pub(super) usable: bool,
+    /// The vendor's responses of the last ten minutes.
+    pub(super) responses: Responses,
+}
+
+impl Seen {
+    pub(super) fn of(watched: &Watched) -> Self {
+        let credential = watched.credential.as_ref();
+        let status = credential.map(|credential| credential.status());
+        let usable = credential.is_none_or(|credential| credential.current().is_ok());
+        let responses = watched.vendor.acceptance.recent(Instant::now());
+        Self {
+            word: state_word(
+                status.as_ref().map(|status| status.state),
+                usable,
+                responses,
+            ),
+            status,
+            usable,
+            responses,
+        }
+    }
+
+    /// What went wrong last: the vendor's own 401 first, because callers get them.
+    fn last_error(&self) -> Option<String> {
+        let of_renewal = self.status.as_ref().and_then(|it| it.last_error.clone());
+        if self.word != REJECTED {
+            return of_renewal;
+        }
+        let Responses { all, unauthorized } = self.responses;
+        let rejected = format!(
+            "the vendor itself answered 401 to {unauthorized} of the last {all} requests within \
+             10 minutes: it does not accept this credential"
+        );
+        Some(match of_renewal {
+            Some(error) => format!("{rejected}; the last renewal: {error}"),
+            None => rejected,
+        })
+    }
+}
+
+/// The state word. That a vendor rejects what requests carry says more than that it is there;
+/// where requests carry nothing, or only a person can help, that is said.
+pub(super) fn state_word(
+    state: Option<CredentialState>,
+    usable: bool,
+    responses: Responses,
+) -> &'static str {
+    use CredentialState::{Expired, Failed, Fresh, Pending, Reauthorize, Refreshing, Static};
+
+    let word = state.map_or(NONE, CredentialState::word);
+    match state {
+        None | Some(Static | Fresh | Refreshing | Failed) if usable && responses.rejected() => {
+            REJECTED
+        }
+        None | Some(Static | Fresh | Refreshing | Failed | Pending | Expired | Reauthorize) => word,
+    }
 }
 
 async fn status(State(admin): State<Arc<Admin>>) -> Response {
@@ -335,13 +402,9 @@ impl Console {
 }
 
 fn as_json(watched: &Watched) -> Value {
-    let status = watched
-        .credential
-        .as_ref()
-        .map(|credential| credential.status());
-    let at = |pick: fn(&crate::credential::Status) -> Option<SystemTime>| {
-        status.as_ref().and_then(pick).map(rfc3339)
-    };
+    let seen = Seen::of(watched);
+    let at =
+        |pick: fn(&Status) -> Option<SystemTime>| seen.status.as_ref().and_then(pick).map(rfc3339);
     let upstream = &watched.vendor.upstream;
     let circuit = Circuit::of(&watched.vendor);
     let in_a = |left: Option<Duration>| left.map(|left| rfc3339(SystemTime::now() + left));
@@ -351,11 +414,11 @@ fn as_json(watched: &Watched) -> Value {
         "hosts": watched.hosts,
         "upstream": format!("{}{}", upstream.origin(), upstream.base),
         "auth": watched.auth,
-        "state": status.as_ref().map_or(NONE, |status| status.state.word()),
+        "state": seen.word,
         "expires_at": at(|status| status.expires_at),
         "refresh_at": at(|status| status.refresh_at),
         "last_refresh": at(|status| status.last_refresh),
-        "last_error": status.as_ref().and_then(|status| status.last_error.clone()),
+        "last_error": seen.last_error(),
         "requests": watched.vendor.metrics.count(),
         "in_flight": watched.vendor.in_flight.load(Ordering::Relaxed),
         "breaker": circuit.word,

@@ -313,6 +313,7 @@ async fn metrics_have_the_promised_names_types_and_labels() {
         "pending",
         "reauthorize",
         "refreshing",
+        "rejected",
         "static",
     ];
     assert_eq!(words.into_iter().collect::<Vec<_>>(), wanted);

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use maud::{Markup, html};
 
 use super::row::Row;
-use super::words::when;
+use super::words::{counted, grouped, when};
 use crate::credential::State;
 
 /// `None`: nothing is wrong.
@@ -21,16 +21,31 @@ pub(super) fn of(row: &Row, now: SystemTime) -> Option<Markup> {
     };
     let open = matches!(row.breaker, "open" | "half_open");
     // Where callers are not served anyway, their errors are no news.
-    let errors = row.too_many_errors() && row.usable && !open;
-    if !(about_credential || open || errors) {
+    let rejected = row.rejected();
+    let errors = row.too_many_errors() && row.usable && !open && !rejected;
+    if !(about_credential || open || errors || rejected) {
         return None;
     }
     Some(html! {
         dl.advice {
-            @if about_credential {
+            @if rejected {
+                div { dt { "Callers" } dd {
+                    "Get the vendor's own " code { "401" } ": it answered so to "
+                    (grouped(row.responses.unauthorized)) " of the last "
+                    (counted(row.responses.all, "request")) " within 10 minutes."
+                } }
+                div { dt { "To do" } dd { (where_to_look(row)) } }
+            } @else if about_credential {
                 div { dt { "Callers" } dd { (consequence(row, now)) } }
                 @if let Some(error) = error { div { dt { "Error" } dd.error { (error) } } }
                 div { dt { "To do" } dd { (what_to_do(row, error.unwrap_or_default())) } }
+            }
+            // What callers get is said above; this is why it does not get better.
+            @if rejected && about_credential {
+                @if let Some(error) = error {
+                    div { dt { "Last renewal" } dd.error { (error) } }
+                    div { dt { "To do" } dd { (what_to_do(row, error)) } }
+                }
             }
             @if open {
                 div { dt { "Breaker" } dd {
@@ -44,7 +59,12 @@ pub(super) fn of(row: &Row, now: SystemTime) -> Option<Markup> {
             @if errors {
                 div { dt { "Errors" } dd {
                     "At least every tenth answer of the last 15 minutes was an error. "
-                    @if !about_credential { "The credential is not the reason. " }
+                    @if row.responses.unauthorized > 0 {
+                        "The vendor answered " code { "401" } " to "
+                        (grouped(row.responses.unauthorized)) " of the last "
+                        (counted(row.responses.all, "request"))
+                        " within 10 minutes: the credential may lack a right that these need. "
+                    } @else if !about_credential { "The credential is not the reason. " }
                     "The request lines on stdout with " code { "\"vendor\":\"" (row.name) "\"" }
                     " say what and why (" code { "status" } ", " code { "reason" } "): without a "
                     code { "reason" } " it is the vendor's own answer."
@@ -52,6 +72,37 @@ pub(super) fn of(row: &Row, now: SystemTime) -> Option<Markup> {
             }
         }
     })
+}
+
+/// Where to look when the vendor rejects what requests carry. What it was asked to accept decides.
+fn where_to_look(row: &Row) -> Markup {
+    let name = &row.name;
+    let place = html! { code { "vendors." (name) ".auth" } };
+    let paths = html! {
+        " Should only some paths be concerned, the request lines on stdout with "
+        code { "\"vendor\":\"" (name) "\"" } " and " code { "\"status\":401" } " name them: some vendors \
+         answer 401 where the account lacks a right."
+    };
+    html! {
+        @match row.credential.as_ref().map(|status| status.state) {
+            None => {
+                "Nothing is added to requests, and what callers send as a credential is removed: \
+                 configure " (place) "."
+            }
+            Some(State::Static) => {
+                "The vendor does not accept what " (place) " says: was it replaced, revoked or \
+                 locked there, has it ended, or is it another environment's than "
+                code { (row.upstream) } "? Put the current one there; a changed file is in use \
+                 within 10 s, a changed environment needs a restart." (paths)
+            }
+            Some(_) => {
+                "Its token server issues tokens, and its API does not accept them: do "
+                code { (row.upstream) } " and the token URL belong to the same environment, do "
+                code { "scope" } " and " code { "audience" } " under " (place) " fit, and has the \
+                 client been given access there?" (paths)
+            }
+        }
+    }
 }
 
 /// What callers have of it.
@@ -127,6 +178,8 @@ fn what_to_do(row: &Row, error: &str) -> Markup {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Answered;
+    use crate::request::acceptance::Responses;
     use crate::server::page::row::tests::row;
 
     #[test]
@@ -163,5 +216,57 @@ mod tests {
         let consent = consent.into_string();
         assert!(consent.contains("countersign authorize v"), "{consent}");
         assert!(of(&row(State::Fresh, None), now).is_none());
+    }
+
+    #[test]
+    fn a_vendor_that_answers_401_is_not_called_well_and_the_credential_is_named() {
+        let now = SystemTime::now();
+        let responses = Responses {
+            all: 7,
+            unauthorized: 6,
+        };
+        for (state, advised) in [
+            (Some(State::Static), "Put the current one there"),
+            (Some(State::Fresh), "Its token server issues tokens"),
+            (None, "Nothing is added to requests"),
+        ] {
+            let mut rejected = row(state.unwrap_or(State::Static), None);
+            rejected.responses = responses;
+            if state.is_none() {
+                rejected.credential = None;
+            }
+            let advice = of(&rejected, now).unwrap().into_string();
+            for said in ["to 6 of the last 7 requests", advised] {
+                assert!(advice.contains(said), "{said}: {advice}");
+            }
+        }
+        // Why it is not renewed is said as well, and what to do about that.
+        let mut refused = row(
+            State::Failed,
+            Some("https://v.example/t: 401 Unauthorized: invalid_client"),
+        );
+        refused.responses = responses;
+        let advice = of(&refused, now).unwrap().into_string();
+        for said in [
+            "6 of the last 7",
+            "invalid_client",
+            "does not know our client id",
+        ] {
+            assert!(advice.contains(said), "{said}: {advice}");
+        }
+        assert!(!advice.contains("Served with"), "{advice}");
+        // Too few to be called rejected, and no reason to call the credential innocent.
+        let mut some = row(State::Static, None);
+        some.responses = Responses {
+            all: 10,
+            unauthorized: 4,
+        };
+        some.samples = vec![Answered {
+            requests: 10,
+            errors: 4,
+        }];
+        let advice = of(&some, now).unwrap().into_string();
+        assert!(advice.contains("to 4 of the last 10 requests"), "{advice}");
+        assert!(!advice.contains("is not the reason"), "{advice}");
     }
 }

@@ -11,7 +11,8 @@ use super::history::{SAMPLES, STEP};
 use super::words::{counted, grouped, span, when};
 use crate::credential;
 use crate::metrics::Answered;
-use crate::server::admin::{NONE, breaker};
+use crate::request::acceptance::Responses;
+use crate::server::admin::{REJECTED, Seen, breaker, state_word};
 use crate::server::live::Watched;
 
 /// One vendor.
@@ -24,6 +25,8 @@ pub(super) struct Row {
     /// `None`: nothing is injected.
     pub(super) credential: Option<credential::Status>,
     pub(super) usable: bool,
+    /// The vendor's own, of the last ten minutes.
+    pub(super) responses: Responses,
     pub(super) in_flight: usize,
     pub(super) breaker: &'static str,
     /// Why it is not closed.
@@ -60,7 +63,8 @@ pub(super) const HEADS: [&str; 7] = [
 
 impl Row {
     pub(super) fn of(watched: &Watched, samples: Vec<Answered>) -> Self {
-        let (vendor, credential) = (&watched.vendor, watched.credential.as_ref());
+        let vendor = &watched.vendor;
+        let seen = Seen::of(watched);
         let prefix = if vendor.prefix.is_empty() {
             "/"
         } else {
@@ -73,8 +77,9 @@ impl Row {
             hosts: watched.hosts.clone(),
             upstream: format!("{}{}", vendor.upstream.origin(), vendor.upstream.base),
             auth: watched.auth,
-            credential: credential.map(|credential| credential.status()),
-            usable: credential.is_none_or(|credential| credential.current().is_ok()),
+            credential: seen.status,
+            usable: seen.usable,
+            responses: seen.responses,
             in_flight: vendor.in_flight.load(Ordering::Relaxed),
             breaker,
             breaker_reason,
@@ -87,9 +92,13 @@ impl Row {
     }
 
     fn state(&self) -> &'static str {
-        self.credential
-            .as_ref()
-            .map_or(NONE, |credential| credential.state.word())
+        let state = self.credential.as_ref().map(|status| status.state);
+        state_word(state, self.usable, self.responses)
+    }
+
+    /// Whether the vendor does not accept what requests carry.
+    pub(super) fn rejected(&self) -> bool {
+        self.state() == REJECTED
     }
 
     pub(super) fn level(&self) -> Level {
@@ -103,7 +112,7 @@ impl Row {
             Some(State::Refreshing) if self.last_error().is_some() => Level::Risk,
             None | Some(State::Fresh | State::Refreshing | State::Static) => Level::Well,
         };
-        if self.breaker == "open" {
+        if self.breaker == "open" || self.rejected() {
             Level::Down
         } else if self.breaker == "half_open" || self.too_many_errors() {
             of_credential.min(Level::Risk)
@@ -327,6 +336,7 @@ pub(super) mod tests {
                 ever_usable: true,
             }),
             usable: !matches!(state, State::Expired | State::Pending),
+            responses: Responses::default(),
             in_flight: 0,
             breaker: "off",
             breaker_reason: None,
@@ -354,6 +364,16 @@ pub(super) mod tests {
         let mut open = row(State::Fresh, None);
         open.breaker = "open";
         assert_eq!(open.level(), Level::Down);
+        let mut rejected = row(State::Static, None);
+        for (unauthorized, state, level) in
+            [(5, "static", Level::Well), (6, "rejected", Level::Down)]
+        {
+            rejected.responses = Responses {
+                all: 10,
+                unauthorized,
+            };
+            assert_eq!((rejected.state(), rejected.level()), (state, level));
+        }
         let mut failing = row(State::Fresh, None);
         for (errors, level) in [(2, Level::Well), (3, Level::Risk)] {
             let requests = 20;

@@ -1,0 +1,260 @@
+//! How a vendor receives what we authenticate with: its own 401 responses among those of the last
+//! ten minutes, whatever the kind of credential.
+//!
+//! One atomic word per half minute, so that a request costs one update and no lock.
+
+use std::array;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Counts one vendor's responses over a sliding window of [`WINDOW`].
+#[derive(Debug)]
+pub struct Acceptance {
+    started: Instant,
+    /// A ring: the slot of a step is its number modulo [`SLOTS`].
+    slots: [AtomicU64; SLOTS],
+    /// The credential that the counts are about.
+    generation: AtomicU64,
+}
+
+/// Responses of a vendor that reached callers within [`WINDOW`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Responses {
+    /// All of them.
+    pub all: u64,
+    /// Those with status 401.
+    pub unauthorized: u64,
+}
+
+/// The time that counts.
+pub const WINDOW: Duration = Duration::from_mins(10);
+
+impl Acceptance {
+    /// Has counted nothing.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            slots: array::from_fn(|_| AtomicU64::new(0)),
+            generation: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts a response that reaches its caller. `generation` grows when a fixed credential is
+    /// replaced, and what was said about the one before is forgotten; 0 for credentials that are
+    /// renewed by themselves.
+    pub fn count(&self, now: Instant, unauthorized: bool, generation: u64) {
+        let known = self.generation.load(Ordering::Relaxed);
+        if generation != known {
+            if generation < known {
+                return;
+            }
+            // Whoever is first empties the window; a response that is counted in between is lost,
+            // which one in a change of secrets may be.
+            if self.generation.fetch_max(generation, Ordering::Relaxed) < generation {
+                for slot in &self.slots {
+                    slot.store(0, Ordering::Relaxed);
+                }
+            }
+        }
+        let step = self.step(now);
+        let slot = &self.slots[usize::try_from(step).unwrap_or_default() % SLOTS];
+        let counted = |packed: u64| {
+            let mut slot = Slot::unpacked(packed);
+            if slot.step != step & STEP_MASK {
+                slot = Slot {
+                    step: step & STEP_MASK,
+                    ..Slot::default()
+                };
+            }
+            if slot.all == COUNT_MASK {
+                // The shares stay as they are.
+                slot.all /= 2;
+                slot.unauthorized /= 2;
+            }
+            slot.all += 1;
+            slot.unauthorized += u64::from(unauthorized);
+            Some(slot.packed())
+        };
+        // Never fails: the closure always has a value.
+        let _ = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, counted);
+    }
+
+    /// The responses within [`WINDOW`], half a minute more or less.
+    #[must_use]
+    pub fn recent(&self, now: Instant) -> Responses {
+        let newest = self.step(now);
+        let steps = newest.saturating_sub(SLOTS as u64 - 1)..=newest;
+        let mut sum = Responses::default();
+        for step in steps {
+            let slot = &self.slots[usize::try_from(step).unwrap_or_default() % SLOTS];
+            let slot = Slot::unpacked(slot.load(Ordering::Relaxed));
+            if slot.step == step & STEP_MASK {
+                sum.all += slot.all;
+                sum.unauthorized += slot.unauthorized;
+            }
+        }
+        sum
+    }
+
+    /// The number of half minutes since the start, from 1: an empty slot's 0 is no step.
+    fn step(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.started).as_secs() / STEP.as_secs() + 1
+    }
+}
+
+impl Default for Acceptance {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Responses {
+    /// Whether the vendor does not accept what we authenticate with: more than half of the
+    /// responses are 401, and there are enough of them to say so.
+    #[must_use]
+    pub fn rejected(self) -> bool {
+        self.all >= ENOUGH && self.unauthorized * 2 > self.all
+    }
+}
+
+/// What one atomic word holds.
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    step: u64,
+    all: u64,
+    unauthorized: u64,
+}
+
+impl Slot {
+    fn unpacked(packed: u64) -> Self {
+        Self {
+            step: packed >> (2 * COUNT_BITS),
+            all: packed >> COUNT_BITS & COUNT_MASK,
+            unauthorized: packed & COUNT_MASK,
+        }
+    }
+
+    fn packed(self) -> u64 {
+        self.step << (2 * COUNT_BITS) | self.all << COUNT_BITS | self.unauthorized
+    }
+}
+
+/// The time of one slot.
+const STEP: Duration = Duration::from_secs(30);
+/// [`WINDOW`] in steps, the one under way included.
+const SLOTS: usize = 20;
+/// Fewer responses say nothing.
+const ENOUGH: u64 = 5;
+/// A million responses a step; two such counts leave 24 bits for the step's number, 16 years.
+const COUNT_BITS: u32 = 20;
+const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
+const STEP_MASK: u64 = (1 << (64 - 2 * COUNT_BITS)) - 1;
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn count(acceptance: &Acceptance, all: u64, unauthorized: u64) {
+        for nth in 0..all {
+            acceptance.count(Instant::now(), nth < unauthorized, 0);
+        }
+    }
+
+    fn recent(acceptance: &Acceptance) -> Responses {
+        acceptance.recent(Instant::now())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn more_than_half_of_at_least_five_responses_are_a_rejection() {
+        for (all, unauthorized, rejected) in [
+            (0, 0, false),
+            (4, 4, false),
+            (5, 2, false),
+            (5, 3, true),
+            (6, 3, false),
+            (6, 4, true),
+            (1000, 500, false),
+            (1000, 501, true),
+        ] {
+            let acceptance = Acceptance::new();
+            count(&acceptance, all, unauthorized);
+            let counted = recent(&acceptance);
+            assert_eq!(counted, Responses { all, unauthorized });
+            assert_eq!(counted.rejected(), rejected, "{unauthorized} of {all}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_older_than_ten_minutes_does_not_count() {
+        let acceptance = Acceptance::new();
+        count(&acceptance, 6, 6);
+        advance(STEP * 19).await;
+        assert_eq!(recent(&acceptance).all, 6);
+        count(&acceptance, 2, 1);
+        advance(STEP).await;
+        let counted = recent(&acceptance);
+        assert_eq!((counted.all, counted.unauthorized), (2, 1));
+        advance(WINDOW).await;
+        assert_eq!(recent(&acceptance), Responses::default());
+        // The slots of hours ago are used again, and are not taken for those of now.
+        advance(WINDOW * 100 + STEP * 7).await;
+        assert_eq!(recent(&acceptance), Responses::default());
+        count(&acceptance, 5, 5);
+        assert!(recent(&acceptance).rejected());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn responses_spread_over_the_window_add_up() {
+        let acceptance = Acceptance::new();
+        for _ in 0..SLOTS {
+            count(&acceptance, 3, 2);
+            advance(STEP).await;
+        }
+        // The first step has just left the window.
+        let left = SLOTS as u64 - 1;
+        let counted = recent(&acceptance);
+        assert_eq!((counted.all, counted.unauthorized), (left * 3, left * 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replaced_secret_begins_with_a_clean_record() {
+        let acceptance = Acceptance::new();
+        for _ in 0..6 {
+            acceptance.count(Instant::now(), true, 1);
+        }
+        assert!(recent(&acceptance).rejected());
+        acceptance.count(Instant::now(), false, 2);
+        assert_eq!(recent(&acceptance).all, 1);
+        // One that was under way with the old secret says nothing about the new one.
+        acceptance.count(Instant::now(), true, 1);
+        assert_eq!(recent(&acceptance).unauthorized, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_keeps_its_shares() {
+        let acceptance = Acceptance::new();
+        for nth in 0..COUNT_MASK + 10 {
+            acceptance.count(Instant::now(), nth % 4 == 0, 0);
+        }
+        let counted = recent(&acceptance);
+        assert!(counted.all > COUNT_MASK / 2 && counted.all <= COUNT_MASK);
+        assert!(!counted.rejected());
+        assert!(counted.unauthorized * 4 <= counted.all + 10);
+    }
+
+    #[test]
+    fn counts_of_many_threads_all_arrive() {
+        let acceptance = Acceptance::new();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| count(&acceptance, 5_000, 5_000));
+            }
+        });
+        assert_eq!(recent(&acceptance).unauthorized, 20_000);
+    }
+}

@@ -29,6 +29,7 @@ mod outbound;
 mod page;
 mod peers;
 mod prometheus;
+mod refusals;
 mod reload;
 mod resilience;
 mod routing;

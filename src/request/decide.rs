@@ -70,18 +70,16 @@ pub fn decide<'a, V: AsRef<Vendor>>(
         login: None,
         rule: None,
     };
-    if let Some(name) = ask.server_name
-        && *name != *host
-        && (by_host || routes.by_host(name).is_some())
-    {
-        decision.path = Err(Error::Misdirected);
-        return decision;
-    }
+    let misdirected = ask
+        .server_name
+        .is_some_and(|name| *name != *host && (by_host || routes.by_host(name).is_some()));
     let path = found.as_ref().map(|found| {
         let vendor: &Vendor = (**found.vendor).as_ref();
         let path = vendor.upstream_path(ask.target, found.prefix);
-        decision.login = vendor.logins.shape(ask.method, &path);
-        decision.rule = decision.login.map(|_| STUB.clone());
+        if !misdirected {
+            decision.login = vendor.logins.shape(ask.method, &path);
+            decision.rule = decision.login.map(|_| STUB.clone());
+        }
         path
     });
     let caller = match identity {
@@ -100,6 +98,11 @@ pub fn decide<'a, V: AsRef<Vendor>>(
             return decision;
         }
     };
+    // Not before the caller is known: it would show which names are vendors'.
+    if misdirected {
+        decision.path = Err(Error::Misdirected);
+        return decision;
+    }
     let (Some(found), Some(path)) = (found, path) else {
         return decision;
     };

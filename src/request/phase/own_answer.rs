@@ -20,9 +20,11 @@ pub(in crate::request) async fn answer(
 ) -> pingora::Result<()> {
     ctx.stop = Some(stop);
     let request = session.req_header();
+    // Whoever is not known learns nothing about routes, vendors' names included.
+    let vendor = ctx.caller.as_ref().and(ctx.way.as_ref());
     let problem = Problem::new(
         stop,
-        ctx.way.as_ref().map(|way| &*way.vendor.name),
+        vendor.map(|way| &*way.vendor.name),
         &ctx.request_id,
         answer::is_grpc(&request.headers),
     );

@@ -97,15 +97,72 @@ fn every_alert_and_every_reason_has_an_entry_in_the_runbook() {
         assert!(known, "docs/operations.md: there is no alert {head}");
     }
     // Where the alerts point to.
-    for group in list(&yaml(&shipped("rules.yaml"))["groups"]) {
-        for rule in list(&group["rules"]) {
-            if let Some(alert) = rule["alert"].as_str() {
-                let url = format!("docs/operations.md#{}", alert.to_lowercase());
-                assert_eq!(rule["annotations"]["runbook_url"], url.as_str());
-                assert!(rule["annotations"]["summary"].is_string(), "{alert}");
-            }
+    let pages = runbooks(&shipped("rules.yaml"));
+    assert_eq!(pages.len(), 1, "{pages:?}");
+    let page = url::Url::parse(pages.iter().next().unwrap()).unwrap();
+    assert!(page.scheme() == "https" && page.has_host(), "{page}");
+}
+
+#[test]
+fn one_command_says_where_the_runbook_is_for_both_rule_files_and_their_test() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in [
+        "rules.yaml",
+        "rules.test.yaml",
+        "prometheus-rule.yaml",
+        "operator-rule.sh",
+        "runbooks.sh",
+    ] {
+        fs::copy(shipped(name), dir.path().join(name)).unwrap();
+    }
+    let run = |url: &str| {
+        let mut command = Command::new("sh");
+        command.arg(dir.path().join("runbooks.sh")).arg(url);
+        command.output().unwrap()
+    };
+    for url in [
+        "https://wiki.example.org/pages?title=countersign&version=1",
+        "http://runbooks.internal:8080/countersign/operations.md",
+    ] {
+        let ran = run(url);
+        assert!(ran.status.success(), "{ran:?}");
+        for name in ["rules.yaml", "prometheus-rule.yaml"] {
+            let pages = runbooks(&dir.path().join(name));
+            assert_eq!(pages, BTreeSet::from([url.to_owned()]), "{name}");
+        }
+        // What the alerts are expected to say is changed with them.
+        let expected = fs::read_to_string(dir.path().join("rules.test.yaml")).unwrap();
+        for line in expected.lines().filter(|line| line.contains("runbook_url")) {
+            assert!(line.contains(&format!("runbook_url: {url}#")), "{line}");
         }
     }
+    let before = fs::read(dir.path().join("rules.yaml")).unwrap();
+    for wrong in [
+        "",
+        "docs/operations.md",
+        "https://a.example/#x",
+        "https://a.example/ x",
+        "https://a.example/|x",
+    ] {
+        assert_eq!(run(wrong).status.code(), Some(2), "{wrong}");
+    }
+    assert_eq!(fs::read(dir.path().join("rules.yaml")).unwrap(), before);
+}
+
+#[test]
+fn the_alert_for_errors_of_ours_counts_every_reason_that_is_a_5xx_but_the_breakers() {
+    let mut ours: BTreeSet<String> = verdicts()
+        .into_iter()
+        .filter(|(status, _)| SERVER_ERRORS.contains(&status.as_str()))
+        .map(|(_, reason)| reason)
+        .collect();
+    assert!(ours.remove("circuit_open"));
+    let rules = fs::read_to_string(shipped("rules.yaml")).unwrap();
+    let counted: Vec<BTreeSet<String>> = regex(r#"vendor!="none",reason=~"(?<reasons>[a-z_|]+)""#)
+        .captures_iter(&rules)
+        .map(|found| found["reasons"].split('|').map(str::to_owned).collect())
+        .collect();
+    assert_eq!(counted, vec![ours; 2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -344,14 +401,51 @@ fn named(kind: &str) -> BTreeSet<String> {
     names.collect()
 }
 
+/// The page that the alerts of a rule file lead to. Each must have a summary, and an anchor of its
+/// own.
+fn runbooks(file: &Path) -> BTreeSet<String> {
+    let rules = yaml(file);
+    let groups = list(rules.get("groups").unwrap_or(&rules["spec"]["groups"]));
+    let rules = groups.iter().flat_map(|group| list(&group["rules"]));
+    let mut pages = BTreeSet::new();
+    for rule in rules {
+        if let Some(alert) = rule["alert"].as_str() {
+            let notes = &rule["annotations"];
+            assert!(notes["summary"].is_string(), "{alert}");
+            let (page, anchor) = notes["runbook_url"]
+                .as_str()
+                .unwrap()
+                .split_once('#')
+                .unwrap();
+            assert_eq!(anchor, alert.to_lowercase());
+            pages.insert(page.to_owned());
+        }
+    }
+    pages
+}
+
 /// Every `reason` of the proxy's own answers, from its one table.
 fn reasons() -> BTreeSet<String> {
-    let source = fs::read_to_string(root().join("src/error.rs")).unwrap();
-    let found = REASON.captures_iter(&source);
-    let reasons: BTreeSet<_> = found.map(|found| found["reason"].to_owned()).collect();
+    let reasons: BTreeSet<_> = verdicts().into_iter().map(|(_, reason)| reason).collect();
     assert!(reasons.len() >= 14, "{reasons:?}");
     reasons
 }
+
+/// The statuses' names and the reasons of that table.
+fn verdicts() -> BTreeSet<(String, String)> {
+    let source = fs::read_to_string(root().join("src/error.rs")).unwrap();
+    let found = REASON.captures_iter(&source);
+    found
+        .map(|found| (found["status"].to_owned(), found["reason"].to_owned()))
+        .collect()
+}
+
+const SERVER_ERRORS: [&str; 4] = [
+    "INTERNAL_SERVER_ERROR",
+    "BAD_GATEWAY",
+    "SERVICE_UNAVAILABLE",
+    "GATEWAY_TIMEOUT",
+];
 
 fn list(value: &Value) -> Vec<Value> {
     value.as_array().cloned().unwrap_or_default()
@@ -388,4 +482,4 @@ static MATCHER: LazyLock<Regex> =
     LazyLock::new(|| regex(r#"(?<label>[a-z_]+)(?:=~|!~|!=|=)"(?<value>[^"]*)""#));
 static VARIABLE: LazyLock<Regex> = LazyLock::new(|| regex(r"\$[a-z]+"));
 static REASON: LazyLock<Regex> =
-    LazyLock::new(|| regex(r#"StatusCode::[A-Z_]+,\s+"(?<reason>[a-z_]+)","#));
+    LazyLock::new(|| regex(r#"StatusCode::(?<status>[A-Z_]+),\s+"(?<reason>[a-z_]+)","#));

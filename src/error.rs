@@ -67,7 +67,7 @@ pub enum Error {
         /// It asked with a 503; with a 429 otherwise.
         busy: bool,
     },
-    /// The vendor's compressed answer repeats our credential.
+    /// The vendor's compressed answer repeats our credential, or cannot be searched for it.
     CredentialEchoed,
     /// The vendor took too long.
     UpstreamTimeout,
@@ -225,7 +225,7 @@ impl Error {
             Self::CredentialEchoed => (
                 StatusCode::BAD_GATEWAY,
                 "credential_echoed",
-                "The vendor's compressed answer repeats the credential the proxy added, or is compressed twice and cannot be searched for it; ask without Accept-Encoding and it is masked instead.",
+                "The vendor's compressed answer repeats the credential the proxy added, or cannot be searched for it (compressed twice, or to very little); ask without Accept-Encoding and it is masked instead.",
                 "http_response_incomplete",
             ),
             Self::UpstreamTimeout => (

@@ -54,7 +54,7 @@ use self::phase::echo::{mask_head, needles};
 use self::phase::own_answer::{answer, classify, logged_in};
 use self::phase::shown::{callers_authority, callers_scheme};
 use self::phase::told::{failed, finished};
-use self::redact::{Echoed, Redactor};
+use self::redact::{Redactor, Withheld};
 use self::vendor::{InFlight, Routes, Vendor};
 use crate::credential::Held;
 use crate::error::Error;
@@ -594,16 +594,25 @@ impl ProxyHttp for Proxy {
             match redactor.pass(body, end) {
                 Ok(0) => {}
                 Ok(masked) => way.vendor.metrics.echoes.inc_by(masked),
-                Err(Echoed) => {
-                    way.vendor.metrics.echoes.inc();
+                Err(why) => {
+                    if why != Withheld::TooMuch {
+                        way.vendor.metrics.echoes.inc();
+                    }
+                    tracing::warn!(
+                        vendor = %way.vendor.name,
+                        request_id = ctx.request_id.to_str().unwrap_or_default(),
+                        %why,
+                        "the vendor's compressed response is broken off"
+                    );
                     return Err(stopped(ctx, Error::CredentialEchoed));
                 }
             }
         }
+        let pause = ctx.redactor.as_ref().and_then(Redactor::pause);
         if let Some(guarded) = guard(session).filter(|_| ctx.watched && !end) {
             guarded.heard_more();
         }
-        in_time(ctx).map(|()| None)
+        in_time(ctx).map(|()| pause)
     }
 
     fn upstream_response_trailer_filter(

@@ -5,10 +5,11 @@ use std::io::Read;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign::demo::{self, Stand};
-use flate2::read::GzDecoder;
+use flate2::Compression;
+use flate2::read::{GzDecoder, GzEncoder};
 
 use crate::support::script::{Reply, Server};
-use crate::support::{Proxy, exchange_bytes, status_of};
+use crate::support::{Proxy, eventually, exchange_bytes, status_of};
 
 const TOKEN: &str = "the+token/of=ours-0123456789";
 
@@ -150,6 +151,101 @@ async fn a_compressed_answer_that_repeats_the_credential_is_broken_off() {
     let body = String::from_utf8_lossy(&body);
     assert!(body.contains("\"reason\":\"credential_echoed\""), "{body}");
     assert_eq!(setup.redacted(), "2");
+}
+
+/// The proxy before a vendor of the test's, with [`TOKEN`] as its credential.
+async fn before(vendor: &Server) -> (Proxy, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = format!(
+        "listeners: [ {{ bind: 127.0.0.1:0 }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\nvendors:\n  v:\n    upstream: {}\n    allow_plaintext: true\n    {}\n",
+        vendor.url(""),
+        bearer()
+    );
+    let directory = dir.path().to_owned();
+    let proxy = tokio::task::spawn_blocking(move || Proxy::start(&directory, &yaml))
+        .await
+        .unwrap();
+    (proxy, dir)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_that_decompresses_to_far_too_much_is_broken_off_and_one_of_like_rows_passes() {
+    const BROTLI: &str = "Content-Encoding: br\r\n";
+    const GZIP: &str = "Content-Encoding: gzip\r\n";
+    let gzip = |text: &mut dyn Read| {
+        let mut out = Vec::new();
+        let mut encoder = GzEncoder::new(text, Compression::best());
+        encoder.read_to_end(&mut out).unwrap();
+        out
+    };
+    let bomb = gzip(&mut std::io::repeat(b' ').take(256 << 20));
+    let rows = "{\"state\":\"issued\"},\n".repeat(1 << 19);
+    let rows = gzip(&mut rows.as_bytes());
+    let mut brotli = Vec::new();
+    let spaces = std::io::repeat(b' ').take(256 << 20);
+    brotli::CompressorReader::new(spaces, 1 << 16, 5, 22)
+        .read_to_end(&mut brotli)
+        .unwrap();
+    assert!(brotli.len() < 10_000, "{}", brotli.len());
+    let vendor = Server::start(move |asked| {
+        let reply = match asked.target.as_str() {
+            "/bomb" => Reply::whole("200 OK", GZIP, &bomb),
+            "/brotli" => Reply::whole("200 OK", BROTLI, &brotli),
+            _ => Reply::whole("200 OK", GZIP, &rows),
+        };
+        async { reply }
+    })
+    .await;
+    let (proxy, _dir) = before(&vendor).await;
+    for target in ["bomb", "brotli"] {
+        let answer = proxy.raw(format!(
+            "GET /v/{target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        ));
+        assert_eq!(status_of(&answer), 502, "{answer}");
+        assert!(answer.contains("\"credential_echoed\""), "{answer}");
+    }
+    eventually("said why, twice", || {
+        let said = proxy.stderr();
+        let why = "so much that it could not be searched for our credential";
+        (said.matches(why).count() == 2).then_some(())
+    });
+    let request = b"GET /v/rows HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let answer = exchange_bytes(proxy.data, request);
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+    let mut read = Vec::new();
+    let body = &answer[end.unwrap() + 4..];
+    GzDecoder::new(body).read_to_end(&mut read).unwrap();
+    assert_eq!(read.len(), 20 << 19);
+    // Nothing was masked.
+    let metrics = proxy.admin("/metrics").1;
+    assert!(metrics.contains("countersign_echo_redacted_total{vendor=\"v\"} 0\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_shows_the_credential_as_html_shows_a_mask() {
+    let vendor = Server::start(|asked| {
+        let token = asked.bearer.unwrap();
+        assert_eq!(token, TOKEN);
+        let named = token
+            .replace('+', "&plus;")
+            .replace('/', "&sol;")
+            .replace('=', "&equals;");
+        let dotnet = token.replace('+', "&#x2B;");
+        let hexadecimal = token
+            .replace('+', "&#x2b;")
+            .replace('/', "&#x2F;")
+            .replace('=', "&#x3D;")
+            .replace('-', "&#X2d;");
+        let decimal = token.replace('/', "&#47;").replace('=', "&#061;");
+        let page = format!("<p>{named}</p><p>{dotnet}</p><p>{hexadecimal}</p><p>{decimal}</p>");
+        async { Reply::whole("200 OK", "Content-Type: text/html\r\n", page) }
+    })
+    .await;
+    let (proxy, _dir) = before(&vendor).await;
+    let answer = proxy.raw("GET /v/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let (_, page) = answer.split_once("\r\n\r\n").unwrap();
+    let left: String = page.chars().filter(|one| *one != '*').collect();
+    assert_eq!(left, "<p></p>".repeat(4), "{page}");
 }
 
 /// A login page that is told where to return to, as so many are.

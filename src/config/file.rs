@@ -415,8 +415,9 @@ pub(super) struct Vendor {
     /// Whether %2F and %5C may occur in a path.
     #[schemars(extend("default" = "refuse"))]
     pub(super) encoded_slash: Option<EncodedSlash>,
-    /// Masks our own credential where the vendor's answer repeats it: raw, base64, URL-encoded or
-    /// JSON-escaped, at the same length. A compressed answer is broken off instead.
+    /// Masks our own credential where the vendor's answer repeats it: raw, base64, URL-encoded,
+    /// JSON-escaped or escaped for HTML or XML, at the same length. A compressed answer is broken off
+    /// instead, and so is one that decompresses to too much to be searched.
     #[schemars(extend("default" = true))]
     pub(super) redact_echo: Option<bool>,
 }

@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
+use jsonwebtoken::jwk::{
+    AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse, ThumbprintHash,
+};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use reqwest::{Client, redirect};
 use serde_json::Value;
@@ -33,6 +35,8 @@ pub struct Key {
     pub algorithms: Vec<Algorithm>,
     /// The key itself.
     pub verifier: DecodingKey,
+    /// The beginning of its RFC 7638 thumbprint: tells it from others under the same `kid`.
+    pub thumbprint: [u8; 8],
 }
 
 impl Key {
@@ -72,10 +76,14 @@ impl Key {
         if algorithms.is_empty() || !signs {
             return None;
         }
+        let digest = jwk.thumbprint(ThumbprintHash::SHA256).ok()?;
+        let mut thumbprint = [0; 8];
+        thumbprint.copy_from_slice(&sha256(&[digest.as_bytes()])[..8]);
         Some(Self {
             id: common.key_id.clone(),
             algorithms,
             verifier: DecodingKey::from_jwk(jwk).ok()?,
+            thumbprint,
         })
     }
 }
@@ -88,8 +96,11 @@ pub struct KeySet {
     generation: u64,
 }
 
-/// More keys than any issuer has; a token without `kid` is tried against all of them.
+/// More keys than any issuer has.
 const MOST_KEYS: usize = 32;
+/// How many keys a token is tried against at most, and how many keys without `kid` a set may have:
+/// anyone can send a token that fits none of them.
+const MOST_TRIES: usize = 8;
 /// Longest JWK set, bytes.
 const LONGEST: usize = 1 << 20;
 
@@ -101,11 +112,23 @@ impl KeySet {
     pub fn parse(text: &[u8]) -> Result<Self, &'static str> {
         let set: Value = serde_json::from_slice(text).map_err(|_| "is not JSON")?;
         let keys = set["keys"].as_array().ok_or("is not a JWK set")?;
+        let mut nameless = 0;
         let keys: Vec<Key> = keys
             .iter()
             .filter_map(|key| Key::new(&serde_json::from_value(key.clone()).ok()?))
+            .filter(|key| {
+                nameless += usize::from(key.id.is_none());
+                key.id.is_some() || nameless <= MOST_TRIES
+            })
             .take(MOST_KEYS)
             .collect();
+        if nameless > MOST_TRIES {
+            warn!(
+                keys = nameless,
+                used = MOST_TRIES,
+                "a JWK set has more keys without a kid than are tried; give each key a kid"
+            );
+        }
         if keys.is_empty() {
             return Err("holds no key that could verify a token (RSA, P-256, P-384, Ed25519)");
         }
@@ -116,17 +139,34 @@ impl KeySet {
         })
     }
 
-    /// The keys that may have signed what names `id`: those of that name and those without one;
-    /// all when it names none. `None`: there is no key of that name.
-    #[must_use]
-    pub fn named(&self, id: Option<&str>) -> Option<impl Iterator<Item = &Key>> {
+    /// The keys that may have signed by `algorithm` what names `id`: those of that name, or, where
+    /// there are none, those without a name; when it names none, those without a name and then the
+    /// others. Eight at most.
+    pub fn candidates(&self, id: Option<&str>, algorithm: Algorithm) -> impl Iterator<Item = &Key> {
+        let named = id.is_some_and(|id| self.has(id));
         let fits = move |key: &&Key| {
-            id.is_none_or(|id| key.id.as_deref().is_none_or(|of_key| of_key == id))
+            key.algorithms.contains(&algorithm)
+                && if named {
+                    key.id.as_deref() == id
+                } else {
+                    id.is_none() || key.id.is_none()
+                }
         };
-        self.keys
-            .iter()
-            .any(|key| fits(&key))
-            .then(|| self.keys.iter().filter(fits))
+        let nameless = self.keys.iter().filter(|key| key.id.is_none());
+        let others = self.keys.iter().filter(|key| key.id.is_some());
+        nameless.chain(others).filter(fits).take(MOST_TRIES)
+    }
+
+    /// Whether one of the keys has this `kid`.
+    #[must_use]
+    pub fn has(&self, id: &str) -> bool {
+        self.keys.iter().any(|key| key.id.as_deref() == Some(id))
+    }
+
+    /// Whether the key of this [`Key::thumbprint`] is one of them.
+    #[must_use]
+    pub fn holds(&self, thumbprint: [u8; 8]) -> bool {
+        self.keys.iter().any(|key| key.thumbprint == thumbprint)
     }
 
     /// Counts the sets that a source has given: what was verified under another one may have been
@@ -191,6 +231,12 @@ impl Keys {
         let keys = Self::default();
         keys.publish(KeySet::parse(text).unwrap());
         Arc::new(keys)
+    }
+
+    /// Other keys in their place, for tests of what uses them.
+    #[cfg(test)]
+    pub(crate) fn replace(&self, text: &[u8]) {
+        assert!(self.publish(KeySet::parse(text).unwrap()));
     }
 }
 

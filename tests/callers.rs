@@ -286,6 +286,74 @@ async fn a_token_gets_in_by_a_key_from_a_file_that_may_change() {
     assert!(!said.contains(&good), "{said}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_tokens_in_one_request_two_are_looked_at() {
+    countersign::tls::install_provider();
+    let dir = tempfile::tempdir().unwrap();
+    let ours = Issuer::new("one");
+    fs::write(dir.path().join("jwks.json"), ours.jwks()).unwrap();
+    let digest = hex::encode(countersign::tls::sha256(&[b"the-key"]));
+    let head = format!(
+        "callers:\n  pods: {{ jwt: {{ {PODS}, jwks_file: jwks.json }}, api_key: {{ sha256: {digest} }}, allow: [ v ] }}"
+    );
+    let setup = Setup::new(dir, PLAIN, &head, "").await;
+    let good = ours.token("system:sa:apps:web");
+    let forged: Vec<String> = (0..3)
+        .map(|_| Issuer::new("one").token("system:sa:apps:web"))
+        .collect();
+    let field = |name: &str, token: &str| format!("{name}: Bearer {token}\r\n");
+    let ways = [
+        ("equal ones", field("Authorization", &good).repeat(50), 200),
+        (
+            "two",
+            field("Authorization", &forged[0]) + &field("Authorization", &good),
+            200,
+        ),
+        (
+            "one in each field",
+            field("Authorization", &good) + &field("Proxy-Authorization", &forged[0]),
+            200,
+        ),
+        (
+            "three",
+            field("Authorization", &forged[0])
+                + &field("Authorization", &forged[1])
+                + &field("Authorization", &good),
+            401,
+        ),
+        (
+            "three in two fields",
+            field("Authorization", &forged[0])
+                + &field("Authorization", &good)
+                + &field("Proxy-Authorization", &forged[1]),
+            401,
+        ),
+        (
+            "three beside a key",
+            forged
+                .iter()
+                .map(|token| field("Authorization", token))
+                .collect::<String>()
+                + "X-Countersign-Key: the-key\r\n",
+            401,
+        ),
+        (
+            "two beside a key",
+            field("Authorization", &forged[0])
+                + &field("Authorization", &forged[1])
+                + "X-Countersign-Key: the-key\r\n",
+            200,
+        ),
+    ];
+    for (what, fields, want) in ways {
+        let answer = setup.get(&fields);
+        assert_eq!(status_of(&answer), want, "{what}: {answer}");
+        if want == 401 {
+            assert!(answer.contains("\"reason\":\"unknown_caller\""), "{answer}");
+        }
+    }
+}
+
 /// Serves a JWK set that may change or be gone, to those that show `jwks-secret`.
 struct Server {
     address: SocketAddr,

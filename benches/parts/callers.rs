@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign::config::{self, ApiKey};
 use countersign::request::caller::token::Mint;
-use countersign::request::caller::{Callers, Shown};
+use countersign::request::caller::{Callers, Identified, Shown};
 use countersign::tls::sha256;
 use criterion::{BenchmarkId, Criterion};
 use http::{HeaderMap, HeaderValue};
@@ -43,12 +43,16 @@ fn identify(
     callers: &Callers,
     headers: &HeaderMap,
 ) -> Result<Arc<countersign::request::caller::Caller>, countersign::error::Error> {
-    callers.identify(Shown {
+    let identified = callers.identify(Shown {
         headers,
         certificate: None,
         authority: "127.0.0.1:8080",
         known_host: false,
-    })
+    });
+    match identified {
+        Identified::Found(found) => found?.caller(),
+        Identified::Unverified(_) => panic!("no caller has a signed token"),
+    }
 }
 
 fn known(count: usize) -> Callers {

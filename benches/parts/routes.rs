@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use countersign::metrics::Metrics;
 use countersign::request::caller::Caller;
-use countersign::request::decide::{Ask, Identity, decide};
+use countersign::request::decide::{Ask, decide};
 use countersign::request::path::Target;
 use countersign::request::vendor::{Routes, Vendor};
 use criterion::{BenchmarkId, Criterion};
@@ -28,7 +28,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
                     authority: "127.0.0.1:8080",
                     server_name: None,
                 };
-                let decision = decide(&routes, ask, Identity::Known(caller.clone()));
+                let decision = decide(&routes, ask, Ok(caller.clone()));
                 assert!(decision.path.is_ok());
                 decision
             });

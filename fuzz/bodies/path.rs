@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use countersign::config::{Callers, Config, Secrets};
 use countersign::metrics::Metrics;
 use countersign::request::caller::Caller;
-use countersign::request::decide::{Ask, Identity, decide};
+use countersign::request::decide::{Ask, decide};
 use countersign::request::path::{Target, split_absolute};
 use countersign::request::vendor::{Routes, Vendor};
 
@@ -76,7 +76,7 @@ pub fn run(data: &[u8]) {
             authority,
             server_name: None,
         };
-        let decision = decide(routes, ask, Identity::Known(caller.clone()));
+        let decision = decide(routes, ask, Ok(caller.clone()));
         let (Ok(sent), Some(vendor)) = (&decision.path, decision.vendor) else {
             continue;
         };

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use crate::config::{self, Auth, Callers, Config, Secrets};
 use crate::error::Error;
 use crate::metrics::Metrics;
-use crate::request::caller::Caller;
-use crate::request::decide::{Ask, Decision, Identity, decide};
+use crate::request::caller::{Caller, Identified, Shown, host_of, lower};
+use crate::request::decide::{Ask, Decision, decide};
 use crate::request::headers::{self, Barred};
 use crate::request::path::Target;
 use crate::request::vendor::{Routes, Vendor};
@@ -80,14 +80,12 @@ fn explain(config: &Config, arguments: &Arguments) -> Result<Value, String> {
         )
     }));
     let caller = caller(config, arguments.caller.as_deref())?;
-    let this_machine = request::caller::Callers::Loopback(caller.clone());
-    let no_fields = HeaderMap::new();
-    let identity = match &config.callers {
+    let caller = match &config.callers {
         // Whether anyone may depends on the host.
-        Callers::Loopback => Identity::Shown(&this_machine, &no_fields, None),
-        Callers::Anyone | Callers::Known(_) => Identity::Known(caller),
+        Callers::Loopback => this_machine(&routes, &arguments.host, caller),
+        Callers::Anyone | Callers::Known(_) => Ok(caller),
     };
-    let decision = decision(&routes, arguments, identity);
+    let decision = decision(&routes, arguments, caller);
     let vendor = decision
         .vendor
         .and_then(|found| config.vendors.iter().find(|one| *one.name == *found.name));
@@ -137,10 +135,28 @@ fn explain(config: &Config, arguments: &Arguments) -> Result<Value, String> {
     })
 }
 
+/// `caller` by a name of this machine, as a program on it would be.
+fn this_machine(
+    routes: &Routes<Vendor>,
+    authority: &str,
+    caller: Arc<Caller>,
+) -> Result<Arc<Caller>, Error> {
+    let identified = request::caller::Callers::Loopback(caller).identify(Shown {
+        headers: &HeaderMap::new(),
+        certificate: None,
+        authority,
+        known_host: routes.by_host(&lower(host_of(authority))).is_some(),
+    });
+    match identified {
+        Identified::Found(found) => found?.caller(),
+        Identified::Unverified(_) => Err(Error::UnknownCaller),
+    }
+}
+
 fn decision<'a>(
     routes: &'a Routes<Vendor>,
     arguments: &Arguments,
-    identity: Identity<'_>,
+    caller: Result<Arc<Caller>, Error>,
 ) -> Decision<'a, Vendor> {
     let refused = |stop: Error| Decision {
         vendor: None,
@@ -173,7 +189,7 @@ fn decision<'a>(
         authority,
         server_name: None,
     };
-    decide(routes, ask, identity)
+    decide(routes, ask, caller)
 }
 
 fn caller(config: &Config, name: Option<&str>) -> Result<Arc<Caller>, String> {

@@ -17,7 +17,7 @@ use foldhash::HashMapExt;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, PROXY_AUTHORIZATION};
 use zeroize::Zeroizing;
 
-use self::jwt::{Proof, Tokens};
+use self::jwt::{Proof, Tokens, Told, Unverified};
 use self::token::{Mint, Purpose};
 
 use crate::config::{self, ApiKey, Grant, KeySource, San, secret_ref::SecretError};
@@ -239,43 +239,47 @@ impl Callers {
         Ok(Self::Known(Box::new(known)))
     }
 
-    /// Who sent a request.
-    ///
-    /// # Errors
-    /// [`Error::UnknownCaller`] when nothing shown is known or it is of two different callers, and
-    /// [`Error::CrossSite`] where only this machine's programs may call and a browser or a foreign
-    /// name is in play.
-    pub fn identify(&self, shown: Shown<'_>) -> Result<Arc<Caller>, Error> {
+    /// Who sent a request, as far as its head and its connection say. Verifies no signature: what is
+    /// left to verify is handed back.
+    #[must_use]
+    pub fn identify(&self, shown: Shown<'_>) -> Identified {
         match self {
-            Self::Anyone(caller) => Ok(caller.clone()),
+            Self::Anyone(caller) => Identified::Found(Ok(Found::certainly(caller))),
             Self::Loopback(caller) => {
-                if (shown.known_host || is_loopback(host_of(shown.authority)))
-                    && !is_cross_site(shown.headers, shown.authority)
-                {
-                    Ok(caller.clone())
-                } else {
-                    Err(Error::CrossSite)
-                }
+                let host_is_ours = shown.known_host || is_loopback(host_of(shown.authority));
+                Identified::Found(
+                    if host_is_ours && !is_cross_site(shown.headers, shown.authority) {
+                        Ok(Found::certainly(caller))
+                    } else {
+                        Err(Error::CrossSite)
+                    },
+                )
             }
-            Self::Known(known) => known.identify(shown, &[], true),
+            Self::Known(known) => known.identify(shown),
         }
+    }
+
+    /// Whether who calls depends on the host that is named.
+    #[must_use]
+    pub fn heed_the_host(&self) -> bool {
+        matches!(self, Self::Loopback(_))
     }
 
     /// The same for a login, which may show a key or a refresh token in its body as well. A token
     /// that calls is worth nothing here unless it is being ended (`ends`): it would have no end.
     ///
     /// # Errors
-    /// As [`Callers::identify`].
+    /// [`Error::UnknownCaller`] when nothing shown is known or it is of two different callers.
     pub fn identify_login(
         &self,
-        shown: Shown<'_>,
+        mut found: Found,
         posted: &[&[u8]],
         ends: bool,
     ) -> Result<Arc<Caller>, Error> {
-        match self {
-            Self::Anyone(_) | Self::Loopback(_) => self.identify(shown),
-            Self::Known(known) => known.identify(shown, posted, ends),
+        if let Self::Known(known) = self {
+            known.identify_posted(&mut found, posted, ends)?;
         }
+        found.caller_for_login(ends)
     }
 
     /// Makes tokens of our own; `None` where nobody needs one.
@@ -290,9 +294,11 @@ impl Callers {
     /// Ends every token of our own that a request shows.
     pub fn end_tokens(&self, headers: &HeaderMap, posted: &[&[u8]]) {
         if let Self::Known(known) = self {
-            for key in presented(headers) {
+            // With more than can be looked at, nobody was identified.
+            let _ = each_credential(headers, |key| {
                 known.mint.end(key.as_ref());
-            }
+                Ok(())
+            });
             for value in posted {
                 known.mint.end(value);
             }
@@ -300,63 +306,167 @@ impl Callers {
     }
 }
 
+/// Who was found in what a request shows.
+#[derive(Debug, Default)]
+pub struct Found {
+    caller: Option<Arc<Caller>>,
+    /// By more than a token that calls.
+    logs_in: bool,
+}
+
+/// The outcome of looking for a request's sender.
+#[derive(Debug)]
+pub enum Identified {
+    /// Nothing is left to verify. [`Error::UnknownCaller`]: what is shown is of two different
+    /// callers, or is more than is looked at. [`Error::CrossSite`]: only this machine's programs may
+    /// call, and a browser or a foreign name is in play.
+    Found(Result<Found, Error>),
+    /// Signatures are.
+    Unverified(Box<Unfinished>),
+}
+
+/// What was found, and the tokens that may still prove something.
+pub struct Unfinished {
+    found: Found,
+    tokens: Vec<Unverified>,
+}
+
+impl std::fmt::Debug for Unfinished {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Unfinished").finish_non_exhaustive()
+    }
+}
+
+impl Unfinished {
+    /// Verifies the tokens.
+    ///
+    /// # Errors
+    /// [`Error::UnknownCaller`] when they and what else is shown are of two different callers.
+    pub async fn finish(self) -> Result<Found, Error> {
+        let mut found = self.found;
+        for token in self.tokens {
+            if let Some(proof) = token.verify().await {
+                found.prove_by_token(&proof)?;
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Found {
+    /// Where everybody is the same caller.
+    fn certainly(caller: &Arc<Caller>) -> Self {
+        Self {
+            caller: Some(caller.clone()),
+            logs_in: true,
+        }
+    }
+
+    fn prove(&mut self, caller: &Arc<Caller>, logs_in: bool) -> Result<(), Error> {
+        match &self.caller {
+            Some(other) if !Arc::ptr_eq(other, caller) => return Err(Error::UnknownCaller),
+            Some(_) => {}
+            None => self.caller = Some(caller.clone()),
+        }
+        self.logs_in |= logs_in;
+        Ok(())
+    }
+
+    fn prove_by_token(&mut self, proof: &Proof) -> Result<(), Error> {
+        match proof {
+            Proof::One { caller, .. } => self.prove(caller, true),
+            Proof::Several => Err(Error::UnknownCaller),
+        }
+    }
+
+    /// The caller.
+    ///
+    /// # Errors
+    /// [`Error::UnknownCaller`] when nobody was found.
+    pub fn caller(&self) -> Result<Arc<Caller>, Error> {
+        self.caller.clone().ok_or(Error::UnknownCaller)
+    }
+
+    /// The caller, where what was found is good for a login.
+    ///
+    /// # Errors
+    /// [`Error::UnknownCaller`] otherwise.
+    pub fn caller_for_login(&self, ends: bool) -> Result<Arc<Caller>, Error> {
+        if self.logs_in || ends {
+            self.caller()
+        } else {
+            Err(Error::UnknownCaller)
+        }
+    }
+}
+
 impl Known {
-    /// `call_tokens`: tokens of our own that call are a proof.
-    fn identify(
+    fn identify(&self, shown: Shown<'_>) -> Identified {
+        let mut found = Found::default();
+        let mut tokens = Vec::new();
+        if let Err(stop) = self.look(shown, &mut found, &mut tokens) {
+            return Identified::Found(Err(stop));
+        }
+        if tokens.is_empty() {
+            return Identified::Found(Ok(found));
+        }
+        Identified::Unverified(Box::new(Unfinished { found, tokens }))
+    }
+
+    fn look(
         &self,
         shown: Shown<'_>,
-        posted: &[&[u8]],
-        call_tokens: bool,
-    ) -> Result<Arc<Caller>, Error> {
-        let by_call_token = |token: &[u8]| {
-            self.by_own_token(token, Purpose::Call)
-                .filter(|_| call_tokens)
-        };
-        let mut found: Option<Arc<Caller>> = None;
-        let mut prove = |caller: &Arc<Caller>| match &found {
-            Some(other) if !Arc::ptr_eq(other, caller) => Err(Error::UnknownCaller),
-            Some(_) => Ok(()),
-            None => {
-                found = Some(caller.clone());
-                Ok(())
-            }
-        };
-        for key in presented(shown.headers) {
+        found: &mut Found,
+        tokens: &mut Vec<Unverified>,
+    ) -> Result<(), Error> {
+        each_credential(shown.headers, |key| {
             let digest = sha256(&[key.as_ref()]);
             if let Some(caller) = self.keys.get(&digest) {
-                prove(caller)?;
-            } else if let Some(caller) = by_call_token(key.as_ref()) {
-                prove(caller)?;
-            } else if let Key::Bearer(token) = key
+                return found.prove(caller, true);
+            }
+            if let Some(caller) = self.by_own_token(key.as_ref(), Purpose::Call) {
+                return found.prove(caller, false);
+            }
+            if let Key::Bearer(token) = key
                 && !self.tokens.is_empty()
             {
-                match self.tokens.identify(token, &digest) {
-                    Some(Proof::One(caller)) => prove(&caller)?,
-                    Some(Proof::Several) => return Err(Error::UnknownCaller),
-                    None => {}
+                match self.tokens.look(token, &digest) {
+                    Told::Proves(proof) => found.prove_by_token(&proof)?,
+                    Told::Unverified(token) => tokens.push(token),
+                    Told::Nobody => {}
                 }
             }
-        }
-        for value in posted {
-            let by_key = self.keys.get(&sha256(&[value]));
-            let caller = by_key
-                .or_else(|| by_call_token(value))
-                .or_else(|| self.by_own_token(value, Purpose::Refresh));
-            if let Some(caller) = caller {
-                prove(caller)?;
-            }
-        }
+            Ok(())
+        })?;
         // A connection may outlive the certificate that it began with.
         if let Some(certificate) = shown.certificate
             && SystemTime::now() < certificate.until
         {
             for name in &certificate.names {
                 if let Some(caller) = self.names.get(name) {
-                    prove(caller)?;
+                    found.prove(caller, true)?;
                 }
             }
         }
-        found.ok_or(Error::UnknownCaller)
+        Ok(())
+    }
+
+    fn identify_posted(
+        &self,
+        found: &mut Found,
+        posted: &[&[u8]],
+        ends: bool,
+    ) -> Result<(), Error> {
+        for value in posted {
+            if let Some(caller) = self.keys.get(&sha256(&[value])) {
+                found.prove(caller, true)?;
+            } else if let Some(caller) = self.by_own_token(value, Purpose::Refresh) {
+                found.prove(caller, true)?;
+            } else if ends && let Some(caller) = self.by_own_token(value, Purpose::Call) {
+                found.prove(caller, false)?;
+            }
+        }
+        Ok(())
     }
 
     fn by_own_token(&self, token: &[u8], purpose: Purpose) -> Option<&Arc<Caller>> {
@@ -383,17 +493,61 @@ impl AsRef<[u8]> for Key<'_> {
     }
 }
 
-/// Every key in every slot.
-fn presented(headers: &HeaderMap) -> impl Iterator<Item = Key<'_>> {
-    let plain = KEY_FIELDS
-        .iter()
-        .flat_map(|name| headers.get_all(name))
-        .map(|value| Key::Plain(value.as_bytes().trim_ascii()));
-    let schemes = [AUTHORIZATION, PROXY_AUTHORIZATION]
-        .into_iter()
-        .flat_map(|name| headers.get_all(name))
-        .filter_map(|value| in_scheme(value.as_bytes()));
-    plain.chain(schemes)
+/// Visits every key in every slot, equal ones once.
+///
+/// # Errors
+/// [`Error::UnknownCaller`] when a field has more than two different values, or both authorization
+/// fields together more than two different bearer tokens: no client has a use for that, and each would
+/// have to be verified. Whatever `visit` says.
+fn each_credential<'a>(
+    headers: &'a HeaderMap,
+    mut visit: impl FnMut(Key<'a>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    for name in KEY_FIELDS.iter() {
+        let mut seen = Seen::default();
+        for value in headers.get_all(name) {
+            let value = value.as_bytes().trim_ascii();
+            if seen.is_new(value)? {
+                visit(Key::Plain(value))?;
+            }
+        }
+    }
+    let mut bearers = Seen::default();
+    for name in [AUTHORIZATION, PROXY_AUTHORIZATION] {
+        let mut seen = Seen::default();
+        for value in headers.get_all(name) {
+            if !seen.is_new(value.as_bytes())? {
+                continue;
+            }
+            match in_scheme(value.as_bytes()) {
+                Some(Key::Bearer(token)) if !bearers.is_new(token)? => {}
+                Some(key) => visit(key)?,
+                None => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Two different credentials of a kind at most.
+#[derive(Default)]
+struct Seen<'a>([Option<&'a [u8]>; 2]);
+
+impl<'a> Seen<'a> {
+    /// Whether `value` was not seen yet.
+    fn is_new(&mut self, value: &'a [u8]) -> Result<bool, Error> {
+        for place in &mut self.0 {
+            match place {
+                Some(seen) if *seen == value => return Ok(false),
+                Some(_) => {}
+                None => {
+                    *place = Some(value);
+                    return Ok(true);
+                }
+            }
+        }
+        Err(Error::UnknownCaller)
+    }
 }
 
 /// The key in `Bearer KEY`, `Token KEY` or `Basic base64(anything:KEY)` (RFC 9110 §11.4: schemes
@@ -516,10 +670,82 @@ mod tests {
         }
     }
 
+    fn identified(callers: &Callers, shown: Shown<'_>) -> Result<Arc<Caller>, Error> {
+        match callers.identify(shown) {
+            Identified::Found(found) => found?.caller(),
+            Identified::Unverified(_) => unreachable!("no caller has a signed token"),
+        }
+    }
+
     fn who(fields: &[(&'static str, &str)]) -> Result<String, Error> {
-        known()
-            .identify(shown(&headers(fields)))
-            .map(|caller| caller.name.to_string())
+        identified(&known(), shown(&headers(fields))).map(|caller| caller.name.to_string())
+    }
+
+    #[test]
+    fn two_credentials_of_a_kind_are_looked_at_and_equal_ones_once() {
+        let nobody = Err(Error::UnknownCaller);
+        let a = || Ok("a".to_owned());
+        for (fields, want) in [
+            (vec![("x-api-key", "no"), ("x-api-key", "key-a")], a()),
+            (
+                vec![
+                    ("x-api-key", "no"),
+                    ("x-api-key", "no 2"),
+                    ("x-api-key", "key-a"),
+                ],
+                nobody.clone(),
+            ),
+            (vec![("x-api-key", "key-a"); 500], a()),
+            (vec![("authorization", "Bearer key-a"); 500], a()),
+            // One of each kind is what a vendor's client with placeholders sends.
+            (
+                vec![
+                    ("x-api-key", "no"),
+                    ("x-api-key", "no 2"),
+                    ("password", "no 3"),
+                    ("x-venafi-api-key", "no 4"),
+                    ("authorization", "Basic bm86bm8="),
+                    ("x-countersign-key", "key-a"),
+                ],
+                a(),
+            ),
+            (
+                vec![
+                    ("authorization", "Bearer 1"),
+                    ("proxy-authorization", "Bearer 2"),
+                    ("x-api-key", "key-a"),
+                ],
+                a(),
+            ),
+            (
+                vec![
+                    ("authorization", "Bearer 1"),
+                    ("authorization", "Bearer 2"),
+                    ("proxy-authorization", "bearer 1"),
+                    ("x-api-key", "key-a"),
+                ],
+                a(),
+            ),
+            (
+                vec![
+                    ("authorization", "Bearer 1"),
+                    ("authorization", "Bearer 2"),
+                    ("proxy-authorization", "Bearer 3"),
+                    ("x-api-key", "key-a"),
+                ],
+                nobody.clone(),
+            ),
+            (
+                vec![
+                    ("authorization", "Bearer key-a"),
+                    ("authorization", "Digest 1"),
+                    ("authorization", "Digest 2"),
+                ],
+                nobody.clone(),
+            ),
+        ] {
+            assert_eq!(who(&fields), want, "{fields:?}");
+        }
     }
 
     #[test]
@@ -605,7 +831,7 @@ mod tests {
                 known_host,
                 ..shown(&headers)
             };
-            callers.identify(shown).is_ok()
+            identified(&callers, shown).is_ok()
         };
         for authority in [
             "localhost:8080",
@@ -668,7 +894,7 @@ mod tests {
             certificate: Some(&certificate),
             ..shown(&headers)
         };
-        let caller = callers.identify(shown);
+        let caller = identified(&callers, shown);
         caller.map_or("nobody".into(), |caller| caller.name.to_string())
     }
 
@@ -717,7 +943,7 @@ mod tests {
             ("key-99999", "caller-99999", "other"),
         ] {
             let headers = headers(&[("x-countersign-key", key)]);
-            let caller = callers.identify(shown(&headers)).unwrap();
+            let caller = identified(&callers, shown(&headers)).unwrap();
             assert_eq!((&*caller.name, &*caller.label), (name, label));
         }
     }
@@ -740,7 +966,7 @@ mod tests {
         let headers = headers(&[("x-api-key", "key")]);
         let no_issuer = |_: &KeySource| unreachable!();
         let first = Callers::new(&configured(rate), None, &mint(), no_issuer).unwrap();
-        let take = |callers: &Callers| callers.identify(shown(&headers)).unwrap().take();
+        let take = |callers: &Callers| identified(callers, shown(&headers)).unwrap().take();
         assert_eq!(take(&first), Ok(()));
         let same = Callers::new(&configured(rate), Some(&first), &mint(), no_issuer).unwrap();
         assert!(matches!(take(&same), Err(Error::RateLimited { .. })));

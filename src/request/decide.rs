@@ -3,11 +3,9 @@
 
 use std::sync::{Arc, LazyLock};
 
-use http::HeaderMap;
-
 use crate::config::LoginShape;
 use crate::error::Error;
-use crate::request::caller::{self, Caller, Callers, Certificate, Shown};
+use crate::request::caller::{self, Caller};
 use crate::request::path::{self, Target};
 use crate::request::vendor::{Routes, Vendor};
 
@@ -22,15 +20,6 @@ pub struct Ask<'a> {
     pub authority: &'a str,
     /// The TLS server name, lower-case, where there was a handshake with one.
     pub server_name: Option<&'a str>,
-}
-
-/// Who asks.
-#[derive(Debug)]
-pub enum Identity<'a> {
-    /// To be found in the request's fields and its connection's certificate.
-    Shown(&'a Callers, &'a HeaderMap, Option<&'a Certificate>),
-    /// Already known, in a dry run.
-    Known(Arc<Caller>),
 }
 
 /// The outcome: whom it is for, and either where it goes or why not.
@@ -52,12 +41,13 @@ pub struct Decision<'a, V> {
     pub rule: Option<Arc<str>>,
 }
 
-/// Decides. Every refusal names the vendor where one matched, so that it is counted there.
+/// Decides, for `caller` or for nobody. Every refusal names the vendor where one matched, so that it is
+/// counted there.
 #[must_use]
 pub fn decide<'a, V: AsRef<Vendor>>(
     routes: &'a Routes<V>,
     ask: Ask<'_>,
-    identity: Identity<'_>,
+    caller: Result<Arc<Caller>, Error>,
 ) -> Decision<'a, V> {
     let host = caller::lower(caller::host_of(ask.authority));
     let by_host = routes.by_host(&host).is_some();
@@ -82,15 +72,6 @@ pub fn decide<'a, V: AsRef<Vendor>>(
         }
         path
     });
-    let caller = match identity {
-        Identity::Shown(callers, headers, certificate) => callers.identify(Shown {
-            headers,
-            certificate,
-            authority: ask.authority,
-            known_host: by_host,
-        }),
-        Identity::Known(caller) => Ok(caller),
-    };
     let caller = match caller {
         Ok(caller) => decision.caller.insert(caller).clone(),
         Err(stop) => {

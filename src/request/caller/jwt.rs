@@ -1,14 +1,20 @@
 //! Callers by a signed token (RFC 7519). What a token may be signed with is decided by its issuer's
-//! keys, never by the token; what was verified once is remembered until the token's end.
+//! keys, never by the token.
+//!
+//! Anyone can send a token, and verifying a signature is dear. So the claims are compared first, as
+//! they stand; then one signature is verified for each key set that could have made it, however many
+//! rules it serves. What was verified is remembered until the token's end, what failed for a moment.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use jsonwebtoken::{Header, Validation};
+use jsonwebtoken::{Algorithm, crypto};
 use moka::sync::Cache;
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 use super::Caller;
 use crate::config;
@@ -20,12 +26,14 @@ const LEEWAY: u64 = 60;
 const LONGEST: usize = 16 * 1024;
 /// How many verified tokens are remembered.
 const REMEMBERED: u64 = 10_000;
+/// How many that failed are, and for how long.
+const FAILURES: u64 = 10_000;
+const FAILED_FOR: Duration = Duration::from_secs(5);
 
 /// Whose tokens prove which caller.
 pub(super) struct Tokens {
     issuers: HashMap<String, Vec<Rule>>,
-    /// By SHA-256 of the token. Reading takes no lock; what is rarely used makes room.
-    verified: Cache<[u8; 32], Arc<Verified>>,
+    memory: Arc<Memory>,
 }
 
 struct Rule {
@@ -35,36 +43,107 @@ struct Rule {
     caller: Arc<Caller>,
 }
 
+/// What is known of tokens by their SHA-256. Reading takes no lock; what is rarely used makes room.
+struct Memory {
+    verified: Cache<[u8; 32], Arc<Verified>>,
+    /// By the key sets that did not verify it. Only a signature is remembered as wrong: a token whose
+    /// time has not come is looked at anew.
+    failed: Cache<[u8; 32], Arc<Sets>>,
+    /// Signatures verified so far, good or not.
+    verifications: AtomicU64,
+}
+
+/// Key sets, and the generation of each that was looked at.
+struct Sets(Vec<(Arc<Keys>, u64)>);
+
+impl Sets {
+    fn are_current(&self) -> bool {
+        let mut sets = self.0.iter();
+        sets.all(|(keys, generation)| keys.current().generation() == *generation)
+    }
+}
+
 /// A token that was good, and until when it is.
 struct Verified {
-    caller: Proof,
+    proof: Proof,
     /// Seconds since 1970, the leeway included.
     until: u64,
-    keys: Arc<Keys>,
-    generation: u64,
+    sets: Sets,
 }
 
 /// Whom a token proves.
 #[derive(Clone, Debug)]
 pub(super) enum Proof {
-    One(Arc<Caller>),
+    #[expect(dead_code, reason = "tokens of our own will be bound to it")]
+    One {
+        caller: Arc<Caller>,
+        /// `exp`, seconds since 1970.
+        until: u64,
+        /// Of the key that has signed it.
+        thumbprint: [u8; 8],
+    },
     /// Two callers' rules fit: that proves neither.
     Several,
+}
+
+/// What can be said of a token at once.
+pub(super) enum Told {
+    Proves(Proof),
+    Nobody,
+    /// Its claims fit, and its signature is to be verified.
+    Unverified(Unverified),
+}
+
+/// A token whose claims fit the rules of these callers, by the key sets of the rules.
+pub(super) struct Unverified {
+    token: Zeroizing<Vec<u8>>,
+    digest: [u8; 32],
+    algorithm: Algorithm,
+    id: Option<String>,
+    until: u64,
+    rules: Vec<(Arc<Keys>, Vec<Arc<Caller>>)>,
+    memory: Arc<Memory>,
 }
 
 #[derive(Deserialize)]
 struct Claims {
     iss: String,
+    aud: Audience,
     #[serde(default)]
     sub: Option<String>,
     exp: f64,
+    #[serde(default)]
+    nbf: Option<f64>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Audience {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Audience {
+    fn has(&self, wanted: &str) -> bool {
+        match self {
+            Self::One(one) => one == wanted,
+            Self::Several(several) => several.iter().any(|one| one == wanted),
+        }
+    }
 }
 
 impl Tokens {
     pub(super) fn new() -> Self {
         Self {
             issuers: HashMap::new(),
-            verified: Cache::new(REMEMBERED),
+            memory: Arc::new(Memory {
+                verified: Cache::new(REMEMBERED),
+                failed: Cache::builder()
+                    .max_capacity(FAILURES)
+                    .time_to_live(FAILED_FOR)
+                    .build(),
+                verifications: AtomicU64::new(0),
+            }),
         }
     }
 
@@ -82,25 +161,29 @@ impl Tokens {
         self.issuers.is_empty()
     }
 
-    /// Whom `token`, whose SHA-256 is `digest`, proves.
-    pub(super) fn identify(&self, token: &[u8], digest: &[u8; 32]) -> Option<Proof> {
+    /// Whom `token`, whose SHA-256 is `digest`, proves. Verifies no signature.
+    pub(super) fn look(&self, token: &[u8], digest: &[u8; 32]) -> Told {
         let now = SystemTime::now();
         let now = now
             .duration_since(UNIX_EPOCH)
             .map_or(0, |now| now.as_secs());
-        if let Some(known) = self.verified.get(digest)
+        if let Some(known) = self.memory.verified.get(digest)
             && now < known.until
-            && known.generation == known.keys.current().generation()
+            && known.sets.are_current()
         {
-            return Some(known.caller.clone());
+            return Told::Proves(known.proof.clone());
         }
-        let verified = Arc::new(self.verify(token)?);
-        let caller = verified.caller.clone();
-        self.verified.insert(*digest, verified);
-        Some(caller)
+        if let Some(failed) = self.memory.failed.get(digest)
+            && failed.are_current()
+        {
+            return Told::Nobody;
+        }
+        let unverified = self.unverified(token, digest, now);
+        unverified.map_or(Told::Nobody, Told::Unverified)
     }
 
-    fn verify(&self, token: &[u8]) -> Option<Verified> {
+    /// `None`: no rule fits what it claims.
+    fn unverified(&self, token: &[u8], digest: &[u8; 32], now: u64) -> Option<Unverified> {
         // `{"` in base64: everything else need not be decoded.
         if token.len() > LONGEST || !token.starts_with(b"ey") {
             return None;
@@ -110,30 +193,32 @@ impl Tokens {
         if header.crit.is_some() {
             return None;
         }
-        let claimed: Claims = jsonwebtoken::dangerous::insecure_decode_claims(token).ok()?;
-        let mut proven: Option<Verified> = None;
-        for rule in self.issuers.get(&claimed.iss)? {
-            let subject = claimed.sub.as_deref();
-            let fits = rule
-                .subject
-                .as_deref()
-                .is_none_or(|pattern| subject.is_some_and(|subject| matches(pattern, subject)));
-            if !fits {
-                continue;
-            }
-            let Some(verified) = rule.verify(token, &header) else {
-                continue;
-            };
-            proven = Some(match proven {
-                Some(other) if !verified.caller.is_same(&other.caller) => Verified {
-                    caller: Proof::Several,
-                    ..other
-                },
-                Some(other) => other,
-                None => verified,
-            });
+        let claims: Claims = jsonwebtoken::dangerous::insecure_decode_claims(token).ok()?;
+        let until = whole_seconds(claims.exp);
+        let begins = claims.nbf.map_or(0, whole_seconds);
+        if until.saturating_add(LEEWAY) < now || begins > now.saturating_add(LEEWAY) {
+            return None;
         }
-        proven
+        let mut rules: Vec<(Arc<Keys>, Vec<Arc<Caller>>)> = Vec::new();
+        let of_issuer = self.issuers.get(&claims.iss)?.iter();
+        for rule in of_issuer.filter(|rule| rule.fits(&claims)) {
+            let of_set = rules
+                .iter_mut()
+                .find(|(keys, _)| Arc::ptr_eq(keys, &rule.keys));
+            match of_set {
+                Some((_, callers)) => callers.push(rule.caller.clone()),
+                None => rules.push((rule.keys.clone(), vec![rule.caller.clone()])),
+            }
+        }
+        (!rules.is_empty()).then(|| Unverified {
+            token: Zeroizing::new(token.to_vec()),
+            digest: *digest,
+            algorithm: header.alg,
+            id: header.kid,
+            until,
+            rules,
+            memory: self.memory.clone(),
+        })
     }
 }
 
@@ -146,36 +231,81 @@ impl fmt::Debug for Tokens {
 }
 
 impl Rule {
-    fn verify(&self, token: &[u8], header: &Header) -> Option<Verified> {
-        let keys = self.keys.current();
-        let Some(candidates) = keys.named(header.kid.as_deref()) else {
-            self.keys.missed();
-            return None;
-        };
-        let mut wanted = Validation::new(header.alg);
-        wanted.leeway = LEEWAY;
-        wanted.validate_nbf = true;
-        wanted.set_audience(&[&self.audience]);
-        wanted.set_required_spec_claims(&["exp", "iss", "aud"]);
-        let claims: Claims = candidates
-            .filter(|key| key.algorithms.contains(&header.alg))
-            .find_map(|key| jsonwebtoken::decode(token, &key.verifier, &wanted).ok())?
-            .claims;
-        Some(Verified {
-            caller: Proof::One(self.caller.clone()),
-            until: whole_seconds(claims.exp).saturating_add(LEEWAY),
-            keys: self.keys.clone(),
-            generation: keys.generation(),
-        })
+    fn fits(&self, claims: &Claims) -> bool {
+        claims.aud.has(&self.audience)
+            && self.subject.as_deref().is_none_or(|pattern| {
+                let subject = claims.sub.as_deref();
+                subject.is_some_and(|subject| matches(pattern, subject))
+            })
     }
 }
 
-impl Proof {
-    fn is_same(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::One(one), Self::One(other)) => Arc::ptr_eq(one, other),
-            (Self::One(_) | Self::Several, _) => false,
+impl Unverified {
+    /// Verifies the signature, once for each key set. Lets others have the thread after each key.
+    pub(super) async fn verify(self) -> Option<Proof> {
+        let mut proven: Option<Proof> = None;
+        let mut sets = Vec::with_capacity(self.rules.len());
+        let mut tried = false;
+        for (keys, callers) in &self.rules {
+            let current = keys.current().clone();
+            sets.push((keys.clone(), current.generation()));
+            let mut signer = None;
+            for key in current.candidates(self.id.as_deref(), self.algorithm) {
+                tried = true;
+                self.memory.verifications.fetch_add(1, Ordering::Relaxed);
+                let good = self.is_signed_with(&key.verifier);
+                tokio::task::yield_now().await;
+                if good {
+                    signer = Some(key.thumbprint);
+                    break;
+                }
+            }
+            let Some(thumbprint) = signer else {
+                if self.id.as_deref().is_none_or(|id| !current.has(id)) {
+                    // The source may have a new one.
+                    keys.missed();
+                }
+                continue;
+            };
+            for caller in callers {
+                proven = Some(match proven {
+                    Some(Proof::One { caller: other, .. }) if !Arc::ptr_eq(&other, caller) => {
+                        Proof::Several
+                    }
+                    Some(other) => other,
+                    None => Proof::One {
+                        caller: caller.clone(),
+                        until: self.until,
+                        thumbprint,
+                    },
+                });
+            }
         }
+        let sets = Sets(sets);
+        match &proven {
+            Some(proof) => {
+                let verified = Verified {
+                    proof: proof.clone(),
+                    until: self.until.saturating_add(LEEWAY),
+                    sets,
+                };
+                let verified = Arc::new(verified);
+                self.memory.verified.insert(self.digest, verified);
+            }
+            None if tried => self.memory.failed.insert(self.digest, Arc::new(sets)),
+            None => {}
+        }
+        proven
+    }
+
+    fn is_signed_with(&self, key: &jsonwebtoken::DecodingKey) -> bool {
+        let Some(dot) = self.token.iter().rposition(|byte| *byte == b'.') else {
+            return false;
+        };
+        let (message, signature) = (&self.token[..dot], &self.token[dot + 1..]);
+        std::str::from_utf8(signature).is_ok_and(|signature| {
+            crypto::verify(signature, message, key, self.algorithm).unwrap_or(false)
+        })
     }
 }
 
@@ -317,12 +447,127 @@ mod tests {
 
     fn who(tokens: &Tokens, token: &str) -> Option<String> {
         let digest = sha256(&[token.as_bytes()]);
-        tokens
-            .identify(token.as_bytes(), &digest)
-            .map(|proof| match proof {
-                Proof::One(caller) => caller.name.to_string(),
-                Proof::Several => "several".to_owned(),
+        let proof = match tokens.look(token.as_bytes(), &digest) {
+            Told::Proves(proof) => Some(proof),
+            Told::Nobody => None,
+            Told::Unverified(unverified) => {
+                let runtime = tokio::runtime::Builder::new_current_thread().build();
+                runtime.unwrap().block_on(unverified.verify())
+            }
+        };
+        proof.map(|proof| match proof {
+            Proof::One { caller, .. } => caller.name.to_string(),
+            Proof::Several => "several".to_owned(),
+        })
+    }
+
+    /// How many signatures are verified for `token`, and whom it proves.
+    fn cost(tokens: &Tokens, token: &str) -> (u64, Option<String>) {
+        let before = tokens.memory.verifications.load(Ordering::Relaxed);
+        let who = who(tokens, token);
+        let after = tokens.memory.verifications.load(Ordering::Relaxed);
+        (after - before, who)
+    }
+
+    #[test]
+    fn a_signature_is_verified_once_for_all_rules_and_only_when_the_claims_fit() {
+        let keys = keys(&[&ES.jwk, &ED.jwk, &RS.jwk]);
+        let rules: Vec<(String, String)> = (0..10)
+            .map(|nth| (format!("system:apps:{nth}*"), format!("caller-{nth}")))
+            .collect();
+        let mut rules: Vec<(&str, &str)> = rules
+            .iter()
+            .map(|(subject, name)| (subject.as_str(), name.as_str()))
+            .collect();
+        rules.push(("system:apps:ci", "ci"));
+        let tokens = tokens(&keys, &rules);
+        let good_token = ES.sign(Some("es"), &good());
+        assert_eq!(cost(&tokens, &good_token), (1, Some("ci".into())));
+        assert_eq!(cost(&tokens, &good_token), (0, Some("ci".into())));
+
+        for (what, claims) in [
+            ("issuer", with("iss", json!("https://other"))),
+            ("audience", with("aud", json!("other"))),
+            ("subject", with("sub", json!("system:other"))),
+            ("ended", with("exp", json!(now() - 61))),
+            ("not begun", with("nbf", json!(now() + 90))),
+        ] {
+            let token = ES.sign(Some("es"), &claims);
+            assert_eq!(cost(&tokens, &token), (0, None), "{what}");
+        }
+
+        // Ten rules that fit are one verification, and one failure is remembered.
+        let many: Vec<(&str, &str)> = rules.iter().map(|(_, name)| ("*", *name)).collect();
+        let tokens = self::tokens(&keys, &many);
+        let stranger = Signer::new(Algorithm::ES256, "es");
+        let forged = stranger.sign(Some("es"), &good());
+        assert_eq!(cost(&tokens, &forged), (1, None));
+        for _ in 0..100 {
+            assert_eq!(cost(&tokens, &forged), (0, None));
+        }
+        assert_eq!(cost(&tokens, &good_token), (1, Some("several".into())));
+    }
+
+    #[test]
+    fn a_failure_is_forgotten_when_the_keys_change() {
+        let keys = keys(&[&ED.jwk, &RS.jwk]);
+        let tokens = tokens(&keys, &[("*", "ci")]);
+        let nameless = {
+            let mut jwk = ES.jwk.clone();
+            jwk.as_object_mut().unwrap().remove("kid");
+            jwk
+        };
+        let stranger = Signer::new(Algorithm::ES256, "");
+        let mut other = stranger.jwk.clone();
+        other.as_object_mut().unwrap().remove("kid");
+        let set = |keys: &[&Value]| json!({ "keys": keys }).to_string();
+        keys.replace(set(&[&other]).as_bytes());
+        let token = ES.sign(None, &good());
+        assert_eq!(cost(&tokens, &token), (1, None));
+        assert_eq!(cost(&tokens, &token), (0, None));
+        keys.replace(set(&[&other, &nameless]).as_bytes());
+        assert_eq!(cost(&tokens, &token), (2, Some("ci".into())));
+    }
+
+    #[test]
+    fn a_token_is_tried_against_few_keys_however_many_there_are() {
+        let strangers: Vec<Signer> = (0..32)
+            .map(|nth| Signer::new(Algorithm::ES256, &format!("key-{nth}")))
+            .collect();
+        let named: Vec<&Value> = strangers.iter().map(|stranger| &stranger.jwk).collect();
+        let nameless: Vec<Value> = strangers
+            .iter()
+            .map(|stranger| {
+                let mut jwk = stranger.jwk.clone();
+                jwk.as_object_mut().unwrap().remove("kid");
+                jwk
             })
+            .collect();
+        let same: Vec<Value> = strangers
+            .iter()
+            .map(|stranger| {
+                let mut jwk = stranger.jwk.clone();
+                jwk["kid"] = json!("es");
+                jwk
+            })
+            .collect();
+        for (what, jwks, id, most) in [
+            ("named", named.clone(), Some("key-31"), 1),
+            ("named otherwise", named.clone(), Some("es"), 0),
+            ("named, and the token is not", named, None, 8),
+            ("nameless", nameless.iter().collect(), Some("es"), 8),
+            ("nameless both", nameless.iter().collect(), None, 8),
+            ("all of one name", same.iter().collect(), Some("es"), 8),
+        ] {
+            let tokens = tokens(&keys(&jwks), &[("*", "ci")]);
+            let token = ES.sign(id, &good());
+            assert_eq!(cost(&tokens, &token), (most, None), "{what}");
+        }
+        // A key without a name is no way around a key of the token's.
+        let mixed: Vec<&Value> = nameless.iter().chain([&ES.jwk]).collect();
+        let tokens = tokens(&keys(&mixed), &[("*", "ci")]);
+        let token = ES.sign(Some("es"), &good());
+        assert_eq!(cost(&tokens, &token), (1, Some("ci".into())));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
-use http::{Method, StatusCode, Version};
+use http::{HeaderMap, Method, StatusCode, Version};
 use pingora::proxy::Session;
 use zeroize::Zeroizing;
 
@@ -12,13 +12,13 @@ use super::shown::{callers_authority, handshake};
 use crate::config::LoginShape;
 use crate::error::Error;
 use crate::request::caller::token::Mint;
-use crate::request::caller::{self, Shown};
-use crate::request::decide::{Ask, Identity, decide};
+use crate::request::caller::{self, Certificate, Found, Identified, Shown};
+use crate::request::decide::{Ask, decide};
 use crate::request::limit::{Limiter, Pace, Rest};
 use crate::request::login::{self, Posted};
 use crate::request::path::{self, Target};
 use crate::request::vendor::Vendor;
-use crate::request::{CALLER_IDLE, Context, guard, headers};
+use crate::request::{CALLER_IDLE, Context, Snapshot, guard, headers};
 use crate::server::guard::Guarded;
 use crate::upstream::http2::Kind;
 
@@ -54,13 +54,17 @@ pub(in crate::request) async fn admit(
         server_name: handshake.and_then(|shown| shown.server_name.as_deref()),
     };
     let certificate = handshake.and_then(|shown| shown.certificate.as_ref());
-    let identity = Identity::Shown(&snapshot.callers, &head.headers, certificate);
-    let decision = decide(&snapshot.routes, ask, identity);
+    let found = identify(&snapshot, &head.headers, certificate, authority).await;
+    let caller = match &found {
+        Ok(found) => found.caller(),
+        Err(stop) => Err(*stop),
+    };
+    let decision = decide(&snapshot.routes, ask, caller);
     ctx.way = decision.vendor.cloned();
     ctx.rule = decision.rule;
     ctx.by_prefix = decision.by_prefix;
     if let (Some(shape), Some(way)) = (decision.login, ctx.way.clone()) {
-        return log_in(session, ctx, shape, &way.vendor).await;
+        return log_in(session, ctx, shape, &way.vendor, found?).await;
     }
     ctx.caller = decision.caller;
     // Refused requests count, too.
@@ -92,6 +96,46 @@ pub(in crate::request) async fn admit(
     if !vendor.timeouts.total.is_zero() {
         ctx.deadline = Some(ctx.started + vendor.timeouts.total);
     }
+    limit_body(session, ctx, vendor, announced);
+    if let Some((_, credential)) = &vendor.credential {
+        let held = match credential.current() {
+            Ok(held) => Ok(held),
+            Err(_) => credential.wait(vendor.timeouts.token_wait).await,
+        };
+        ctx.held = Some(held.map_err(|unavailable| Error::CredentialUnavailable {
+            retry_after: unavailable.retry_after,
+        })?);
+    }
+    Ok(Admitted::Forward)
+}
+
+/// Who sent a request.
+async fn identify(
+    snapshot: &Snapshot,
+    headers: &HeaderMap,
+    certificate: Option<&Certificate>,
+    authority: &str,
+) -> Result<Found, Error> {
+    let known_host = snapshot.callers.heed_the_host()
+        && snapshot
+            .routes
+            .by_host(&caller::lower(caller::host_of(authority)))
+            .is_some();
+    let identified = snapshot.callers.identify(Shown {
+        headers,
+        certificate,
+        authority,
+        known_host,
+    });
+    match identified {
+        Identified::Found(found) => found,
+        // Rare, and not to be carried along by every request.
+        Identified::Unverified(unfinished) => Box::pin(unfinished.finish()).await,
+    }
+}
+
+/// Limits the pauses and the pace of a body, and of taking the answer.
+fn limit_body(session: &mut Session, ctx: &mut Context, vendor: &Vendor, announced: Option<u64>) {
     let http2 = session.as_downstream().is_http2();
     let longest_pause = match ctx.kind.idle(&vendor.timeouts) {
         Duration::ZERO => CALLER_IDLE,
@@ -118,16 +162,6 @@ pub(in crate::request) async fn admit(
     if http2 && ctx.kind != Kind::Grpc {
         ctx.pace = Some((Pace::new(longest_pause), None));
     }
-    if let Some((_, credential)) = &vendor.credential {
-        let held = match credential.current() {
-            Ok(held) => Ok(held),
-            Err(_) => credential.wait(vendor.timeouts.token_wait).await,
-        };
-        ctx.held = Some(held.map_err(|unavailable| Error::CredentialUnavailable {
-            retry_after: unavailable.retry_after,
-        })?);
-    }
-    Ok(Admitted::Forward)
 }
 
 /// What becomes of a request that was taken in.
@@ -143,25 +177,16 @@ async fn log_in(
     ctx: &mut Context,
     shape: LoginShape,
     vendor: &Vendor,
+    found: Found,
 ) -> Result<Admitted, Error> {
     let body = login_body(session).await?;
     let head = session.req_header();
     let posted = Posted::read(&head.headers, &body);
     let values: Vec<&[u8]> = posted.values().collect();
-    let authority = callers_authority(session)?;
     let snapshot = ctx.snapshot.clone();
-    let shown = Shown {
-        headers: &head.headers,
-        certificate: handshake(session).and_then(|shown| shown.certificate.as_ref()),
-        authority,
-        known_host: snapshot
-            .routes
-            .by_host(&caller::lower(caller::host_of(authority)))
-            .is_some(),
-    };
     let caller = snapshot
         .callers
-        .identify_login(shown, &values, login::ends(shape))?;
+        .identify_login(found, &values, login::ends(shape))?;
     ctx.caller = Some(caller.clone());
     caller.take()?;
     if !caller.may_use(&vendor.name) {

@@ -117,7 +117,13 @@ enum CallerCommand {
 pub fn main() -> ExitCode {
     crate::tls::install_provider();
     no_core_dumps();
-    match Cli::parse().command {
+    let code = run(Cli::parse().command);
+    logs::flush();
+    code
+}
+
+fn run(command: Command) -> ExitCode {
+    match command {
         Command::Serve { file } => serve::run(&file.config),
         Command::Check {
             file,
@@ -221,7 +227,7 @@ fn failed_or_done(outcome: Result<(), String>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
-            let _ = writeln!(std::io::stderr(), "error: {cause}");
+            logs::say(&format!("error: {cause}\n"));
             ExitCode::FAILURE
         }
     }

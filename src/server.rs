@@ -334,6 +334,14 @@ impl Running {
         self.stop_now(timeout).await;
     }
 
+    /// Stops at a person's word: takes no more connections at once, gives requests in flight
+    /// `drain.timeout`, and returns as soon as nothing is being served.
+    pub async fn stop_interrupted(self) {
+        tracing::info!("stopping");
+        let timeout = self.drain.timeout;
+        self.stop_now(timeout).await;
+    }
+
     /// Takes no more connections and gives requests in flight `timeout`.
     pub async fn stop_now(self, timeout: Duration) {
         self.draining.store(true, Ordering::Release);

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::config::{Callers, Config, Mistake, Secrets};
+use crate::server::logs;
 
 /// Reads the file, and every secret and certificate it refers to unless `without_secrets`.
 ///
@@ -31,11 +32,10 @@ pub fn run(config: &Path, without_secrets: bool) -> ExitCode {
     }
 }
 
-/// Prints warnings to stderr, one a line.
+/// Prints warnings to stderr, one a line. `serve` does not wait for a reader of them.
 pub fn warn(warnings: &[Mistake]) {
-    let mut stderr = buffered_stderr();
     for warning in warnings {
-        let _ = writeln!(stderr, "warning: {warning}");
+        logs::say(&format!("warning: {warning}\n"));
     }
 }
 

@@ -9,7 +9,7 @@ use std::process::{ExitCode, Stdio};
 use super::progress;
 use crate::config::{Config, Secrets};
 use crate::demo::{CALLS, Row, Stands};
-use crate::server::{self, Running};
+use crate::server::{self, Running, logs};
 use crate::tls::Roots;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
@@ -33,8 +33,7 @@ pub(crate) async fn run(arguments: &Arguments) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(cause) => {
-            // Nothing is left to tell it to when stderr is gone.
-            let _ = writeln!(io::stderr(), "countersign demo: {cause}");
+            logs::say(&format!("countersign demo: {cause}\n"));
             ExitCode::FAILURE
         }
     }
@@ -81,7 +80,7 @@ async fn demonstrate(once: bool) -> Result<bool, Box<dyn Error>> {
         }
         true
     };
-    running.stop().await;
+    running.stop_interrupted().await;
     Ok(all_right)
 }
 

@@ -61,13 +61,18 @@ async fn until_stopped(config: Config, mut inherited: Inherited) -> Result<(), S
         running.open();
         handover::tell_ready();
     }
-    let relieved = serve(&running, &mut signals).await;
+    let end = serve(&running, &mut signals).await;
     let stopping = async {
-        if relieved {
-            running.stop_relieved().await;
-        } else {
-            handover::tell_stopping();
-            running.stop().await;
+        match end {
+            End::Relieved => running.stop_relieved().await,
+            End::Terminated => {
+                handover::tell_stopping();
+                running.stop().await;
+            }
+            End::Interrupted => {
+                handover::tell_stopping();
+                running.stop_interrupted().await;
+            }
         }
     };
     tokio::select! {
@@ -78,13 +83,23 @@ async fn until_stopped(config: Config, mut inherited: Inherited) -> Result<(), S
     Ok(())
 }
 
-/// Serves until asked to stop, or until a successor is ready: `true`.
-async fn serve(running: &Running, signals: &mut Signals) -> bool {
+/// Why a process stops serving.
+enum End {
+    /// A successor is ready.
+    Relieved,
+    /// SIGTERM: whoever manages the process goes on sending requests for `drain.delay`.
+    Terminated,
+    /// SIGINT: a person waits.
+    Interrupted,
+}
+
+/// Serves until asked to stop, or until a successor is ready.
+async fn serve(running: &Running, signals: &mut Signals) -> End {
     let mut successors = JoinSet::new();
     loop {
         tokio::select! {
-            _ = signals.terminate.recv() => return false,
-            _ = signals.interrupt.recv() => return false,
+            _ = signals.terminate.recv() => return End::Terminated,
+            _ = signals.interrupt.recv() => return End::Interrupted,
             _ = signals.hangup.recv() => running.reload().await,
             _ = signals.upgrade.recv() => {
                 if successors.is_empty() {
@@ -98,7 +113,7 @@ async fn serve(running: &Running, signals: &mut Signals) -> bool {
                     Ok(successor) => {
                         tracing::info!(pid = successor.id, "the successor serves; draining");
                         handover::tell_replaced(&successor);
-                        return true;
+                        return End::Relieved;
                     }
                     Err(cause) => {
                         tracing::error!(cause, "no successor took our place; this process goes on");

@@ -1,20 +1,22 @@
 //! What the process says: one JSON line per request on stdout, everything else on stderr.
 
+mod outlet;
+
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr as InetAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::panic::PanicHookInfo;
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
-use crossbeam_queue::ArrayQueue;
 use pingora::protocols::l4::socket::SocketAddr;
 use tracing::Level;
 pub use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
+
+use self::outlet::{Kind, Outlet, Raw};
 
 /// Libraries that would print whole heads, credentials included, below this level.
 const CAPPED: [&str; 9] = [
@@ -29,8 +31,26 @@ const CAPPED: [&str; 9] = [
     "opentelemetry",
 ];
 
-/// Sends our log to stderr. `RUST_LOG` sets levels, `default` where it says nothing; the libraries
-/// that handle heads stay at `info` whatever it says. Calling it again changes nothing.
+/// Where our log goes once [`init`] has been called.
+static LOG: OnceLock<Outlet> = OnceLock::new();
+
+const STDERR: Kind = Kind {
+    name: "stderr",
+    lines: 4096,
+    bytes: 1024 * 1024,
+    // What a pipe takes whole or not at all (`PIPE_BUF`), so that the lines of a successor that
+    // shares it are never in the middle of ours.
+    batch: 4096,
+    dropped: "stderr is too slow: lines of the log were dropped",
+};
+
+/// How long the last lines of the log may take. A stop must not hang on them.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// Sends our log to stderr, by a thread of its own: a stderr that nobody reads costs lines, which
+/// are counted, and makes nobody wait. Panics take the same way. `RUST_LOG` sets levels, `default`
+/// where it says nothing; the libraries that handle heads stay at `info` whatever it says. Calling
+/// it again changes nothing. [`flush`] belongs to the end of the process.
 pub fn init(default: LevelFilter) {
     let levels = EnvFilter::builder()
         .with_default_directive(default.into())
@@ -45,13 +65,80 @@ pub fn init(default: LevelFilter) {
     // Without it, every record of these libraries is made and carried here only to be dropped.
     .with_max_level_hint(LevelFilter::TRACE);
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    match Outlet::start(STDERR, Raw(std::io::stderr())) {
+        Ok(outlet) => {
+            if LOG.set(outlet).is_ok() {
+                std::panic::set_hook(Box::new(say_panic));
+            }
+        }
+        // Without a thread it is written by whoever has something to say.
+        Err(cause) => say(&format!("the log has no thread of its own: {cause}\n")),
+    }
     let stderr = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(|| Said)
+        // It would say them on stderr itself.
+        .log_internal_errors(false)
         .with_ansi(colour)
         .with_target(false)
         .with_filter(levels.and(capped));
     // Already set by another part of the same process (tests): keep that.
     let _ = tracing_subscriber::registry().with(stderr).try_init();
+}
+
+/// Says `text`, one or more whole lines, on stderr: in its turn behind the log where there is one.
+pub fn say(text: &str) {
+    // Nobody is left to be told that it failed.
+    let _ = Said.write_all(text.as_bytes());
+}
+
+/// Waits until what was said is written, a second at most. Blocks.
+pub fn flush() {
+    if let Some(log) = LOG.get() {
+        log.flush(LAST_LINES);
+    }
+}
+
+/// Whatever is written in one call is one or more whole lines.
+struct Said;
+
+impl Write for Said {
+    fn write(&mut self, lines: &[u8]) -> std::io::Result<usize> {
+        if let Some(log) = LOG.get() {
+            let mut room = log.room();
+            room.extend_from_slice(lines);
+            log.write(room);
+            Ok(lines.len())
+        } else {
+            std::io::stderr().write(lines)
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Says a panic as the standard library would, without waiting for a reader of stderr. The main
+/// thread's is the last thing that is said.
+fn say_panic(panic: &PanicHookInfo<'_>) {
+    use std::backtrace::{Backtrace, BacktraceStatus};
+
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("<unnamed>");
+    let place = panic
+        .location()
+        .map_or_else(String::new, ToString::to_string);
+    let message = panic.payload_as_str().unwrap_or("a value that is no text");
+    let mut text = format!("thread '{name}' panicked at {place}:\n{message}\n");
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        text += &backtrace.to_string();
+        text.push('\n');
+    }
+    say(&text);
+    if name == "main" {
+        flush();
+    }
 }
 
 /// One request, as its line says it.
@@ -93,32 +180,21 @@ pub struct Line<'a> {
     pub trace_id: Option<&'a str>,
 }
 
-enum Message {
-    Line(Vec<u8>),
-    Flush(SyncSender<()>),
-}
-
-/// Hands request lines to a thread that writes them: a slow stdout never slows a request. When
-/// the queue is full lines are dropped, and how many is said on stderr.
+/// Hands request lines to a thread that writes them: a slow stdout never slows a request. What waits
+/// to be written is bounded; lines beyond that are dropped and counted, and the log says how many.
 #[derive(Clone, Debug)]
-pub struct AccessLog {
-    queue: SyncSender<Message>,
-    /// Lines that have been written, for their room.
-    spent: Arc<ArrayQueue<Vec<u8>>>,
-    dropped: Arc<AtomicU64>,
-}
+pub struct AccessLog(Outlet);
 
-/// Lines; at 300 bytes each a few megabytes.
-const QUEUE: usize = 8192;
-/// As many lines as gather at 100,000 a second.
-const SPENT: usize = 1024;
+const STDOUT: Kind = Kind {
+    name: "stdout",
+    lines: 8192,
+    bytes: 8 * 1024 * 1024,
+    batch: 64 * 1024,
+    dropped: "stdout is too slow: request lines were dropped",
+};
+
 /// Room for most lines, bytes.
 const LINE: usize = 512;
-/// Longer lines give their room back to the system, bytes.
-const LONG: usize = 4096;
-/// How long lines gather before they are written. While the writer sleeps, a request has nobody to
-/// wake, which costs more than its line.
-const GATHER: Duration = Duration::from_millis(10);
 
 impl AccessLog {
     /// Starts the writer. It ends with the last clone of the log.
@@ -126,70 +202,18 @@ impl AccessLog {
     /// # Errors
     /// When the system gives no thread.
     pub fn to_stdout() -> std::io::Result<Self> {
-        let (queue, lines) = sync_channel(QUEUE);
-        let log = Self {
-            queue,
-            spent: Arc::new(ArrayQueue::new(SPENT)),
-            dropped: Arc::new(AtomicU64::new(0)),
-        };
-        let (spent, lost) = (log.spent.clone(), log.dropped.clone());
-        std::thread::Builder::new()
-            .name("access-log".into())
-            .spawn(move || write_lines(&lines, &spent, &lost, std::io::stdout()))?;
-        Ok(log)
+        Outlet::start(STDOUT, Raw(std::io::stdout())).map(Self)
     }
 
     /// Queues one line. Never blocks.
     pub fn write(&self, line: &Line<'_>) {
-        let room = self.spent.pop();
-        let text = json(line, SystemTime::now(), room.unwrap_or_default());
-        if let Err(TrySendError::Full(_)) = self.queue.try_send(Message::Line(text)) {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-        }
+        let text = json(line, SystemTime::now(), self.0.room());
+        self.0.write(text);
     }
 
     /// Waits until everything queued so far is written, two seconds at most. Blocks.
     pub fn flush(&self) {
-        let (done, wait) = sync_channel(1);
-        if self.queue.try_send(Message::Flush(done)).is_ok() {
-            let _ = wait.recv_timeout(Duration::from_secs(2));
-        }
-    }
-}
-
-fn write_lines(
-    lines: &Receiver<Message>,
-    spent: &ArrayQueue<Vec<u8>>,
-    dropped: &AtomicU64,
-    to: impl Write,
-) {
-    let mut out = std::io::BufWriter::with_capacity(64 * 1024, to);
-    while let Ok(first) = lines.recv() {
-        if matches!(first, Message::Line(_)) {
-            std::thread::sleep(GATHER);
-        }
-        // One system call for all that has gathered meanwhile.
-        for message in std::iter::once(first).chain(lines.try_iter()) {
-            match message {
-                Message::Line(mut line) => {
-                    let _ = out.write_all(&line);
-                    if line.capacity() <= LONG {
-                        line.clear();
-                        // Enough of them are there already.
-                        let _ = spent.push(line);
-                    }
-                }
-                Message::Flush(done) => {
-                    let _ = out.flush();
-                    let _ = done.try_send(());
-                }
-            }
-        }
-        let _ = out.flush();
-        let lost = dropped.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            tracing::warn!(lost, "stdout is too slow: request lines were dropped");
-        }
+        self.0.flush(Duration::from_secs(2));
     }
 }
 
@@ -316,13 +340,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_json_and_flush_waits_for_them() {
-        let (queue, lines) = sync_channel(4);
-        let log = AccessLog {
-            queue,
-            spent: Arc::new(ArrayQueue::new(2)),
-            dropped: Arc::default(),
-        };
+    fn lines_are_json() {
         let line = Line {
             request_id: "id",
             caller: Some("ci"),
@@ -342,22 +360,14 @@ mod tests {
             rule: Some("*"),
             trace_id: Some("0af7651916cd43dd8448eb211c80319c"),
         };
-        for _ in 0..6 {
-            log.write(&line);
-        }
-        assert_eq!(log.dropped.load(Ordering::Relaxed), 2);
-        let (spent, dropped) = (log.spent.clone(), log.dropped.clone());
-        drop(log);
-
-        let mut out = Vec::new();
-        write_lines(&lines, &spent, &dropped, &mut out);
-        let first = out.split(|byte| *byte == b'\n').next().unwrap();
-        let json: serde_json::Value = serde_json::from_slice(first).unwrap();
+        let text = json(&line, SystemTime::now(), Vec::new());
+        assert_eq!(
+            text.iter().position(|byte| *byte == b'\n'),
+            Some(text.len() - 1)
+        );
+        let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(json["path"], "/a\"\u{fffd}");
         assert_eq!(json["duration_ms"], 1.5);
         assert_eq!(json["trace_id"], "0af7651916cd43dd8448eb211c80319c");
-        assert_eq!(String::from_utf8(out).unwrap().lines().count(), 4);
-        let room = spent.pop().unwrap();
-        assert!(room.is_empty() && room.capacity() >= LINE);
     }
 }

@@ -571,6 +571,11 @@ const PROMISED: [(&str, &str, &[&str]); 19] = [
     ("countersign_config_last_reload_successful", "gauge", &[]),
     ("countersign_config_loaded_timestamp_seconds", "gauge", &[]),
     ("countersign_build_info", "gauge", &["version", "commit"]),
+    (
+        "countersign_log_lines_dropped_total",
+        "counter",
+        &["stream"],
+    ),
 ];
 
 /// One name of the Prometheus text format.

@@ -1,13 +1,16 @@
 //! How `serve` ends: not started, not bound, stopped, drained.
 
+use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, ChildStderr, Stdio};
 use std::time::{Duration, Instant};
 
 use countersign::demo;
 
 use super::{HEAD, client, get, yaml};
 use crate::support::front::Plan;
-use crate::support::{Proxy, eventually, run, signal, status_of};
+use crate::support::{Proxy, countersign, eventually, exchange, run, signal, status_of};
 
 #[test]
 fn a_bad_configuration_ends_with_2_and_every_mistake_in_its_place() {
@@ -139,6 +142,49 @@ async fn a_drain_turns_unready_at_once_serves_for_its_delay_and_lets_requests_fi
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sigint_waits_for_no_delay_but_for_requests_and_a_second_one_for_nothing() {
+    let echo = demo::echo().await.unwrap();
+    let head = "listeners: [ { bind: 127.0.0.1:0 } ]\ndrain: { delay: 1h, timeout: 1h }\n";
+    let text = yaml(head, &echo.url(), "");
+    let start = || {
+        let dir = tempfile::tempdir().unwrap();
+        (Proxy::start(dir.path(), &text), dir)
+    };
+    let (mut proxy, _dir) = start();
+    signal(proxy.id(), "INT");
+    assert_eq!(proxy.ended(), Some(0), "{}", proxy.stderr());
+
+    let (mut proxy, _dir) = start();
+    let url = format!("http://{}/v/x", proxy.data);
+    let asked = echo.requests().len();
+    let slow = client().get(format!("{url}?wait=2000&body=finished"));
+    let slow = tokio::spawn(async move { slow.send().await.unwrap().text().await });
+    eventually("in flight", || {
+        (echo.requests().len() > asked).then_some(())
+    });
+    signal(proxy.id(), "INT");
+    assert_eq!(slow.await.unwrap().unwrap(), "finished");
+    assert_eq!(proxy.ended(), Some(0), "{}", proxy.stderr());
+
+    for (first, second) in [("INT", "INT"), ("TERM", "INT")] {
+        let (mut proxy, _dir) = start();
+        let asked = echo.requests().len();
+        let endless = client().get(format!("http://{}/v/x?wait=600000", proxy.data));
+        let endless = tokio::spawn(async move { endless.send().await.is_err() });
+        eventually("in flight", || {
+            (echo.requests().len() > asked).then_some(())
+        });
+        signal(proxy.id(), first);
+        eventually("draining", || {
+            (proxy.admin("/readyz").0 == 503).then_some(())
+        });
+        signal(proxy.id(), second);
+        assert_eq!(proxy.ended(), Some(0), "{}", proxy.stderr());
+        assert!(endless.await.unwrap(), "an answer came");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_drain_tells_http_2_callers_to_go_and_lets_their_requests_finish() {
     let echo = demo::echo().await.unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -231,4 +277,139 @@ async fn a_refresh_under_way_is_finished_and_stored_before_the_process_ends() {
 
 fn refuses(address: SocketAddr) -> bool {
     TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err()
+}
+
+/// `serve` with a stderr that is read only where a test reads it.
+struct Unread {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+    data: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Unread {
+    /// Reads no further than to the addresses.
+    fn start(dir: &Path, yaml: &str) -> Self {
+        std::fs::write(dir.join("proxy.yaml"), yaml).unwrap();
+        let mut child = countersign()
+            .args(["serve", "--config"])
+            .arg(dir.join("proxy.yaml"))
+            .env("RUST_LOG", "trace")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stderr = BufReader::with_capacity(256, child.stderr.take().unwrap());
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (mut data, mut admin) = (nowhere, nowhere);
+        while admin == nowhere {
+            let mut line = String::new();
+            assert_ne!(stderr.read_line(&mut line).unwrap(), 0, "ended");
+            if let Some((_, address)) = line.trim().split_once("address=") {
+                let address = address.split(' ').next().unwrap().parse().unwrap();
+                if line.contains("listening") {
+                    data = address;
+                } else {
+                    admin = address;
+                }
+            }
+        }
+        Self {
+            child,
+            stderr,
+            data,
+            admin,
+        }
+    }
+
+    /// Lines of stderr that were dropped so far.
+    fn dropped(&self) -> u64 {
+        let metrics = ask(self.admin, "/metrics");
+        let name = "countersign_log_lines_dropped_total{stream=\"stderr\"} ";
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+        line.expect(&metrics).parse().unwrap()
+    }
+
+    /// Makes the log say things until more of it was dropped than `before`.
+    fn fill(&self, before: u64) {
+        let deadline = Instant::now() + Duration::from_mins(1);
+        while self.dropped() <= before {
+            assert!(Instant::now() < deadline, "nothing is dropped");
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        for _ in 0..300 {
+                            // Each is a line of its own: nobody is at the vendor's address.
+                            let answer = ask(self.data, "/v/x");
+                            assert_eq!(status_of(&answer), 502, "{answer}");
+                        }
+                    });
+                }
+            });
+        }
+    }
+}
+
+fn ask(to: SocketAddr, path: &str) -> String {
+    let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    exchange(to, head.as_bytes())
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_stderr_that_nobody_reads_stops_nothing_and_what_is_read_later_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", nobody.local_addr().unwrap());
+    drop(nobody);
+    let text = yaml(HEAD, &url, "    breaker: { failures: 0 }\n");
+    let mut proxy = Unread::start(dir.path(), &text);
+    proxy.fill(0);
+    assert_eq!(status_of(&ask(proxy.admin, "/livez")), 200);
+    assert_eq!(status_of(&ask(proxy.data, "/nowhere")), 404);
+
+    // Whoever reads again finds whole lines, is told of the gap, and then of what happens now.
+    loop {
+        let mut line = String::new();
+        assert_ne!(proxy.stderr.read_line(&mut line).unwrap(), 0, "ended");
+        let mut words = line.split_whitespace();
+        let time = words.next().unwrap_or_default();
+        assert!(time.starts_with("20") && time.ends_with('Z'), "{line:?}");
+        let level = words.next().unwrap_or_default();
+        assert!(
+            ["ERROR", "WARN", "INFO", "DEBUG", "TRACE"].contains(&level),
+            "{line:?}"
+        );
+        if line.contains("lines of the log were dropped") {
+            break;
+        }
+    }
+
+    // Stuck once more, it ends in time all the same.
+    proxy.fill(proxy.dropped());
+    let asked = Instant::now();
+    signal(proxy.child.id(), "TERM");
+    let ended = eventually("ended", || proxy.child.try_wait().unwrap());
+    assert_eq!(ended.code(), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(15));
+}
+
+#[test]
+fn the_last_words_of_a_process_that_does_not_start_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap();
+    let head = format!("listeners: [ {{ bind: \"{taken}\" }} ]\n");
+    let text = yaml(&head, "https://127.0.0.1:1", "");
+    std::fs::write(dir.path().join("proxy.yaml"), text).unwrap();
+    let served = run(dir.path(), &["serve"]);
+    assert_eq!(served.code, Some(1), "{served:?}");
+    let last = served.stderr.lines().last().unwrap();
+    assert!(last.starts_with("error: cannot listen on "), "{served:?}");
 }

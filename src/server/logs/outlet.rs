@@ -1,0 +1,324 @@
+//! The process's two output streams, each written by a thread of its own. Nobody else ever waits
+//! for a reader: one that is slow, or has stopped reading, costs lines, which are counted.
+
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, Instant};
+
+use crossbeam_queue::ArrayQueue;
+use prometheus::IntCounter;
+
+use crate::metrics::LOG_LINES_DROPPED;
+
+/// What distinguishes one stream from the other.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kind {
+    /// The name of the stream, and of the series of its dropped lines.
+    pub(super) name: &'static str,
+    /// The most lines that wait to be written.
+    pub(super) lines: usize,
+    /// The most bytes that wait to be written: a line may be as long as a request's target.
+    pub(super) bytes: usize,
+    /// How much is written at once, bytes, unless one line alone is longer.
+    pub(super) batch: usize,
+    /// What the log says once lines were dropped.
+    pub(super) dropped: &'static str,
+}
+
+/// A bounded queue of lines in front of the thread that writes them.
+#[derive(Clone, Debug)]
+pub(super) struct Outlet {
+    queue: SyncSender<Message>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    kind: Kind,
+    /// Buffers of lines that have been written, for the next lines.
+    spent: ArrayQueue<Vec<u8>>,
+    /// Bytes in the queue.
+    queued: AtomicUsize,
+    /// Lines dropped since the log last said so.
+    lost: AtomicU64,
+    /// The same since the start, of all outlets of this name.
+    dropped: IntCounter,
+}
+
+enum Message {
+    Line(Vec<u8>),
+    Flush(SyncSender<()>),
+}
+
+/// How many buffers wait for their next line: as many lines as gather at 100,000 a second.
+const SPENT: usize = 1024;
+/// Longer buffers are given back to the system, bytes.
+const LONG: usize = 4096;
+/// How long lines gather before they are written. While the writer sleeps, a request has nobody to
+/// wake, which costs more than its line.
+const GATHER: Duration = Duration::from_millis(10);
+/// How often the log says at most that lines were dropped.
+const SAY_EVERY: Duration = Duration::from_secs(1);
+/// How long the writer waits for a stream that is full and does not block.
+const FULL: Duration = Duration::from_millis(10);
+
+impl Outlet {
+    /// Starts the writer. It ends with the last clone of the outlet.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub(super) fn start(kind: Kind, to: impl Write + Send + 'static) -> io::Result<Self> {
+        let (outlet, lines) = Self::new(kind);
+        let shared = outlet.shared.clone();
+        std::thread::Builder::new()
+            .name(format!("{}-log", kind.name))
+            .spawn(move || write_lines(&lines, &shared, to))?;
+        Ok(outlet)
+    }
+
+    fn new(kind: Kind) -> (Self, Receiver<Message>) {
+        let (queue, lines) = sync_channel(kind.lines);
+        let shared = Arc::new(Shared {
+            kind,
+            spent: ArrayQueue::new(SPENT),
+            queued: AtomicUsize::new(0),
+            lost: AtomicU64::new(0),
+            dropped: LOG_LINES_DROPPED.with_label_values(&[kind.name]),
+        });
+        (Self { queue, shared }, lines)
+    }
+
+    /// Returns an empty buffer for the next line.
+    pub(super) fn room(&self) -> Vec<u8> {
+        self.shared.spent.pop().unwrap_or_default()
+    }
+
+    /// Queues one line, its line feed included. Never blocks.
+    pub(super) fn write(&self, line: Vec<u8>) {
+        let shared = &self.shared;
+        let bytes = line.len();
+        if shared.queued.fetch_add(bytes, Ordering::Relaxed) < shared.kind.bytes {
+            match self.queue.try_send(Message::Line(line)) {
+                Ok(()) => return,
+                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
+            }
+        }
+        shared.queued.fetch_sub(bytes, Ordering::Relaxed);
+        shared.drop_lines(1);
+    }
+
+    /// Waits until everything queued so far is written, `at_most` so long. Blocks.
+    pub(super) fn flush(&self, at_most: Duration) {
+        let (done, wait) = sync_channel(1);
+        let deadline = Instant::now() + at_most;
+        let mut message = Message::Flush(done);
+        // A full queue has room again soon, if anybody reads at all.
+        while let Err(TrySendError::Full(again)) = self.queue.try_send(message) {
+            if Instant::now() >= deadline {
+                return;
+            }
+            message = again;
+            std::thread::sleep(GATHER);
+        }
+        let _ = wait.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+    }
+}
+
+impl Shared {
+    fn drop_lines(&self, lines: u64) {
+        self.lost.fetch_add(lines, Ordering::Relaxed);
+        self.dropped.inc_by(lines);
+    }
+}
+
+fn write_lines(lines: &Receiver<Message>, shared: &Shared, to: impl Write) {
+    let mut out = Batch {
+        bytes: Vec::with_capacity(shared.kind.batch),
+        lines: 0,
+        shared,
+        to,
+    };
+    let mut said: Option<Instant> = None;
+    loop {
+        let first = match lines.recv_timeout(SAY_EVERY) {
+            Ok(first) => Some(first),
+            Err(RecvTimeoutError::Timeout) if shared.lost.load(Ordering::Relaxed) > 0 => None,
+            // Nobody need be woken every second for nothing.
+            Err(RecvTimeoutError::Timeout) => match lines.recv() {
+                Ok(first) => Some(first),
+                Err(_) => return,
+            },
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        if matches!(first, Some(Message::Line(_))) {
+            std::thread::sleep(GATHER);
+        }
+        for message in first.into_iter().chain(lines.try_iter()) {
+            match message {
+                Message::Line(mut line) => {
+                    shared.queued.fetch_sub(line.len(), Ordering::Relaxed);
+                    out.add(&line);
+                    if line.capacity() <= LONG {
+                        line.clear();
+                        // Enough of them are there already.
+                        let _ = shared.spent.push(line);
+                    }
+                }
+                Message::Flush(done) => {
+                    out.write();
+                    let _ = done.try_send(());
+                }
+            }
+        }
+        out.write();
+        if said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
+            let lost = shared.lost.swap(0, Ordering::Relaxed);
+            if lost > 0 {
+                said = Some(Instant::now());
+                tracing::warn!(lost, "{}", shared.kind.dropped);
+            }
+        }
+    }
+}
+
+/// Whole lines that are written at once.
+struct Batch<'a, W> {
+    bytes: Vec<u8>,
+    lines: u64,
+    shared: &'a Shared,
+    to: W,
+}
+
+impl<W: Write> Batch<'_, W> {
+    fn add(&mut self, line: &[u8]) {
+        if self.bytes.len() + line.len() > self.shared.kind.batch {
+            self.write();
+        }
+        self.bytes.extend_from_slice(line);
+        self.lines += 1;
+    }
+
+    /// What cannot be written (a full disk, a reader that is gone) is dropped like the rest.
+    fn write(&mut self) {
+        if self.lines > 0 && self.to.write_all(&self.bytes).is_err() {
+            self.shared.drop_lines(self.lines);
+        }
+        self.bytes.clear();
+        self.bytes.shrink_to(self.shared.kind.batch);
+        self.lines = 0;
+    }
+}
+
+/// A stream as it is, without the standard library's buffer and lock: a thread that waits for a
+/// reader must not hold what others want.
+#[derive(Debug)]
+pub(super) struct Raw<T>(pub(super) T);
+
+impl<T: AsFd> Write for Raw<T> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match rustix::io::write(&self.0, bytes).map_err(io::Error::from) {
+                // Whoever shares the stream with us may have set it so.
+                Err(full) if full.kind() == ErrorKind::WouldBlock => std::thread::sleep(FULL),
+                Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+                written => return written,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    const KIND: Kind = Kind {
+        name: "test",
+        lines: 4,
+        bytes: 100,
+        batch: 16,
+        dropped: "lines were dropped",
+    };
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<Vec<u8>>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().push(bytes.to_vec());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_beyond_either_bound_are_dropped_and_counted_and_the_rest_is_written_whole() {
+        let (outlet, lines) = Outlet::new(KIND);
+        for _ in 0..6 {
+            outlet.write(b"123456\n".to_vec());
+        }
+        assert_eq!(outlet.shared.lost.load(Ordering::Relaxed), 2);
+        let shared = outlet.shared.clone();
+        drop(outlet);
+        let written = Written::default();
+        write_lines(&lines, &shared, written.clone());
+        let batches = written.0.lock().unwrap().clone();
+        assert_eq!(batches, vec![b"123456\n123456\n".to_vec(); 2]);
+        assert_eq!(shared.queued.load(Ordering::Relaxed), 0);
+        assert!(shared.spent.pop().unwrap().is_empty());
+
+        let (outlet, _lines) = Outlet::new(KIND);
+        outlet.write(vec![b'x'; 200]);
+        outlet.write(b"short\n".to_vec());
+        assert_eq!(outlet.shared.lost.load(Ordering::Relaxed), 1);
+    }
+
+    /// Blocks until it is told to go on.
+    struct Stuck(Arc<Mutex<()>>);
+
+    impl Write for Stuck {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            drop(self.0.lock().unwrap());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_flush_waits_for_its_lines_and_no_longer_than_it_may() {
+        let (open, gate) = (Arc::new(Mutex::new(())), Arc::default());
+        let outlet = Outlet::start(KIND, Stuck(open)).unwrap();
+        outlet.write(b"one\n".to_vec());
+        outlet.flush(Duration::from_secs(30));
+        assert_eq!(outlet.shared.queued.load(Ordering::Relaxed), 0);
+
+        let outlet = Outlet::start(KIND, Stuck(Arc::clone(&gate))).unwrap();
+        let held = gate.lock().unwrap();
+        let (done, waiting) = channel();
+        let flushing = outlet.clone();
+        std::thread::spawn(move || {
+            for _ in 0..20 {
+                flushing.write(b"two\n".to_vec());
+            }
+            flushing.flush(Duration::from_millis(50));
+            let _ = done.send(());
+        });
+        waiting.recv_timeout(Duration::from_secs(30)).unwrap();
+        drop(held);
+    }
+}

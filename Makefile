@@ -7,8 +7,6 @@ SHELL := /bin/sh
 export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO := cargo
 PEERS := tests/support/peers
-# What the program says of itself.
-WITH_COMMIT := COUNTERSIGN_COMMIT=$$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
 .PHONY: help demo test check fmt generated lint docs licences tests fuzz bench bench-counts bench-compare bench-stress \
     image release-pgo setup-build setup-test setup-counts clean
@@ -70,7 +68,7 @@ bench-counts: setup-build setup-counts ## Instructions and allocations of a warm
 # Not what `make test` runs: a release build takes minutes.
 image: setup-build ## Put a release into a container image (NAME=countersign; PROGRAM=target/pgo/countersign: that one)
 ifndef PROGRAM
-	$(WITH_COMMIT) $(CARGO) build --locked --release
+	$(CARGO) build --locked --release
 endif
 	sh deploy/image.sh $(or $(PROGRAM),target/release/countersign) $(or $(NAME),countersign)
 
@@ -89,7 +87,7 @@ bench-stress: setup-build ## Latency while tokens change, reloads, idle connecti
 release-pgo: setup-build ## Build a release with a profile of itself under load, into target/pgo/countersign
 	@sh scripts/setup.sh pgo
 	@sh benches/compare/setup.sh
-	$(WITH_COMMIT) sh scripts/pgo.sh $(ARGS)
+	sh scripts/pgo.sh $(ARGS)
 
 setup-build:
 	@sh scripts/setup.sh build

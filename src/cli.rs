@@ -47,6 +47,8 @@ pub struct ConfigFile {
 enum Command {
     /// Run the proxy until SIGTERM or SIGINT, then drain
     ///
+    /// SIGINT (Ctrl-C) skips `drain.delay`, a second signal everything.
+    ///
     /// SIGHUP, or a change of the configuration or of a file it names, reloads. Request lines go to
     /// stdout, everything else to stderr; `RUST_LOG` sets levels. Exit code 2: bad configuration.
     Serve {

@@ -417,10 +417,7 @@ impl Default for Metrics {
 }
 
 /// The commit this was built from, as build.rs found it.
-pub const COMMIT: &str = match option_env!("COUNTERSIGN_COMMIT") {
-    Some(commit) => commit,
-    None => "unknown",
-};
+pub const COMMIT: &str = env!("COUNTERSIGN_COMMIT");
 
 /// What callers were answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

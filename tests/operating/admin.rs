@@ -503,7 +503,7 @@ async fn plan(ready_when: &str) -> Plan {
 }
 
 /// The promised series that are built.
-const PROMISED: [(&str, &str, &[&str]); 19] = [
+const PROMISED: [(&str, &str, &[&str]); 20] = [
     (
         "countersign_requests_total",
         "counter",

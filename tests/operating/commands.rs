@@ -1,5 +1,7 @@
 //! `check`, `explain`, `schema` and the conventions all commands share.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use crate::support::front::Plan;
@@ -294,5 +296,31 @@ fn accepts(root: &Value, schema: &Value, value: &Value, at: &str) {
             }
         }
         Value::String(_) | Value::Number(_) | Value::Bool(_) | Value::Null => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_in_a_checkout_knows_its_commit() {
+    let front = Plan::new().await.vendor("certn").start();
+    let (_, metrics) = front.proxy.admin("/metrics");
+    let (_, rest) = metrics
+        .split_once("countersign_build_info{commit=\"")
+        .unwrap();
+    let (commit, _) = rest.split_once('"').unwrap();
+    let root = env!("CARGO_MANIFEST_DIR");
+    let git = std::process::Command::new("git")
+        .args(["rev-parse", "HEAD"])
+        .current_dir(root)
+        .output();
+    let head = git.ok().filter(|git| git.status.success());
+    match head.filter(|_| Path::new(root).join(".git").exists()) {
+        Some(head) => {
+            let head = String::from_utf8(head.stdout).unwrap();
+            assert!(
+                commit.len() >= 12 && head.starts_with(commit),
+                "{commit} of {head}"
+            );
+        }
+        None => assert!(!commit.is_empty()),
     }
 }

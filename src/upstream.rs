@@ -11,7 +11,6 @@ mod tunnel;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pingora::protocols::{ALPN, TcpKeepalive};
@@ -20,6 +19,7 @@ use tokio::task::AbortHandle;
 
 use self::addresses::{Addresses, Taken, Tried};
 use self::bridge::Bridge;
+use self::http2::Versions;
 use self::resolver::{Resolved, Resolver};
 use self::tunnel::Tunnel;
 use crate::config::{Timeouts, Vendor, is_link_local};
@@ -29,9 +29,9 @@ use crate::outbound::Outbound;
 pub struct Upstream {
     addresses: Arc<Addresses>,
     resolving: Option<AbortHandle>,
-    /// Its HTTP/2 is refused or broken. pingora's own memory of that does not keep it from pooled
-    /// connections.
-    http1_only: AtomicBool,
+    /// For the log.
+    vendor: Arc<str>,
+    versions: Versions,
 }
 
 impl std::fmt::Debug for Upstream {
@@ -96,7 +96,8 @@ impl Upstream {
             return Ok(Arc::new(Self {
                 addresses,
                 resolving: None,
-                http1_only: AtomicBool::new(false),
+                vendor: vendor.name.as_str().into(),
+                versions: Versions::new(),
             }));
         }
         let follow = resolver.follow(host);
@@ -121,17 +122,16 @@ impl Upstream {
         Ok(Arc::new(Self {
             addresses,
             resolving: Some(tokio::spawn(follow.run(publish)).abort_handle()),
-            http1_only: AtomicBool::new(false),
+            vendor: vendor.name.as_str().into(),
+            versions: Versions::new(),
         }))
     }
 
     /// The peer for a request that has `tried` some addresses in vain. Waits `at_most` for the
     /// very first resolution; `None` where that does not come.
     pub async fn peer(&self, tried: Tried, at_most: Duration) -> Option<(Box<HttpPeer>, Taken)> {
-        let (mut peer, taken) = self.addresses.take(tried, at_most).await?;
-        if self.http1_only.load(Ordering::Relaxed) {
-            peer.options.alpn = ALPN::H1;
-        }
+        let (mut peer, mut taken) = self.addresses.take(tried, at_most).await?;
+        taken.offer = self.versions.suit(&mut peer);
         Some((peer, taken))
     }
 
@@ -140,9 +140,40 @@ impl Upstream {
         self.addresses.out_of_reach(taken);
     }
 
-    /// From now on this configuration's requests stay off HTTP/2.
-    pub fn stay_on_http1(&self) {
-        self.http1_only.store(true, Ordering::Relaxed);
+    /// The server at `taken` demands HTTP/1.1: requests stay off HTTP/2 for a while, or until
+    /// [`Upstream::forget_demand`].
+    pub fn demands_http1(&self, taken: &Taken) {
+        if self.versions.demanded(taken.offer) {
+            tracing::warn!(
+                vendor = &*self.vendor,
+                "the vendor demands HTTP/1.1 (HTTP_1_1_REQUIRED): it is asked over HTTP/1.1 for {} \
+                 minutes, or until the next reload",
+                http2::DEMANDED_FOR.as_secs() / 60
+            );
+        }
+    }
+
+    /// The server at `taken` has broken HTTP/2: its next requests go over other connections.
+    pub fn broke_http2(&self, taken: &Taken) {
+        if self.versions.broken(taken.offer) {
+            tracing::warn!(
+                vendor = &*self.vendor,
+                "the vendor has broken HTTP/2; further requests go over new connections"
+            );
+        }
+    }
+
+    /// No connection was had to `taken`. `true`: it was offered HTTP/2 alone, and should be tried once
+    /// more with both versions.
+    pub fn offers_both_again(&self, taken: &Taken) -> bool {
+        self.versions.give_way(taken.offer)
+    }
+
+    /// Lets a server that has demanded HTTP/1.1 choose HTTP/2 again.
+    pub fn forget_demand(&self) {
+        if self.versions.forget() {
+            tracing::info!(vendor = &*self.vendor, "the vendor may choose HTTP/2 again");
+        }
     }
 
     /// How many addresses there are to try.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use h2::Reason;
 use http::{HeaderMap, Request};
 use tokio::sync::{Barrier, Mutex, Semaphore};
 
-use crate::support::origin::{Caller, Conduct, Exchange, Origin};
+use crate::support::origin::{BOTH, Caller, Conduct, Exchange, Origin, Protocols};
 use crate::support::peers::Pki;
 use crate::support::script::{Reply, Server};
 use crate::support::{Proxy, eventually, status_of};
@@ -303,14 +303,39 @@ async fn a_server_that_refuses_always_is_not_asked_for_ever() {
     assert!((2..=3).contains(&asked.load(Ordering::SeqCst)), "{asked:?}");
 }
 
+const HTTP_2_ALONE: Protocols = &[b"h2"];
+
+/// Sends SIGHUP, and waits until the configuration was read again.
+fn reload(proxy: &Proxy) {
+    let count = || {
+        let metrics = proxy.admin("/metrics").1;
+        let series = "countersign_config_reloads_total{outcome=\"ok\"} ";
+        let count = metrics.lines().find_map(|line| line.strip_prefix(series))?;
+        count.parse::<u64>().ok()
+    };
+    let before = count().unwrap_or(0);
+    crate::support::signal(proxy.id(), "HUP");
+    eventually("reloaded", || count().filter(|count| *count > before));
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_wants_http_1_gets_it_from_then_on() {
+async fn a_server_that_wants_http_1_gets_it_until_a_reload() {
     let pki = Pki::new();
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counter = asked.clone();
+    let (asked, demanding) = (
+        Arc::new(AtomicUsize::new(0)),
+        Arc::new(AtomicBool::new(true)),
+    );
+    let (counter, demands) = (asked.clone(), demanding.clone());
     let origin = Origin::start(&pki, move |mut exchange| {
         counter.fetch_add(1, Ordering::SeqCst);
-        async move { exchange.respond.send_reset(Reason::HTTP_1_1_REQUIRED) }
+        let demanding = demands.load(Ordering::SeqCst);
+        async move {
+            if demanding {
+                exchange.respond.send_reset(Reason::HTTP_1_1_REQUIRED);
+            } else {
+                exchange.answer("over HTTP/2");
+            }
+        }
     })
     .await;
     let more = "auth: { headers: { customerUri: example } }";
@@ -324,6 +349,90 @@ async fn a_server_that_wants_http_1_gets_it_from_then_on() {
         assert!(answer.contains("\r\ncustomerUri: example\r\n"), "{answer}");
     }
     assert_eq!(asked.load(Ordering::SeqCst), 1);
+    let warned = || proxy.stderr().matches("HTTP_1_1_REQUIRED").count();
+    eventually("a warning", || (warned() == 1).then_some(()));
+
+    // Still so: it is asked once more, and believed once more.
+    reload(&proxy);
+    for _ in 0..2 {
+        assert!(post(&proxy, "/v/x", "").await.contains("over HTTP/1.1"));
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+    eventually("another warning", || (warned() == 2).then_some(()));
+
+    demanding.store(false, Ordering::SeqCst);
+    assert!(post(&proxy, "/v/x", "").await.contains("over HTTP/1.1"));
+    reload(&proxy);
+    for _ in 0..2 {
+        let answer = post(&proxy, "/v/x", "").await;
+        assert!(answer.ends_with("over HTTP/2"), "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_goaway_that_wants_http_1_is_obeyed_as_well() {
+    let pki = Pki::new();
+    let origin = Origin::conducted(&pki, |_| Conduct::GoAway(13), repeated).await;
+    let proxy = front(&pki, &origin.url, "").await;
+    for _ in 0..2 {
+        let answer = post(&proxy, "/v/x", "once and for all").await;
+        assert!(answer.contains("over HTTP/1.1"), "{answer}");
+    }
+    assert_eq!(origin.connections(), 3);
+    let warnings = proxy.stderr().matches("HTTP_1_1_REQUIRED").count();
+    assert_eq!(warnings, 1);
+}
+
+/// Whether it speaks HTTP/1.1 as well or not: that was never asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_response_costs_its_connection_and_the_next_is_http_2_again() {
+    let kinds: [fn(usize) -> Protocols; 2] = [|_| BOTH, |_| HTTP_2_ALONE];
+    for protocols in kinds {
+        let pki = Pki::new();
+        let breaks = |connection| match connection {
+            0 | 2 => Conduct::Break,
+            _ => Conduct::Serve,
+        };
+        let origin = Origin::speaking(&pki, protocols, breaks, |exchange| async move {
+            let nth = exchange.connection.to_string();
+            exchange.answer(nth);
+        })
+        .await;
+        let proxy = front(&pki, &origin.url, "").await;
+        // What became of it is unknown.
+        let answer = post(&proxy, "/v/x", "once and for all").await;
+        assert_eq!(status_of(&answer), 502, "{answer}");
+        for _ in 0..3 {
+            let answer = post(&proxy, "/v/x", "again").await;
+            assert_eq!((status_of(&answer), body(&answer)), (200, "1"), "{answer}");
+        }
+        let said = proxy.stderr();
+        assert_eq!(said.matches("has broken HTTP/2").count(), 1, "{said}");
+
+        // And what may be sent twice costs its caller nothing.
+        let proxy = front(&pki, &origin.url, "").await;
+        for _ in 0..3 {
+            let answer = get(&proxy, "/v/x").await;
+            assert_eq!((status_of(&answer), body(&answer)), (200, "3"), "{answer}");
+        }
+        assert_eq!(origin.connections(), 4);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_gives_up_http_2_after_breaking_it_is_served() {
+    let pki = Pki::new();
+    let protocols: fn(usize) -> Protocols = |attempt| match attempt {
+        0 => HTTP_2_ALONE,
+        _ => &[b"http/1.1"],
+    };
+    let origin = Origin::speaking(&pki, protocols, |_| Conduct::Break, repeated).await;
+    let proxy = front(&pki, &origin.url, "").await;
+    assert_eq!(status_of(&post(&proxy, "/v/x", "").await), 502);
+    for _ in 0..2 {
+        let answer = post(&proxy, "/v/x", "").await;
+        assert!(answer.contains("over HTTP/1.1"), "{answer}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

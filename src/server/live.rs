@@ -182,6 +182,9 @@ impl Live {
                 credential.look_now();
             }
         }
+        for part in self.state.lock().await.parts.values() {
+            part.way.upstream.forget_demand();
+        }
     }
 
     /// For a clean stop: ends every refresh task, and the grants that are to end with the process.

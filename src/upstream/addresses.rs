@@ -15,6 +15,8 @@ use pingora::upstreams::peer::HttpPeer;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::http2::Offer;
+
 /// How long an address is tried last once it was found out of reach.
 const SET_BACK: Duration = Duration::from_mins(1);
 
@@ -44,6 +46,8 @@ pub struct Taken {
     at: usize,
     /// `None` where there is no other address to prefer to it.
     reach: Option<Arc<Reach>>,
+    /// Which versions of HTTP it is offered.
+    pub(super) offer: Offer,
 }
 
 /// Addresses that one request need not try again, by their place in the answer.
@@ -129,7 +133,12 @@ impl Addresses {
                 .unwrap_or(0);
             (at, Some(servers[at].reach.clone()))
         };
-        (Box::new(servers[at].peer.clone()), Taken { at, reach })
+        let taken = Taken {
+            at,
+            reach,
+            offer: Offer::default(),
+        };
+        (Box::new(servers[at].peer.clone()), taken)
     }
 
     /// No connection could be made to `taken`.

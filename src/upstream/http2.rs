@@ -4,6 +4,7 @@
 //! Who speaks what is the server's choice by ALPN. pingora keeps one pool for each version, and a
 //! request whose peer admits both looks for HTTP/2 first.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use h2::Reason;
@@ -13,6 +14,7 @@ use pingora::protocols::ALPN;
 use pingora::protocols::http::v2::client::PING_TIMEDOUT;
 use pingora::upstreams::peer::{HttpPeer, PeerOptions};
 use pingora::{Error, ErrorType};
+use tokio::time::Instant;
 
 use crate::config::Timeouts;
 
@@ -40,6 +42,10 @@ const FRESH_IDLE: Duration = Duration::from_millis(100);
 const SLOWEST: u64 = 64 * 1024;
 /// What is expected of an upload that does not say how long it is, bytes.
 const UNKNOWN_UPLOAD: u64 = 100 * 1024 * 1024;
+/// How long a server that demands HTTP/1.1 is taken at its word.
+pub(super) const DEMANDED_FOR: Duration = Duration::from_mins(10);
+/// How long a server that broke HTTP/2 is offered nothing else: see [`Versions`].
+const INSISTED_FOR: Duration = Duration::from_mins(10);
 
 /// What a request is, as far as its connection is concerned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -145,6 +151,122 @@ impl Need {
     }
 }
 
+/// What a vendor's servers have taught us about the versions they speak.
+///
+/// A server that demands HTTP/1.1 gets it, for a while. One whose HTTP/2 is broken gets HTTP/2 again,
+/// on another connection: it may speak nothing else, and one broken response says little about
+/// the next.
+///
+/// pingora has a memory of its own. It moves whatever it finds broken to HTTP/1.1, by the peer's hash
+/// and for ever, unless the peer admits HTTP/2 alone. So the hash changes with each such event, and
+/// a server that has just proven to speak HTTP/2 is offered that alone for a while, lest pingora's
+/// memory, which has no bound, grow with each broken response.
+#[derive(Debug)]
+pub(super) struct Versions {
+    born: Instant,
+    /// Milliseconds since `born` until which HTTP/1.1 is spoken; 0: not.
+    demanded: AtomicU64,
+    /// The same, until which HTTP/2 alone is offered.
+    insisted: AtomicU64,
+    /// How often connections began anew.
+    epoch: AtomicU64,
+}
+
+/// What one attempt was made with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Offer {
+    epoch: u64,
+    http2_alone: bool,
+}
+
+impl Versions {
+    pub(super) fn new() -> Self {
+        Self {
+            born: Instant::now(),
+            demanded: AtomicU64::new(0),
+            insisted: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
+        }
+    }
+
+    /// Has `peer` offer what the servers are known to speak.
+    pub(super) fn suit(&self, peer: &mut HttpPeer) -> Offer {
+        let epoch = self.epoch.load(Ordering::Acquire);
+        let mut offer = Offer {
+            epoch,
+            http2_alone: false,
+        };
+        if epoch == 0 || peer.options.alpn.get_max_http_version() < 2 {
+            return offer;
+        }
+        peer.group_key ^= epoch.wrapping_mul(EPOCH);
+        if self.is_now(&self.demanded) {
+            peer.options.alpn = ALPN::H1;
+        } else if self.is_now(&self.insisted) {
+            peer.options.alpn = ALPN::H2;
+            offer.http2_alone = true;
+        }
+        offer
+    }
+
+    /// A server demands HTTP/1.1. `false`: that was known.
+    pub(super) fn demanded(&self, offer: Offer) -> bool {
+        let new = !self.is_now(&self.demanded);
+        self.set(&self.demanded, DEMANDED_FOR);
+        self.insisted.store(0, Ordering::Relaxed);
+        self.begin_anew(offer);
+        new
+    }
+
+    /// A server has broken HTTP/2. `false`: on connections of a time that is past.
+    pub(super) fn broken(&self, offer: Offer) -> bool {
+        self.set(&self.insisted, INSISTED_FOR);
+        self.begin_anew(offer)
+    }
+
+    /// No connection was had. `true`: HTTP/2 alone was offered, and will not be again.
+    pub(super) fn give_way(&self, offer: Offer) -> bool {
+        if offer.http2_alone {
+            self.insisted.store(0, Ordering::Relaxed);
+        }
+        offer.http2_alone
+    }
+
+    /// Forgets that HTTP/1.1 was demanded. Whether it was.
+    pub(super) fn forget(&self) -> bool {
+        self.demanded.swap(0, Ordering::Relaxed) != 0
+    }
+
+    fn is_now(&self, until: &AtomicU64) -> bool {
+        self.now() < until.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, until: &AtomicU64, time: Duration) {
+        #[expect(clippy::cast_possible_truncation, reason = "minutes")]
+        let time = time.as_millis() as u64;
+        until.store(self.now() + time, Ordering::Relaxed);
+    }
+
+    /// All requests of one connection learn of its end, and it is one.
+    fn begin_anew(&self, offer: Offer) -> bool {
+        let (before, next) = (offer.epoch, offer.epoch + 1);
+        self.epoch
+            .compare_exchange(before, next, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "half a billion years of milliseconds"
+    )]
+    fn now(&self) -> u64 {
+        self.born.elapsed().as_millis() as u64
+    }
+}
+
+/// Odd, so that no two epochs have the same product, and large, so that it reaches every bit.
+const EPOCH: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// What a failed HTTP/2 exchange says about its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -155,7 +277,7 @@ pub enum Refusal {
     /// The server wants it over HTTP/1.1 (`HTTP_1_1_REQUIRED`, RFC 9113 §7), as those do that
     /// would ask for a client certificate next.
     WantsHttp1,
-    /// The server's HTTP/2 is broken. What became of the request is unknown.
+    /// The server's HTTP/2 is broken, on this connection. What became of the request is unknown.
     BrokenHttp2,
 }
 
@@ -163,13 +285,18 @@ impl Refusal {
     /// `None`: nothing is known.
     #[must_use]
     pub fn of(error: &Error) -> Option<Self> {
-        if *error.etype() == ErrorType::H2Downgrade {
-            return Some(Self::WantsHttp1);
-        }
         if *error.etype() == ErrorType::InvalidH2 {
             return Some(Self::BrokenHttp2);
         }
-        let cause = error.root_cause().downcast_ref::<h2::Error>()?;
+        let cause = error.root_cause().downcast_ref::<h2::Error>();
+        let demanded = |cause: &h2::Error| {
+            cause.is_remote() && cause.reason() == Some(Reason::HTTP_1_1_REQUIRED)
+        };
+        // pingora itself hears it only while it waits for the head of the response.
+        if *error.etype() == ErrorType::H2Downgrade || cause.is_some_and(demanded) {
+            return Some(Self::WantsHttp1);
+        }
+        let cause = cause?;
         // pingora itself knows GOAWAY with `NO_ERROR` alone; h2 gives this error to those streams
         // only that the GOAWAY excludes, whatever its reason.
         let refused = cause.is_go_away() || cause.reason() == Some(Reason::REFUSED_STREAM);
@@ -219,6 +346,69 @@ mod tests {
         let mut peer = peer();
         need.suit(&mut peer, &TIMEOUTS);
         peer
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_demand_for_http_1_holds_for_ten_minutes_and_is_new_once() {
+        let versions = Versions::new();
+        let offered = || {
+            let mut peer = peer();
+            let offer = versions.suit(&mut peer);
+            (peer.options.alpn, peer.group_key, offer)
+        };
+        let (alpn, before, offer) = offered();
+        assert_eq!((alpn, before), (ALPN::H2H1, peer().group_key));
+        assert!(versions.demanded(offer));
+        // Another request on the same connection.
+        assert!(!versions.demanded(offer));
+        let (alpn, during, _) = offered();
+        assert_eq!(alpn, ALPN::H1);
+        tokio::time::advance(Duration::from_millis(599_999)).await;
+        assert_eq!(offered().0, ALPN::H1);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        let (alpn, after, offer) = offered();
+        assert_eq!((alpn, after), (ALPN::H2H1, during));
+        // Where pingora's memory of the first is not found.
+        assert_ne!(after, before);
+
+        assert!(versions.demanded(offer));
+        assert!(versions.forget());
+        assert!(!versions.forget());
+        assert_eq!(offered().0, ALPN::H2H1);
+        assert_ne!(offered().1, after);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_broke_http_2_is_offered_it_again_on_new_connections() {
+        let versions = Versions::new();
+        let offered = || {
+            let mut peer = peer();
+            let offer = versions.suit(&mut peer);
+            (peer.options.alpn, peer.group_key, offer)
+        };
+        let (_, before, offer) = offered();
+        assert!(versions.broken(offer));
+        assert!(!versions.broken(offer), "one connection, once");
+        let (alpn, after, offer) = offered();
+        assert_eq!(alpn, ALPN::H2);
+        assert_ne!(before, after);
+        // A server that has given HTTP/2 up is found out by its handshake.
+        assert!(versions.give_way(offer));
+        let (alpn, _, offer) = offered();
+        assert_eq!(alpn, ALPN::H2H1);
+        assert!(!versions.give_way(offer));
+
+        assert!(versions.broken(offer));
+        tokio::time::advance(INSISTED_FOR).await;
+        assert_eq!(offered().0, ALPN::H2H1);
+        // What speaks HTTP/1.1 for another reason is left alone.
+        let mut old = peer();
+        old.options.alpn = ALPN::H1;
+        versions.suit(&mut old);
+        assert_eq!(
+            (old.options.alpn, old.group_key),
+            (ALPN::H1, peer().group_key)
+        );
     }
 
     fn fields(name: &'static str, value: &'static str) -> HeaderMap {
@@ -301,6 +491,7 @@ mod tests {
         };
         // Ours, not the server's.
         assert_eq!(of(Reason::REFUSED_STREAM.into()), None);
+        assert_eq!(of(Reason::HTTP_1_1_REQUIRED.into()), None);
         let named = |kind| Refusal::of(&Error::new(kind));
         assert_eq!(named(ErrorType::H2Downgrade), Some(Refusal::WantsHttp1));
         assert_eq!(named(ErrorType::InvalidH2), Some(Refusal::BrokenHttp2));

@@ -78,11 +78,19 @@ pub enum Conduct {
     Serve,
     /// The first request meets a GOAWAY that excludes it, with this reason.
     GoAway(u32),
+    /// The first request is answered with a frame that HTTP/2 forbids.
+    Break,
     /// Bodies may be so large before some of them has been read.
     Window(u32),
     /// Nothing is read any more once the first request was answered; nothing is closed.
     VanishAfterOne,
 }
+
+/// Names of ALPN, in the order of preference.
+pub type Protocols = &'static [&'static [u8]];
+
+/// HTTP/2 rather than HTTP/1.1.
+pub const BOTH: Protocols = &[b"h2", b"http/1.1"];
 
 type Answering = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Script = Arc<dyn Fn(Exchange) -> Answering + Send + Sync>;
@@ -112,7 +120,21 @@ impl Origin {
         F: Fn(Exchange) -> A + Send + Sync + 'static,
         A: Future<Output = ()> + Send + 'static,
     {
-        let tls = acceptor(pki);
+        Self::speaking(pki, |_| BOTH, conduct, script).await
+    }
+
+    /// The same, with the protocols it knows by ALPN told for the n-th attempt to connect.
+    pub async fn speaking<F, A>(
+        pki: &Pki,
+        protocols: fn(usize) -> Protocols,
+        conduct: fn(usize) -> Conduct,
+        script: F,
+    ) -> Self
+    where
+        F: Fn(Exchange) -> A + Send + Sync + 'static,
+        A: Future<Output = ()> + Send + 'static,
+    {
+        let certified = certified(pki);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let script: Script = Arc::new(move |exchange| Box::pin(script(exchange)));
@@ -122,8 +144,11 @@ impl Origin {
         let sink = excluded.clone();
         let accepting = tokio::spawn(async move {
             let mut connections = JoinSet::new();
+            let mut attempts = 0;
             while let Ok((stream, _)) = listener.accept().await {
-                let (tls, script, counter) = (tls.clone(), script.clone(), counter.clone());
+                let tls = acceptor(&certified, protocols(attempts));
+                attempts += 1;
+                let (script, counter) = (script.clone(), counter.clone());
                 let sink = sink.clone();
                 connections.spawn(async move {
                     let Ok(stream) = tls.accept(stream).await else {
@@ -135,6 +160,7 @@ impl Origin {
                         (Some(b"h2"), Conduct::GoAway(reason)) => {
                             go_away(stream, reason, &sink).await;
                         }
+                        (Some(b"h2"), Conduct::Break) => break_off(stream).await,
                         (Some(b"h2"), _) => serve(stream, nth, conduct, script).await,
                         (_, _) => serve_http1(stream).await,
                     }
@@ -166,18 +192,24 @@ impl Drop for Origin {
     }
 }
 
-fn acceptor(pki: &Pki) -> TlsAcceptor {
+type Certified = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+fn certified(pki: &Pki) -> Certified {
     countersign::tls::install_provider();
-    let chain: Vec<_> = CertificateDer::pem_file_iter(pki.file("server.pem"))
+    let chain = CertificateDer::pem_file_iter(pki.file("server.pem"))
         .unwrap()
         .map(Result::unwrap)
         .collect();
     let key = PrivateKeyDer::from_pem_file(pki.file("server.key")).unwrap();
+    (chain, key)
+}
+
+fn acceptor((chain, key): &Certified, protocols: Protocols) -> TlsAcceptor {
     let mut config = rustls::ServerConfig::builder()
         .with_no_client_auth()
-        .with_single_cert(chain, key)
+        .with_single_cert(chain.clone(), key.clone_key())
         .unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     TlsAcceptor::from(Arc::new(config))
 }
 
@@ -207,8 +239,27 @@ async fn serve(stream: TlsStream<TcpStream>, nth: usize, conduct: Conduct, scrip
     }
 }
 
-/// h2's own server cannot exclude a request it has read, hence by hand (RFC 9113 §4.1, §6.8).
+/// h2's own server cannot exclude a request it has read, hence by hand (RFC 9113 §6.8).
 async fn go_away(mut stream: TlsStream<TcpStream>, reason: u32, excluded: &Mutex<Vec<u8>>) {
+    let head = first_head(&mut stream).await;
+    *excluded.lock().unwrap() = head;
+    let mut frame = vec![0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    frame.extend(reason.to_be_bytes());
+    stream.write_all(&frame).await.unwrap();
+    // Until the other side has had enough.
+    let _ = stream.read_to_end(&mut Vec::new()).await;
+}
+
+/// A DATA frame on stream 0 is an error of the whole connection (RFC 9113 §6.1).
+async fn break_off(mut stream: TlsStream<TcpStream>) {
+    first_head(&mut stream).await;
+    let frame = [0, 0, 1, 0, 0, 0, 0, 0, 0, b'x'];
+    stream.write_all(&frame).await.unwrap();
+    let _ = stream.read_to_end(&mut Vec::new()).await;
+}
+
+/// Opens a connection and reads as far as the first request's head: HPACK (RFC 9113 §4.1).
+async fn first_head(stream: &mut TlsStream<TcpStream>) -> Vec<u8> {
     const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
     const HEADERS: u8 = 1;
     let mut preface = [0; 24];
@@ -221,15 +272,9 @@ async fn go_away(mut stream: TlsStream<TcpStream>, reason: u32, excluded: &Mutex
         let mut payload = vec![0; length];
         stream.read_exact(&mut payload).await.unwrap();
         if head[3] == HEADERS {
-            *excluded.lock().unwrap() = payload;
-            break;
+            return payload;
         }
     }
-    let mut frame = vec![0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    frame.extend(reason.to_be_bytes());
-    stream.write_all(&frame).await.unwrap();
-    // Until the other side has had enough.
-    let _ = stream.read_to_end(&mut Vec::new()).await;
 }
 
 /// Says over HTTP/1.1 that it is HTTP/1.1, and how the request looked.

@@ -51,14 +51,21 @@ pub(in crate::request) async fn newer_credential(
 /// No connection was had. Nothing has been sent: another is as good, whatever the method. `true`: try
 /// one.
 pub(in crate::request) fn another_connection(ctx: &mut Context, error: &PingoraError) -> bool {
-    if *error.etype() == ErrorType::H2Error {
-        // A pooled connection whose end is learnt of when it is asked for one more stream.
-        ctx.refusals += 1;
-        return ctx.refusals <= MAX_REFUSALS;
-    }
     let (Some(way), Some(taken)) = (&ctx.way, &ctx.taken) else {
         return false;
     };
+    if *error.etype() == ErrorType::H2Error {
+        // A pooled connection whose end is learnt of when it is asked for one more stream.
+        if Refusal::of(error) == Some(Refusal::WantsHttp1) {
+            way.upstream.demands_http1(taken);
+        }
+        ctx.refusals += 1;
+        return ctx.refusals <= MAX_REFUSALS;
+    }
+    if *error.etype() == ErrorType::TLSHandshakeFailure && way.upstream.offers_both_again(taken) {
+        ctx.refusals += 1;
+        return ctx.refusals <= MAX_REFUSALS;
+    }
     ctx.tried.add(taken);
     // `timeouts.total` ends waits that say nothing about the address.
     if ctx.deadline.is_none_or(|at| Instant::now() < at) {
@@ -91,15 +98,13 @@ pub(in crate::request) fn once_more(
         .response_written()
         .is_some_and(|head| !head.status.is_informational());
     let refusal = Refusal::of(error);
-    match refusal {
-        Some(Refusal::NotProcessed) => ctx.refusals += 1,
-        Some(Refusal::WantsHttp1 | Refusal::BrokenHttp2) => {
-            ctx.refusals += 1;
-            if let Some(way) = &ctx.way {
-                way.upstream.stay_on_http1();
-            }
+    if let (Some(refusal), Some(way), Some(taken)) = (refusal, &ctx.way, &ctx.taken) {
+        match refusal {
+            Refusal::NotProcessed => {}
+            Refusal::WantsHttp1 => way.upstream.demands_http1(taken),
+            Refusal::BrokenHttp2 => way.upstream.broke_http2(taken),
         }
-        None => {}
+        ctx.refusals += u32::from(refusal != Refusal::BrokenHttp2);
     }
     if ctx.replaying {
         return !session.as_ref().retry_buffer_truncated() && !answered;
@@ -125,8 +130,10 @@ pub(in crate::request) fn once_more(
             way.vendor.metrics.retried(within);
             within
         });
-    // A pooled connection may have died of old age, and says nothing about the server.
-    if let (true, Some(taken)) = (again && !reused, &ctx.taken) {
+    // A pooled connection may have died of old age, and says nothing about the server. One whose HTTP/2
+    // broke led to a server that is there.
+    let unwell = again && !reused && refusal != Some(Refusal::BrokenHttp2);
+    if let (true, Some(taken)) = (unwell, &ctx.taken) {
         ctx.tried.add(taken);
     }
     again

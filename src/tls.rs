@@ -2,35 +2,49 @@
 //!
 //! Everything that speaks TLS starts here: listeners, upstream peers and token requests.
 
+pub(crate) mod pem;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use parking_lot::Mutex;
 use rustls::client::{WantsClientCert, WebPkiServerVerifier};
-use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use sha2::{Digest, Sha256};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
 
+pub use self::pem::Fault;
 use crate::config::{CertFiles, San};
 
-/// A certificate or key file that cannot be used.
+/// A certificate or key file that cannot be used. No text of a parser is in it: those hold the
+/// bytes that the parser stumbled over.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file cannot be read, or holds no PEM of the wanted kind.
-    #[error("{path}: {cause}")]
+    /// The system gives no file.
+    #[error("{path} cannot be read: {cause}")]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system or the parser said.
-        cause: String,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// Read, and not what was looked for.
+    #[error("{path} {fault}")]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: Fault,
     },
     /// Read, but unusable: another key's certificate, an unknown key type.
     #[error("{cert} with {key}: {cause}")]
@@ -39,9 +53,12 @@ pub enum Error {
         cert: PathBuf,
         /// The key file.
         key: PathBuf,
-        /// What rustls said.
-        cause: String,
+        /// What is wrong with the pair.
+        cause: &'static str,
     },
+    /// A listener's settings that TLS does not take.
+    #[error("{0}")]
+    Settings(&'static str),
     /// Good enough for rustls, and not for OpenSSL: a key too short for today, say.
     #[error("OpenSSL, which late_client_auth needs, cannot use it: {0}")]
     OpenSsl(String),
@@ -74,30 +91,40 @@ impl Identity {
     /// When a file is unreadable or not PEM, or the key is not the leaf's.
     pub fn load(files: &CertFiles) -> Result<Self, Error> {
         let chain = certificates(&files.cert)?;
-        let key = PrivateKeyDer::from_pem_file(&files.key)
-            .map_err(|cause| unreadable(&files.key, cause))?;
+        let (key, signer) = signing_key(&files.key)?;
         let leaf_sha256 = sha256(&[&chain[0]]);
-        let not_after = not_after(&chain[0]).map_err(|cause| unreadable(&files.cert, cause))?;
-        let identity = Self {
+        let leaf = parsed(&chain[0]).map_err(|fault| unusable(&files.cert, fault))?;
+        // A key whose public half is not known cannot be compared.
+        let public = signer.public_key();
+        if public.is_some_and(|public| *public != *leaf.public_key().raw) {
+            return Err(Error::Mismatch {
+                cert: files.cert.clone(),
+                key: files.key.clone(),
+                cause: "the key is not the one of the certificate; the certificate that comes \
+                        first must be its own, not an issuer's",
+            });
+        }
+        let not_after = end_of(&leaf);
+        Ok(Self {
             chain,
             key,
             leaf_sha256,
             not_after,
-        };
-        identity.certified().map_err(|cause| Error::Mismatch {
-            cert: files.cert.clone(),
-            key: files.key.clone(),
-            cause: cause.to_string(),
-        })?;
-        Ok(identity)
+        })
     }
 
     /// The form rustls listeners and clients want.
     ///
+    /// Nothing of the certificate is checked: it is only presented, and what a version 1 or an
+    /// unknown extension means is for the peer to say.
+    ///
     /// # Errors
-    /// When the key is of an unknown type or not the leaf's; never after [`Identity::load`].
+    /// When the key is of an unknown type; never after [`Identity::load`].
     pub fn certified(&self) -> Result<Arc<CertifiedKey>, rustls::Error> {
-        CertifiedKey::from_der(self.chain.clone(), self.key.clone_key(), &provider()).map(Arc::new)
+        let key = provider()
+            .key_provider
+            .load_private_key(self.key.clone_key())?;
+        Ok(Arc::new(CertifiedKey::new(self.chain.clone(), key)))
     }
 }
 
@@ -124,8 +151,15 @@ impl Roots {
     /// # Errors
     /// When the file is unreadable or holds no certificate that can be an issuer.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let roots = Self::of(certificates(path)?);
-        roots.store().map_err(|cause| unreadable(path, cause))?;
+        let mut found = pem_certificates(path)?;
+        // Bundles in the wild hold some that nobody can use.
+        let first = parsed(&found[0]).err();
+        found.retain(|certificate| parsed(certificate).is_ok());
+        if let (true, Some(fault)) = (found.is_empty(), first) {
+            return Err(unusable(path, fault));
+        }
+        let roots = Self::of(found);
+        roots.store().map_err(|_| unusable(path, pem::NO_ISSUER))?;
         Ok(roots)
     }
 
@@ -154,11 +188,23 @@ impl Roots {
         let mut store = RootCertStore::empty();
         let (added, _) = store.add_parsable_certificates(self.certificates.iter().cloned());
         if added == 0 {
-            return Err(rustls::Error::General(
-                "no certificate in it can be trusted as an issuer".into(),
-            ));
+            return Err(rustls::Error::General("no trusted issuer is known".into()));
         }
         Ok(store)
+    }
+
+    /// Those of them that can be issuers, as PEM: for libraries that read nothing else.
+    #[must_use]
+    pub(crate) fn pem(&self) -> Vec<u8> {
+        let usable =
+            |der: &&CertificateDer<'static>| RootCertStore::empty().add((*der).clone()).is_ok();
+        let mut text = String::new();
+        for der in self.certificates.iter().filter(usable) {
+            text.push_str("-----BEGIN CERTIFICATE-----\n");
+            text.push_str(&STANDARD.encode(der));
+            text.push_str("\n-----END CERTIFICATE-----\n");
+        }
+        text.into_bytes()
     }
 
     /// Verifies clients' certificates against this trust; a client may have none.
@@ -184,8 +230,10 @@ impl Roots {
         let Some(identity) = identity else {
             return self.anonymous();
         };
-        self.config_builder()?
-            .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
+        let shown = SingleCertAndKey::from(identity.certified()?);
+        Ok(self
+            .config_builder()?
+            .with_client_cert_resolver(Arc::new(shown)))
     }
 
     /// Settings without an identity are shared by whoever trusts the same: a thousand vendors would
@@ -250,25 +298,77 @@ fn provider() -> rustls::crypto::CryptoProvider {
     rustls::crypto::aws_lc_rs::default_provider()
 }
 
+fn pem_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    pem::certificates(&read(path)?).map_err(|fault| unusable(path, fault))
+}
+
+/// The certificates of a PEM file, each of which can be parsed.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let chain = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|cause| not_pem(path, &cause))?;
-    if chain.is_empty() {
-        return Err(unreadable(path, "no certificate (PEM) in it"));
+    let found = pem_certificates(path)?;
+    for certificate in &found {
+        parsed(certificate).map_err(|fault| unusable(path, fault))?;
     }
-    Ok(chain)
+    Ok(found)
+}
+
+/// What keeps a file from being used as a certificate chain; `None`: nothing.
+pub(crate) fn certificate_fault(path: &Path) -> Option<Error> {
+    certificates(path).err()
+}
+
+/// What keeps a file from being used as a private key; `None`: nothing.
+pub(crate) fn key_fault(path: &Path) -> Option<Error> {
+    signing_key(path).err()
+}
+
+/// The private key in a PEM file, and what signs by it.
+fn signing_key(path: &Path) -> Result<(PrivateKeyDer<'static>, Arc<dyn SigningKey>), Error> {
+    let key = pem::private_key(&read(path)?).map_err(|fault| unusable(path, fault))?;
+    let signer = provider().key_provider.load_private_key(key.clone_key());
+    let signer = signer.map_err(|_| unusable(path, pem::UNUSABLE_KEY))?;
+    Ok((key, signer))
+}
+
+fn parsed<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Fault> {
+    match X509Certificate::from_der(certificate) {
+        Ok((_, parsed)) => Ok(parsed),
+        Err(_) if PrivateKeyDer::try_from(certificate.as_ref()).is_ok() => {
+            Err(pem::KEY_AS_CERTIFICATE)
+        }
+        Err(_) => Err(pem::NOT_X509),
+    }
+}
+
+fn end_of(certificate: &X509Certificate<'_>) -> SystemTime {
+    let seconds = certificate.validity().not_after.timestamp();
+    SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+}
+
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
+    std::fs::read(path)
+        .map(Zeroizing::new)
+        .map_err(|cause| Error::Unreadable {
+            path: path.to_owned(),
+            cause,
+        })
+}
+
+fn unusable(path: &Path, fault: Fault) -> Error {
+    Error::Unusable {
+        path: path.to_owned(),
+        fault,
+    }
 }
 
 /// The subject alternative names of a certificate, without those of types that no caller can have.
 ///
 /// # Errors
 /// When it cannot be parsed, or holds names twice over (RFC 5280 §4.2).
-pub fn names(certificate: &CertificateDer<'_>) -> Result<Vec<San>, String> {
-    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|cause| cause.to_string())?;
+pub fn names(certificate: &CertificateDer<'_>) -> Result<Vec<San>, Fault> {
+    let parsed = parsed(certificate)?;
     let names = parsed
         .subject_alternative_name()
-        .map_err(|cause| cause.to_string())?;
+        .map_err(|_| pem::NOT_X509)?;
     let names = names.iter().flat_map(|names| &names.value.general_names);
     Ok(names
         .filter_map(|name| match name {
@@ -289,34 +389,8 @@ pub fn names(certificate: &CertificateDer<'_>) -> Result<Vec<San>, String> {
 ///
 /// # Errors
 /// When it cannot be parsed.
-pub fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, String> {
-    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|cause| cause.to_string())?;
-    let seconds = parsed.validity().not_after.timestamp();
-    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
-}
-
-/// The parser's own words repeat the line it stumbled over, which may be the key.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "the parser's list of errors is open"
-)]
-fn not_pem(path: &Path, cause: &pem::Error) -> Error {
-    match cause {
-        pem::Error::Io(cause) => unreadable(path, cause),
-        pem::Error::NoItemsFound => unreadable(path, "no PEM of the wanted kind in it"),
-        _ => unreadable(path, "what is in it is not well-formed PEM"),
-    }
-}
-
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "errors come by value, and are done with here"
-)]
-fn unreadable(path: &Path, cause: impl ToString) -> Error {
-    Error::Unreadable {
-        path: path.to_owned(),
-        cause: cause.to_string(),
-    }
+pub fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, Fault> {
+    parsed(certificate).map(|parsed| end_of(&parsed))
 }
 
 #[cfg(test)]

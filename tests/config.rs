@@ -1282,7 +1282,8 @@ vendors:
         flat_found,
         [
             "1:26: store.encryption_key: does not hold 32 bytes; as base64, hex or raw; `openssl rand -base64 32` makes one",
-            "6:38: vendors.a.client_cert.key: D/flat.key does not hold a private key (PEM)",
+            "6:38: vendors.a.client_cert.key: D/flat.key is PEM that has lost its line breaks: everything stands on one line; \
+             copy it anew with its line breaks; the BEGIN and END lines stand alone",
             "7:30: vendors.a.auth.bearer.token: holds a character that no header field may hold; \
              line breaks and control characters are not allowed inside it",
         ]

@@ -1,6 +1,7 @@
 //! Running it: starting, stopping, looking at it, letting callers in; the real binary each time.
 
 mod admin;
+mod broken_keys;
 mod callers;
 mod commands;
 mod demo;

@@ -73,7 +73,8 @@ fn locate(text: &str, report: &mut Report<'_>) -> bool {
             Ok(event) => event,
             Err(error) => {
                 let place = place(*error.marker());
-                report.wrong_in(place, &top, format!("not YAML: {}", error.info()), "");
+                let (message, hint) = in_our_words(error.info());
+                report.wrong_in(place, &top, format!("not YAML: {message}"), hint);
                 return false;
             }
         };
@@ -159,6 +160,43 @@ fn locate(text: &str, report: &mut Report<'_>) -> bool {
         }
     }
     readable
+}
+
+/// What the parser means. Its own text is not shown: it may hold a piece of the document.
+fn in_our_words(info: &str) -> (&'static str, &'static str) {
+    let says = |words: &[&str]| words.iter().any(|word| info.contains(word));
+    if says(&["tab"]) {
+        ("a tab where blanks belong", "YAML is indented with blanks")
+    } else if says(&["anchor"]) {
+        (
+            "an alias (`*…`) without its anchor (`&…`)",
+            "a text that begins with `*` or `&` needs quotes",
+        )
+    } else if says(&["escape", "hexadecimal"]) {
+        (
+            "an unknown escape (`\\…`) in a text in double quotes",
+            "in single quotes a `\\` is only itself",
+        )
+    } else if says(&["unexpected character", "cannot start with"]) {
+        (
+            "a character that cannot begin a value",
+            "put the value in quotes",
+        )
+    } else if says(&["mapping values", "simple key"]) {
+        (
+            "a `:` too many, or one that is missing",
+            "a text that holds `: ` needs quotes; each key stands on a line of its own",
+        )
+    } else if says(&["quoted scalar"]) {
+        ("a quote that is not closed, or text behind it", "")
+    } else if says(&["flow"]) {
+        ("a bracket that is not closed, or a missing comma", "")
+    } else {
+        (
+            "the structure breaks here",
+            "look at this line and the one before: indentation, colons, quotes, brackets",
+        )
+    }
 }
 
 fn place(marker: Marker) -> Place {

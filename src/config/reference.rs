@@ -1,7 +1,6 @@
 //! What the file points at: secrets, certificates, keys. Their form is always checked; whether
 //! they are there and usable, when asked.
 
-use std::fs::File as FsFile;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -9,8 +8,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
 use http::HeaderValue;
 use rustls::SignatureAlgorithm;
-use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::pem::PemObject;
 
 use super::file;
 use super::report::{Report, Spot};
@@ -32,12 +29,37 @@ impl Context<'_> {
         self.dir.join(path)
     }
 
+    /// The file that `written` names. `None` where it is the content of one, a key perhaps, which no
+    /// message may repeat; that has been reported.
+    fn file(&mut self, written: &str, at: &Spot) -> Option<PathBuf> {
+        if is_content(written) {
+            let message = "is the content of a file, and the name of one belongs here";
+            let hint = "write it to a file that only this program can read, and name that";
+            self.report.wrong(at, message, hint);
+            return None;
+        }
+        Some(self.path(written))
+    }
+
     /// A secret. `None` when its form is wrong, which has been reported.
     pub(super) fn secret(&mut self, written: &file::Secret, at: &Spot) -> Option<SecretRef> {
-        let (secret, at) = match written {
+        let (secret, at) = self.reference(written, at)?;
+        if self.secrets == Secrets::Resolve {
+            match (secret.resolve(), &secret) {
+                (Err(error), _) => self.report.wrong(&at, error, ""),
+                (Ok(_), SecretRef::File(path)) => self.open_to_others(path, &at),
+                (Ok(_), SecretRef::Env(_) | SecretRef::Value(_) | SecretRef::Plain(_)) => {}
+            }
+        }
+        Some(secret)
+    }
+
+    /// What a secret refers to, and where that is written.
+    fn reference(&mut self, written: &file::Secret, at: &Spot) -> Option<(SecretRef, Spot)> {
+        match written {
             file::Secret {
                 env: Some(name), ..
-            } => (SecretRef::Env(name.clone()), at.key("env")),
+            } => Some((SecretRef::Env(name.clone()), at.key("env"))),
             file::Secret {
                 file: Some(path), ..
             } => {
@@ -46,7 +68,7 @@ impl Context<'_> {
                     self.report.wrong(&at, "is empty", "");
                     return None;
                 }
-                (SecretRef::File(self.path(path)), at)
+                Some((SecretRef::File(self.file(path, &at)?), at))
             }
             file::Secret {
                 value: Some(text), ..
@@ -62,22 +84,14 @@ impl Context<'_> {
                     "a secret is written into the configuration",
                     "`{ env: NAME }` or `{ file: PATH }` keep it out",
                 );
-                (SecretRef::Value(secret), at)
+                Some((SecretRef::Value(secret), at))
             }
             file::Secret {
                 env: None,
                 file: None,
                 value: None,
-            } => return None,
-        };
-        if self.secrets == Secrets::Resolve {
-            match (secret.resolve(), &secret) {
-                (Err(error), _) => self.report.wrong(&at, error, ""),
-                (Ok(_), SecretRef::File(path)) => self.open_to_others(path, &at),
-                (Ok(_), SecretRef::Env(_) | SecretRef::Value(_) | SecretRef::Plain(_)) => {}
-            }
+            } => None,
         }
-        Some(secret)
     }
 
     /// Warns of a secret's file that every user of this machine can read.
@@ -149,52 +163,69 @@ impl Context<'_> {
         let (Some(cert), Some(key)) = (&written.cert, &written.key) else {
             return None;
         };
+        let cert = self.file(cert, &at.key("cert"));
+        let key = self.file(key, &at.key("key"));
         let files = CertFiles {
-            cert: self.path(cert),
-            key: self.path(key),
+            cert: cert?,
+            key: key?,
         };
         if self.secrets == Secrets::Resolve {
-            // What the PEM parser says repeats the line it stumbled on, which may be the key.
-            let mut usable = true;
-            for (name, path, content) in [
-                ("cert", &files.cert, "a certificate (PEM)"),
-                ("key", &files.key, "a private key (PEM)"),
-            ] {
-                if let Some(cause) = unreadable(path) {
-                    self.report.wrong(&at.key(name), cause, "");
-                    usable = false;
-                } else if name == "key" && PrivateKeyDer::from_pem_file(path).is_err() {
-                    let message = format!("{} does not hold {content}", path.display());
-                    self.report.wrong(&at.key(name), message, "");
-                    usable = false;
-                }
-            }
-            if usable {
-                match tls::Identity::load(&files) {
-                    Err(error) => self.report.wrong(&at.key("cert"), error, ""),
-                    Ok(_) => self.open_to_others(&files.key, &at.key("key")),
-                }
+            match tls::Identity::load(&files) {
+                Ok(_) => self.open_to_others(&files.key, &at.key("key")),
+                Err(error) => self.unusable_pair(&files, error, at),
             }
         }
         Some(files)
     }
 
+    /// Says what is wrong with each of the two files: one mistake shall not hide the other.
+    fn unusable_pair(&mut self, files: &CertFiles, error: tls::Error, at: &Spot) {
+        let mut said = false;
+        for (name, fault) in [
+            ("cert", tls::certificate_fault(&files.cert)),
+            ("key", tls::key_fault(&files.key)),
+        ] {
+            if let Some(error) = fault {
+                self.tls_error(error, &at.key(name));
+                said = true;
+            }
+        }
+        if !said {
+            self.tls_error(error, &at.key("cert"));
+        }
+    }
+
+    fn tls_error(&mut self, error: tls::Error, at: &Spot) {
+        match error {
+            tls::Error::Unusable { path, fault } => {
+                let message = format!("{} {}", path.display(), fault.what);
+                self.report.wrong(at, message, fault.cure);
+            }
+            tls::Error::Unreadable { .. }
+            | tls::Error::Mismatch { .. }
+            | tls::Error::Settings(_)
+            | tls::Error::OpenSsl(_) => self.report.wrong(at, error, ""),
+        }
+    }
+
     /// A bundle of trusted certificates.
     pub(super) fn roots(&mut self, written: &str, at: &Spot) -> PathBuf {
-        let path = self.path(written);
-        if self.secrets == Secrets::Resolve {
-            if let Some(cause) = unreadable(&path) {
-                self.report.wrong(at, cause, "");
-            } else if let Err(error) = tls::Roots::load(&path) {
-                self.report.wrong(at, error, "");
-            }
+        let Some(path) = self.file(written, at) else {
+            return PathBuf::new();
+        };
+        if self.secrets == Secrets::Resolve
+            && let Err(error) = tls::Roots::load(&path)
+        {
+            self.tls_error(error, at);
         }
         path
     }
 
     /// An issuer's public keys.
     pub(super) fn jwks(&mut self, written: &str, at: &Spot) -> PathBuf {
-        let path = self.path(written);
+        let Some(path) = self.file(written, at) else {
+            return PathBuf::new();
+        };
         if self.secrets == Secrets::Resolve {
             let cause = match std::fs::read(&path) {
                 Err(cause) => Some(format!("{} cannot be read: {cause}", path.display())),
@@ -245,20 +276,34 @@ impl Context<'_> {
         algorithm: file::Algorithm,
         at: &Spot,
     ) -> Option<SecretRef> {
-        let secret = self.secret(written, at)?;
+        let (secret, place) = self.reference(written, at)?;
         if let SecretRef::Env(_) | SecretRef::File(_) = secret
             && self.secrets == Secrets::FormOnly
         {
             return Some(secret);
         }
-        let text = secret.resolve().ok()?;
-        let signer = PrivateKeyDer::from_pem_slice(text.expose().as_bytes())
-            .ok()
-            .and_then(|key| rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).ok());
-        let Some(signer) = signer else {
-            self.report
-                .wrong(at, "does not hold a private key (PEM)", "");
-            return Some(secret);
+        // Not as text: a file that is none is named as what it is, too.
+        let bytes = match secret.resolve_bytes() {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                self.report.wrong(&place, error, "");
+                return None;
+            }
+        };
+        if let SecretRef::File(path) = &secret {
+            self.open_to_others(path, &place);
+        }
+        let signer = tls::pem::private_key(&bytes).and_then(|key| {
+            rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)
+                .map_err(|_| tls::pem::UNUSABLE_KEY)
+        });
+        let signer = match signer {
+            Ok(signer) => signer,
+            Err(fault) => {
+                let message = format!("{} {}", secret.describe(), fault.what);
+                self.report.wrong(at, message, fault.cure);
+                return Some(secret);
+            }
         };
         let wanted = match algorithm {
             file::Algorithm::RS256
@@ -281,16 +326,11 @@ impl Context<'_> {
     }
 }
 
-fn unreadable(path: &Path) -> Option<String> {
-    let error = FsFile::open(path)
-        .and_then(|file| file.metadata())
-        .and_then(|found| {
-            if found.is_dir() {
-                Err(std::io::ErrorKind::IsADirectory.into())
-            } else {
-                Ok(())
-            }
-        })
-        .err()?;
-    Some(format!("{} cannot be read: {error}", path.display()))
+/// Whether `text`, written where a file is to be named, is rather what the file should hold.
+fn is_content(text: &str) -> bool {
+    let base64 = |b: u8| b.is_ascii_alphanumeric() || b"+/=-_".contains(&b);
+    text.contains(['\n', '\r'])
+        || text.contains("-----")
+        || text.trim_start().starts_with('{')
+        || (text.len() > 80 && !text.starts_with(['/', '.']) && text.bytes().all(base64))
 }

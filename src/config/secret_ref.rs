@@ -17,6 +17,9 @@ pub enum SecretError {
     /// The variable or file holds bytes that are no text.
     #[error("{0} does not hold UTF-8 text")]
     NotText(String),
+    /// Text, and in an encoding that Windows writes.
+    #[error("{0} is UTF-16 text; save it as UTF-8: `iconv -f UTF-16 -t UTF-8 FILE`")]
+    Utf16(String),
     /// There, and empty.
     #[error("{0} is empty")]
     Empty(String),
@@ -52,8 +55,10 @@ impl SecretRef {
     /// [`SecretError`] when it is missing, unreadable, not UTF-8 or empty.
     pub fn resolve(&self) -> Result<Secret, SecretError> {
         let bytes = self.resolve_bytes()?;
-        let text =
-            std::str::from_utf8(&bytes).map_err(|_| SecretError::NotText(self.describe()))?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| match &bytes[..] {
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => SecretError::Utf16(self.describe()),
+            _ => SecretError::NotText(self.describe()),
+        })?;
         let secret = Secret::new(text);
         if secret.expose().is_empty() {
             return Err(SecretError::Empty(self.describe()));

@@ -8,8 +8,7 @@ use aws_lc_rs::signature::{
     EcdsaSigningAlgorithm,
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::pem::PemObject;
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use serde_json::json;
 use url::Url;
 use url::form_urlencoded;
@@ -18,6 +17,7 @@ use super::fixed::basic;
 use super::token_request::TokenRequest;
 use crate::config::{ClientAuth, SecretRef};
 use crate::secret::Secret;
+use crate::tls::pem::{UNUSABLE_KEY, private_key, unadorned};
 
 /// The token request with `params`, and with the proof `auth` wants added; `None` is a public
 /// client, which only names itself. Secrets are read here, at each request.
@@ -72,9 +72,10 @@ pub(super) fn prove(
             audience,
         }) => {
             let audience = audience.as_deref().unwrap_or(token_url.as_str());
-            let pem = resolve(private_key)?;
+            let pem = private_key.resolve_bytes();
+            let pem = pem.map_err(|cause| cause.to_string())?;
             let assertion = assertion(&pem, algorithm, key_id.clone(), &client_id, audience)
-                .map_err(|cause| format!("{}: {cause}", private_key.describe()))?;
+                .map_err(|cause| format!("{} {cause}", private_key.describe()))?;
             request.params.push(("client_id", client_id));
             request
                 .params
@@ -89,14 +90,18 @@ pub(super) fn prove(
 
 /// RFC 7523 §3, signed anew for each request.
 fn assertion(
-    pem: &Secret,
+    pem: &[u8],
     algorithm: &str,
     key_id: Option<String>,
     client_id: &Secret,
     audience: &str,
 ) -> Result<Secret, String> {
-    let unusable = || format!("not a private key for {algorithm}");
-    let text = pem.expose().as_bytes();
+    let der = private_key(pem).map_err(|fault| fault.to_string())?;
+    let unusable = || match any_supported_type(&der) {
+        Ok(_) => format!("is not a private key for {algorithm}"),
+        Err(_) => UNUSABLE_KEY.to_string(),
+    };
+    let text = &*unadorned(pem);
     let key = match algorithm {
         "RS256" | "RS384" | "RS512" | "PS256" | "PS384" | "PS512" => {
             EncodingKey::from_rsa_pem(text).map_err(|_| unusable())?
@@ -104,7 +109,7 @@ fn assertion(
         "ES256" => elliptic(text, &ECDSA_P256_SHA256_FIXED_SIGNING).ok_or_else(unusable)?,
         "ES384" => elliptic(text, &ECDSA_P384_SHA384_FIXED_SIGNING).ok_or_else(unusable)?,
         "EdDSA" => EncodingKey::from_ed_pem(text).map_err(|_| unusable())?,
-        _ => return Err(format!("the algorithm {algorithm} is unknown")),
+        _ => return Err(format!("cannot sign: the algorithm {algorithm} is unknown")),
     };
     let algorithm: Algorithm = algorithm.parse().map_err(|_| unusable())?;
     let issued = SystemTime::now()
@@ -128,7 +133,7 @@ fn assertion(
 
 /// The JWT library reads PKCS#8 only; openssl writes SEC1 unless told otherwise.
 fn elliptic(pem: &[u8], curve: &'static EcdsaSigningAlgorithm) -> Option<EncodingKey> {
-    let der = PrivateKeyDer::from_pem_slice(pem).ok()?;
+    let der = private_key(pem).ok()?;
     let pair = EcdsaKeyPair::from_private_key_der(curve, der.secret_der()).ok()?;
     let pkcs8 = pair.to_pkcs8v1().ok()?;
     Some(EncodingKey::from_ec_der(pkcs8.as_ref()))
@@ -280,7 +285,7 @@ mod tests {
             let error = signed(algorithm, &key.serialize_pem()).unwrap_err();
             assert!(error.contains(algorithm), "{error}");
             assert!(
-                error.starts_with("the value in the configuration: "),
+                error.starts_with("the value in the configuration "),
                 "{error}"
             );
             assert!(!error.contains("PRIVATE"), "{error}");
@@ -288,7 +293,7 @@ mod tests {
         assert!(
             signed("ES256", "hunter2")
                 .unwrap_err()
-                .contains("not a private key")
+                .contains("does not hold a private key")
         );
     }
 }

@@ -26,12 +26,9 @@ use crate::tls::{Error, Identity, Roots};
 
 /// A TLS listener's settings: HTTP/2 and HTTP/1.1 by ALPN, TLS 1.2 and 1.3.
 pub(super) fn settings(certificates: Arc<ListenerCertificates>) -> Result<TlsSettings, Error> {
-    let unusable = |cause: Box<pingora::Error>| Error::Unreadable {
-        path: std::path::PathBuf::new(),
-        cause: cause.to_string(),
-    };
     let note = NoteHandshake(certificates.clone());
-    let mut settings = TlsSettings::with_callbacks(Box::new(note)).map_err(unusable)?;
+    let mut settings = TlsSettings::with_callbacks(Box::new(note))
+        .map_err(|_| Error::Settings("a TLS listener cannot be made"))?;
     if certificates.0.load().callers.is_some() {
         settings.set_client_cert_verifier(certificates.clone());
     }
@@ -174,9 +171,9 @@ impl Certificates {
     fn read(listener: &Listener, metrics: &Metrics) -> Result<Self, Error> {
         let callers = listener.client_ca.as_ref().map(|path| {
             let roots = Roots::load(path)?;
-            roots.client_verifier().map_err(|cause| Error::Unreadable {
+            roots.client_verifier().map_err(|_| Error::Unusable {
                 path: path.clone(),
-                cause: cause.to_string(),
+                fault: crate::tls::pem::NO_ISSUER,
             })
         });
         let mut certificates = Self {
@@ -193,13 +190,10 @@ impl Certificates {
     }
 
     fn add(&mut self, identity: &Identity, files: &CertFiles) -> Result<(), Error> {
-        let unusable = |cause: String| Error::Unreadable {
-            path: files.cert.clone(),
-            cause,
-        };
-        let key = identity
-            .certified()
-            .map_err(|cause| unusable(cause.to_string()))?;
+        let key = identity.certified().map_err(|_| Error::Unusable {
+            path: files.key.clone(),
+            fault: crate::tls::pem::UNUSABLE_KEY,
+        })?;
         for name in crate::tls::names(&identity.chain[0]).unwrap_or_default() {
             if let San::Dns(name) = name {
                 self.by_name.entry(name).or_insert_with(|| key.clone());

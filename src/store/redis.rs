@@ -22,6 +22,7 @@ use super::lease::{Held, Leases};
 use super::seal::Seal;
 use super::{Grant, Kind, Lock, Store, StoreError, new_holder};
 use crate::config::SecretRef;
+use crate::tls::Roots;
 
 /// The Redis store.
 pub(super) struct RedisStore(Arc<Server>);
@@ -172,20 +173,15 @@ impl Server {
     async fn connect(&self) -> Result<MultiplexedConnection, StoreError> {
         let url = self.url.resolve();
         let url = url.map_err(|cause| self.remote(format!("its URL: {cause}")))?;
-        let roots = self
-            .ca
-            .as_ref()
-            .map(|path| {
-                std::fs::read(path)
-                    .map_err(|cause| self.remote(format!("{}: {cause}", path.display())))
-            })
-            .transpose()?;
+        // The library's own errors about PEM repeat what is in the file.
+        let roots = self.ca.as_deref().map(Roots::load).transpose();
+        let roots = roots.map_err(|cause| self.remote(cause.to_string()))?;
         let client = match roots {
             Some(roots) => Client::build_with_tls(
                 url.expose(),
                 TlsCertificates {
                     client_tls: None,
-                    root_cert: Some(roots),
+                    root_cert: Some(roots.pem()),
                 },
             ),
             None => Client::open(url.expose()),

@@ -13,12 +13,13 @@ use http::header::{AUTHORIZATION, DATE};
 use http::{Method, StatusCode};
 use parking_lot::Mutex;
 use reqwest::{Certificate, Client, Identity, redirect};
+use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 
 use crate::config;
 use crate::secret::Secret;
 use crate::store::StoreError;
-use crate::tls::{Roots, sha256};
+use crate::tls::{self, Roots, sha256};
 
 /// Where the API server is and who we are there.
 pub(super) struct Cluster {
@@ -151,13 +152,13 @@ impl Cluster {
             return Ok(client.clone());
         }
         let roots = match ca {
-            Some(pem) => Certificate::from_pem_bundle(pem).map_err(describe)?,
-            None => Roots::system()
-                .certificates
-                .iter()
-                .filter_map(|der| Certificate::from_der(der).ok())
-                .collect(),
+            Some(pem) => {
+                tls::pem::certificates(pem).map_err(|fault| format!("the cluster's CA {fault}"))?
+            }
+            None => Roots::system().certificates,
         };
+        let usable = |der: &CertificateDer<'_>| Certificate::from_der(der).ok();
+        let roots: Vec<_> = roots.iter().filter_map(usable).collect();
         let mut builder = Client::builder()
             .tls_certs_only(roots)
             .https_only(true)
@@ -165,12 +166,20 @@ impl Cluster {
             .no_proxy()
             .user_agent(concat!("countersign/", env!("CARGO_PKG_VERSION")));
         if let Some(identity) = identity {
-            // What the parser says may repeat a line of the key.
-            let identity = Identity::from_pem(identity.expose().as_bytes())
+            // What the library says of either may repeat a line of the key.
+            let pem = identity.expose().as_bytes();
+            tls::pem::certificates(pem)
+                .map_err(|fault| format!("the client certificate {fault}"))?;
+            tls::pem::private_key(pem).map_err(|fault| format!("the client key {fault}"))?;
+            let identity = Identity::from_pem(&tls::pem::unadorned(pem))
                 .map_err(|_| "the client certificate or its key is no PEM".to_owned())?;
             builder = builder.identity(identity);
         }
-        let client = builder.build().map_err(describe)?;
+        let client = builder.build().map_err(|_| {
+            "TLS with its CA, client certificate and key cannot be set up: they are damaged or do \
+             not belong together"
+                .to_owned()
+        })?;
         *self.built.lock() = Some((digest, client.clone()));
         Ok(client)
     }
@@ -208,7 +217,11 @@ fn current_context(config: &Value, dir: &Path) -> Result<Access, String> {
         let entries = config[list].as_array().into_iter().flatten();
         let mut named = entries.filter(|entry| entry["name"] == *name);
         let found = named.next().map(|entry| entry[kind].clone());
-        found.ok_or_else(|| format!("has no {kind} {name}"))
+        // Anything else than a name is something in the wrong place: a token, say.
+        let name = name
+            .as_str()
+            .unwrap_or("that its current context could use");
+        found.ok_or_else(|| format!("has no {kind} {name:?}"))
     };
     let context = entry("contexts", "context", &config["current-context"])?;
     let cluster = entry("clusters", "cluster", &context["cluster"])?;

@@ -161,6 +161,7 @@ impl Config {
         let vendors = vendors::vendors(written, &mut context);
         let store = store::store(file.store.as_ref(), &mut context);
         store::warn_of_shared_ends(&store, &vendors, &mut context);
+        vendors::check_environment_proxies(&vendors, &callers, &mut context);
         let or = |span: Option<file::Span>, seconds| {
             span.map_or(Duration::from_secs(seconds), |span| span.0)
         };
@@ -663,6 +664,17 @@ impl Auth {
             Self::ClientCredentials(_) => "client_credentials",
             Self::AuthorizationCode(_) => "authorization_code",
             Self::Vedauth(_) => "vedauth",
+        }
+    }
+
+    /// The server that this kind asks for tokens.
+    #[must_use]
+    pub fn token_url(&self) -> Option<&url::Url> {
+        match self {
+            Self::Bearer { .. } | Self::Basic { .. } | Self::Headers(_) | Self::Query(_) => None,
+            Self::ClientCredentials(client) => Some(&client.token_url),
+            Self::AuthorizationCode(client) => Some(&client.token_url),
+            Self::Vedauth(server) => Some(&server.url),
         }
     }
 }

@@ -24,6 +24,7 @@ use tracing::{info, warn};
 use url::Url;
 
 use crate::config::{KeySource, SecretRef};
+use crate::endpoint;
 use crate::outbound::Outbound;
 use crate::tls::{Roots, sha256};
 
@@ -321,13 +322,11 @@ async fn keep_current(keys: Arc<Keys>, source: KeySource) {
     }
 }
 
-/// For logs; a URL's query may hold a secret.
+/// For logs.
 fn describe(source: &KeySource) -> String {
     match source {
         KeySource::File(path) => path.display().to_string(),
-        KeySource::Url { url, .. } => {
-            format!("{}{}", url.origin().ascii_serialization(), url.path())
-        }
+        KeySource::Url { url, .. } => endpoint::shown(url),
     }
 }
 
@@ -369,15 +368,16 @@ async fn fetch(url: &Url, ca: Option<&Path>, token: Option<&SecretRef>) -> Resul
 
 /// A client for one request: the CA may have changed since the last.
 fn client(url: &Url, ca: Option<&Path>) -> Result<Client, String> {
-    let outbound = Outbound::new(None);
     let builder = Client::builder()
         .redirect(redirect::Policy::none())
-        .proxy(reqwest::Proxy::custom(move |url| outbound.url(url)))
         .timeout(Duration::from_secs(10))
         .user_agent(concat!("countersign/", env!("CARGO_PKG_VERSION")));
     let builder = if url.scheme() == "http" {
-        builder.tls_certs_only([])
+        // On this machine, and nowhere else.
+        builder.no_proxy().tls_certs_only([])
     } else {
+        let outbound = Outbound::new(None);
+        outbound.via(url).map_err(|unusable| unusable.to_string())?;
         let roots = match ca {
             Some(path) => Roots::load(path).map_err(|cause| cause.to_string())?,
             None => Roots::system(),
@@ -385,7 +385,9 @@ fn client(url: &Url, ca: Option<&Path>) -> Result<Client, String> {
         let tls = roots
             .client_config(None)
             .map_err(|cause| cause.to_string())?;
-        builder.tls_backend_preconfigured(tls)
+        builder
+            .proxy(reqwest::Proxy::custom(move |url| outbound.url(url)))
+            .tls_backend_preconfigured(tls)
     };
     builder.build().map_err(|cause| cause.to_string())
 }

@@ -188,7 +188,7 @@ impl AsyncWrite for Stream {
 /// # Errors
 /// When no answer comes. What became of the request is unknown.
 pub async fn exchange(
-    stream: Stream,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     mut request: Request<reqwest::Body>,
     agent: &'static str,
 ) -> Result<reqwest::Response, String> {

@@ -29,6 +29,7 @@ pub mod cli;
 pub mod config;
 pub mod credential;
 pub mod demo;
+pub mod endpoint;
 pub mod error;
 pub mod jwks;
 pub mod late_client_auth;

@@ -1,20 +1,65 @@
 //! The way out of the company: which CONNECT proxy, if any, leads to a host. Decided here for
 //! requests and token calls alike, so that both take the same way.
+//!
+//! The environment is read as curl reads it: `https_proxy`, then `HTTPS_PROXY`, for `https://`
+//! hosts, `all_proxy`, then `ALL_PROXY`, for all others and where those are not set; a variable
+//! that is empty is not set; `no_proxy`, then `NO_PROXY`, lists what is reached directly. A proxy
+//! that cannot be used is an error for whatever would have gone through it, never a direct way.
+
+use std::net::IpAddr;
+use std::time::Duration;
 
 use http::HeaderValue;
-use hyper_util::client::proxy::matcher::Matcher;
+use ipnet::IpNet;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use url::Url;
+use tokio::time::timeout;
+use url::{Host, Url};
+
+use crate::endpoint::{self, Wrong};
 
 /// The proxies in force for one vendor.
 #[derive(Debug)]
 pub struct Outbound {
     /// `proxy:` of the vendor: for every host.
-    fixed: Option<Url>,
-    /// `HTTPS_PROXY`, for https hosts; `NO_PROXY` is in the matcher, which reads it as other tools
-    /// do.
-    environment: Option<(Url, Matcher)>,
+    fixed: Option<Proxy>,
+    environment: Environment,
+}
+
+/// What the environment says.
+#[derive(Debug, Default)]
+struct Environment {
+    /// For `https://` hosts.
+    https: Option<Named>,
+    /// For `http://` hosts.
+    http: Option<Named>,
+    direct: Direct,
+}
+
+/// A variable's proxy, or what is wrong with it.
+type Named = Result<Proxy, Unusable>;
+
+/// A variable that names a proxy which cannot be used. Its value is not repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the environment variable {variable} {wrong}; {hint}", hint = wrong.hint())]
+pub struct Unusable {
+    /// The variable's name.
+    pub variable: &'static str,
+    /// What is wrong with its value.
+    pub wrong: Wrong,
+}
+
+#[derive(Clone)]
+struct Proxy {
+    /// User information included.
+    url: Url,
+    via: Via,
+}
+
+impl std::fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.via.fmt(f)
+    }
 }
 
 /// One proxy to go through.
@@ -32,64 +77,178 @@ impl Outbound {
     /// The proxies for a vendor whose `proxy:` is `fixed`.
     #[must_use]
     pub fn new(fixed: Option<&Url>) -> Self {
-        let variable = |name: &str| {
-            std::env::var(name)
-                .or_else(|_| std::env::var(name.to_lowercase()))
-                .unwrap_or_default()
-        };
-        Self::with(fixed, &variable("HTTPS_PROXY"), &variable("NO_PROXY"))
+        Self::with(fixed, |name| {
+            let value = std::env::var_os(name)?;
+            // What is no text is no URL, and is found to be none.
+            Some(value.into_string().unwrap_or_else(|_| "\u{0}".to_owned()))
+        })
     }
 
-    fn with(fixed: Option<&Url>, https_proxy: &str, no_proxy: &str) -> Self {
-        let written = if https_proxy.contains("://") {
-            https_proxy.to_owned()
-        } else {
-            format!("http://{https_proxy}")
+    fn with(fixed: Option<&Url>, variable: impl Fn(&str) -> Option<String>) -> Self {
+        let first = |names: &[&'static str]| {
+            names.iter().find_map(|name| {
+                let value = variable(name)?;
+                (!value.trim().is_empty()).then_some((*name, value))
+            })
         };
-        let proxy = Url::parse(&written).ok().filter(Url::has_host);
+        let proxy = |names: &[&'static str]| {
+            first(names).map(|(variable, value)| {
+                endpoint::proxy(&value)
+                    .map(Proxy::new)
+                    .map_err(|wrong| Unusable { variable, wrong })
+            })
+        };
+        let direct = first(&["no_proxy", "NO_PROXY"]);
         Self {
-            fixed: fixed.cloned(),
-            environment: proxy.map(|proxy| {
-                let matcher = Matcher::builder().https(proxy.as_str()).no(no_proxy);
-                (proxy, matcher.build())
-            }),
+            fixed: fixed.cloned().map(Proxy::new),
+            environment: Environment {
+                https: proxy(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]),
+                http: proxy(&["all_proxy", "ALL_PROXY"]),
+                direct: direct.map_or_else(Direct::default, |(_, list)| Direct::read(&list)),
+            },
         }
     }
 
     /// The proxy that leads to `destination`; `None`: there is a direct way.
-    #[must_use]
-    pub fn via(&self, destination: &Url) -> Option<Via> {
-        let proxy = self.url(destination)?;
-        let host = match proxy.host()? {
-            url::Host::Domain(name) => name.to_owned(),
-            url::Host::Ipv4(address) => address.to_string(),
-            url::Host::Ipv6(address) => address.to_string(),
-        };
-        Some(Via {
-            host,
-            // What squid and most others listen on.
-            port: proxy.port_or_known_default().unwrap_or(3128),
-            authorization: basic(&proxy),
-        })
+    ///
+    /// # Errors
+    /// When the environment names a proxy for it that cannot be used.
+    pub fn via(&self, destination: &Url) -> Result<Option<Via>, Unusable> {
+        Ok(self.proxy(destination)?.map(|proxy| proxy.via.clone()))
     }
 
     /// The same as a URL, user information included, for clients that speak to proxies themselves.
+    /// Whoever uses it has asked [`Outbound::via`] for the error.
     #[must_use]
     pub fn url(&self, destination: &Url) -> Option<Url> {
+        Some(self.proxy(destination).ok()??.url.clone())
+    }
+
+    fn proxy(&self, destination: &Url) -> Result<Option<&Proxy>, Unusable> {
         if let Some(fixed) = &self.fixed {
-            return Some(fixed.clone());
+            return Ok(Some(fixed));
         }
-        let (proxy, matcher) = self.environment.as_ref()?;
-        matcher.intercept(&destination.as_str().parse().ok()?)?;
-        Some(proxy.clone())
+        let named = match destination.scheme() {
+            "https" => &self.environment.https,
+            _ => &self.environment.http,
+        };
+        match named {
+            Some(_) if self.environment.direct.has(destination) => Ok(None),
+            Some(named) => named.as_ref().map(Some).map_err(|unusable| *unusable),
+            None => Ok(None),
+        }
+    }
+}
+
+impl Proxy {
+    fn new(url: Url) -> Self {
+        let host = match url.host() {
+            Some(Host::Domain(name)) => name.to_owned(),
+            Some(Host::Ipv4(address)) => address.to_string(),
+            Some(Host::Ipv6(address)) => address.to_string(),
+            // Refused by whoever read it.
+            None => String::new(),
+        };
+        let via = Via {
+            host,
+            port: url.port_or_known_default().unwrap_or(80),
+            authorization: endpoint::authorization(&url),
+        };
+        Self { url, via }
+    }
+}
+
+/// `NO_PROXY`: a list of hosts, parted by commas or blanks. A name stands for itself and all below
+/// it, with or without a dot in front; an address may be a network (`10.0.0.0/8`); either may have a
+/// port, and then stands for that port alone; `*` is every host.
+#[derive(Debug, Default)]
+struct Direct {
+    all: bool,
+    entries: Vec<(Place, Option<u16>)>,
+}
+
+#[derive(Debug)]
+enum Place {
+    Network(IpNet),
+    /// Lower-case, without dots at its ends.
+    Name(String),
+}
+
+impl Direct {
+    fn read(list: &str) -> Self {
+        let words = list.split(|c: char| c == ',' || c.is_ascii_whitespace());
+        let mut direct = Self::default();
+        for word in words.filter(|word| !word.is_empty()) {
+            if word == "*" {
+                direct.all = true;
+            } else if let Some(network) = network(word) {
+                direct.entries.push((Place::Network(network), None));
+            } else {
+                let (place, port) = match word.rsplit_once(':') {
+                    Some((place, port)) => match port.parse() {
+                        Ok(port) => (place, Some(port)),
+                        Err(_) => continue,
+                    },
+                    None => (word, None),
+                };
+                let place =
+                    network(place).map_or_else(|| name(place), |it| Some(Place::Network(it)));
+                direct.entries.extend(place.map(|place| (place, port)));
+            }
+        }
+        direct
+    }
+
+    fn has(&self, destination: &Url) -> bool {
+        let on =
+            |port: &Option<u16>| port.is_none() || *port == destination.port_or_known_default();
+        let address = match destination.host() {
+            _ if self.all => return true,
+            Some(Host::Domain(name)) => {
+                let host = name.trim_end_matches('.');
+                return self.entries.iter().any(|(place, port)| match place {
+                    Place::Network(_) => false,
+                    Place::Name(name) => {
+                        let above = host.strip_suffix(name.as_str());
+                        on(port) && above.is_some_and(|it| it.is_empty() || it.ends_with('.'))
+                    }
+                });
+            }
+            Some(Host::Ipv4(address)) => IpAddr::V4(address),
+            Some(Host::Ipv6(address)) => IpAddr::V6(address).to_canonical(),
+            None => return false,
+        };
+        self.entries.iter().any(|(place, port)| match place {
+            Place::Network(network) => on(port) && network.contains(&address),
+            Place::Name(_) => false,
+        })
+    }
+}
+
+/// An address, IPv6 with or without brackets, or a network.
+fn network(word: &str) -> Option<IpNet> {
+    let bare = word
+        .strip_prefix('[')
+        .and_then(|word| word.strip_suffix(']'));
+    let word = bare.unwrap_or(word);
+    let address = word.parse::<IpAddr>().map(|it| it.to_canonical().into());
+    word.parse().or(address).ok()
+}
+
+/// A host name as URLs have it, in ASCII.
+fn name(word: &str) -> Option<Place> {
+    let word = word.strip_prefix('*').unwrap_or(word).trim_matches('.');
+    match Host::parse(word) {
+        Ok(Host::Domain(name)) => Some(Place::Name(name)),
+        Ok(Host::Ipv4(_) | Host::Ipv6(_)) | Err(_) => None,
     }
 }
 
 /// Why a proxy led nowhere.
 #[derive(Debug, thiserror::Error)]
 pub enum TunnelError {
-    /// The connection to it broke.
-    #[error("the outbound proxy closed the connection: {0}")]
+    /// The connection to it was not made, or broke.
+    #[error("the connection to the outbound proxy failed: {0}")]
     Broken(#[from] std::io::Error),
     /// It answered something that is no answer.
     #[error("the outbound proxy {0}")]
@@ -97,12 +256,44 @@ pub enum TunnelError {
     /// It answered, and the answer is no. Holds the status.
     #[error("the outbound proxy refused the CONNECT with {0}")]
     Refused(String),
+    /// It took longer than allowed.
+    #[error("the outbound proxy gave no connection within {0:?}")]
+    TimedOut(Duration),
 }
 
 /// Longest head of a proxy's answer, bytes.
 const MAX_ANSWER: usize = 8 * 1024;
 
 impl Via {
+    /// A connection to `target`, `host:port`, through this proxy, by the first of its addresses that
+    /// leads there; each has `limit` for it, zero being none.
+    ///
+    /// # Errors
+    /// When none of them does: the last one's.
+    pub async fn open(&self, target: &str, limit: Duration) -> Result<TcpStream, TunnelError> {
+        let addresses = tokio::net::lookup_host((self.host.as_str(), self.port)).await?;
+        let mut last = TunnelError::Garbled("has a name without an address");
+        for address in addresses {
+            let open = async {
+                let mut stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                self.tunnel(&mut stream, target).await?;
+                Ok(stream)
+            };
+            let opened = if limit.is_zero() {
+                open.await
+            } else {
+                let opened = timeout(limit, open).await;
+                opened.unwrap_or(Err(TunnelError::TimedOut(limit)))
+            };
+            match opened {
+                Ok(stream) => return Ok(stream),
+                Err(cause) => last = cause,
+            }
+        }
+        Err(last)
+    }
+
     /// Asks the proxy at the other end of `stream` for `target`, `host:port` (RFC 9110 §9.3.6).
     /// After that the target is at the other end.
     ///
@@ -141,79 +332,176 @@ impl Via {
     }
 }
 
-/// The Basic credential in a URL's user information.
-fn basic(proxy: &Url) -> Option<HeaderValue> {
-    use base64::Engine;
-
-    if proxy.username().is_empty() && proxy.password().is_none() {
-        return None;
-    }
-    let decoded = |text: &str| percent_encoding::percent_decode_str(text).collect::<Vec<u8>>();
-    let mut pair = zeroize::Zeroizing::new(decoded(proxy.username()));
-    pair.push(b':');
-    pair.extend(decoded(proxy.password().unwrap_or_default()));
-    let encoded = base64::engine::general_purpose::STANDARD.encode(&*pair);
-    crate::secret::Secret::new(encoded).to_header("Basic ").ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn via(fixed: Option<&str>, environment: (&str, &str), to: &str) -> Option<(String, u16)> {
+    fn outbound(fixed: Option<&str>, environment: &[(&str, &str)]) -> Outbound {
         let fixed = fixed.map(|url| Url::parse(url).unwrap());
-        Outbound::with(fixed.as_ref(), environment.0, environment.1)
-            .via(&Url::parse(to).unwrap())
-            .map(|via| (via.host, via.port))
+        Outbound::with(fixed.as_ref(), |name| {
+            let found = environment.iter().find(|(given, _)| *given == name);
+            found.map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    /// The proxy's host; `-`: there is a direct way.
+    fn way(environment: &[(&str, &str)], to: &str) -> String {
+        let destination = Url::parse(to).unwrap();
+        let outbound = outbound(None, environment);
+        match outbound.via(&destination) {
+            Ok(via) => {
+                // Both clients are told the same.
+                let host = outbound
+                    .url(&destination)
+                    .map(|url| url.host_str().unwrap().to_owned());
+                assert_eq!(host, via.as_ref().map(|via| via.host.clone()));
+                via.map_or("-".to_owned(), |via| via.host)
+            }
+            Err(unusable) => {
+                assert_eq!(outbound.url(&destination), None);
+                unusable.to_string()
+            }
+        }
     }
 
     #[test]
-    fn a_vendors_own_proxy_wins_and_the_environment_knows_exceptions() {
-        let corp = Some(("egress.corp".to_owned(), 3128));
-        let environment = ("http://egress.corp:3128", "internal.corp,10.0.0.0/8");
-        let none = ("", "");
-        for (fixed, environment, to, want) in [
-            (None, none, "https://a.test", None),
-            (None, environment, "https://a.test", corp.clone()),
-            (None, environment, "https://x.internal.corp", None),
-            (None, environment, "https://10.1.2.3", None),
-            (None, environment, "http://a.test", None),
-            (
-                Some("http://egress.corp:3128"),
-                none,
-                "http://a.test",
-                corp.clone(),
-            ),
-            (
-                Some("http://egress.corp:3128"),
-                ("http://other:1", "*"),
-                "https://a.test",
-                corp,
-            ),
-            (
-                None,
-                ("[::1]:8888", ""),
-                "https://a.test",
-                Some(("::1".into(), 8888)),
-            ),
+    fn variables_count_in_curls_order_and_empty_ones_not_at_all() {
+        let all = [
+            ("https_proxy", "http://a:1"),
+            ("HTTPS_PROXY", "http://b:1"),
+            ("all_proxy", "http://c:1"),
+            ("ALL_PROXY", "http://d:1"),
+        ];
+        for from in 0..4 {
+            let host = ["a", "b", "c", "d"][from];
+            assert_eq!(way(&all[from..], "https://v.test"), host);
+            let mut emptied = all;
+            emptied[..from]
+                .iter_mut()
+                .for_each(|(_, value)| *value = "");
+            assert_eq!(way(&emptied, "https://v.test"), host);
+        }
+        assert_eq!(way(&[], "https://v.test"), "-");
+        // Plaintext has variables of its own, of which only those for everything count.
+        assert_eq!(way(&all, "http://v.test"), "c");
+        let never = [("http_proxy", "http://x:1"), ("HTTP_PROXY", "http://x:1")];
+        assert_eq!(way(&never, "http://v.test"), "-");
+
+        let hidden = [("NO_PROXY", "v.test"), ("no_proxy", ""), all[0]];
+        assert_eq!(way(&hidden, "https://v.test"), "-");
+        let lower = [("NO_PROXY", "v.test"), ("no_proxy", "w.test"), all[0]];
+        assert_eq!(way(&lower, "https://v.test"), "a");
+    }
+
+    #[test]
+    fn what_is_reached_directly_is_what_curl_reaches_directly_and_ports_count() {
+        for (list, to, direct) in [
+            ("corp.test", "https://corp.test", true),
+            ("corp.test", "https://a.b.corp.test", true),
+            (".corp.test", "https://corp.test", true),
+            ("*.corp.test", "https://a.corp.test", true),
+            ("CORP.test.", "https://a.corp.TEST", true),
+            ("corp.test", "https://a.corp.test.", true),
+            ("corp.test", "https://xcorp.test", false),
+            ("corp.test", "https://corp.test.evil", false),
+            ("b\u{fc}cher.test", "https://a.xn--bcher-kva.test", true),
+            ("x, corp.test", "https://corp.test", true),
+            ("x corp.test\ty", "https://corp.test", true),
+            ("x,,corp.test,", "https://corp.test", true),
+            ("*", "https://corp.test", true),
+            ("x,*", "https://10.0.0.1", true),
+            ("corp.test:8443", "https://corp.test:8443", true),
+            ("corp.test:8443", "https://a.corp.test:8443", true),
+            ("corp.test:8443", "https://corp.test", false),
+            ("corp.test:443", "https://corp.test", true),
+            ("corp.test:80", "http://corp.test", true),
+            ("corp.test:https", "https://corp.test", false),
+            ("10.0.0.0/8", "https://10.1.2.3:8443", true),
+            ("10.0.0.0/8", "https://11.1.2.3", false),
+            ("10.1.2.3", "https://10.1.2.3:8443", true),
+            ("10.1.2.3:8443", "https://10.1.2.3:8443", true),
+            ("10.1.2.3:8443", "https://10.1.2.3", false),
+            ("10.0.0.0/8", "https://[::ffff:10.1.2.3]", true),
+            ("::1", "https://[::1]:8443", true),
+            ("[::1]", "https://[::1]:8443", true),
+            ("[::1]:8443", "https://[::1]:8443", true),
+            ("[::1]:8443", "https://[::1]", false),
+            ("2001:db8::/32", "https://[2001:db8::7]", true),
+            ("1", "https://10.0.0.1", false),
+            ("localhost", "https://127.0.0.1", false),
+            (",", "https://a", false),
         ] {
-            assert_eq!(via(fixed, environment, to), want, "{to}");
+            let environment = [("all_proxy", "http://proxy:1"), ("NO_PROXY", list)];
+            let want = if direct { "-" } else { "proxy" };
+            assert_eq!(way(&environment, to), want, "{list}: {to}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_that_cannot_be_used_is_an_error_and_no_direct_way() {
+        for (variable, value, said) in [
+            (
+                "HTTPS_PROXY",
+                "\"http://us:hunter2@p:1\"",
+                "HTTPS_PROXY is in quotes",
+            ),
+            (
+                "https_proxy",
+                "https://us:hunter2@p:1",
+                "https_proxy names an outbound proxy",
+            ),
+            (
+                "ALL_PROXY",
+                "socks5h://us:hunter2@p:1",
+                "ALL_PROXY names a SOCKS proxy",
+            ),
+            (
+                "all_proxy",
+                "http://us:hunter2/@p:1",
+                "all_proxy has a raw `@`",
+            ),
+            (
+                "HTTPS_PROXY",
+                "hunter2://",
+                "HTTPS_PROXY is not the address",
+            ),
+            ("HTTPS_PROXY", "\u{0}", "HTTPS_PROXY has a character"),
+        ] {
+            let text = way(&[(variable, value)], "https://v.test");
+            assert!(text.contains(said) && !text.contains("hunter2"), "{text}");
+            let excepted = [(variable, value), ("NO_PROXY", "v.test")];
+            assert_eq!(way(&excepted, "https://v.test"), "-");
+        }
+        // What is overruled is not looked at.
+        let environment = [("https_proxy", "http://p:1"), ("ALL_PROXY", "socks5://q:1")];
+        assert_eq!(way(&environment, "https://v.test"), "p");
+    }
+
+    #[test]
+    fn a_vendors_own_proxy_wins_over_the_environment() {
+        let environment = [("https_proxy", "socks5://q:1"), ("no_proxy", "*")];
+        let outbound = outbound(Some("http://[::1]:3128"), &environment);
+        for to in ["http://a.test", "https://a.test"] {
+            let via = outbound.via(&Url::parse(to).unwrap()).unwrap().unwrap();
+            assert_eq!((&*via.host, via.port), ("::1", 3128), "{to}");
         }
     }
 
     #[test]
     fn user_information_becomes_a_credential_that_is_not_printed() {
+        let url = "http://us%20er:p%40ss@a:1";
         for outbound in [
-            Outbound::with(
-                Some(&Url::parse("http://us%20er:p%40ss@a:1").unwrap()),
-                "",
-                "",
-            ),
-            Outbound::with(None, "http://us%20er:p%40ss@a:1", ""),
+            outbound(Some(url), &[]),
+            outbound(None, &[("HTTPS_PROXY", url)]),
         ] {
-            let via = outbound.via(&Url::parse("https://b").unwrap()).unwrap();
+            let via = outbound.via(&Url::parse("https://b").unwrap());
+            let via = via.unwrap().unwrap();
             assert_eq!(via.authorization.clone().unwrap(), "Basic dXMgZXI6cEBzcw==");
-            assert!(!format!("{via:?}").contains("dXMg"));
+            let printed = format!("{via:?} {outbound:?}");
+            assert!(
+                !printed.contains("dXMg") && !printed.contains("p%40ss"),
+                "{printed}"
+            );
         }
     }
 }

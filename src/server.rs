@@ -53,6 +53,14 @@ pub enum StartError {
         /// What is wrong with it.
         cause: crate::tls::Error,
     },
+    /// The way to a vendor's servers.
+    #[error("vendors.{vendor}: {cause}")]
+    Upstream {
+        /// The vendor.
+        vendor: String,
+        /// What is wrong with it.
+        cause: crate::upstream::StartError,
+    },
     /// A caller's key.
     #[error("callers.{caller}.api_key: {cause}")]
     Caller {

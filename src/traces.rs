@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue};
 use opentelemetry::trace::{
     Span, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId, TraceState,
@@ -30,6 +31,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
+use crate::endpoint::{self, Wrong};
 use crate::outbound::Outbound;
 use crate::server::logs::Line;
 use crate::tls::Roots;
@@ -78,12 +80,13 @@ impl Traces {
         {
             return Ok(None);
         }
-        let url = Url::parse(&endpoint)
-            .ok()
-            .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-            .ok_or(format!(
-                "{name} is not the URL of a collector, such as http://localhost:4318"
-            ))?;
+        let url = endpoint::web_with_login(endpoint.trim()).map_err(|wrong| {
+            if wrong == Wrong::NotUrl {
+                format!("{name} is not the URL of a collector, such as http://localhost:4318")
+            } else {
+                format!("{name} {wrong}; {}", wrong.hint())
+            }
+        })?;
         if either("PROTOCOL").is_some_and(|(_, protocol)| protocol != "http/protobuf") {
             tracing::warn!(
                 "spans are sent as http/protobuf, whatever OTEL_EXPORTER_OTLP_PROTOCOL says: \
@@ -92,8 +95,10 @@ impl Traces {
         }
         let certificate = either("CERTIFICATE");
         let collector = Collector::new(&url, certificate.as_ref().map(|(_, path)| &**path))?;
+        let of_every_signal = !name.contains("TRACES");
         let exporter = SpanExporter::builder()
             .with_http()
+            .with_endpoint(target(url.clone(), of_every_signal))
             .with_http_client(collector)
             .with_protocol(Protocol::HttpBinary)
             .build()
@@ -459,10 +464,26 @@ async fn send(
     }
 }
 
+/// Where spans are posted: without user information, which goes into a header. A URL for every
+/// signal gets the path of this one (OTLP/HTTP, "Endpoint URLs").
+fn target(mut url: Url, of_every_signal: bool) -> String {
+    // Both fail only for URLs that cannot hold any.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    if of_every_signal && let Ok(mut path) = url.path_segments_mut() {
+        path.pop_if_empty().extend(["v1", "traces"]);
+    }
+    url.into()
+}
+
 /// The way to the collector: as for other servers, without redirects, which would take its key
 /// elsewhere.
 #[derive(Debug)]
-struct Collector(reqwest::Client);
+struct Collector {
+    client: reqwest::Client,
+    /// `Authorization`, where the URL has user information. Sensitive.
+    authorization: Option<HeaderValue>,
+}
 
 impl Collector {
     fn new(url: &Url, certificate: Option<&str>) -> Result<Self, String> {
@@ -480,14 +501,18 @@ impl Collector {
             Err(cause) => return Err(format!("OTEL_EXPORTER_OTLP_ENDPOINT: {cause}")),
         };
         let outbound = Outbound::new(None);
-        reqwest::Client::builder()
+        outbound.via(url).map_err(|unusable| unusable.to_string())?;
+        let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .timeout(REQUEST)
             .proxy(reqwest::Proxy::custom(move |url| outbound.url(url)))
             .tls_backend_preconfigured(tls)
             .build()
-            .map(Self)
-            .map_err(|cause| format!("OTEL_EXPORTER_OTLP_ENDPOINT: {}", cause.without_url()))
+            .map_err(|cause| format!("OTEL_EXPORTER_OTLP_ENDPOINT: {}", cause.without_url()))?;
+        Ok(Self {
+            client,
+            authorization: endpoint::authorization(url),
+        })
     }
 }
 
@@ -497,9 +522,16 @@ impl HttpClient for Collector {
         &self,
         request: http::Request<Bytes>,
     ) -> Result<http::Response<Bytes>, HttpError> {
-        let request = reqwest::Request::try_from(request)?;
+        let mut request = reqwest::Request::try_from(request)?;
+        if let Some(authorization) = &self.authorization {
+            // What OTEL_EXPORTER_OTLP_HEADERS says wins.
+            let fields = request.headers_mut();
+            fields
+                .entry(AUTHORIZATION)
+                .or_insert_with(|| authorization.clone());
+        }
         let mut answer = self
-            .0
+            .client
             .execute(request)
             .await
             .map_err(reqwest::Error::without_url)?;

@@ -23,7 +23,18 @@ use self::http2::Versions;
 use self::resolver::{Resolved, Resolver};
 use self::tunnel::Tunnel;
 use crate::config::{Timeouts, Vendor, is_link_local};
-use crate::outbound::Outbound;
+use crate::outbound::{Outbound, Unusable};
+
+/// Why a vendor's servers cannot be reached by what is configured.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A certificate, key or CA file.
+    #[error(transparent)]
+    Tls(#[from] crate::tls::Error),
+    /// The outbound proxy that the environment names.
+    #[error(transparent)]
+    Outbound(#[from] Unusable),
+}
 
 /// One vendor's servers.
 pub struct Upstream {
@@ -45,7 +56,7 @@ impl Upstream {
     /// configuration's connections from those made under an earlier one.
     ///
     /// # Errors
-    /// When the client certificate or CA file cannot be used.
+    /// When the client certificate, the CA file or the environment's proxy cannot be used.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -53,14 +64,14 @@ impl Upstream {
         vendor: &Vendor,
         generation: u64,
         resolver: &Resolver,
-    ) -> Result<Arc<Self>, crate::tls::Error> {
+    ) -> Result<Arc<Self>, StartError> {
         let mut template = template(vendor, generation)?;
-        let via = vendor
-            .upstream
-            .origin()
-            .parse()
-            .ok()
-            .and_then(|origin| Outbound::new(vendor.proxy.as_ref()).via(&origin));
+        let outbound = Outbound::new(vendor.proxy.as_ref());
+        let via = match vendor.upstream.origin().parse() {
+            Ok(origin) => outbound.via(&origin)?,
+            // Made of a host that has been parsed.
+            Err(_) => None,
+        };
         let tunnel = via.as_ref().map(|via| Tunnel {
             target: vendor.upstream.host_and_port(),
             via: via.clone(),

@@ -42,4 +42,5 @@ mod terminal;
 mod traces;
 mod tree;
 mod upstream_h2;
+mod urls;
 mod vendors;

@@ -9,7 +9,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::front::Plan;
 use crate::support::peers::squid::{PASSWORD, Squid, USER};
-use crate::support::{eventually, signal};
+use crate::support::script::{Asked, Reply, Server};
+use crate::support::{countersign, eventually, signal};
 
 /// A CONNECT proxy that notes the heads it was sent.
 pub struct Egress {
@@ -184,4 +185,159 @@ async fn a_proxy_that_a_reload_brings_is_used_by_token_calls_too() {
     let certn = front.stands.certn.address();
     let head = format!("CONNECT {certn} HTTP/1.1\r\n");
     assert!(egress.heads().iter().all(|sent| sent.starts_with(&head)));
+}
+
+/// One answer of both ways: a token call and a request.
+async fn both_ways(environment: &[(&'static str, String)]) -> (u16, u16) {
+    let mut plan = Plan::new().await.vendor("certn").vendor("sectigo");
+    for (name, value) in environment {
+        plan = plan.environment(name, Box::leak(value.clone().into_boxed_str()));
+    }
+    let front = plan.start();
+    let token = front.answer("/certn/hr/v1/applicants/").await.status;
+    let request = front.answer("/sectigo/api/ssl/v1/types").await.status;
+    (token, request)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_variable_of_curls_leads_both_ways_through_the_proxy() {
+    for variables in [
+        &["https_proxy"][..],
+        &["ALL_PROXY"],
+        &["all_proxy"],
+        // Empty ones hide nothing.
+        &["https_proxy", "HTTPS_PROXY", "all_proxy"],
+    ] {
+        let egress = Egress::start("200 OK").await;
+        let (last, empty) = variables.split_last().unwrap();
+        let mut environment = vec![(*last, format!("http://{}", egress.address))];
+        environment.extend(empty.iter().map(|name| (*name, String::new())));
+        assert_eq!(both_ways(&environment).await, (200, 200), "{variables:?}");
+        // The token, its request, and the other vendor's request.
+        assert_eq!(
+            egress.heads().len(),
+            3,
+            "{variables:?}: {:?}",
+            egress.heads()
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exception_with_a_port_holds_for_that_port_both_ways() {
+    let egress = Egress::start("200 OK").await;
+    let plan = Plan::new().await.vendor("certn").vendor("sectigo");
+    let (certn, sectigo) = (
+        plan.stands.certn.address(),
+        plan.stands.cert_manager.address(),
+    );
+    let proxy = format!("http://{}", egress.address);
+    let front = plan
+        .environment("HTTPS_PROXY", Box::leak(proxy.into_boxed_str()))
+        .environment("NO_PROXY", "")
+        .environment("no_proxy", Box::leak(certn.to_string().into_boxed_str()))
+        .start();
+    assert_eq!(front.answer("/certn/hr/v1/applicants/").await.status, 200);
+    assert_eq!(front.answer("/sectigo/api/ssl/v1/types").await.status, 200);
+    let heads = egress.heads();
+    let other = format!("CONNECT {sectigo} HTTP/1.1\r\n");
+    assert!(
+        heads.iter().all(|head| head.starts_with(&other)),
+        "{heads:?}"
+    );
+    assert_eq!(heads.len(), 1, "{heads:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_cannot_be_used_is_refused_at_once_unless_nothing_goes_through_it() {
+    let plan = Plan::new().await.vendor("certn").vendor("sectigo");
+    std::fs::write(plan.dir().join("proxy.yaml"), plan.yaml()).unwrap();
+    for (variable, value, said) in [
+        ("HTTPS_PROXY", "\"http://us:canary@127.0.0.1:1\"", "quotes"),
+        ("https_proxy", "'http://127.0.0.1:1'", "quotes"),
+        (
+            "HTTPS_PROXY",
+            "https://us:canary@127.0.0.1:1",
+            "not supported",
+        ),
+        ("ALL_PROXY", "socks5://us:canary@127.0.0.1:1", "SOCKS"),
+        (
+            "all_proxy",
+            "http://us:p/canary@127.0.0.1:1",
+            "percent-encode",
+        ),
+        (
+            "HTTPS_PROXY",
+            "http://us:1/canary@127.0.0.1:1",
+            "percent-encode",
+        ),
+        ("HTTPS_PROXY", "us:p#canary@127.0.0.1:1", "percent-encode"),
+        ("HTTPS_PROXY", "canary://", "is not the address"),
+    ] {
+        for arguments in [&["check"][..], &["serve"], &["probe"]] {
+            let refused = countersign()
+                .args(arguments)
+                .current_dir(plan.dir())
+                .env(variable, value)
+                .output()
+                .unwrap();
+            let text = String::from_utf8(refused.stderr).unwrap();
+            assert_eq!(refused.status.code(), Some(2), "{value}: {text}");
+            assert!(text.contains(variable) && text.contains(said), "{text}");
+            assert!(!text.contains("canary"), "{text}");
+            // Once, however many would have gone through it.
+            assert_eq!(text.matches(variable).count(), 1, "{text}");
+        }
+        for (name, more) in [("NO_PROXY", "127.0.0.1"), (variable, "")] {
+            let fine = countersign()
+                .arg("check")
+                .current_dir(plan.dir())
+                .env(variable, value)
+                .env(name, more)
+                .output()
+                .unwrap();
+            assert_eq!(fine.status.code(), Some(0), "{name}: {fine:?}");
+        }
+        let form = countersign()
+            .args(["check", "--without-secrets"])
+            .current_dir(plan.dir())
+            .env(variable, value)
+            .output()
+            .unwrap();
+        assert_eq!(form.status.code(), Some(0), "{form:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plaintext_goes_by_connect_through_a_vendors_proxy_both_ways() {
+    let vendor = Server::start(|asked: Asked| async move {
+        Reply::json(if asked.target == "/token" {
+            r#"{"access_token":"t","token_type":"Bearer","expires_in":3600}"#
+        } else {
+            "{}"
+        })
+    })
+    .await;
+    let egress = Egress::start("200 OK").await;
+    let (url, proxy) = (vendor.url(""), egress.address);
+    let front = Plan::new()
+        .await
+        .stanza_of(&format!(
+            "  v:
+    upstream: {url}
+    allow_plaintext: true
+    proxy: http://{proxy}
+    auth: {{ client_credentials: {{ token_url: {url}/token, client_id: us, client_secret: {{ value: s }} }} }}
+"
+        ))
+        .start();
+    assert_eq!(front.answer("/v/x").await.status, 200);
+    let expected = format!("CONNECT {} HTTP/1.1\r\n", vendor.address);
+    let heads = egress.heads();
+    assert!(
+        heads.iter().all(|head| head.starts_with(&expected)),
+        "{heads:?}"
+    );
+    assert_eq!(heads.len(), 2, "{heads:?}");
+    assert_eq!(vendor.asked_at("/x")[0].bearer.as_deref(), Some("t"));
 }

@@ -267,6 +267,10 @@ pub fn countersign() -> Command {
         "RUST_LOG",
         "HTTPS_PROXY",
         "https_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+        "NO_PROXY",
+        "no_proxy",
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     ] {

@@ -18,6 +18,7 @@ use prost::Message;
 use serde_json::Value;
 
 use crate::support::front::{DECOY, Front, Plan, answer};
+use crate::support::script::{Reply, Server};
 use crate::support::{countersign, eventually, signal};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -406,4 +407,38 @@ async fn an_endpoint_that_is_none_ends_the_process_with_1_and_is_not_repeated() 
         "{said}"
     );
     assert!(!said.contains("hunter2"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_in_the_collectors_url_is_sent_as_basic_and_said_nowhere() {
+    let collector = Server::start(async |_| Reply::json("")).await;
+    let url = format!(
+        "http://us:canary%40pw@{}/otlp?key=canary",
+        collector.address
+    );
+    let mut front = Plan::new()
+        .await
+        .vendor("certn")
+        .environment(
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            Box::leak(url.into_boxed_str()),
+        )
+        .environment("OTEL_BSP_SCHEDULE_DELAY", "50")
+        .environment("RUST_LOG", "trace")
+        .start();
+    assert_eq!(call(&front, "basic", &[]).await, 200);
+    let asked = eventually("spans", || collector.asked().into_iter().next());
+    assert_eq!(asked.target, "/otlp/v1/traces?key=canary");
+    // us:canary@pw
+    assert_eq!(
+        asked.authorization.as_deref(),
+        Some("Basic dXM6Y2FuYXJ5QHB3")
+    );
+    signal(front.proxy.id(), "TERM");
+    assert_eq!(front.proxy.ended(), Some(0));
+    let stderr = front.proxy.stderr();
+    for said in ["canary%40pw", "canary@pw", "dXM6Y2FuYXJ5QHB3"] {
+        let lines: Vec<_> = stderr.lines().filter(|line| line.contains(said)).collect();
+        assert!(lines.is_empty(), "{lines:#?}");
+    }
 }

@@ -6,9 +6,11 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
+use url::Url;
 
 use super::progress;
 use super::table::{self, Row};
+use crate::endpoint::{self, Wrong};
 
 /// Whom to ask.
 #[derive(Debug, Args)]
@@ -39,6 +41,9 @@ fn interval(text: &str) -> Result<Duration, String> {
 /// Why there is no good news.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
+    /// `--admin` names no URL.
+    #[error("--admin {0}; {hint}", hint = .0.hint())]
+    Admin(Wrong),
     /// Nobody there, or somebody else.
     #[error(
         "no status from {url}: {cause}; does `countersign serve` run, and is this its admin \
@@ -90,7 +95,7 @@ pub(super) async fn run(arguments: &Arguments) -> Result<(), Error> {
         return Err(Error::NotUsable {
             failed,
             all: rows.len(),
-            page: format!("{}/", base(&arguments.admin)),
+            page: shown(&arguments.admin, "/"),
         });
     }
     Ok(())
@@ -175,16 +180,21 @@ fn write(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// The admin listener's address as a URL without a path.
-fn base(admin: &str) -> String {
+/// The URL of `path` on the admin listener.
+fn url(admin: &str, path: &str) -> Result<Url, Wrong> {
     let scheme = if admin.contains("://") { "" } else { "http://" };
-    format!("{scheme}{}", admin.trim_end_matches('/'))
+    endpoint::web_with_login(&format!("{scheme}{}{path}", admin.trim_end_matches('/')))
+}
+
+/// The same as it may be shown.
+fn shown(admin: &str, path: &str) -> String {
+    url(admin, path).map_or_else(|_| "--admin".to_owned(), |url| endpoint::shown(&url))
 }
 
 async fn ask(admin: &str) -> Result<Value, Error> {
-    let url = format!("{}/status", base(admin));
+    let url = url(admin, "/status").map_err(Error::Admin)?;
     let no_answer = |cause: String| Error::NoAnswer {
-        url: url.clone(),
+        url: endpoint::shown(&url),
         cause,
     };
     let asking = async {
@@ -193,7 +203,7 @@ async fn ask(admin: &str) -> Result<Value, Error> {
             .redirect(reqwest::redirect::Policy::none())
             .timeout(Duration::from_secs(10))
             .build()?;
-        client.get(&url).send().await
+        client.get(url.clone()).send().await
     };
     let answer = asking.await.map_err(|error| no_answer(story(&error)))?;
     if answer.status() != reqwest::StatusCode::OK {

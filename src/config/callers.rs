@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 
-use url::{Host, Url};
+use url::Host;
 
 use super::file;
 use super::reference::Context;
@@ -13,7 +13,7 @@ use super::upstream::web_url;
 use crate::config::{
     ApiKey, Caller, Callers, Grant, Jwt, KeySource, Rate, San, SecretRef, Secrets,
 };
-use crate::tls;
+use crate::{endpoint, tls};
 
 /// Reads `callers:`. `vendors` are the names a grant may have.
 pub(super) fn callers(
@@ -244,13 +244,14 @@ fn jwks_url(
         Some(secret)
     });
     let at = at.key("jwks_url");
-    let is_local = Url::parse(text).is_ok_and(|url| match url.host() {
+    let url = endpoint::web(text).ok();
+    let is_local = url.as_ref().is_some_and(|url| match url.host() {
         Some(Host::Domain(name)) => name == "localhost",
         Some(Host::Ipv4(address)) => address.is_loopback(),
         Some(Host::Ipv6(address)) => address.is_loopback(),
         None => false,
     });
-    if !is_local && text.starts_with("http:") {
+    if !is_local && url.is_some_and(|url| url.scheme() == "http") {
         let hint = "whoever can change the keys on their way can be any caller";
         context.report.wrong(&at, "is not an https:// URL", hint);
         return None;

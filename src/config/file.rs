@@ -309,7 +309,8 @@ pub(super) struct FileStore {
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RedisStore {
-    /// `redis://[USER:PASSWORD@]HOST[:PORT][/DB]`, or `rediss://…` for TLS.
+    /// `redis://[USER:PASSWORD@]HOST[:PORT][/DB]`, or `rediss://…` for TLS. User and password are
+    /// percent-encoded: `@` is `%40`, `/` is `%2F`.
     #[schemars(required)]
     pub(super) url: Option<Secret>,
     /// PEM bundle to trust instead of the system roots, for `rediss://`.
@@ -388,7 +389,8 @@ pub(super) struct Vendor {
     /// How much anything may take; 0: no limit.
     pub(super) limits: Option<Limits>,
     /// `http://host:port` of an outbound CONNECT proxy, for the upstream and for token URLs.
-    /// Default: `HTTPS_PROXY` and `NO_PROXY` of the environment.
+    /// Default: `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` of the environment, in either case, as curl
+    /// reads them.
     pub(super) proxy: Option<String>,
     /// Accepts link-local addresses (169.254.0.0/16 and the like) as upstream.
     #[schemars(extend("default" = false))]

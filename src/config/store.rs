@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use url::Url;
-
 use super::file;
 use super::reference::Context;
 use super::report::Spot;
 use crate::config::{Auth, SecretRef, Secrets, Store, Vendor};
+use crate::endpoint;
 
 /// Reads `store:`. Where it has a mistake, what is returned is of no use, as the whole
 /// configuration.
@@ -133,21 +132,14 @@ fn redis_url(
     }
     // What cannot be read has been reported.
     let text = secret.resolve().ok()?;
-    let url = Url::parse(text.expose()).ok();
-    let tls = match url.as_ref().map(Url::scheme) {
-        Some("redis") => false,
-        Some("rediss") => true,
-        _ => {
-            let hint = "it reads `redis://[USER:PASSWORD@]HOST[:PORT][/DB]`, `rediss://` for TLS";
-            context.report.wrong(&here, "is no URL of a Redis", hint);
+    let url = match endpoint::redis(text.expose()) {
+        Ok(url) => url,
+        Err(wrong) => {
+            context.report.wrong(&here, wrong, wrong.hint());
             return Some(secret);
         }
     };
-    if url.is_some_and(|url| url.fragment().is_some()) {
-        let hint = "the certificate is always verified; `ca` names whom to trust";
-        context.report.wrong(&here, "has a `#` part", hint);
-    }
-    if !tls && ca.is_some() {
+    if url.scheme() == "redis" && ca.is_some() {
         context.report.wrong_key(
             &at.key("ca"),
             "is for TLS, and the URL is not",

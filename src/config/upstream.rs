@@ -9,6 +9,7 @@ use super::reference::Context;
 use super::report::Spot;
 use super::rules::is_unreserved;
 use crate::config::Upstream;
+use crate::endpoint::{self, Wrong};
 
 /// Reads `upstream:`.
 pub(super) fn upstream(
@@ -80,28 +81,21 @@ pub(super) fn web_url(
     context: &mut Context<'_>,
 ) -> Option<Url> {
     let report = &mut context.report;
-    let url = match Url::parse(text) {
-        Ok(url) if url.has_host() && matches!(url.scheme(), "https" | "http") => url,
-        Ok(_) | Err(_) => {
+    let url = match endpoint::web(text) {
+        Ok(url) => url,
+        Err(Wrong::NotUrl) => {
             report.wrong(at, "is not an https:// URL", "");
             return None;
         }
+        Err(Wrong::Login) => {
+            report.wrong(at, Wrong::Login, "credentials belong under `auth:`");
+            return None;
+        }
+        Err(wrong) => {
+            report.wrong(at, wrong, wrong.hint());
+            return None;
+        }
     };
-    if !url.username().is_empty() || url.password().is_some() {
-        report.wrong(
-            at,
-            "must not have a user or password in it",
-            "credentials belong under `auth:`",
-        );
-        return None;
-    }
-    if text
-        .bytes()
-        .any(|b| b.is_ascii_whitespace() || b.is_ascii_control() || b == b'\\')
-    {
-        report.wrong(at, "has a character that no URL may have", "");
-        return None;
-    }
     if url.scheme() == "http" {
         if !allow_plaintext {
             report.wrong(

@@ -1,7 +1,9 @@
 //! One vendor: a way in, an upstream, what may pass, one credential.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
+
+use url::Url;
 
 use super::auth;
 use super::callers;
@@ -12,7 +14,9 @@ use super::reference::Context;
 use super::report::Spot;
 use super::rules::is_unreserved;
 use super::upstream::{plain_path, upstream};
-use crate::config::{Breaker, Limits, Timeouts, Vendor};
+use crate::config::{Auth, Breaker, Callers, Jwt, KeySource, Limits, Secrets, Timeouts, Vendor};
+use crate::endpoint::{self, Wrong};
+use crate::outbound::{Outbound, Unusable};
 
 /// Reads `vendors:`, presets already merged. What was wrong is left out.
 pub(super) fn vendors(
@@ -152,35 +156,85 @@ fn vendor<'f>(
 }
 
 /// Reads `proxy:`: an origin, and nothing in it that is secret.
-fn proxy(written: &str, at: &Spot, context: &mut Context<'_>) -> Option<url::Url> {
-    let url = url::Url::parse(written)
-        .ok()
-        .filter(|url| url.scheme() == "http" && url.host().is_some());
-    let Some(url) = url else {
-        context.report.wrong(
-            at,
-            "is not the address of an outbound proxy",
-            "written `http://egress.example:3128`",
-        );
-        return None;
+fn proxy(written: &str, at: &Spot, context: &mut Context<'_>) -> Option<Url> {
+    let read = if written.contains("://") {
+        endpoint::proxy(written)
+    } else {
+        // The environment may leave the scheme out, the configuration says it.
+        Err(Wrong::NotProxy)
     };
-    if !url.username().is_empty() || url.password().is_some() {
-        context.report.wrong(
-            at,
-            "holds a user name or password",
-            "leave `proxy` out and put the whole URL into the environment variable HTTPS_PROXY",
-        );
-        return None;
-    }
+    let example = "written `http://egress.example:3128`";
+    let url = match read {
+        Ok(url) if url.username().is_empty() && url.password().is_none() => url,
+        Ok(_) | Err(Wrong::Unencoded) => {
+            context.report.wrong(
+                at,
+                "holds a user name or password",
+                "leave `proxy` out and put the whole URL, both of them percent-encoded, into the \
+                 environment variable HTTPS_PROXY",
+            );
+            return None;
+        }
+        Err(wrong) => {
+            let hint = if wrong == Wrong::NotProxy {
+                example
+            } else {
+                wrong.hint()
+            };
+            context.report.wrong(at, wrong, hint);
+            return None;
+        }
+    };
     if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-        context.report.wrong(
-            at,
-            "holds more than scheme, host and port",
-            "written `http://egress.example:3128`",
-        );
+        let message = "holds more than scheme, host and port";
+        context.report.wrong(at, message, example);
         return None;
     }
     Some(url)
+}
+
+/// Says so where the proxy that the environment names for a vendor or an issuer cannot be used. Each
+/// variable is named once.
+pub(super) fn check_environment_proxies(
+    vendors: &[Vendor],
+    callers: &Callers,
+    context: &mut Context<'_>,
+) {
+    // It belongs to the machine that runs the proxy, as secrets do.
+    if context.secrets == Secrets::FormOnly {
+        return;
+    }
+    let outbound = Outbound::new(None);
+    let mut destinations: Vec<(Spot, Url)> = Vec::new();
+    for vendor in vendors.iter().filter(|vendor| vendor.proxy.is_none()) {
+        let at = Spot::default().key("vendors").key(&vendor.name);
+        let origin = vendor.upstream.origin().parse().ok();
+        destinations.extend(origin.map(|url| (at.key("upstream"), url)));
+        let of_auth = vendor.auth.as_ref().and_then(Auth::token_url);
+        destinations.extend(of_auth.map(|url| (at.key("auth"), url.clone())));
+    }
+    if let Callers::Known(callers) = callers {
+        for caller in callers {
+            if let Some(Jwt {
+                keys: KeySource::Url { url, .. },
+                ..
+            }) = &caller.jwt
+                && url.scheme() == "https"
+            {
+                let at = Spot::default().key("callers").key(&caller.name);
+                destinations.push((at.key("jwt").key("jwks_url"), url.clone()));
+            }
+        }
+    }
+    let mut named = HashSet::new();
+    for (at, url) in destinations {
+        if let Err(Unusable { variable, wrong }) = outbound.via(&url)
+            && named.insert(variable)
+        {
+            let message = format!("the environment variable {variable} {wrong}");
+            context.report.wrong(&at, message, wrong.hint());
+        }
+    }
 }
 
 fn prefix<'f>(

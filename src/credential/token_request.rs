@@ -25,6 +25,7 @@ use url::form_urlencoded;
 use super::pace::MIN_PAUSE;
 use super::{FetchError, Issued, Lifetime};
 use crate::config::{self, CertFiles, TokenTimes};
+use crate::endpoint;
 use crate::late_client_auth::{LateClientAuth, exchange};
 use crate::outbound::Outbound;
 use crate::secret::Secret;
@@ -186,7 +187,7 @@ impl TokenClient {
                 .body(request.form_body())
         };
 
-        let place = place(url);
+        let place = endpoint::shown(url);
         let deadline = sent + self.times.request_timeout;
         let late = |unheard| TokenError::Temporary {
             cause: format!(
@@ -233,7 +234,7 @@ impl TokenClient {
             .get(url.clone())
             .header(AUTHORIZATION, authorization);
         let trouble = |cause| TokenError::Temporary {
-            cause: format!("{}: {cause}", place(url)),
+            cause: format!("{}: {cause}", endpoint::shown(url)),
             retry_after: None,
             unheard: false,
         };
@@ -256,22 +257,35 @@ impl TokenClient {
         };
         let request = request.build().map_err(unsent)?;
         let url = request.url().clone();
-        let Some(late) = transport.late.as_ref().filter(|_| url.scheme() == "https") else {
-            return transport.client.execute(request).await.map_err(unsent);
+        let unheard = |cause: String| NoAnswer {
+            cause,
+            unheard: true,
         };
         let via = Outbound::new(self.proxy.as_ref()).via(&url);
-        let opened = late.open(&url, via.as_ref(), self.connect_timeout).await;
-        let stream = opened.map_err(|cause| NoAnswer {
-            cause: cause.to_string(),
-            unheard: true,
-        })?;
-        let request = request.try_into().map_err(unsent)?;
-        exchange(stream, request, AGENT)
-            .await
-            .map_err(|cause| NoAnswer {
-                cause,
-                unheard: false,
-            })
+        let via = via.map_err(|unusable| unheard(unusable.to_string()))?;
+        let limit = self.connect_timeout;
+        let exchanged = match (&transport.late, &via) {
+            (Some(late), _) if url.scheme() == "https" => {
+                let stream = late.open(&url, via.as_ref(), limit).await;
+                let stream = stream.map_err(|cause| unheard(cause.to_string()))?;
+                let request = request.try_into().map_err(unsent)?;
+                exchange(stream, request, AGENT).await
+            }
+            // By CONNECT, as requests go. reqwest would ask the proxy itself for the resource.
+            (_, Some(via)) if url.scheme() == "http" => {
+                let (host, port) = (url.host_str(), url.port_or_known_default());
+                let target = format!("{}:{}", host.unwrap_or_default(), port.unwrap_or(80));
+                let stream = via.open(&target, limit).await;
+                let stream = stream.map_err(|cause| unheard(cause.to_string()))?;
+                let request = request.try_into().map_err(unsent)?;
+                exchange(stream, request, AGENT).await
+            }
+            (_, _) => return transport.client.execute(request).await.map_err(unsent),
+        };
+        exchanged.map_err(|cause| NoAnswer {
+            cause,
+            unheard: false,
+        })
     }
 
     /// Waits until a request may be sent, and counts it as sent.
@@ -537,13 +551,24 @@ impl Reading<'_> {
         }
     }
 
-    /// Where to, without the query: that is the server's text, and where secrets would be.
+    /// Where to, without user information and query: that is the server's text, and where secrets
+    /// would be.
     fn redirect(&self) -> String {
         let target = self.header(&LOCATION).unwrap_or_default();
-        let target = target.split(['?', '#']).next().unwrap_or_default();
+        let target = Url::parse(target).map_or_else(
+            // A reference relative to the token URL.
+            |_| {
+                target
+                    .split(['?', '#'])
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned()
+            },
+            |url| endpoint::shown(&url),
+        );
         format!(
             "a redirect to {}, not followed: a token URL must be the final one",
-            self.request.quotable(target)
+            self.request.quotable(&target)
         )
     }
 
@@ -627,11 +652,6 @@ fn epoch(at: SystemTime) -> f64 {
     at.duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs_f64()
-}
-
-/// The URL without user, query and fragment.
-fn place(url: &Url) -> String {
-    format!("{}{}", url.origin().ascii_serialization(), url.path())
 }
 
 /// The error with all its causes, without the URL, which the reader already has.

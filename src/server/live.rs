@@ -401,8 +401,8 @@ impl Making<'_> {
         }
         let upstream =
             Upstream::start(vendor, self.generation, self.resolver).map_err(|cause| {
-                StartError::Tls {
-                    place: format!("vendors.{}", vendor.name),
+                StartError::Upstream {
+                    vendor: vendor.name.clone(),
                     cause,
                 }
             })?;

@@ -22,6 +22,7 @@ use super::lease::{Held, Leases};
 use super::seal::Seal;
 use super::{Grant, Kind, Lock, Store, StoreError, new_holder};
 use crate::config::SecretRef;
+use crate::endpoint;
 use crate::tls::Roots;
 
 /// The Redis store.
@@ -173,6 +174,9 @@ impl Server {
     async fn connect(&self) -> Result<MultiplexedConnection, StoreError> {
         let url = self.url.resolve();
         let url = url.map_err(|cause| self.remote(format!("its URL: {cause}")))?;
+        // What the library would say of a text that is none may repeat parts of it.
+        endpoint::redis(url.expose())
+            .map_err(|wrong| self.remote(format!("its URL {wrong}; {}", wrong.hint())))?;
         // The library's own errors about PEM repeat what is in the file.
         let roots = self.ca.as_deref().map(Roots::load).transpose();
         let roots = roots.map_err(|cause| self.remote(cause.to_string()))?;
@@ -208,9 +212,7 @@ impl Server {
     /// What went wrong, without what a server may quote of a login.
     fn failed(&self, error: &RedisError) -> StoreError {
         let said = error.to_string();
-        let url = self.url.resolve().ok();
-        let url = url.and_then(|url| Url::parse(url.expose()).ok());
-        let quoted = url.is_some_and(|url| {
+        let quoted = self.parsed().is_none_or(|url| {
             let login = [url.password().unwrap_or_default(), url.username()];
             login.iter().any(|part| {
                 let plain = percent_encoding::percent_decode_str(part).decode_utf8_lossy();
@@ -236,14 +238,20 @@ impl Server {
 
     /// The URL without user, password and options.
     fn place(&self) -> String {
-        let url = self.url.resolve().ok();
-        let url = url.and_then(|url| Url::parse(url.expose()).ok());
-        let Some(url) = url else {
-            return "the Redis of store.redis.url".to_owned();
-        };
-        let host = url.host_str().unwrap_or("localhost");
-        let port = url.port().unwrap_or(6379);
-        format!("{}://{host}:{port}{}", url.scheme(), url.path())
+        self.parsed().map_or_else(
+            || "the Redis of store.redis.url".to_owned(),
+            |mut url| {
+                let port = url.port().unwrap_or(6379);
+                // Only fails for a URL without a host.
+                let _ = url.set_port(Some(port));
+                endpoint::shown(&url)
+            },
+        )
+    }
+
+    /// The URL as it is now; `None`: it cannot be read, or is none.
+    fn parsed(&self) -> Option<Url> {
+        endpoint::redis(self.url.resolve().ok()?.expose()).ok()
     }
 }
 

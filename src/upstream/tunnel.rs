@@ -76,6 +76,7 @@ impl Tunnel {
             Err(cause) => {
                 let kind = match cause {
                     TunnelError::Refused(_) => ErrorType::ConnectProxyFailure,
+                    TunnelError::TimedOut(_) => ErrorType::ConnectTimedout,
                     TunnelError::Broken(_) | TunnelError::Garbled(_) => ErrorType::ConnectError,
                 };
                 Error::e_explain(kind, cause.to_string())

@@ -18,6 +18,8 @@ pub struct Asked {
     pub at: Instant,
     /// Target, as it came.
     pub target: String,
+    /// `Authorization`, whatever it is.
+    pub authorization: Option<String>,
     /// The token in `Authorization: Bearer`.
     pub bearer: Option<String>,
     /// The body, transfer coding removed.
@@ -225,6 +227,7 @@ async fn read(stream: &mut TcpStream) -> Option<Asked> {
     Some(Asked {
         at: Instant::now(),
         target: start.nth(1)?.to_owned(),
+        authorization: field("authorization"),
         bearer: field("authorization")
             .and_then(|value| value.strip_prefix("Bearer ").map(ToOwned::to_owned)),
         body,

@@ -17,6 +17,7 @@ use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 
 use crate::config;
+use crate::endpoint;
 use crate::secret::Secret;
 use crate::store::StoreError;
 use crate::tls::{self, Roots, sha256};
@@ -274,6 +275,8 @@ fn current_context(config: &Value, dir: &Path) -> Result<Access, String> {
         }
     };
     let server = cluster["server"].as_str().unwrap_or_default();
+    endpoint::web(server)
+        .map_err(|wrong| format!("`server` of its current context {wrong}; {}", wrong.hint()))?;
     Ok(Access {
         server: server.trim_end_matches('/').to_owned(),
         namespace: context["namespace"]

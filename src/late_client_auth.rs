@@ -108,7 +108,7 @@ impl LateClientAuth {
     /// leads there; each has `limit` for it, zero being none.
     ///
     /// # Errors
-    /// When none of them does: the last one's.
+    /// When none of them does: the one that says most.
     pub async fn open(
         &self,
         url: &Url,
@@ -120,8 +120,10 @@ impl LateClientAuth {
         let name = host.trim_start_matches('[').trim_end_matches(']');
         let port = url.port_or_known_default().unwrap_or(443);
         let next = via.map_or((name, port), |via| (via.host.as_str(), via.port));
-        let addresses = tokio::net::lookup_host(next).await.map_err(unreachable)?;
-        let mut last = Error::Unreachable("the name has no address".to_owned());
+        let addresses = tokio::net::lookup_host(next)
+            .await
+            .map_err(|cause| Error::Unreachable(format!("{} does not resolve: {cause}", next.0)))?;
+        let mut told = Error::Unreachable(format!("{} has no address", next.0));
         for address in addresses {
             let open = async {
                 let mut stream = TcpStream::connect(address).await.map_err(unreachable)?;
@@ -139,10 +141,25 @@ impl LateClientAuth {
             };
             match opened {
                 Ok(stream) => return Ok(stream),
-                Err(cause) => last = cause,
+                Err(cause) if cause.says() >= told.says() => told = cause,
+                Err(_) => {}
             }
         }
-        Err(last)
+        Err(told)
+    }
+}
+
+impl Error {
+    /// How much it says of why there is no connection: a second address often refuses, whatever is
+    /// wrong with the first.
+    fn says(&self) -> u8 {
+        match self {
+            Self::Unreachable(_) => 0,
+            Self::TimedOut(_) => 1,
+            Self::Tunnel(_) => 2,
+            Self::Handshake(_) => 3,
+            Self::Unverified(_) => 4,
+        }
     }
 }
 

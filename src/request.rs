@@ -66,6 +66,7 @@ use crate::upstream::Upstream;
 use crate::upstream::addresses::{Taken, Tried};
 use crate::upstream::breaker::{Fault, Pass};
 use crate::upstream::http2::{Kind, Need};
+use crate::upstream::unreached::Unreached;
 
 /// Everything that requests need of one configuration. A request keeps the one it began with.
 #[derive(Debug)]
@@ -155,6 +156,8 @@ pub struct Context {
     taken: Option<Taken>,
     /// Addresses that could not be reached, or broke off.
     tried: Tried,
+    /// Why no connection was had.
+    unreached: Unreached,
     /// Times that an HTTP/2 connection would not take the request.
     refusals: u32,
     /// The caller waits for a 100 before it sends the body.
@@ -221,6 +224,7 @@ impl ProxyHttp for Proxy {
             kind: Kind::Ordinary,
             taken: None,
             tried: Tried::default(),
+            unreached: Unreached::default(),
             refusals: 0,
             expecting: false,
             announced: None,
@@ -302,6 +306,7 @@ impl ProxyHttp for Proxy {
         ctx.upstream_since = Some(Instant::now());
         let wait = way.vendor.timeouts.connect;
         let Some((mut peer, taken)) = way.upstream.peer(ctx.tried, wait).await else {
+            ctx.unreached.add_name(&way.upstream.unresolved(wait));
             return Err(stopped(ctx, Error::UpstreamUnreachable));
         };
         ctx.taken = Some(taken);
@@ -342,12 +347,14 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
         ctx.reused = reused;
+        ctx.unreached.clear();
         if let Some(way) = &ctx.way {
             let metrics = &way.vendor.metrics;
             if reused {
                 metrics.reused.inc();
             } else {
                 metrics.connected.inc();
+                way.upstream.can_be_reached();
                 if ctx.taken.as_ref().is_some_and(Taken::within_reach) {
                     tracing::info!(
                         vendor = %way.vendor.name,

@@ -8,6 +8,7 @@ pub mod http2;
 pub mod resolver;
 mod tls;
 mod tunnel;
+pub mod unreached;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use self::bridge::Bridge;
 use self::http2::Versions;
 use self::resolver::{Resolved, Resolver};
 use self::tunnel::Tunnel;
+use self::unreached::{Trouble, Unreached};
 use crate::config::{Timeouts, Vendor, is_link_local};
 use crate::outbound::{Outbound, Unusable};
 
@@ -42,6 +44,10 @@ pub struct Upstream {
     resolving: Option<AbortHandle>,
     /// For the log.
     vendor: Arc<str>,
+    /// Whose addresses they are: the vendor's, or the outbound proxy's.
+    host: Arc<str>,
+    port: u16,
+    trouble: Arc<Trouble>,
     versions: Versions,
 }
 
@@ -102,12 +108,17 @@ impl Upstream {
             peer
         };
         let addresses = Arc::new(Addresses::unresolved());
+        let trouble = Arc::new(Trouble::default());
+        let known_as: Arc<str> = host.as_str().into();
         if let Ok(address) = host.parse::<IpAddr>() {
             addresses.publish(&[address], at);
             return Ok(Arc::new(Self {
                 addresses,
                 resolving: None,
                 vendor: vendor.name.as_str().into(),
+                host: known_as,
+                port,
+                trouble,
                 versions: Versions::new(),
             }));
         }
@@ -116,24 +127,42 @@ impl Upstream {
         // Its own share of what is known, not a way back to the whole: the first answer may be
         // there (from the hosts file, say) before this function returns.
         let publish = {
-            let addresses = addresses.clone();
+            let (addresses, trouble) = (addresses.clone(), trouble.clone());
+            let host = known_as.clone();
             move |mut resolved: Resolved| {
                 resolved.retain(|address| link_local || !is_link_local(*address));
                 if resolved.is_empty() {
                     // The last good addresses, if any, go on serving.
-                    tracing::warn!(
-                        vendor = name,
-                        "the upstream's name leads only to link-local addresses; set allow_link_local if that is meant"
-                    );
+                    let why =
+                        "leads only to link-local addresses; set allow_link_local if that is meant";
+                    tracing::warn!(vendor = name, "the upstream's name {why}");
+                    if addresses.count() == 0 {
+                        trouble.begin(format!("{host} {why}"));
+                    }
                     return;
+                }
+                if addresses.count() == 0 {
+                    trouble.end();
                 }
                 addresses.publish(&resolved, &at);
             }
         };
+        let failed = {
+            let (addresses, trouble) = (addresses.clone(), trouble.clone());
+            let host = known_as.clone();
+            move |cause: String| {
+                if addresses.count() == 0 {
+                    trouble.begin(does_not_resolve(&host, &cause));
+                }
+            }
+        };
         Ok(Arc::new(Self {
             addresses,
-            resolving: Some(tokio::spawn(follow.run(publish)).abort_handle()),
+            resolving: Some(tokio::spawn(follow.run(publish, failed)).abort_handle()),
             vendor: vendor.name.as_str().into(),
+            host: known_as,
+            port,
+            trouble,
             versions: Versions::new(),
         }))
     }
@@ -144,6 +173,46 @@ impl Upstream {
         let (mut peer, mut taken) = self.addresses.take(tried, at_most).await?;
         taken.offer = self.versions.suit(&mut peer);
         Some((peer, taken))
+    }
+
+    /// Why [`Upstream::peer`] had none, after waiting `at_most`.
+    #[must_use]
+    pub fn unresolved(&self, at_most: Duration) -> String {
+        let why = self.trouble.why().map_or_else(
+            || {
+                let waited = format!("no answer within {at_most:?}");
+                does_not_resolve(&self.host, &waited)
+            },
+            |why| why.to_string(),
+        );
+        self.trouble.begin(why.clone());
+        why
+    }
+
+    /// Adds why no connection to `taken` was had.
+    pub fn note(&self, unreached: &mut Unreached, taken: &Taken, error: &pingora::Error) {
+        unreached.add(SocketAddr::new(taken.address, self.port), error);
+    }
+
+    /// Adds that a connection to `taken` ended before the response.
+    pub fn note_broken(&self, unreached: &mut Unreached, taken: &Taken) {
+        unreached.add_broken(SocketAddr::new(taken.address, self.port));
+    }
+
+    /// A request came to nothing for want of a connection.
+    pub fn cannot_be_reached(&self, unreached: &Unreached) {
+        self.trouble.begin(unreached.to_string());
+    }
+
+    /// A connection was made.
+    pub fn can_be_reached(&self) {
+        self.trouble.end();
+    }
+
+    /// Why the last request that needed a connection had none; `None` where one was had.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Arc<String>> {
+        self.trouble.why()
     }
 
     /// No connection could be made to `taken`: others go first for a while.
@@ -200,6 +269,10 @@ impl Drop for Upstream {
             resolving.abort();
         }
     }
+}
+
+fn does_not_resolve(host: &str, cause: &str) -> String {
+    format!("{host} does not resolve: {cause}")
 }
 
 /// A peer that lacks nothing but its address.

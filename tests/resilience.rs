@@ -10,6 +10,8 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::front::{Answer, answer};
+use crate::support::origin::Origin;
+use crate::support::peers::Pki;
 use crate::support::script::{Asked, Reply, Server};
 use crate::support::{PATIENCE, Proxy, eventually, exchange, signal, status_of};
 
@@ -121,17 +123,20 @@ async fn an_address_that_cannot_be_reached_is_told_and_the_next_one_tried() {
     let closing = async |_| Reply::whole("200 OK", "Connection: close\r\n", "");
     let server = Server::at(listener, closing);
     let setup = Setup::new(&format!("http://localhost:{port}"), "").await;
-    let told = |event: &str| {
-        let said = setup.proxy.said();
-        let lines = said.lines().filter(|line| line.contains(event));
-        lines.map(ToOwned::to_owned).collect::<Vec<_>>()
+    let told = |event: &str, times: usize| {
+        eventually(event, || {
+            let said = setup.proxy.said();
+            let lines = said.lines().filter(|line| line.contains(event));
+            let lines: Vec<_> = lines.map(ToOwned::to_owned).collect();
+            (lines.len() >= times).then_some(lines)
+        })
     };
 
     // What the first request finds out spares the others the attempt.
     for _ in 0..3 {
         assert_eq!(setup.outcome().await, "200");
     }
-    let lines = told("trying the next");
+    let lines = told("trying the next", 1);
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains(&format!("127.0.0.1:{port}")), "{lines:?}");
 
@@ -141,10 +146,75 @@ async fn an_address_that_cannot_be_reached_is_told_and_the_next_one_tried() {
         std::net::TcpStream::connect(address).is_err().then_some(())
     });
     assert_eq!(setup.outcome().await, "upstream_unreachable");
-    let lines = [told("trying the next"), told("request failed")].concat();
+    let lines = [told("trying the next", 2), told("request failed", 1)].concat();
     assert_eq!(lines.len(), 3, "{lines:?}");
     assert!(lines[1].contains(&format!("[::1]:{port}")), "{lines:?}");
-    assert!(lines[2].contains(&format!("127.0.0.1:{port}")), "{lines:?}");
+    // All of them, in the order they were tried: each says as much as the other.
+    let both = format!("[::1]:{port}: connection refused; 127.0.0.1:{port}: connection refused");
+    assert!(lines[2].contains(&both), "{lines:?}");
+}
+
+/// `localhost` is 127.0.0.1, whose certificate nobody trusts, and then `::1`, where nobody is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_certificate_is_told_before_the_refused_connection_that_was_tried_afterwards() {
+    let pki = Pki::new();
+    let origin = Origin::start(&pki, |exchange| async { exchange.answer("served") }).await;
+    // With the system's roots, which do not hold the test's authority.
+    let setup = Setup::new(&origin.url, "").await;
+    let port = origin.url.rsplit(':').next().unwrap();
+    let certificate = format!(
+        "127.0.0.1:{port}: TLS: invalid peer certificate: it was issued by nobody who is trusted here"
+    );
+    let refused = format!("[::1]:{port}: connection refused");
+    for _ in 0..2 {
+        assert_eq!(setup.outcome().await, "upstream_unreachable");
+    }
+    let said = eventually("both failures", || {
+        let said = setup.proxy.stderr();
+        (said.matches("request failed").count() == 2).then_some(said)
+    });
+    let lines = said.lines().filter(|line| line.contains("request failed"));
+    for line in lines {
+        let (_, cause) = line.split_once("cause=").unwrap();
+        assert!(cause.starts_with(&certificate), "{line}");
+        assert!(cause.contains(&refused), "{line}");
+    }
+    let shown = setup.status()["last_error"].to_string();
+    assert!(shown.contains(&certificate), "{shown}");
+    let page = setup.proxy.admin("/").1;
+    assert!(page.contains(&certificate), "{page}");
+    let admin = setup.proxy.admin.to_string();
+    let told = crate::support::run(setup.dir.path(), &["status", "--admin", &admin]);
+    assert!(told.stdout.contains(&certificate), "{told:?}");
+    for all in [&said, &shown, &page] {
+        assert!(!all.contains("UnknownIssuer"), "{all}");
+    }
+
+    std::fs::copy(pki.file("ca.pem"), setup.dir.path().join("ca.pem")).unwrap();
+    setup.reload("    ca: ca.pem\n");
+    assert_eq!(setup.outcome().await, "200");
+    assert_eq!(setup.status()["last_error"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_does_not_resolve_is_told_with_the_name() {
+    let limit = "    timeouts: { connect: 1s }\n";
+    let setup = Setup::new("https://api.no-such-vendor.invalid", limit).await;
+    assert_eq!(setup.outcome().await, "upstream_unreachable");
+    let told = "api.no-such-vendor.invalid does not resolve: ";
+    let said = eventually("the failure", || {
+        let said = setup.proxy.stderr();
+        said.contains("request failed").then_some(said)
+    });
+    let line = said.lines().find(|line| line.contains("request failed"));
+    assert!(line.unwrap().contains(&format!("cause={told}")), "{said}");
+    let shown = setup.status()["last_error"].to_string();
+    assert!(shown.contains(told), "{shown}");
+    assert!(setup.proxy.admin("/").1.contains(told));
+    for all in [said, shown] {
+        assert!(!all.contains("Query"), "{all}");
+        assert!(!all.contains("HTTPStatus"), "{all}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -187,11 +257,10 @@ async fn a_vendor_that_fails_gets_a_rest_a_probe_and_its_callers_back() {
         status["breaker_reason"],
         "3 failures in a row; the last time, it answered 503"
     );
-    let log = setup.proxy.stderr();
-    assert!(
-        log.contains("circuit breaker open") && log.contains("it answered 503"),
-        "{log}"
-    );
+    eventually("why it opened", || {
+        let log = setup.proxy.stderr();
+        (log.contains("circuit breaker open") && log.contains("it answered 503")).then_some(())
+    });
     let admin = setup.proxy.admin.to_string();
     let told = crate::support::run(setup.dir.path(), &["status", "--admin", &admin]);
     assert_eq!(told.code, Some(1), "{told:?}");
@@ -209,7 +278,10 @@ async fn a_vendor_that_fails_gets_a_rest_a_probe_and_its_callers_back() {
     assert_eq!(setup.status()["breaker"], "closed");
     assert_eq!(setup.status()["breaker_reason"], Value::Null);
     assert_eq!(setup.metric("countersign_breaker_open{vendor=\"v\"}"), 0);
-    assert!(setup.proxy.stderr().contains("circuit breaker closed"));
+    eventually("said that it closed", || {
+        let log = setup.proxy.stderr();
+        log.contains("circuit breaker closed").then_some(())
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]

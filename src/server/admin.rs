@@ -252,6 +252,8 @@ pub(super) struct Seen {
     pub(super) usable: bool,
     /// The vendor's responses of the last ten minutes.
     pub(super) responses: Responses,
+    /// Why requests have no connection to it.
+    pub(super) unreached: Option<Arc<String>>,
 }
 
 impl Seen {
@@ -269,11 +271,24 @@ impl Seen {
             status,
             usable,
             responses,
+            unreached: watched.upstream.trouble(),
         }
     }
 
-    /// What went wrong last: the vendor's own 401 first, because callers get them.
+    /// What went wrong last: what callers get first.
     fn last_error(&self) -> Option<String> {
+        let of_credential = self.error_of_credential();
+        let Some(why) = &self.unreached else {
+            return of_credential;
+        };
+        Some(match of_credential {
+            Some(error) => format!("no connection to the vendor: {why}; {error}"),
+            None => format!("no connection to the vendor: {why}"),
+        })
+    }
+
+    /// The vendor's own 401 first, because callers get them.
+    fn error_of_credential(&self) -> Option<String> {
         let of_renewal = self.status.as_ref().and_then(|it| it.last_error.clone());
         if self.word != REJECTED {
             return of_renewal;

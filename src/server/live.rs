@@ -103,6 +103,8 @@ pub struct Watched {
     pub auth: &'static str,
     /// Its credential.
     pub credential: Option<Arc<Credential>>,
+    /// The way to its servers.
+    pub upstream: Arc<Upstream>,
 }
 
 /// Why a new configuration was not taken into use. The one before goes on.
@@ -428,13 +430,14 @@ impl Making<'_> {
             trust,
             way: Arc::new(Way {
                 vendor: prepared.clone(),
-                upstream,
+                upstream: upstream.clone(),
             }),
             watched: Arc::new(Watched {
                 vendor: prepared,
                 hosts: vendor.hosts.clone(),
                 auth: vendor.auth.as_ref().map_or("none", Auth::kind),
                 credential,
+                upstream,
             }),
             keeper,
         })

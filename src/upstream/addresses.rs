@@ -44,6 +44,7 @@ struct Reach(AtomicU64);
 #[derive(Debug)]
 pub struct Taken {
     at: usize,
+    pub(super) address: IpAddr,
     /// `None` where there is no other address to prefer to it.
     reach: Option<Arc<Reach>>,
     /// Which versions of HTTP it is offered.
@@ -135,6 +136,7 @@ impl Addresses {
         };
         let taken = Taken {
             at,
+            address: servers[at].address,
             reach,
             offer: Offer::default(),
         };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
+use hickory_resolver::net::NetError;
 use tokio::time::Instant;
 
 /// The addresses of one name, never empty, in the resolver's order.
@@ -57,7 +58,7 @@ impl Resolver {
             let answer = resolver
                 .lookup_ip(host)
                 .await
-                .map_err(|cause| cause.to_string())?;
+                .map_err(|cause| told(&cause))?;
             let left = answer
                 .valid_until()
                 .saturating_duration_since(std::time::Instant::now());
@@ -94,16 +95,44 @@ pub struct Follow {
 }
 
 impl Follow {
-    /// Resolves for ever, handing every answer to `publish`. A failure publishes nothing: the last
-    /// good answer goes on serving.
-    pub async fn run(self, publish: impl Fn(Resolved) + Send + Sync) {
+    /// Resolves for ever, handing every answer to `publish`, and why there is none to `failed`. A failure
+    /// publishes nothing: the last good answer goes on serving.
+    pub async fn run(
+        self,
+        publish: impl Fn(Resolved) + Send + Sync,
+        failed: impl Fn(String) + Send + Sync,
+    ) {
         let resolve = || self.resolver.resolve(&self.host);
-        keep_resolving(&self.host, resolve, publish).await;
+        keep_resolving(&self.host, resolve, publish, failed).await;
     }
 }
 
-async fn keep_resolving<F>(host: &str, resolve: impl Fn() -> F, publish: impl Fn(Resolved))
-where
+/// What became of a question, in words. hickory's own repeat the question as a structure of its code.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "hickory's list of errors is open"
+)]
+fn told(cause: &NetError) -> String {
+    if cause.is_nx_domain() {
+        return "there is no such name".to_owned();
+    }
+    if cause.is_no_records_found() {
+        return "the name has no address".to_owned();
+    }
+    match cause {
+        NetError::Timeout => "the name servers do not answer".to_owned(),
+        NetError::NoConnections => "no name server can be reached".to_owned(),
+        NetError::Io(cause) => format!("no name server can be reached: {cause}"),
+        other => other.to_string(),
+    }
+}
+
+async fn keep_resolving<F>(
+    host: &str,
+    resolve: impl Fn() -> F,
+    publish: impl Fn(Resolved),
+    failed: impl Fn(String),
+) where
     F: Future<Output = Result<(Resolved, Instant), String>>,
 {
     let mut retry = FIRST_RETRY;
@@ -117,6 +146,7 @@ where
             }
             Err(cause) => {
                 tracing::warn!(host, cause, "the upstream's name cannot be resolved");
+                failed(cause);
                 tokio::time::sleep(retry).await;
                 retry = (retry * 2).min(LAST_RETRY);
             }
@@ -137,7 +167,7 @@ mod tests {
     }
 
     /// When each answer of `script` (a lifetime in seconds, or a failure) was asked for and
-    /// published, seconds from the start.
+    /// published, seconds from the start. Every failure is told.
     async fn timeline(script: &[Result<u64, ()>]) -> (Vec<f64>, Vec<f64>) {
         let start = Instant::now();
         let since = || (start.elapsed().as_secs_f64() * 10.0).round() / 10.0;
@@ -156,7 +186,12 @@ mod tests {
         };
         let publish = |_| published.borrow_mut().push(since());
         let day = Duration::from_hours(24);
-        let _ = tokio::time::timeout(day, keep_resolving("a.test", resolve, publish)).await;
+        let failed = RefCell::new(0);
+        let told = |_| *failed.borrow_mut() += 1;
+        let resolving = keep_resolving("a.test", resolve, publish, told);
+        let _ = tokio::time::timeout(day, resolving).await;
+        let failures = script.iter().filter(|step| step.is_err()).count();
+        assert_eq!(failed.take(), failures);
         (asked.take(), published.take())
     }
 

@@ -6,7 +6,6 @@ use pingora::prelude::{Error as PingoraError, ErrorType};
 use pingora::proxy::Session;
 use tokio::time::Instant;
 
-use crate::request::phase::told::Cause;
 use crate::request::vendor::Vendor;
 use crate::request::{Context, REPLAYABLE};
 use crate::upstream::http2::Refusal;
@@ -67,22 +66,22 @@ pub(in crate::request) fn another_connection(ctx: &mut Context, error: &PingoraE
         return ctx.refusals <= MAX_REFUSALS;
     }
     ctx.tried.add(taken);
+    way.upstream.note(&mut ctx.unreached, taken, error);
     // `timeouts.total` ends waits that say nothing about the address.
-    if ctx.deadline.is_none_or(|at| Instant::now() < at) {
+    let in_time = ctx.deadline.is_none_or(|at| Instant::now() < at);
+    if in_time {
         way.upstream.out_of_reach(taken);
     }
     let more = ctx.tried.count() < way.upstream.addresses() && ctx.attempts < MAX_ATTEMPTS;
     if more {
-        // The last address's failure alone is the request's.
-        let cause = Cause::of(error);
         tracing::warn!(
             vendor = %way.vendor.name,
             request_id = ctx.request_id.to_str().unwrap_or_default(),
-            cause = %cause.kind,
-            context = cause.context,
-            detail = cause.detail,
+            cause = %ctx.unreached,
             "an address of the upstream cannot be reached; trying the next"
         );
+    } else if in_time {
+        way.upstream.cannot_be_reached(&ctx.unreached);
     }
     more
 }
@@ -133,8 +132,9 @@ pub(in crate::request) fn once_more(
     // A pooled connection may have died of old age, and says nothing about the server. One whose HTTP/2
     // broke led to a server that is there.
     let unwell = again && !reused && refusal != Some(Refusal::BrokenHttp2);
-    if let (true, Some(taken)) = (unwell, &ctx.taken) {
+    if let (true, Some(taken), Some(way)) = (unwell, &ctx.taken, &ctx.way) {
         ctx.tried.add(taken);
+        way.upstream.note_broken(&mut ctx.unreached, taken);
     }
     again
 }

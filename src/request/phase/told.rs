@@ -40,6 +40,16 @@ impl<'a> Cause<'a> {
 /// A request on its way to a vendor came to nothing.
 pub(in crate::request) fn failed(ctx: &Context, error: &PingoraError, stop: Option<Error>) {
     let Some(way) = &ctx.way else { return };
+    if !ctx.unreached.is_empty() {
+        tracing::warn!(
+            vendor = %way.vendor.name,
+            request_id = ctx.request_id.to_str().unwrap_or_default(),
+            reason = stop.map_or("caller_gone", |stop| stop.verdict().reason),
+            cause = %ctx.unreached,
+            "request failed"
+        );
+        return;
+    }
     let cause = Cause::of(error);
     tracing::warn!(
         vendor = %way.vendor.name,

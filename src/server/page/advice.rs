@@ -23,7 +23,8 @@ pub(super) fn of(row: &Row, now: SystemTime) -> Option<Markup> {
     // Where callers are not served anyway, their errors are no news.
     let rejected = row.rejected();
     let errors = row.too_many_errors() && row.usable && !open && !rejected;
-    if !(about_credential || open || errors || rejected) {
+    let unreached = row.unreached.as_deref();
+    if !(about_credential || open || errors || rejected || unreached.is_some()) {
         return None;
     }
     Some(html! {
@@ -46,6 +47,15 @@ pub(super) fn of(row: &Row, now: SystemTime) -> Option<Markup> {
                     div { dt { "Last renewal" } dd.error { (error) } }
                     div { dt { "To do" } dd { (what_to_do(row, error)) } }
                 }
+            }
+            @if let Some(why) = unreached {
+                div { dt { "Connection" } dd.error { (why) } }
+                div { dt { "To do" } dd {
+                    "The last request that needed a connection to " code { (row.upstream) } " had none. Look \
+                     at its name, at the network or outbound proxy on the way there, and, where a \
+                     certificate is refused, at " code { "vendors." (row.name) ".ca" } ", which names whom \
+                     to trust, and " code { "client_cert" } ". This goes away with the next connection."
+                } }
             }
             @if open {
                 div { dt { "Breaker" } dd {

@@ -27,6 +27,8 @@ pub(super) struct Row {
     pub(super) usable: bool,
     /// The vendor's own, of the last ten minutes.
     pub(super) responses: Responses,
+    /// Why requests have no connection to it.
+    pub(super) unreached: Option<String>,
     pub(super) in_flight: usize,
     pub(super) breaker: &'static str,
     /// Why it is not closed.
@@ -80,6 +82,7 @@ impl Row {
             credential: seen.status,
             usable: seen.usable,
             responses: seen.responses,
+            unreached: seen.unreached.map(|why| why.to_string()),
             in_flight: vendor.in_flight.load(Ordering::Relaxed),
             breaker,
             breaker_reason,
@@ -114,7 +117,8 @@ impl Row {
         };
         if self.breaker == "open" || self.rejected() {
             Level::Down
-        } else if self.breaker == "half_open" || self.too_many_errors() {
+        } else if self.breaker == "half_open" || self.unreached.is_some() || self.too_many_errors()
+        {
             of_credential.min(Level::Risk)
         } else {
             of_credential
@@ -337,6 +341,7 @@ pub(super) mod tests {
             }),
             usable: !matches!(state, State::Expired | State::Pending),
             responses: Responses::default(),
+            unreached: None,
             in_flight: 0,
             breaker: "off",
             breaker_reason: None,
@@ -374,6 +379,9 @@ pub(super) mod tests {
             };
             assert_eq!((rejected.state(), rejected.level()), (state, level));
         }
+        let mut unreached = row(State::Fresh, None);
+        unreached.unreached = Some("a.test does not resolve".into());
+        assert_eq!(unreached.level(), Level::Risk);
         let mut failing = row(State::Fresh, None);
         for (errors, level) in [(2, Level::Well), (3, Level::Risk)] {
             let requests = 20;

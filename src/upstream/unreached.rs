@@ -1,0 +1,220 @@
+//! Why no connection to a vendor was had, said once for all the addresses that were tried: the most
+//! telling cause first. That a certificate is refused must not be hidden by the refused connection
+//! to `::1` that was tried afterwards.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use pingora::{Error, ErrorType};
+
+use crate::tls::words;
+
+/// The causes that one request met, since its last connection.
+#[derive(Debug, Default)]
+pub struct Unreached(Vec<(Telling, String)>);
+
+/// How much a cause says, the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Telling {
+    /// Nobody listens, or there is no way: what a second address often says.
+    Nobody,
+    TimedOut,
+    Other,
+    /// An outbound proxy's refusal.
+    Proxy,
+    /// A connection was had, and ended before the response.
+    Broken,
+    Tls,
+    Certificate,
+    /// There are no addresses.
+    Name,
+}
+
+/// What one cause may take, characters.
+const LONGEST: usize = 300;
+
+impl Unreached {
+    /// Adds why no connection to `address` was had.
+    pub(super) fn add(&mut self, address: SocketAddr, error: &Error) {
+        let (telling, said) = described(error);
+        self.push(telling, &format!("{address}: {said}"));
+    }
+
+    /// Adds that a connection to `address` ended before the response.
+    pub(super) fn add_broken(&mut self, address: SocketAddr) {
+        let said = format!("{address}: the connection ended before the response");
+        self.push(Telling::Broken, &said);
+    }
+
+    /// Adds why there is no address to connect to.
+    pub fn add_name(&mut self, said: &str) {
+        self.push(Telling::Name, said);
+    }
+
+    /// A connection was had.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Whether there is nothing to tell.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn push(&mut self, telling: Telling, said: &str) {
+        let said: String = said.chars().take(LONGEST).collect();
+        if self.0.iter().all(|(_, known)| *known != said) {
+            self.0.push((telling, said));
+        }
+    }
+}
+
+/// All of them, the most telling first, others in the order they were met.
+impl fmt::Display for Unreached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut causes: Vec<_> = self.0.iter().collect();
+        causes.sort_by_key(|(telling, _)| std::cmp::Reverse(*telling));
+        for (nth, (_, said)) in causes.into_iter().enumerate() {
+            if nth > 0 {
+                f.write_str("; ")?;
+            }
+            f.write_str(said)?;
+        }
+        Ok(())
+    }
+}
+
+/// Why nobody reaches a vendor, until somebody does.
+#[derive(Debug, Default)]
+pub(super) struct Trouble(ArcSwapOption<String>);
+
+impl Trouble {
+    pub(super) fn begin(&self, why: String) {
+        self.0.store(Some(Arc::new(why)));
+    }
+
+    pub(super) fn end(&self) {
+        // Nothing is written where nothing changes: all requests share it.
+        if self.0.load().is_some() {
+            self.0.store(None);
+        }
+    }
+
+    pub(super) fn why(&self) -> Option<Arc<String>> {
+        self.0.load_full()
+    }
+}
+
+/// An error of a connection that was not had, without the names of its peer and of variants.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "pingora's list of error types is open"
+)]
+fn described(error: &Error) -> (Telling, String) {
+    use ErrorType::{
+        ConnectNoRoute, ConnectProxyFailure, ConnectRefused, ConnectTimedout, HandshakeError,
+        InvalidCert, TLSHandshakeFailure, TLSHandshakeTimedout,
+    };
+
+    match error.etype() {
+        ConnectRefused => (Telling::Nobody, "connection refused".to_owned()),
+        ConnectNoRoute => (Telling::Nobody, "no route to it".to_owned()),
+        ConnectTimedout => {
+            let said = "no connection within timeouts.connect".to_owned();
+            (Telling::TimedOut, said)
+        }
+        TLSHandshakeTimedout => {
+            let said = "no TLS handshake within timeouts.connect".to_owned();
+            (Telling::TimedOut, said)
+        }
+        ConnectProxyFailure => (Telling::Proxy, innermost(error)),
+        TLSHandshakeFailure | InvalidCert | HandshakeError => {
+            let said = words::plain(&innermost(error));
+            let telling = if said.contains("certificate") {
+                Telling::Certificate
+            } else {
+                Telling::Tls
+            };
+            (telling, format!("TLS: {said}"))
+        }
+        _ => (Telling::Other, innermost(error)),
+    }
+}
+
+/// What the last one in a chain of causes says. pingora hands some of them on as text, and puts the
+/// local address in the place of a cause.
+fn innermost(error: &Error) -> String {
+    let mut said = error.etype().as_str().to_owned();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(context) = &error.context {
+            context.as_str().clone_into(&mut said);
+        }
+        next = error.cause.as_ref().and_then(|cause| cause.downcast_ref());
+        if let (Some(cause), None) = (&error.cause, next) {
+            let cause = cause.to_string();
+            if !cause.starts_with("local address ") {
+                said = cause;
+            }
+        }
+    }
+    let said = said.rsplit("cause: ").next().unwrap_or_default();
+    let said = said.split(", SNI: ").next().unwrap_or_default();
+    let said = said.split(" (os error ").next().unwrap_or_default();
+    said.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: SocketAddr = SocketAddr::new(
+        std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)),
+        443,
+    );
+    const SECOND: SocketAddr =
+        SocketAddr::new(std::net::IpAddr::V6(std::net::Ipv6Addr::LOCALHOST), 443);
+
+    fn handshake() -> Error {
+        let said = "TLS connect() failed:  TLSHandshakeFailure context: tls connect error cause: invalid peer certificate: Other(OtherError(CaUsedAsEndEntity)), SNI: a.test";
+        let local = "local address 192.0.2.2:4711";
+        *Error::because(ErrorType::TLSHandshakeFailure, said, local)
+    }
+
+    #[test]
+    fn the_most_telling_cause_comes_first_in_plain_words() {
+        let mut unreached = Unreached::default();
+        assert!(unreached.is_empty());
+        unreached.add(FIRST, &handshake());
+        for _ in 0..2 {
+            unreached.add(SECOND, &Error::new(ErrorType::ConnectRefused));
+        }
+        let told = "192.0.2.1:443: TLS: invalid peer certificate: it is a CA's certificate, not a server's; [::1]:443: connection refused";
+        assert_eq!(unreached.to_string(), told);
+
+        let mut unreached = Unreached::default();
+        unreached.add(SECOND, &Error::new(ErrorType::ConnectRefused));
+        let cause = std::io::Error::from_raw_os_error(101);
+        unreached.add(SECOND, &Error::because(ErrorType::ConnectError, "x", cause));
+        unreached.add(FIRST, &handshake());
+        let told = unreached.to_string();
+        assert!(told.starts_with("192.0.2.1:443: TLS: "), "{told}");
+        assert!(
+            told.ends_with("; [::1]:443: Network is unreachable; [::1]:443: connection refused"),
+            "{told}"
+        );
+        unreached.clear();
+        assert!(unreached.is_empty());
+    }
+
+    #[test]
+    fn what_is_told_is_bounded() {
+        let mut unreached = Unreached::default();
+        let long = "é".repeat(10_000);
+        unreached.add(FIRST, &Error::explain(ErrorType::ConnectProxyFailure, long));
+        assert_eq!(unreached.to_string().chars().count(), LONGEST);
+    }
+}

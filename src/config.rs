@@ -70,8 +70,22 @@ pub struct Config {
     pub store: Store,
     /// The vendors, in the file's order.
     pub vendors: Vec<Vendor>,
+    /// Every certificate that is presented to a vendor or served to callers.
+    pub presented: Vec<Presented>,
     /// What is accepted and deserves a word on stderr.
     pub warnings: Vec<Mistake>,
+    /// Those of the warnings that `check` takes for mistakes: certificates that have expired. A
+    /// process starts with them all the same; one vendor's certificate must not stop the others.
+    pub expired: Vec<Mistake>,
+}
+
+/// A certificate that somebody is shown, and where proxy.yaml names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Presented {
+    /// Its place: `listeners[0].tls`, `vendors.acme.auth.vedauth.certificate`.
+    pub place: String,
+    /// Its files.
+    pub files: CertFiles,
 }
 
 /// What of secrets, certificates and keys is looked at.
@@ -151,6 +165,7 @@ impl Config {
             report,
             dir,
             secrets,
+            presented: Vec::new(),
         };
         let no_vendors = Entries(Vec::new());
         let written = file.vendors.as_ref().unwrap_or(&no_vendors);
@@ -169,6 +184,7 @@ impl Config {
             delay: or(file.drain.as_ref().and_then(|drain| drain.delay), 5),
             timeout: or(file.drain.as_ref().and_then(|drain| drain.timeout), 30),
         };
+        let (warnings, expired) = context.report.finish()?;
         Ok(Self {
             path: path.to_owned(),
             sha256: hex::encode(tls::sha256(&[text.as_bytes()])),
@@ -182,7 +198,9 @@ impl Config {
             callers,
             store,
             vendors,
-            warnings: context.report.finish()?,
+            presented: context.presented,
+            warnings,
+            expired,
         })
     }
 }

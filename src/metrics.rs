@@ -305,6 +305,12 @@ impl Metrics {
         self.certificate_expiry.with_label_values(&[name]).set(ends);
     }
 
+    /// Ends the gauge of a certificate that is no longer configured.
+    pub fn forget_certificate(&self, name: &str) {
+        // What was never shown cannot be removed, and need not be.
+        let _ = self.certificate_expiry.remove_label_values(&[name]);
+    }
+
     /// Notes the moment the configuration in use was loaded, Unix seconds.
     pub fn configuration_loaded(&self, at: f64) {
         self.loaded.set(at);

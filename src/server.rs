@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod admin;
+mod certificates;
 pub mod guard;
 pub mod handover;
 pub mod live;
@@ -179,7 +180,7 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
     let traces = Traces::from_environment().map_err(StartError::Traces)?;
     let metrics = Arc::new(Metrics::new().traced(traces.clone()));
     let access_log = AccessLog::to_stdout()?;
-    let certificates = certificates(&config, &metrics)?;
+    let certificates = certificates(&config)?;
     let (threads, drain, ready_when, key) = (
         config.threads,
         config.drain,
@@ -395,15 +396,12 @@ const LEAST_FLUSH: Duration = Duration::from_secs(1);
 const MOST_FLUSH: Duration = Duration::from_secs(5);
 
 /// Of each listener; `None` for plaintext.
-fn certificates(
-    config: &Config,
-    metrics: &Metrics,
-) -> Result<Vec<Option<Arc<ListenerCertificates>>>, StartError> {
+fn certificates(config: &Config) -> Result<Vec<Option<Arc<ListenerCertificates>>>, StartError> {
     let listeners = config.listeners.iter().enumerate();
     listeners
         .map(|(index, listener)| match &listener.tls {
             None => Ok(None),
-            Some(_) => ListenerCertificates::start(listener, metrics)
+            Some(_) => ListenerCertificates::start(listener)
                 .map(|certificates| Some(Arc::new(certificates)))
                 .map_err(|cause| StartError::Tls {
                     place: format!("listeners[{index}].tls"),

@@ -21,7 +21,7 @@ use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use sha2::{Digest, Sha256};
 use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 pub use self::pem::Fault;
@@ -73,6 +73,8 @@ pub struct Identity {
     pub key: PrivateKeyDer<'static>,
     /// SHA-256 of the leaf.
     pub leaf_sha256: [u8; 32],
+    /// The leaf's start of validity.
+    pub not_before: SystemTime,
     /// The leaf's end of validity.
     pub not_after: SystemTime,
 }
@@ -105,11 +107,12 @@ impl Identity {
                         first must be its own, not an issuer's",
             });
         }
-        let not_after = end_of(&leaf);
+        let (not_before, not_after) = (start_of(&leaf), end_of(&leaf));
         Ok(Self {
             chain,
             key,
             leaf_sha256,
+            not_before,
             not_after,
         })
     }
@@ -340,9 +343,17 @@ fn parsed<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>
     }
 }
 
+fn start_of(certificate: &X509Certificate<'_>) -> SystemTime {
+    system_time(certificate.validity().not_before)
+}
+
 fn end_of(certificate: &X509Certificate<'_>) -> SystemTime {
-    let seconds = certificate.validity().not_after.timestamp();
-    SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+    system_time(certificate.validity().not_after)
+}
+
+fn system_time(at: ASN1Time) -> SystemTime {
+    let seconds = u64::try_from(at.timestamp()).unwrap_or(0);
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
 }
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {

@@ -3,6 +3,7 @@
 mod admin;
 mod broken_keys;
 mod callers;
+mod certificate_ends;
 mod commands;
 mod demo;
 mod handover;

@@ -20,7 +20,13 @@ pub fn run(config: &Path, without_secrets: bool) -> ExitCode {
     };
     match Config::load(config, secrets) {
         Ok(valid) => {
-            warn(&valid.warnings);
+            let is_warning = |one: &&Mistake| !valid.expired.contains(one);
+            let warnings: Vec<_> = valid.warnings.iter().filter(is_warning).cloned().collect();
+            warn(&warnings);
+            if !valid.expired.is_empty() {
+                complain(config, &valid.expired);
+                return ExitCode::from(BAD_CONFIGURATION);
+            }
             // Nobody is left to tell when stdout is closed.
             let _ = writeln!(io::stdout().lock(), "{}", summary(&valid));
             ExitCode::SUCCESS

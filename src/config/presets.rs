@@ -142,7 +142,7 @@ mod tests {
             let mut document = serde_json::json!({ "vendors": { name: settings } });
             let mut report = Report::new(Path::new("presets.yaml"));
             super::super::shape::check(&mut document, &mut report);
-            assert_eq!(report.finish(), Ok(vec![]), "{name}");
+            assert_eq!(report.finish(), Ok((vec![], vec![])), "{name}");
             for rule in preset.refuse.iter().chain(&preset.allow) {
                 super::super::rules::path_rules(rule).unwrap();
             }

@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
@@ -11,7 +12,7 @@ use rustls::SignatureAlgorithm;
 
 use super::file;
 use super::report::{Report, Spot};
-use crate::config::{CertFiles, SecretRef, Secrets};
+use crate::config::{CertFiles, Presented, SecretRef, Secrets};
 use crate::secret::Secret;
 use crate::{jwks, tls};
 
@@ -21,6 +22,8 @@ pub(super) struct Context<'a> {
     /// The directory of the file, which relative paths are relative to.
     pub(super) dir: PathBuf,
     pub(super) secrets: Secrets,
+    /// The certificates read so far that somebody is shown.
+    pub(super) presented: Vec<Presented>,
 }
 
 impl Context<'_> {
@@ -171,11 +174,42 @@ impl Context<'_> {
         };
         if self.secrets == Secrets::Resolve {
             match tls::Identity::load(&files) {
-                Ok(_) => self.open_to_others(&files.key, &at.key("key")),
+                Ok(identity) => {
+                    self.open_to_others(&files.key, &at.key("key"));
+                    self.time_left(&files, &identity, &at.key("cert"));
+                }
                 Err(error) => self.unusable_pair(&files, error, at),
             }
         }
+        self.presented.push(Presented {
+            place: at.to_string(),
+            files: files.clone(),
+        });
         Some(files)
+    }
+
+    /// Says that a certificate has expired, or will soon.
+    fn time_left(&mut self, files: &CertFiles, identity: &tls::Identity, at: &Spot) {
+        let now = SystemTime::now();
+        let file = files.cert.display();
+        let date = |time| {
+            let text = humantime::format_rfc3339_seconds(time).to_string();
+            text.split('T').next().unwrap_or_default().to_owned()
+        };
+        let (from, to) = (identity.not_before, identity.not_after);
+        let hint = "put a renewed one in its place; it is in use within 10 s";
+        if to <= now {
+            let message = format!("{file} expired on {}", date(to));
+            self.report.expired(at, message, hint);
+        } else if to <= now + SOON {
+            let days = to.duration_since(now).unwrap_or_default().as_secs() / 86_400;
+            let message = format!("{file} expires on {}, {days} days from now", date(to));
+            self.report.warn(at, message, hint);
+        } else if from > now {
+            let message = format!("{file} is not valid before {}", date(from));
+            self.report
+                .warn(at, message, "is the clock of this machine right?");
+        }
     }
 
     /// Says what is wrong with each of the two files: one mistake shall not hide the other.
@@ -325,6 +359,9 @@ impl Context<'_> {
         Some(secret)
     }
 }
+
+/// A certificate that ends sooner should have been renewed by now.
+const SOON: Duration = Duration::from_hours(14 * 24);
 
 /// Whether `text`, written where a file is to be named, is rather what the file should hold.
 fn is_content(text: &str) -> bool {

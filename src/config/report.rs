@@ -112,6 +112,8 @@ pub(super) struct Report<'a> {
     /// What lies under these may be there or not: a preset that is not known would have told.
     unknowable: Vec<Spot>,
     warnings: Vec<Mistake>,
+    /// Of the warnings, what has expired.
+    expired: Vec<Mistake>,
 }
 
 impl<'a> Report<'a> {
@@ -122,6 +124,7 @@ impl<'a> Report<'a> {
             mistakes: Vec::new(),
             unknowable: Vec::new(),
             warnings: Vec::new(),
+            expired: Vec::new(),
         }
     }
 
@@ -178,18 +181,27 @@ impl<'a> Report<'a> {
         self.warnings.push(warning);
     }
 
-    /// The warnings, in the file's order, or the mistakes when there are any.
-    pub(super) fn finish(self) -> Result<Vec<Mistake>, Vec<Mistake>> {
+    /// The value at `at` names something that has expired: a warning, and a mistake to `check`.
+    pub(super) fn expired(&mut self, at: &Spot, message: impl fmt::Display, hint: &str) {
+        let place = self.places.nearest(&self.places.values, at);
+        let mistake = self.mistake(place, at, message, hint.to_owned());
+        self.warnings.push(mistake.clone());
+        self.expired.push(mistake);
+    }
+
+    /// The warnings and what has expired, each in the file's order; or the mistakes when there are
+    /// any, to which belongs what has expired.
+    pub(super) fn finish(self) -> Result<(Vec<Mistake>, Vec<Mistake>), Vec<Mistake>> {
         let sorted = |mut list: Vec<Mistake>| {
             list.sort_by_key(|mistake| (mistake.line, mistake.column));
             list.dedup();
             list
         };
         if self.mistakes.is_empty() {
-            Ok(sorted(self.warnings))
+            Ok((sorted(self.warnings), sorted(self.expired)))
         } else {
             let mistakes = self.mistakes.into_iter().map(|(_, mistake)| mistake);
-            Err(sorted(mistakes.collect()))
+            Err(sorted(mistakes.chain(self.expired).collect()))
         }
     }
 

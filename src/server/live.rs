@@ -11,6 +11,7 @@ use http::header::{AUTHORIZATION, HeaderName};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::JoinSet;
 
+use super::certificates::Ends;
 use super::tls::ListenerCertificates;
 use super::{StartError, unix_seconds};
 use crate::config::{
@@ -26,7 +27,7 @@ use crate::request::headers::Barred;
 use crate::request::vendor::{Routes, Vendor};
 use crate::request::{Snapshot, Way};
 use crate::store::{self, Store};
-use crate::tls::{Identity, sha256};
+use crate::tls::sha256;
 use crate::upstream::Upstream;
 use crate::upstream::resolver::Resolver;
 
@@ -41,6 +42,8 @@ pub(super) struct Live {
     /// Every series.
     pub(super) metrics: Arc<Metrics>,
     certificates: Vec<Option<Arc<ListenerCertificates>>>,
+    /// Of all certificates that are shown to anybody.
+    ends: Arc<Ends>,
     resolver: Resolver,
     store: Arc<dyn Store>,
     /// Of the files as they were when the first configuration was taken into use.
@@ -144,7 +147,10 @@ impl Live {
         };
         let read = as_read(&config);
         let made = making.all(&config, None)?;
+        let ends = Arc::new(Ends::default());
+        ends.show(&config.presented, &metrics);
         Ok(Self {
+            ends,
             read,
             snapshot: Arc::new(ArcSwap::from_pointee(made.snapshot)),
             view: ArcSwap::from_pointee(made.view),
@@ -242,13 +248,10 @@ impl Live {
             config.listeners.iter().zip(&self.certificates).enumerate()
         {
             if let Some(served) = served {
-                let read =
-                    served
-                        .read(listener, &self.metrics)
-                        .map_err(|cause| StartError::Tls {
-                            place: format!("listeners[{index}].tls"),
-                            cause,
-                        })?;
+                let read = served.read(listener).map_err(|cause| StartError::Tls {
+                    place: format!("listeners[{index}].tls"),
+                    cause,
+                })?;
                 certificates.push((served, read));
             }
         }
@@ -263,6 +266,7 @@ impl Live {
         {
             self.metrics.forget(gone, &states);
         }
+        self.ends.show(&config.presented, &self.metrics);
         let sha256 = config.sha256.clone();
         self.snapshot.store(Arc::new(made.snapshot));
         self.view.store(Arc::new(made.view));
@@ -287,7 +291,20 @@ impl Live {
                 known = now;
                 self.reload().await;
             }
+            self.follow_certificates().await;
         }
+    }
+
+    /// What logs in is read at each login and makes no reload: its gauge follows by itself.
+    async fn follow_certificates(&self) {
+        let (presented, reloaded) = {
+            let state = self.state.lock().await;
+            (state.config.presented.clone(), files_of(&state.config))
+        };
+        let (ends, metrics) = (self.ends.clone(), self.metrics.clone());
+        let look = move || ends.follow(&presented, &reloaded, &metrics);
+        // Fails only when it panics, and the next look is as good.
+        let _ = tokio::task::spawn_blocking(look).await;
     }
 
     async fn contents(&self) -> [u8; 32] {
@@ -408,13 +425,6 @@ impl Making<'_> {
                     cause,
                 }
             })?;
-        if let Some(files) = &vendor.client_cert
-            && let Ok(identity) = Identity::load(files)
-        {
-            let name = format!("vendors.{}.client_cert", vendor.name);
-            self.metrics
-                .certificate(&name, unix_seconds(identity.not_after));
-        }
         let (credential, keeper) = self.credential(vendor, before)?.unzip();
         let mut prepared = Vendor::new(
             vendor,

@@ -265,7 +265,7 @@ impl Sight {
             section #certificates aria-labelledby="certificates-head" {
                 h2 #certificates-head { "Certificates" }
                 @if self.certificates.is_empty() {
-                    p.aside { "None: no TLS listener, and no client certificate for an upstream." }
+                    p.aside { "None: no TLS listener, and no client certificate anywhere." }
                 } @else {
                     ul.certificates {
                         @for (name, ends) in &self.certificates {

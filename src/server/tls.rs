@@ -17,9 +17,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 
-use super::unix_seconds;
 use crate::config::{CertFiles, Listener, San};
-use crate::metrics::Metrics;
 use crate::request::Handshake;
 use crate::request::caller::Certificate;
 use crate::tls::{Error, Identity, Roots};
@@ -44,18 +42,14 @@ pub(super) struct ListenerCertificates(ArcSwap<Certificates>);
 
 impl ListenerCertificates {
     /// Reads the files for the first time.
-    pub(super) fn start(listener: &Listener, metrics: &Metrics) -> Result<Self, Error> {
-        Certificates::read(listener, metrics).map(|read| Self(ArcSwap::from_pointee(read)))
+    pub(super) fn start(listener: &Listener) -> Result<Self, Error> {
+        Certificates::read(listener).map(|read| Self(ArcSwap::from_pointee(read)))
     }
 
     /// Reads the files again, changing nothing yet.
     #[expect(clippy::unused_self, reason = "reads for this listener")]
-    pub(super) fn read(
-        &self,
-        listener: &Listener,
-        metrics: &Metrics,
-    ) -> Result<Certificates, Error> {
-        Certificates::read(listener, metrics)
+    pub(super) fn read(&self, listener: &Listener) -> Result<Certificates, Error> {
+        Certificates::read(listener)
     }
 
     /// Serves `certificates` from now on.
@@ -168,7 +162,7 @@ pub(super) struct Certificates {
 }
 
 impl Certificates {
-    fn read(listener: &Listener, metrics: &Metrics) -> Result<Self, Error> {
+    fn read(listener: &Listener) -> Result<Self, Error> {
         let callers = listener.client_ca.as_ref().map(|path| {
             let roots = Roots::load(path)?;
             roots.client_verifier().map_err(|_| Error::Unusable {
@@ -182,8 +176,6 @@ impl Certificates {
         };
         for pair in listener.tls.iter().flatten() {
             let identity = Identity::load(pair)?;
-            let name = format!("listener {}", pair.cert.display());
-            metrics.certificate(&name, unix_seconds(identity.not_after));
             certificates.add(&identity, pair)?;
         }
         Ok(certificates)

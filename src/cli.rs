@@ -11,6 +11,7 @@ pub mod schema;
 mod serve;
 mod status;
 mod table;
+mod terminal;
 
 use std::io::Write;
 use std::path::PathBuf;

@@ -765,13 +765,49 @@ pub struct AuthorizationCode {
     /// Asked for at the authorize URL.
     pub scope: Option<String>,
     /// Where the browser is sent back to.
-    pub redirect_uri: url::Url,
+    pub redirect_uri: RedirectUri,
     /// Whether the exchange repeats `redirect_uri` (RFC 6749 §4.1.3 wants it; some vendors do not).
     pub send_redirect_uri: bool,
     /// RFC 7636, method S256.
     pub pkce: bool,
+    /// The server's issuer identifier (RFC 8414 §2), which a redirect must then name as `iss`
+    /// (RFC 9207); `None`: a redirect that names one must name the origin of `authorize_url`.
+    pub issuer: Option<String>,
     /// Lifetimes and limits.
     pub times: TokenTimes,
+}
+
+/// A redirect URI. Servers compare it with the registered one character by character (RFC 6749
+/// §3.1.2.3), so it is sent exactly as it is written, whatever a URL parser would make of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedirectUri {
+    text: String,
+    url: url::Url,
+}
+
+impl RedirectUri {
+    /// As it is written, and sent.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// As a browser follows it.
+    #[must_use]
+    pub fn url(&self) -> &url::Url {
+        &self.url
+    }
+}
+
+/// An absolute URI; what else it must be is for the reader of the configuration to say.
+impl std::str::FromStr for RedirectUri {
+    type Err = url::ParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let url = url::Url::parse(text)?;
+        let text = text.to_owned();
+        Ok(Self { text, url })
+    }
 }
 
 /// How a grant is first obtained from a vedauth server.

@@ -1141,6 +1141,84 @@ fn allow_of_the_file_only_narrows_the_presets() {
 }
 
 #[test]
+fn a_redirect_uri_and_an_issuer_are_kept_as_they_are_written_or_refused() {
+    let with = |uri: &str, issuer: &str| {
+        vendor(&format!(
+            "upstream: https://x.example
+auth:
+  authorization_code:
+    authorize_url: https://x.example/authorize
+    token_url: https://x.example/token
+    client_id: me
+    redirect_uri: {uri}
+    issuer: {issuer}"
+        ))
+    };
+    for (uri, issuer, kept) in [
+        ("https://A.example:443", "''", None),
+        (
+            "HTTP://127.1/cb/../x",
+            "https://X.example/",
+            Some("https://X.example/"),
+        ),
+        (
+            "com.example:/cb",
+            "http://x.example/realms/a",
+            Some("http://x.example/realms/a"),
+        ),
+    ] {
+        let config = valid(&with(uri, issuer));
+        let Some(Auth::AuthorizationCode(client)) = &config.vendors[0].auth else {
+            panic!("no code");
+        };
+        assert_eq!(client.redirect_uri.as_str(), uri);
+        assert_eq!(client.issuer.as_deref(), kept);
+    }
+    for (uri, issuer, message) in [
+        (
+            "'https://a.example/x y'",
+            "''",
+            "redirect_uri: has a character that no URL may have",
+        ),
+        (
+            "\"https://a.ex\\tample/\"",
+            "''",
+            "redirect_uri: has a character that no URL may have",
+        ),
+        (
+            "' https://a.example/'",
+            "''",
+            "redirect_uri: has a character that no URL may have",
+        ),
+        (
+            "'https://a.example/#x'",
+            "''",
+            "redirect_uri: must not have a fragment",
+        ),
+        ("/callback", "''", "redirect_uri: is not an absolute URL"),
+        (
+            "https://a.example",
+            "x.example",
+            "issuer: is not an issuer identifier",
+        ),
+        (
+            "https://a.example",
+            "https://x.example/?a",
+            "issuer: is not an issuer identifier",
+        ),
+        (
+            "https://a.example",
+            "https://u:hunter2@x.example",
+            "issuer: is not an issuer identifier",
+        ),
+    ] {
+        let found = mistakes(&with(uri, issuer));
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(found[0].contains(message), "{found:#?}");
+    }
+}
+
+#[test]
 fn token_paths_on_the_upstreams_server_are_refused_whatever_the_file_says() {
     let config = valid(&vendor(
         "upstream: https://x.example/base

@@ -11,6 +11,7 @@
     reason = "nothing is reachable here; `pub` says what modules offer"
 )]
 
+mod authorize;
 mod bodies;
 mod callers;
 mod clients;

@@ -3,15 +3,17 @@
 //! The redirect is taken from a callback on loopback, when that is where it goes, and at the same
 //! time from what is pasted: the browser may be on another machine than this terminal.
 
-use std::io::{self, BufRead, Write};
+use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::{Body, to_bytes};
 use axum::extract::State;
 use axum::response::Html;
-use http::{Method, StatusCode, Uri};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Method, StatusCode, Uri};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -19,6 +21,7 @@ use tokio::time::timeout;
 use url::{Host, Url};
 
 use super::progress;
+use super::terminal::Input;
 use crate::config::{self, Auth, Config};
 use crate::credential::consent::{Consent, Granted, Redirect};
 use crate::secret::Secret;
@@ -64,6 +67,17 @@ pub(super) enum Error {
          open the address it prints then"
     )]
     WrongState,
+    /// From another server than the one that was asked.
+    #[error(
+        "it names the issuer {found} and not {wanted}: nothing was exchanged; if this is what your \
+         vendor calls itself, write `issuer: {found}` beside `authorize_url`"
+    )]
+    OtherIssuer {
+        /// What the redirect says.
+        found: String,
+        /// What it has to say.
+        wanted: String,
+    },
     /// The server or the person said no.
     #[error("the server refused: {0}")]
     Refused(String),
@@ -110,26 +124,30 @@ pub(super) async fn run(config: &Config, vendor: &str, no_state: bool) -> Result
 
     let mut prompts = io::stderr();
     let mut listeners = Vec::new();
-    for address in callback_addresses(&auth.redirect_uri) {
+    for address in callback_addresses(auth.redirect_uri.url()) {
         match TcpListener::bind(address).await {
             Ok(listener) => listeners.push(listener),
             Err(cause) => writeln!(prompts, "No callback at {address:?}: {cause}")?,
         }
     }
-    let callback = Callback::serve(listeners, &auth.redirect_uri);
+    let callback = Callback::serve(listeners, auth.redirect_uri.url());
     let mut conversation = Conversation {
         consent,
+        redirect_uri: auth.redirect_uri.as_str().to_owned(),
         no_state,
         vendor: vendor.name.clone(),
         results: io::stdout(),
         prompts,
     };
-    conversation.hold(callback, stdin_lines()).await
+    let mut input = Input::start()?;
+    conversation.hold(callback, &mut input.lines).await
 }
 
 /// What is said, and to whom.
 struct Conversation<Results, Prompts> {
     consent: Consent,
+    /// As it is written in the configuration.
+    redirect_uri: String,
     no_state: bool,
     vendor: String,
     results: Results,
@@ -140,7 +158,7 @@ impl<Results: Write, Prompts: Write> Conversation<Results, Prompts> {
     async fn hold(
         &mut self,
         mut callback: Callback,
-        mut lines: mpsc::Receiver<String>,
+        lines: &mut mpsc::Receiver<String>,
     ) -> Result<(), Error> {
         let url = self.consent.url().map_err(Error::Url)?;
         writeln!(self.prompts, "Open this address in a browser and consent:")?;
@@ -168,15 +186,24 @@ impl<Results: Write, Prompts: Write> Conversation<Results, Prompts> {
                             callback.close_with(Some(page), REFUSED).await;
                             return Err(Error::Refused(text));
                         }
-                        Redirect::StatelessRefused(_)
+                        foreign @ (Redirect::StatelessRefused(_)
                         | Redirect::Stateless(_)
+                        | Redirect::OtherIssuer(_)
+                        | Redirect::NoIssuer
                         | Redirect::Foreign
-                        | Redirect::Nothing => {
+                        | Redirect::Nothing) => {
                             let _ = page.send(FOREIGN);
                             writeln!(
                                 self.prompts,
                                 "A redirect that does not belong to this request was ignored."
                             )?;
+                            if let Redirect::OtherIssuer(found) = foreign {
+                                let wanted = self.consent.issuer();
+                                let error = Error::OtherIssuer { found, wanted };
+                                writeln!(self.prompts, "It has our state, but {error}.")?;
+                            } else if let Redirect::NoIssuer = foreign {
+                                writeln!(self.prompts, "{NO_ISSUER}")?;
+                            }
                         }
                     }
                 }
@@ -210,6 +237,13 @@ impl<Results: Write, Prompts: Write> Conversation<Results, Prompts> {
                             )?;
                         }
                         Redirect::Foreign => return Err(Error::WrongState),
+                        Redirect::OtherIssuer(found) => {
+                            let wanted = self.consent.issuer();
+                            return Err(Error::OtherIssuer { found, wanted });
+                        }
+                        Redirect::NoIssuer => {
+                            writeln!(self.prompts, "{NO_ISSUER} Paste another one:")?;
+                        }
                         Redirect::Refused(text) | Redirect::StatelessRefused(text) => {
                             return Err(Error::Refused(text));
                         }
@@ -224,20 +258,24 @@ impl<Results: Write, Prompts: Write> Conversation<Results, Prompts> {
         Err(Error::NoInput)
     }
 
-    /// The whole address, its query, or the code alone.
+    /// The whole address, with or without its scheme, its query, or the code alone; in the quotes or
+    /// brackets that it was copied with.
     fn pasted(&self, line: &str) -> Redirect {
-        if let Ok(url) = Url::parse(line)
-            && url.has_host()
-        {
-            return self.consent.read(url.query().unwrap_or_default());
+        let line = bare(line);
+        let (before, fragment) = line.split_once('#').unwrap_or((line, ""));
+        let (address, query) = before.split_once('?').unwrap_or((before, ""));
+        let alone = if address.contains("://") { "" } else { address };
+        for form in [query, fragment, alone] {
+            if form.contains("code=") || form.contains("error=") {
+                return self.consent.read(form);
+            }
         }
-        if line.contains('=') && (line.contains("code=") || line.contains("error=")) {
-            return self.consent.read(line.trim_start_matches('?'));
-        }
-        if line.contains(char::is_whitespace) {
+        let ours = self.redirect_uri.split_once("://");
+        let ours = ours.is_some_and(|(_, address)| line.starts_with(address));
+        if line.is_empty() || line.contains("://") || ours || line.contains(char::is_whitespace) {
             return Redirect::Nothing;
         }
-        Redirect::Stateless(Secret::new(line))
+        self.consent.read_code(line)
     }
 
     async fn finish(
@@ -323,24 +361,76 @@ impl Callback {
 
 type Shared = Arc<(String, mpsc::Sender<(String, oneshot::Sender<Page>)>)>;
 
+/// Takes a redirect, or the form that a page of the server posts in its place (OAuth 2.0 Form Post
+/// Response Mode §2).
 async fn answer(
     State(shared): State<Shared>,
     method: Method,
     uri: Uri,
+    headers: HeaderMap,
+    body: Body,
 ) -> (StatusCode, Html<&'static str>) {
     let (path, redirects) = &*shared;
-    let (status, text) = if uri.path() != path || method != Method::GET {
-        (StatusCode::NOT_FOUND, "Nothing here.")
-    } else {
-        let (page, shown) = oneshot::channel();
-        let query = uri.query().unwrap_or_default().to_owned();
-        match redirects.send((query, page)).await {
-            Ok(()) => shown.await.unwrap_or(LATE),
-            Err(_) => LATE,
+    if uri.path() != path {
+        return (StatusCode::NOT_FOUND, Html("Nothing here."));
+    }
+    let parameters = match method {
+        Method::GET => uri.query().unwrap_or_default().to_owned(),
+        Method::POST if is_form(&headers) => {
+            let Ok(body) = to_bytes(body, LONGEST_FORM).await else {
+                return (StatusCode::PAYLOAD_TOO_LARGE, Html("Too long."));
+            };
+            String::from_utf8_lossy(&body).into_owned()
         }
+        Method::POST => return (StatusCode::UNSUPPORTED_MEDIA_TYPE, Html("Not a form.")),
+        _ => return (StatusCode::METHOD_NOT_ALLOWED, Html("Not here.")),
+    };
+    let (page, shown) = oneshot::channel();
+    let (status, text) = match redirects.send((parameters, page)).await {
+        Ok(()) => shown.await.unwrap_or(LATE),
+        Err(_) => LATE,
     };
     (status, Html(text))
 }
+
+fn is_form(headers: &HeaderMap) -> bool {
+    let value = headers.get(CONTENT_TYPE).and_then(|it| it.to_str().ok());
+    let media_type = value.and_then(|value| value.split(';').next());
+    media_type.is_some_and(|it| {
+        it.trim()
+            .eq_ignore_ascii_case("application/x-www-form-urlencoded")
+    })
+}
+
+/// `line` without what it was copied with: quotes, brackets, white space.
+fn bare(line: &str) -> &str {
+    let mut line = line.trim();
+    while let Some(inner) = PAIRS
+        .iter()
+        .find_map(|(open, close)| line.strip_prefix(*open)?.strip_suffix(*close))
+    {
+        line = inner.trim();
+    }
+    line
+}
+
+/// What stands around an address in a chat, a mail or a shell.
+const PAIRS: [(char, char); 8] = [
+    ('"', '"'),
+    ('\'', '\''),
+    ('`', '`'),
+    ('<', '>'),
+    ('(', ')'),
+    ('[', ']'),
+    ('\u{201c}', '\u{201d}'),
+    ('\u{2018}', '\u{2019}'),
+];
+
+/// Bytes of a posted form: codes of a few kilobytes occur.
+const LONGEST_FORM: usize = 256 * 1024;
+
+const NO_ISSUER: &str = "It names no issuer (`iss`), and `issuer` in the configuration asks for one: \
+                         if the server sends none, remove `issuer`.";
 
 /// Where a callback can be taken; empty: the redirect goes elsewhere.
 fn callback_addresses(redirect_uri: &Url) -> Vec<(IpAddr, u16)> {
@@ -358,21 +448,6 @@ fn callback_addresses(redirect_uri: &Url) -> Vec<(IpAddr, u16)> {
         Some(Host::Domain(_) | Host::Ipv4(_) | Host::Ipv6(_)) | None => vec![],
     };
     hosts.into_iter().map(|host| (host, port)).collect()
-}
-
-/// Lines of stdin, on a thread of their own: reading a terminal cannot be cancelled, and a runtime
-/// would wait for it at its end.
-fn stdin_lines() -> mpsc::Receiver<String> {
-    let (sender, lines) = mpsc::channel(1);
-    std::thread::spawn(move || {
-        for line in io::stdin().lock().lines() {
-            let Ok(line) = line else { return };
-            if sender.blocking_send(line).is_err() {
-                return;
-            }
-        }
-    });
-    lines
 }
 
 const DONE: Page = (
@@ -417,6 +492,7 @@ mod tests {
         no_state: bool,
         pkce: bool,
         listen: bool,
+        issuer: Option<String>,
     }
 
     /// What a run of the command came to.
@@ -434,6 +510,7 @@ mod tests {
                 no_state: false,
                 pkce: true,
                 listen: false,
+                issuer: None,
             }
         }
 
@@ -466,26 +543,28 @@ mod tests {
                 redirect_uri: redirect_uri.parse().unwrap(),
                 send_redirect_uri: true,
                 pkce: self.pkce,
+                issuer: self.issuer.clone(),
                 times: times(),
             };
             let vendor = vendor(Auth::AuthorizationCode(auth.clone()));
             let consent = Consent::new(&auth, &vendor, self.store());
             consent.prepare().await.unwrap();
             let url = consent.url().unwrap();
-            let (terminal, lines) = mpsc::channel(8);
+            let (terminal, mut lines) = mpsc::channel(8);
             let query = url.query_pairs().into_owned().collect();
             let person = tokio::spawn(person(query, redirect_uri, terminal));
             let listeners = if self.listen { vec![listener] } else { vec![] };
-            let callback = Callback::serve(listeners, &auth.redirect_uri);
+            let callback = Callback::serve(listeners, auth.redirect_uri.url());
             let (mut results, mut prompts) = (Vec::new(), Vec::new());
             let mut conversation = Conversation {
                 consent,
+                redirect_uri: auth.redirect_uri.as_str().to_owned(),
                 no_state: self.no_state,
                 vendor: "acme".into(),
                 results: &mut results,
                 prompts: &mut prompts,
             };
-            let held = conversation.hold(callback, lines);
+            let held = conversation.hold(callback, &mut lines);
             let result = timeout(Duration::from_secs(20), held)
                 .await
                 .expect("it hangs");

@@ -9,9 +9,10 @@ use super::reference::Context;
 use super::report::{Spot, list};
 use super::upstream::web_url;
 use crate::config::{
-    Auth, AuthorizationCode, CertFiles, ClientAuth, ClientCredentials, SecretRef, TokenTimes,
-    Upstream, Vedauth, VedauthGrant,
+    Auth, AuthorizationCode, CertFiles, ClientAuth, ClientCredentials, RedirectUri, SecretRef,
+    TokenTimes, Upstream, Vedauth, VedauthGrant,
 };
+use crate::endpoint;
 use crate::secret::Secret;
 
 /// What of the vendor its credential depends on.
@@ -246,22 +247,19 @@ fn authorization_code(
             );
             None
         }
-        // RFC 6749 §3.1.2: absolute, without a fragment.
-        Some(text) => match Url::parse(text) {
-            Ok(uri) if uri.fragment().is_none() => Some(uri),
-            Ok(_) => {
-                let message = "must not have a fragment";
-                context.report.wrong(&redirect_at, message, "");
-                None
-            }
-            Err(_) => {
-                context
-                    .report
-                    .wrong(&redirect_at, "is not an absolute URL", "");
-                None
-            }
-        },
+        Some(text) => redirect_uri(text, &redirect_at, context),
     };
+    let issuer = present(written.issuer.as_ref());
+    if let Some(issuer) = &issuer {
+        let url = endpoint::web(issuer);
+        // RFC 8414 §2: a URL without query and fragment.
+        if !url.is_ok_and(|url| url.query().is_none() && url.fragment().is_none()) {
+            let hint = "written as the server's redirects name it in `iss`, for example \
+                        `https://login.example/realms/a`";
+            let message = "is not an issuer identifier";
+            context.report.wrong(&at.key("issuer"), message, hint);
+        }
+    }
     let times = times(
         written.default_lifetime,
         written.request_timeout,
@@ -277,8 +275,23 @@ fn authorization_code(
         redirect_uri: redirect_uri?,
         send_redirect_uri: written.send_redirect_uri.unwrap_or(true),
         pkce: written.pkce.unwrap_or(true),
+        issuer,
         times,
     })
+}
+
+/// RFC 6749 §3.1.2: absolute, without a fragment.
+fn redirect_uri(text: &str, at: &Spot, context: &mut Context<'_>) -> Option<RedirectUri> {
+    let blank = |c: char| c.is_whitespace() || c.is_control();
+    let message = match text.parse::<RedirectUri>() {
+        // A parser drops some of these, a server does not.
+        Ok(_) if text.contains(blank) => "has a character that no URL may have",
+        Ok(uri) if uri.url().fragment().is_none() => return Some(uri),
+        Ok(_) => "must not have a fragment",
+        Err(_) => "is not an absolute URL",
+    };
+    context.report.wrong(at, message, "");
+    None
 }
 
 fn vedauth(

@@ -37,6 +37,11 @@ pub(crate) enum Redirect {
     Stateless(Secret),
     /// The answer to another request; somebody may be trying to slip us their account.
     Foreign,
+    /// From another server than the one that was asked (RFC 9207 §2.4). Holds its name, in printable
+    /// ASCII.
+    OtherIssuer(String),
+    /// It does not name the server, and the configured `issuer` says that it does.
+    NoIssuer,
     /// The server or the person said no; in printable ASCII.
     Refused(String),
     /// The same, without any state.
@@ -99,13 +104,43 @@ impl Consent {
         Ok(url)
     }
 
-    /// Reads a redirect's query (RFC 6749 §4.1.2).
+    /// The issuer that a redirect may name.
+    pub(crate) fn issuer(&self) -> String {
+        let origin = || self.config.authorize_url.origin().ascii_serialization();
+        self.config.issuer.clone().unwrap_or_else(origin)
+    }
+
+    /// Whether a redirect that names `issuer` is from the server that was asked: compared character
+    /// by character (RFC 9207 §2.4), but for the slash that an origin may end in.
+    fn is_issuer(&self, issuer: &str) -> bool {
+        let ours = self.issuer();
+        let of_origin = self.config.issuer.is_none();
+        issuer == ours || (of_origin && issuer.strip_suffix('/') == Some(ours.as_str()))
+    }
+
+    /// Reads a code that came without its redirect.
+    pub(crate) fn read_code(&self, code: &str) -> Redirect {
+        if self.config.issuer.is_some() {
+            return Redirect::NoIssuer;
+        }
+        Redirect::Stateless(Secret::new(code))
+    }
+
+    /// Reads the parameters of a redirect (RFC 6749 §4.1.2), `application/x-www-form-urlencoded`.
+    /// None of them may occur twice (§3.1).
     pub(crate) fn read(&self, query: &str) -> Redirect {
-        let field = |wanted: &str| {
+        let fields = |wanted: &'static str| {
             form_urlencoded::parse(query.as_bytes())
-                .find(|(name, value)| name == wanted && !value.is_empty())
+                .filter(move |(name, value)| name == wanted && !value.is_empty())
                 .map(|(_, value)| value.into_owned())
         };
+        let field = |wanted| fields(wanted).next();
+        if ["state", "code", "error", "iss"]
+            .into_iter()
+            .any(|name| fields(name).nth(1).is_some())
+        {
+            return Redirect::Foreign;
+        }
         let state = field("state");
         if let Some(state) = &state
             && verify_slices_are_equal(state.as_bytes(), self.state.expose().as_bytes()).is_err()
@@ -114,17 +149,19 @@ impl Consent {
         }
         let refusal = field("error").map(|error| {
             let story = field("error_description").unwrap_or_default();
-            let printable = |c: char| {
-                if c.is_ascii_graphic() || c == ' ' {
-                    c
-                } else {
-                    '?'
-                }
-            };
-            let text = format!("{error} {story}");
-            text.trim().chars().take(300).map(printable).collect()
+            printable(format!("{error} {story}").trim())
         });
-        match (refusal, field("code").map(Secret::new), state) {
+        let code = field("code").map(Secret::new);
+        if refusal.is_some() || code.is_some() {
+            match field("iss") {
+                Some(issuer) if !self.is_issuer(&issuer) => {
+                    return Redirect::OtherIssuer(printable(&issuer));
+                }
+                None if self.config.issuer.is_some() => return Redirect::NoIssuer,
+                Some(_) | None => {}
+            }
+        }
+        match (refusal, code, state) {
             (Some(refusal), _, Some(_)) => Redirect::Refused(refusal),
             (Some(refusal), _, None) => Redirect::StatelessRefused(refusal),
             (None, Some(code), Some(_)) => Redirect::Code(code),
@@ -182,4 +219,16 @@ impl Consent {
         let lease = lease(request_timeout);
         self.store.lock(&self.vendor, lease, patience).await
     }
+}
+
+/// What a redirect says, as it may be shown: it can be anybody's.
+fn printable(text: &str) -> String {
+    let printable = |c: char| {
+        if c.is_ascii_graphic() || c == ' ' {
+            c
+        } else {
+            '?'
+        }
+    };
+    text.chars().take(300).map(printable).collect()
 }

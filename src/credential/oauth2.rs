@@ -281,6 +281,7 @@ mod tests {
             redirect_uri: "http://127.0.0.1:7777/back".parse().unwrap(),
             send_redirect_uri,
             pkce: true,
+            issuer: None,
             times: times(),
         };
         let vendor = vendor(Auth::AuthorizationCode(config.clone()));

@@ -106,7 +106,8 @@ pub(in crate::config) struct AuthorizationCode {
     pub(in crate::config) client_auth: Option<ClientAuth>,
     /// Asked for at the authorize URL.
     pub(in crate::config) scope: Option<String>,
-    /// Where the browser is sent back to, as registered with the vendor.
+    /// Where the browser is sent back to, as registered with the vendor; sent byte for byte as it is
+    /// written here.
     pub(in crate::config) redirect_uri: Option<String>,
     /// Whether the exchange repeats `redirect_uri`, as RFC 6749 §4.1.3 wants.
     #[schemars(extend("default" = true))]
@@ -114,6 +115,9 @@ pub(in crate::config) struct AuthorizationCode {
     /// Proof key for code exchange, method S256 (RFC 7636).
     #[schemars(extend("default" = true))]
     pub(in crate::config) pkce: Option<bool>,
+    /// The server's issuer identifier, which its redirects must then name as `iss` (RFC 9207).
+    /// Default: the origin of `authorize_url`, for redirects that name one.
+    pub(in crate::config) issuer: Option<String>,
     /// The key that signs assertions, PEM, for `client_auth: private_key_jwt`.
     pub(in crate::config) private_key: Option<Secret>,
     /// `kid` of the assertion.

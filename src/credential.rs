@@ -11,6 +11,7 @@
 
 mod client_auth;
 pub(crate) mod consent;
+mod explanation;
 #[cfg(test)]
 pub(crate) mod fakes;
 mod fixed;
@@ -20,6 +21,7 @@ mod inputs;
 mod oauth2;
 mod pace;
 mod probe;
+mod quote;
 mod renewal;
 mod revocation;
 mod rotation;
@@ -73,6 +75,10 @@ trait Source: Send + Sync + 'static {
     fn outdated(&self) -> bool {
         false
     }
+
+    /// Tells that somebody wants the next attempt, or that something has changed: a pause that the
+    /// source keeps on its own account is over.
+    fn asked(&self) {}
 }
 
 /// A credential as its source issued it.

@@ -5,6 +5,7 @@ mod answers;
 mod changes;
 mod replay;
 mod rotation;
+mod words;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;

@@ -39,6 +39,7 @@ pub(super) fn prove(
         json: false,
         client_id: client_id.clone(),
         secrets: Vec::new(),
+        dated: false,
     };
     match auth {
         Some(ClientAuth::Basic(secret)) => {
@@ -80,8 +81,8 @@ pub(super) fn prove(
             request
                 .params
                 .push(("client_assertion_type", Secret::new(JWT_BEARER)));
-            request.params.push(("client_assertion", assertion.clone()));
-            request.secrets.push(assertion);
+            request.params.push(("client_assertion", assertion));
+            request.dated = true;
         }
         Some(ClientAuth::Tls(_)) | None => request.params.push(("client_id", client_id)),
     }

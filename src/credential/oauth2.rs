@@ -6,6 +6,7 @@ use http::StatusCode;
 use url::Url;
 
 use super::client_auth::prove;
+use super::explanation::Verdict;
 use super::inputs::Inputs;
 use super::rotation::{Asking, Issuer};
 use super::token_request::{Answer, TokenClient, TokenError, TokenRequest};
@@ -151,8 +152,8 @@ impl Issuer for CodeServer {
         self.post(params, vec![refresh_token.clone()]).await
     }
 
-    fn ends_grant(&self, _status: StatusCode, code: Option<&str>) -> bool {
-        code == Some("invalid_grant")
+    fn ends_grant(&self, _status: StatusCode, verdict: Verdict) -> bool {
+        verdict == Verdict::Ended
     }
 
     fn grant(&self) -> Option<Asking<'_>> {
@@ -344,10 +345,13 @@ mod tests {
             ])
         );
         assert!(!error.to_string().contains("hunter2"), "{error}");
-        let TokenError::Refused { status, code, .. } = error else {
+        let TokenError::Refused {
+            status, verdict, ..
+        } = error
+        else {
             panic!("{error:?}");
         };
-        assert!(issuer.ends_grant(status, code));
-        assert!(!issuer.ends_grant(status, Some("invalid_client")));
+        assert!(issuer.ends_grant(status, verdict));
+        assert!(!issuer.ends_grant(status, Verdict::ProbablyEnded));
     }
 }

@@ -255,6 +255,7 @@ async fn pause_until_due(
             }
             () = asking => {
                 asked = true;
+                source.asked();
                 due = Some(due.map_or(floor, |due| due.min(floor)));
             }
             () = alarm => break,

@@ -7,7 +7,9 @@
 //! Storing the intent first proves that the store can be written before anything is spent. An
 //! intent found without a result (a crash, an answer lost on the wire) is one more try with the
 //! same refresh token: its server either never had it, or says that it is dead, and both are
-//! clear answers.
+//! clear answers. When there is none again, a server that grants by itself is asked for a new grant;
+//! where only a person could bring one, the token is shown every few minutes, or when an operator
+//! asks, because a server that was only out of order for a while has not seen it yet.
 //!
 //! Replicas that share a store share the grant: whoever is first to renew has the lock, the others
 //! find the new access token in the store, where they look before they spend and every few
@@ -24,6 +26,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
+use super::explanation::Verdict;
 use super::inputs::Inputs;
 use super::token_request::{Answer, TokenError};
 use super::{FetchError, Issued, Lifetime, Source, pace};
@@ -48,7 +51,7 @@ pub(super) trait Issuer: Send + Sync + 'static {
 
     /// Whether a refusal of [`Issuer::refresh`] means that the refresh token is dead, rather than
     /// that we are refused.
-    fn ends_grant(&self, status: StatusCode, code: Option<&str>) -> bool;
+    fn ends_grant(&self, status: StatusCode, verdict: Verdict) -> bool;
 
     /// Asks for a new grant once awaited; `None`: only a person can.
     fn grant(&self) -> Option<Asking<'_>>;
@@ -80,6 +83,10 @@ struct Known {
     store_failed: Option<Instant>,
     /// Not used until it is stored.
     unsaved: Option<Unsaved>,
+    /// Somebody wants the next attempt, or something has changed since the last one.
+    asked: bool,
+    /// The same for the attempt under way.
+    wanted: bool,
 }
 
 /// What was bought and could not be stored.
@@ -120,9 +127,17 @@ impl<I: Issuer> Source for Rotation<I> {
         self.0.inputs.differ()
     }
 
+    fn asked(&self) {
+        self.0.known.lock().asked = true;
+    }
+
     async fn fetch(&self) -> Result<Issued, FetchError> {
         let shared = &self.0;
         shared.inputs.note();
+        {
+            let mut known = shared.known.lock();
+            known.wanted = std::mem::take(&mut known.asked);
+        }
         let binding = shared.issuer.binding().map_err(FetchError::Rejected)?;
         let unsaved = shared.known.lock().unsaved.take();
         if let Some(unsaved) = unsaved.filter(|unsaved| unsaved.grant.binding == binding) {
@@ -381,13 +396,21 @@ impl<I: Issuer> Shared<I> {
                 break;
             }
             let shown = fingerprint(&refresh_token);
-            let lost = grant.intent.as_ref().map_or(0, |intent| {
-                let same = intent.refresh_token.as_ref() == Some(&shown);
-                if same { intent.tries } else { 0 }
-            });
-            if lost > MAX_LOST && self.issuer.grant().is_some() {
+            let before = grant.intent.as_ref();
+            let before = before.filter(|intent| intent.refresh_token.as_ref() == Some(&shown));
+            if before.is_some_and(|intent| intent.tries > MAX_LOST) && self.issuer.grant().is_some()
+            {
                 "the answers to its refresh token were lost".clone_into(&mut why_none);
                 break;
+            }
+            if let Some(intent) = before
+                && let Some(pause) = self.keeps_getting_lost(intent)
+            {
+                return Err(FetchError::Temporary {
+                    cause: self
+                        .told_of_lost(intent.tries, "the stored refresh token is left alone"),
+                    retry_after: Some(pause),
+                });
             }
             match self.refresh(&lock, &mut grant, &refresh_token).await? {
                 Refreshed::Bought(answer) => {
@@ -439,12 +462,25 @@ impl<I: Issuer> Shared<I> {
         };
         match &error {
             // What became of the refresh token is unknown, and the intent stays to say so.
-            TokenError::Temporary { unheard: false, .. } => Err(error.into()),
-            TokenError::Refused { status, code, .. }
-                if self.issuer.ends_grant(*status, *code)
-                    // Some servers say 400 and nothing else. Where an answer to this very token
-                    // was lost before, that is answer enough.
-                    || (before.is_some() && *status == StatusCode::BAD_REQUEST && code.is_none()) =>
+            TokenError::Temporary {
+                cause,
+                retry_after,
+                unheard: false,
+            } => {
+                let tries = grant.intent.as_ref().map_or(0, |intent| intent.tries);
+                Err(self.unanswered(tries, cause, *retry_after))
+            }
+            TokenError::Refused {
+                status,
+                code,
+                verdict,
+                ..
+            } if self.issuer.ends_grant(*status, *verdict)
+                // Some servers say 400 and nothing else. Where an answer to this very token was
+                // lost before, that is answer enough.
+                || (before.is_some()
+                    && (*verdict == Verdict::ProbablyEnded
+                        || (*status == StatusCode::BAD_REQUEST && code.is_none()))) =>
             {
                 if let Some(stored) = self.load(Some(under)).await?
                     && stored.refresh_token.as_ref().map(fingerprint) != Some(shown)
@@ -466,7 +502,66 @@ impl<I: Issuer> Shared<I> {
                         "an intent stays in the store: {cause}"
                     );
                 }
-                Err(error.into())
+                Err(self.refused(error))
+            }
+        }
+    }
+
+    /// What is to be told when `cause` has kept the answer to a refresh token from us `tries` times.
+    fn unanswered(&self, tries: u32, cause: &str, retry_after: Option<Duration>) -> FetchError {
+        if tries <= MAX_LOST || self.issuer.grant().is_some() {
+            return FetchError::Temporary {
+                cause: cause.to_owned(),
+                retry_after,
+            };
+        }
+        FetchError::Temporary {
+            cause: self.told_of_lost(tries, cause),
+            retry_after: retry_after.max(Some(pace::after_refusal())),
+        }
+    }
+
+    fn told_of_lost(&self, tries: u32, cause: &str) -> String {
+        let vendor = &self.vendor;
+        format!(
+            "{cause}; it was shown {tries} times without an answer and may be spent: it is shown \
+             again every few minutes, and at once by `POST /vendors/{vendor}/refresh`; if it is \
+             dead, run `countersign authorize {vendor}`"
+        )
+    }
+
+    /// How long the refresh token of this intent is not to be shown again by itself, because the
+    /// answers to it keep getting lost: its server may have a reason, and takes every showing after
+    /// the first for a theft. `None`: it may be shown.
+    fn keeps_getting_lost(&self, intent: &Intent) -> Option<Duration> {
+        if intent.tries <= MAX_LOST || self.known.lock().wanted {
+            return None;
+        }
+        // After a clock was set back nobody knows how long ago it was.
+        let ago = SystemTime::now().duration_since(intent.at).ok()?;
+        let pause = pace::after_refusal();
+        (ago < LOST_PAUSE).then(|| pause.saturating_sub(ago))
+    }
+
+    /// A refusal that leaves the refresh token where it is, with what a person can do about it.
+    fn refused(&self, error: TokenError) -> FetchError {
+        let vendor = &self.vendor;
+        let by_itself = self.issuer.grant().is_some();
+        match error {
+            TokenError::Refused { verdict, cause, .. } if !by_itself => match verdict {
+                Verdict::Ended | Verdict::ProbablyEnded => FetchError::Reauthorize(format!(
+                    "{cause}; the consent seems to have ended: run `countersign authorize {vendor}`; \
+                     or, when the client was refused and now is not, `POST /vendors/{vendor}/refresh` \
+                     to try the stored refresh token again"
+                )),
+                Verdict::Unclear => FetchError::Rejected(format!(
+                    "{cause}; either the client is refused (its id, its secret, its rights), or the \
+                     consent has ended: then run `countersign authorize {vendor}`"
+                )),
+                Verdict::Untouched => FetchError::Rejected(cause),
+            },
+            TokenError::Refused { .. } | TokenError::Temporary { .. } | TokenError::NotSent(_) => {
+                error.into()
             }
         }
     }
@@ -640,6 +735,10 @@ const STORE_POLL: Duration = Duration::from_secs(2);
 /// How often an answer may be lost after the first time before a server that grants without a
 /// person is asked for a new grant.
 const MAX_LOST: u32 = 1;
+
+/// How long a refresh token whose answers keep getting lost is left alone at least, where only a
+/// person could bring another: the least of [`pace::after_refusal`].
+const LOST_PAUSE: Duration = Duration::from_mins(4);
 
 /// How long a refresh token may take to reach its server: one that would arrive after its grant's
 /// end is not shown any more.

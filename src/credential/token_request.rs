@@ -1,8 +1,8 @@
 //! One POST to a token endpoint, and reading what it answers.
 //!
 //! Nothing here trusts the server: answers are bounded in size and time, redirects are not
-//! followed (they would carry the secret elsewhere), and what is quoted from an error has been
-//! searched for our own secrets first.
+//! followed (they would carry the secret elsewhere), and what is quoted from an error has our own
+//! secrets masked.
 
 use std::error::Error as _;
 use std::path::PathBuf;
@@ -10,19 +10,18 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest;
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use parking_lot::Mutex;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Client, RequestBuilder, Response, redirect};
 use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use url::Url;
 use url::form_urlencoded;
 
+use super::explanation::{self, Explanation, Verdict};
 use super::pace::MIN_PAUSE;
+use super::quote::Mask;
 use super::{FetchError, Issued, Lifetime};
 use crate::config::{self, CertFiles, TokenTimes};
 use crate::endpoint;
@@ -70,10 +69,12 @@ pub(super) struct TokenRequest {
     pub(super) extra: Vec<(String, String)>,
     /// One JSON object instead of a form.
     pub(super) json: bool,
-    /// Not secret to the server, and left out of texts as `[client_id]`.
+    /// Not secret to the server, and shown in texts as `[client_id]`.
     pub(super) client_id: Secret,
-    /// Whatever must not be quoted from an answer.
+    /// What must not be quoted from an answer, beside the parameters.
     pub(super) secrets: Vec<Secret>,
+    /// It holds a proof that is good for a time of our clock.
+    pub(super) dated: bool,
 }
 
 /// A successful answer, RFC 6749 §5.1.
@@ -124,6 +125,8 @@ pub(super) enum TokenError {
         status: StatusCode,
         /// `error`, when it was one of RFC 6749 §5.2.
         code: Option<&'static str>,
+        /// What it means for a refresh token that was shown.
+        verdict: Verdict,
         /// The whole story.
         cause: String,
     },
@@ -156,7 +159,7 @@ impl TokenClient {
             late_client_auth: vendor.late_client_auth,
             allow_plaintext: vendor.allow_plaintext,
             proxy: vendor.proxy.clone(),
-            connect_timeout: vendor.timeouts.connect,
+            connect_timeout: within(vendor.timeouts.connect, times.request_timeout),
             times,
             built: Mutex::new(None),
             last_sent: Mutex::new(None),
@@ -342,9 +345,7 @@ impl TokenClient {
             }
             Err(cause) => return Err(cause.to_string()),
         };
-        if !self.connect_timeout.is_zero() {
-            builder = builder.connect_timeout(self.connect_timeout);
-        }
+        builder = builder.connect_timeout(self.connect_timeout);
         let late = || LateClientAuth::new(&roots, identity.as_ref()).map(Arc::new);
         let late = self.late_client_auth.then(late).transpose();
         let transport = Transport {
@@ -377,42 +378,22 @@ impl TokenRequest {
         Value::Object(object).to_string()
     }
 
-    /// `text` as it may be shown to people: printable ASCII, not too long, and not at all when it
-    /// repeats a secret of ours in any of the forms it travels in.
-    fn quotable(&self, text: &str) -> String {
-        let repeats = |secret: &Secret| {
-            let secret = secret.expose();
-            let form: String = form_urlencoded::byte_serialize(secret.as_bytes()).collect();
-            let percent = utf8_percent_encode(secret, NON_ALPHANUMERIC).to_string();
-            let base64 = BASE64_STANDARD.encode(secret);
-            [secret, &form, &percent, &base64]
-                .iter()
-                .any(|shape| !shape.is_empty() && text.contains(*shape))
-        };
+    /// Recognises in a text what was sent.
+    fn mask(&self) -> Mask {
+        let params = self.params.iter();
+        let params = params.filter(|(name, _)| !PUBLIC_PARAMS.contains(name));
+        let extra = self.extra.iter().filter(|(name, _)| {
+            let name = name.to_ascii_lowercase();
+            SECRET_NAMES.iter().any(|part| name.contains(part))
+        });
         let header = self.authorization.as_ref().and_then(|v| v.to_str().ok());
         let header = header.and_then(|value| value.split_once(' '));
-        if self.secrets.iter().any(repeats) || header.is_some_and(|(_, v)| text.contains(v)) {
-            return "(left out: it repeats a secret)".to_owned();
-        }
-        let client_id = self.client_id.expose();
-        // Shorter names are no secrets, and occur in ordinary words.
-        let text = if client_id.len() < 6 {
-            text.to_owned()
-        } else {
-            text.replace(client_id, "[client_id]")
-        };
-        let printable = |c: char| {
-            if c.is_ascii_graphic() || c == ' ' {
-                c
-            } else {
-                '?'
-            }
-        };
-        let mut quoted: String = text.chars().take(MAX_QUOTE).map(printable).collect();
-        if text.chars().nth(MAX_QUOTE).is_some() {
-            quoted.push_str("...");
-        }
-        quoted
+        let secrets = params
+            .map(|(_, value)| value.expose())
+            .chain(extra.map(|(_, value)| value.as_str()))
+            .chain(self.secrets.iter().map(Secret::expose))
+            .chain(header.map(|(_, value)| value));
+        Mask::new(secrets, Some(&self.client_id))
     }
 }
 
@@ -436,12 +417,50 @@ impl Reading<'_> {
             204 | 205 => Err(self.temporary("an answer without a body", false)),
             200..=299 => self.success(body, sent, default_lifetime),
             300..=399 => Err(self.temporary(&self.redirect(), true)),
-            408 | 425 | 429 => Err(self.temporary("the server asks to try again later", true)),
-            400..=499 => Err(self.refusal(body)),
+            408 | 425 | 429 => Err(self.busy(&self.explanation(body))),
+            400..=499 => {
+                let said = self.explanation(body);
+                Err(if said.is_busy() {
+                    self.busy(&said)
+                } else {
+                    self.refused(&said)
+                })
+            }
             // 500 and beyond, and what is no status for a final answer at all. A gateway's answer
-            // says nothing about the server behind it.
-            _ => Err(self.temporary("the server failed", false)),
+            // says nothing about the server behind it; an OAuth error is the server's own.
+            _ => {
+                let said = self.explanation(body);
+                Err(if said.code().is_some() {
+                    self.refused(&said)
+                } else {
+                    let asked_for = self.status == StatusCode::SERVICE_UNAVAILABLE
+                        && self.header(&RETRY_AFTER).is_some();
+                    self.temporary(
+                        &self.with("the server failed", &said),
+                        asked_for || said.is_busy(),
+                    )
+                })
+            }
         }
+    }
+
+    /// `text`, which is the server's, as it may be shown.
+    fn quoted(&self, text: &str) -> String {
+        self.request.mask().line(text)
+    }
+
+    /// `what`, and what the server says of it.
+    fn with(&self, what: &str, said: &Explanation) -> String {
+        let said = said.text();
+        if said.is_empty() {
+            what.to_owned()
+        } else {
+            format!("{what}: {}", self.quoted(&said))
+        }
+    }
+
+    fn explanation(&self, body: &[u8]) -> Explanation {
+        Explanation::read(body, self.header(&CONTENT_TYPE))
     }
 
     fn success(
@@ -454,20 +473,26 @@ impl Reading<'_> {
         if body.is_empty() {
             return Err(unreadable("an answer without a body"));
         }
-        // IIS may put a byte order mark in front.
-        let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
-        let Ok(Value::Object(fields)) = serde_json::from_slice(body) else {
-            return Err(unreadable(&format!(
+        let Some(Value::Object(fields)) = explanation::json(body) else {
+            let kind = self.header(&CONTENT_TYPE);
+            let said = Explanation::read_form(body, kind);
+            if said.is_failure() {
+                return Err(self.refused(&said));
+            }
+            let what = format!(
                 "an answer that is no JSON object ({} bytes{})",
                 body.len(),
-                self.header(&CONTENT_TYPE)
-                    .map(|value| format!(" of {}", self.request.quotable(value)))
+                kind.map(|value| format!(" of {}", self.quoted(value)))
                     .unwrap_or_default(),
-            )));
+            );
+            let page = Explanation::of_page(body, kind);
+            return Err(unreadable(&self.with(&what, &page)));
         };
         let access_token = match fields.get("access_token") {
             Some(Value::String(token)) if !token.trim().is_empty() => Secret::new(token.as_str()),
-            None | Some(Value::Null) => return Err(unreadable("an answer without access_token")),
+            None | Some(Value::Null | Value::String(_)) => {
+                return Err(self.without_token(&fields));
+            }
             Some(_) => return Err(unreadable("an access_token that is no text, or empty")),
         };
         let refresh_token = match fields.get("refresh_token") {
@@ -477,19 +502,18 @@ impl Reading<'_> {
             None | Some(Value::Null | Value::String(_)) => None,
             Some(_) => return Err(unreadable("a refresh_token that is no text")),
         };
-        match fields.get("token_type") {
-            None | Some(Value::Null) => {}
-            Some(Value::String(kind)) if kind.eq_ignore_ascii_case("bearer") => {}
-            Some(kind) => {
-                let kind = self.request.quotable(kind.as_str().unwrap_or("no text"));
-                return Err(TokenError::Refused {
-                    status: self.status,
-                    code: None,
-                    cause: self.text(&format!(
-                        "a token of type {kind}, where Bearer was expected"
-                    )),
-                });
-            }
+        if let Some(Value::String(kind)) = fields.get("token_type")
+            && !is_bearer(kind)
+        {
+            return Err(TokenError::Refused {
+                status: self.status,
+                code: None,
+                verdict: Verdict::Untouched,
+                cause: self.text(&format!(
+                    "a token of type {}, where Bearer was expected",
+                    self.quoted(kind)
+                )),
+            });
         }
         let Some(total) = self
             .lifetime(&fields)
@@ -525,30 +549,62 @@ impl Reading<'_> {
         })
     }
 
-    fn refusal(&self, body: &[u8]) -> TokenError {
-        let fields: Map<String, Value> = serde_json::from_slice(body).unwrap_or_default();
-        let text = |name| {
-            let text = fields.get(name).and_then(Value::as_str)?;
-            Some(self.request.quotable(text)).filter(|text| !text.is_empty())
-        };
-        // Decided upon as it came, whatever else these words may repeat.
-        let error = fields.get("error").and_then(Value::as_str);
-        let code = CODES.into_iter().find(|code| error == Some(code));
-        let error = code.map(str::to_owned).or_else(|| text("error"));
-        let story = match (
-            error,
-            text("error_description").or_else(|| text("description")),
-        ) {
-            (Some(error), Some(description)) => format!("{error}: {description}"),
-            (Some(error), None) => error,
-            (None, Some(description)) => description,
-            (None, None) => "no OAuth error in the answer".to_owned(),
-        };
+    /// An object without an access token: some servers refuse with a status of success.
+    fn without_token(&self, fields: &Map<String, Value>) -> TokenError {
+        let said = Explanation::of_object(fields);
+        if said.is_busy() {
+            self.busy(&said)
+        } else if said.is_breakdown() {
+            self.temporary(&self.with("the server failed", &said), false)
+        } else if said.is_failure() {
+            self.refused(&said)
+        } else if let Some(Value::String(_)) = fields.get("access_token") {
+            self.temporary("an access_token that is no text, or empty", false)
+        } else {
+            self.temporary(&self.with("an answer without access_token", &said), false)
+        }
+    }
+
+    fn busy(&self, said: &Explanation) -> TokenError {
+        self.temporary(&self.with("the server asks to try again later", said), true)
+    }
+
+    fn refused(&self, said: &Explanation) -> TokenError {
+        let mut story = self.quoted(&said.text());
+        if story.is_empty() {
+            "no OAuth error in the answer".clone_into(&mut story);
+        }
+        let mut cause = self.text(&story);
+        if let Some(skew) = self.skew() {
+            cause.push_str(&skew);
+        }
         TokenError::Refused {
             status: self.status,
-            code,
-            cause: self.text(&story),
+            code: said.code(),
+            verdict: said.verdict(self.status),
+            cause,
         }
+    }
+
+    /// What is wrong between the server's clock and ours, where the request had to prove itself by
+    /// the time.
+    fn skew(&self) -> Option<String> {
+        if !self.request.dated {
+            return None;
+        }
+        let date = httpdate::parse_http_date(self.header(&DATE)?).ok()?;
+        let now = SystemTime::now();
+        let (seconds, word) = match date.duration_since(now) {
+            Ok(ahead) => (ahead.as_secs(), "ahead of"),
+            Err(behind) => (behind.duration().as_secs(), "behind"),
+        };
+        (seconds > NOTABLE_SKEW.as_secs()).then(|| {
+            let difference = humantime::format_duration(Duration::from_secs(seconds));
+            format!(
+                "; the server's clock is {difference} {word} ours, and the assertion is signed by \
+                 ours: check the time of this machine"
+            )
+        })
     }
 
     /// Where to, without user information and query: that is the server's text, and where secrets
@@ -566,10 +622,8 @@ impl Reading<'_> {
             },
             |url| endpoint::shown(&url),
         );
-        format!(
-            "a redirect to {}, not followed: a token URL must be the final one",
-            self.request.quotable(&target)
-        )
+        let target = self.quoted(&target);
+        format!("a redirect to {target}, not followed: a token URL must be the final one")
     }
 
     fn temporary(&self, what: &str, unheard: bool) -> TokenError {
@@ -589,12 +643,9 @@ impl Reading<'_> {
     }
 
     fn text(&self, what: &str) -> String {
-        format!(
-            "{}: {} {}: {what}",
-            self.place,
-            self.status.as_u16(),
-            self.request.quotable(&self.reason)
-        )
+        let status = self.status.as_u16();
+        let reason = self.quoted(&self.reason);
+        format!("{}: {status} {reason}: {what}", self.place)
     }
 
     /// Seconds since the epoch by the server's clock, for what it states in absolute times; by
@@ -608,6 +659,13 @@ impl Reading<'_> {
     fn header(&self, name: &HeaderName) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
+}
+
+/// Whether a token of this type goes into `Authorization` behind `Bearer`. Servers write there
+/// whatever they like; only the name of another scheme says that a token is of no use so.
+fn is_bearer(token_type: &str) -> bool {
+    let name = token_type.trim().to_ascii_lowercase();
+    !OTHER_SCHEMES.contains(&name.as_str())
 }
 
 /// The body, or what is wrong with it.
@@ -624,6 +682,17 @@ async fn read_bounded(response: &mut Response) -> Result<Vec<u8>, String> {
         body.extend_from_slice(&chunk);
     }
     Ok(body)
+}
+
+/// How long connecting may take, as `connect` (zero: no limit) is configured: less than the whole
+/// request may, so that a server that was never reached is not taken for one that did not answer.
+fn within(connect: Duration, request_timeout: Duration) -> Duration {
+    let most = request_timeout * 3 / 4;
+    if connect.is_zero() {
+        most
+    } else {
+        connect.min(most)
+    }
 }
 
 /// What HTTP/1.1 said after the status; some servers put the whole story there.
@@ -684,19 +753,45 @@ const AGENT: &str = concat!("countersign/", env!("CARGO_PKG_VERSION"));
 /// Reading the system's bundle takes milliseconds, and every vendor wants it.
 static SYSTEM: OnceLock<Roots> = OnceLock::new();
 
-/// RFC 6749 §5.2.
-const CODES: [&str; 6] = [
-    "invalid_request",
-    "invalid_client",
-    "invalid_grant",
-    "unauthorized_client",
-    "unsupported_grant_type",
-    "invalid_scope",
+/// Parameters whose values are no secrets, and may explain an error.
+const PUBLIC_PARAMS: [&str; 7] = [
+    "grant_type",
+    "scope",
+    "audience",
+    "resource",
+    "redirect_uri",
+    "client_id",
+    "client_assertion_type",
 ];
+/// What the names of an operator's own parameters have in them when the values are secrets.
+const SECRET_NAMES: [&str; 6] = ["secret", "password", "token", "key", "assertion", "code"];
+/// Token types that are other ways to send or to prove a token: the schemes of the IANA registry
+/// of HTTP authentication, and those of OAuth extensions.
+const OTHER_SCHEMES: [&str; 19] = [
+    "mac",
+    "dpop",
+    "pop",
+    "hmac",
+    "hawk",
+    "basic",
+    "digest",
+    "negotiate",
+    "ntlm",
+    "mutual",
+    "hoba",
+    "gnap",
+    "vapid",
+    "oauth",
+    "token",
+    "signature",
+    "aws4-hmac-sha256",
+    "saml1",
+    "saml2",
+];
+/// Clocks that differ by less do not make an assertion invalid.
+const NOTABLE_SKEW: Duration = Duration::from_secs(30);
 /// Answers hold a few hundred bytes, a few thousand with large JWTs.
 const MAX_BODY: usize = 1024 * 1024;
-/// Characters of a server's text that are repeated in ours.
-const MAX_QUOTE: usize = 200;
 /// What is stated beyond this is taken for a mistake, or for "never".
 const MAX_LIFETIME: Duration = Duration::from_hours(365 * 24);
 /// A server's wish beyond this is not granted.

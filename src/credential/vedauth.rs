@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use http::{HeaderValue, StatusCode};
 use url::Url;
 
+use super::explanation::Verdict;
 use super::inputs::Inputs;
 use super::rotation::{Asking, Issuer};
 use super::token_request::{Answer, TokenClient, TokenError, TokenRequest};
@@ -48,6 +49,7 @@ impl Vedauth {
         Err(TokenError::Refused {
             status,
             code: None,
+            verdict: Verdict::Untouched,
             cause: format!("{} answered {status}", url.path()),
         })
     }
@@ -87,6 +89,7 @@ impl Vedauth {
             json: true,
             client_id,
             secrets,
+            dated: false,
         };
         let url = self.url(["authorize", method]);
         self.client.post(&url, request).await
@@ -139,9 +142,11 @@ impl Issuer for Vedauth {
             .await
     }
 
-    fn ends_grant(&self, status: StatusCode, _code: Option<&str>) -> bool {
+    fn ends_grant(&self, status: StatusCode, verdict: Verdict) -> bool {
         // The reason is often in the reason phrase only, and another grant is to be had anyway.
-        status == StatusCode::BAD_REQUEST || status == StatusCode::UNAUTHORIZED
+        status == StatusCode::BAD_REQUEST
+            || status == StatusCode::UNAUTHORIZED
+            || matches!(verdict, Verdict::Ended | Verdict::ProbablyEnded)
     }
 
     fn grant(&self) -> Option<Asking<'_>> {

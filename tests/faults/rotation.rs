@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::support::script::{Asked, Reply, Server};
-use crate::support::{Proxy, countersign, eventually};
+use crate::support::{Proxy, countersign, eventually, exchange, status_of};
 
 /// Grants tokens as `vedauth` servers and as OAuth servers do, and remembers who showed what.
 #[derive(Default)]
@@ -347,8 +348,13 @@ async fn an_answer_lost_on_the_wire_ends_a_persons_consent_with_an_alert_and_wit
 
 /// Consents with `countersign authorize`, pasting what the browser would have been sent to.
 fn consent(dir: &Path) {
+    consent_to(dir, "v");
+}
+
+/// The same for any vendor of the configuration in `dir`.
+pub(super) fn consent_to(dir: &Path, vendor: &str) {
     let mut child = countersign()
-        .args(["authorize", "v", "--config"])
+        .args(["authorize", vendor, "--config"])
         .arg(dir.join("proxy.yaml"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -413,4 +419,74 @@ async fn nothing_is_spent_while_the_store_cannot_be_written() {
             .windows(2)
             .all(|two| two[1].at - two[0].at > Duration::from_millis(900))
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_token_whose_answers_keep_getting_lost_is_shown_twice_and_then_when_asked() {
+    countersign::tls::install_provider();
+    // As through a gateway that breaks: what the server behind it has done, nobody knows.
+    for broken in [true, false] {
+        let well = Arc::new(AtomicBool::new(false));
+        let health = well.clone();
+        let server = Server::start(move |asked: Asked| {
+            let (well, showing) = (
+                health.load(Ordering::Acquire),
+                asked.member("refresh_token"),
+            );
+            async move {
+                if asked.bearer.is_some() {
+                    return Reply::whole("200 OK", "", "done");
+                }
+                match showing {
+                    Some(_) if !well && broken => Reply::Close,
+                    Some(_) if !well => Reply::whole("502 Bad Gateway", "", "upstream reset"),
+                    _ => Reply::json(
+                        r#"{"access_token":"a","refresh_token":"refresh-1","expires_in":3}"#,
+                    ),
+                }
+            }
+        })
+        .await;
+        let dir = tempfile::tempdir().unwrap();
+        let yaml = by_consent(&server);
+        std::fs::write(dir.path().join("proxy.yaml"), &yaml).unwrap();
+        consent(dir.path());
+        let shown = || {
+            let asked = server.asked();
+            let with = |asked: &&Asked| asked.member("refresh_token").is_some();
+            asked.iter().filter(with).count()
+        };
+        let proxy = Proxy::start(dir.path(), &yaml);
+        eventually("shown twice", || (shown() == 2).then_some(()));
+        // The pauses between attempts were half a second, one, two and four at most.
+        sleep(Duration::from_secs(6)).await;
+        assert_eq!(shown(), 2, "{}", status(&proxy));
+        let seen = status(&proxy);
+        assert_eq!(seen["state"], "expired", "{seen}");
+        let said = seen["last_error"].as_str().unwrap().to_owned();
+        for words in ["shown 2 times without an answer", "countersign authorize v"] {
+            assert!(said.contains(words), "{said}");
+        }
+        assert_eq!(call(&proxy), 503);
+
+        // A restart is no reason to show it again.
+        drop(proxy);
+        let proxy = Proxy::start(dir.path(), &yaml);
+        eventually("told", || {
+            status(&proxy)["last_error"].is_string().then_some(())
+        });
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(shown(), 2, "{}", status(&proxy));
+
+        well.store(true, Ordering::Release);
+        let post = format!(
+            "POST /vendors/v/refresh HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\n\
+             Connection: close\r\n\r\n",
+            proxy.admin
+        );
+        let asked = exchange(proxy.admin, post.as_bytes());
+        assert_eq!(status_of(&asked), 202, "{asked}");
+        eventually("serving", || (call(&proxy) == 200).then_some(()));
+        assert!(shown() >= 3);
+    }
 }

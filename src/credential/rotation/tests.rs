@@ -38,6 +38,8 @@ enum Trouble {
     InvalidClient,
     /// Refused, and no reason given.
     Mute,
+    /// Refused in words that speak of a dead refresh token.
+    Worded,
 }
 
 impl Bank {
@@ -85,9 +87,10 @@ impl Issuer for Client {
         let intent = stored.intent.clone().expect("no intent was stored");
         assert_eq!(intent.refresh_token, Some(fingerprint(refresh_token)));
 
-        let refused = |code| TokenError::Refused {
+        let refused = |code, verdict| TokenError::Refused {
             status: StatusCode::BAD_REQUEST,
             code: Some(code),
+            verdict,
             cause: code.to_owned(),
         };
         let lost = |unheard| TokenError::Temporary {
@@ -98,12 +101,23 @@ impl Issuer for Client {
         let trouble = bank.troubles.lock().pop_front();
         match trouble {
             Some(Trouble::Unreachable) => return Err(lost(true)),
-            Some(Trouble::InvalidClient) => return Err(refused("invalid_client")),
+            Some(Trouble::InvalidClient) => {
+                return Err(refused("invalid_client", Verdict::Untouched));
+            }
             Some(Trouble::Mute) => {
                 return Err(TokenError::Refused {
                     status: StatusCode::BAD_REQUEST,
                     code: None,
+                    verdict: Verdict::Unclear,
                     cause: "no OAuth error in the answer".to_owned(),
+                });
+            }
+            Some(Trouble::Worded) => {
+                return Err(TokenError::Refused {
+                    status: StatusCode::FORBIDDEN,
+                    code: Some("unauthorized_client"),
+                    verdict: Verdict::ProbablyEnded,
+                    cause: "unauthorized_client".to_owned(),
                 });
             }
             Some(Trouble::Usurped) => {
@@ -116,7 +130,7 @@ impl Issuer for Client {
                     lifetime: answer.lifetime.total,
                 });
                 self.store.save("acme", &mut stored).await.unwrap();
-                return Err(refused("invalid_grant"));
+                return Err(refused("invalid_grant", Verdict::Ended));
             }
             Some(Trouble::Lost) | None => {}
         }
@@ -124,7 +138,7 @@ impl Issuer for Client {
         let good = bank.valid.lock().as_deref() == Some(refresh_token.expose());
         if !good {
             *bank.valid.lock() = None;
-            return Err(refused("invalid_grant"));
+            return Err(refused("invalid_grant", Verdict::Ended));
         }
         let answer = bank.issue();
         let gate = bank.gate.lock().clone();
@@ -138,8 +152,8 @@ impl Issuer for Client {
         }
     }
 
-    fn ends_grant(&self, _status: StatusCode, code: Option<&str>) -> bool {
-        code == Some("invalid_grant")
+    fn ends_grant(&self, _status: StatusCode, verdict: Verdict) -> bool {
+        verdict == Verdict::Ended
     }
 
     fn grant(&self) -> Option<Asking<'_>> {
@@ -407,6 +421,91 @@ async fn a_refusal_without_a_reason_ends_the_grant_only_after_a_lost_answer() {
     let error = process.fetch().await.unwrap_err();
     assert!(matches!(error, FetchError::Reauthorize(_)), "{error}");
     assert_eq!(refresh_token(&scene.stored().await), None);
+}
+
+#[tokio::test]
+async fn a_probably_dead_refresh_token_waits_for_a_person_and_is_kept() {
+    let scene = Scene::new().consented().await;
+    let process = scene.process();
+    process.fetch().await.unwrap();
+    scene.bank.troubles.lock().push_back(Trouble::Worded);
+    let error = process.fetch().await.unwrap_err();
+    assert!(matches!(error, FetchError::Reauthorize(_)), "{error}");
+    let error = error.to_string();
+    for advice in ["countersign authorize acme", "/vendors/acme/refresh"] {
+        assert!(error.contains(advice), "{error}");
+    }
+    let stored = scene.stored().await;
+    assert_eq!(
+        (refresh_token(&stored), stored.intent.as_ref()),
+        (Some("r1"), None)
+    );
+    // It was the client's fault, and somebody has seen to it.
+    assert_eq!(access(process.fetch().await), "a2");
+
+    // A server that grants by itself is asked for another grant when this one is refused for good.
+    scene.bank.troubles.lock().push_back(Trouble::Mute);
+    let error = process.fetch().await.unwrap_err();
+    assert!(matches!(error, FetchError::Rejected(_)), "{error}");
+    let error = error.to_string();
+    for advice in ["the client is refused", "countersign authorize acme"] {
+        assert!(error.contains(advice), "{error}");
+    }
+}
+
+/// How long an attempt that failed temporarily asks to be left alone.
+fn pause(error: &FetchError) -> Duration {
+    let FetchError::Temporary { retry_after, .. } = error else {
+        panic!("{error:?}");
+    };
+    retry_after.unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_refresh_token_whose_answers_keep_getting_lost_is_shown_twice_and_then_rarely() {
+    let scene = Scene::new().consented().await;
+    let process = scene.process();
+    process.fetch().await.unwrap();
+    for lost in 1..=2 {
+        // The server never takes it for spent: it was out of order, not robbed.
+        *scene.bank.valid.lock() = Some("r1".into());
+        scene.bank.troubles.lock().push_back(Trouble::Lost);
+        let error = process.fetch().await.unwrap_err();
+        let rarely = pause(&error) >= LOST_PAUSE;
+        assert_eq!(rarely, lost == 2, "{error}");
+        assert_eq!(
+            error.to_string().contains("countersign authorize acme"),
+            rarely
+        );
+    }
+    // Neither by this process nor by another one, nor after a restart.
+    *scene.bank.valid.lock() = Some("r1".into());
+    let other = scene.process();
+    other.0.known.lock().handed_out = Some(sha256(&[b"a1"]));
+    for process in [&process, &other, &process] {
+        let left = pause(&process.fetch().await.unwrap_err());
+        assert!(left >= Duration::from_mins(3), "{left:?}");
+    }
+    assert_eq!(scene.bank.shown(), ["r1", "r1"]);
+
+    // An operator asks, and the answer is lost again.
+    scene.bank.troubles.lock().push_back(Trouble::Lost);
+    process.asked();
+    process.fetch().await.unwrap_err();
+    process.fetch().await.unwrap_err();
+    assert_eq!(scene.bank.shown(), ["r1", "r1", "r1"]);
+
+    // After the pause it is shown by itself.
+    *scene.bank.valid.lock() = Some("r1".into());
+    scene
+        .put(|grant| {
+            let intent = grant.intent.as_mut().unwrap();
+            intent.at = SystemTime::now() - LOST_PAUSE;
+        })
+        .await;
+    assert!(access(process.fetch().await).starts_with('a'));
+    assert_eq!(scene.bank.shown().len(), 4);
+    assert_eq!(scene.stored().await.intent, None);
 }
 
 #[tokio::test]

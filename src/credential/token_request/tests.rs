@@ -21,6 +21,7 @@ fn request() -> TokenRequest {
         json: false,
         client_id: Secret::new("my-app"),
         secrets: vec![Secret::new("hunter2&x")],
+        dated: false,
     }
 }
 
@@ -151,7 +152,7 @@ async fn whatever_cannot_be_read_is_a_temporary_failure_that_says_so_and_shows_n
         ),
         (
             Reply::Raw("200 OK\r\nContent-Type: text/html\r\n\r\n<p>hunter2</p>".into()),
-            "200 OK: an answer that is no JSON object (14 bytes of text/html)",
+            "200 OK: an answer that is no JSON object (14 bytes of text/html): [masked]",
         ),
         (
             json(r#"{"access_token":"hunter2"#),
@@ -188,15 +189,15 @@ async fn whatever_cannot_be_read_is_a_temporary_failure_that_says_so_and_shows_n
         ),
         (
             answer("429 Slow", "", r#"{"error":"hunter2"}"#),
-            "429 Slow: the server asks to try again later",
+            "429 Slow: the server asks to try again later: [masked]",
         ),
         (
             answer("500 Oops", "", "hunter2"),
-            "500 Oops: the server failed",
+            "500 Oops: the server failed: [masked]",
         ),
         (
             answer("999 What", "", "hunter2"),
-            "999 What: the server failed",
+            "999 What: the server failed: [masked]",
         ),
         (Reply::Silence, "no complete answer within 2s"),
         (
@@ -262,7 +263,7 @@ async fn a_refusal_quotes_the_servers_reason_but_never_our_secret() {
             "400 Bad Request",
             r#"{"error":"invalid_grant","error_description":"my-app: e\u00e9\u0007 n"}"#,
             Some("invalid_grant"),
-            "400 Bad Request: invalid_grant: [client_id]: e?? n",
+            "400 Bad Request: invalid_grant: [client_id]: eé n",
         ),
         // The story is in the reason phrase alone.
         (
@@ -275,13 +276,13 @@ async fn a_refusal_quotes_the_servers_reason_but_never_our_secret() {
             "403 hunter2&x",
             r#"{"error":"invalid_client","error_description":"wrong: hunter2%26x"}"#,
             Some("invalid_client"),
-            "403 (left out: it repeats a secret): invalid_client: (left out: it repeats a secret)",
+            "403 [masked]: invalid_client: wrong: [masked]",
         ),
         (
             "400 Bad Request",
             r#"{"error":["hunter2"],"error_description":{"a":"hunter2"}}"#,
             None,
-            "400 Bad Request: no OAuth error in the answer",
+            "400 Bad Request: [masked]",
         ),
     ] {
         let (found, cause) = refusal(status, body).await;
@@ -323,4 +324,269 @@ async fn plaintext_needs_leave_and_missing_files_are_named() {
     let lost = TokenClient::new(&vendor, None, times());
     let error = lost.post(&url, request()).await.unwrap_err();
     assert!(matches!(&error, TokenError::NotSent(text) if text.contains("/nowhere/ca.pem")));
+}
+
+#[tokio::test]
+async fn a_refusal_under_a_good_status_is_a_refusal_with_its_text() {
+    for (reply, text) in [
+        (
+            json(r#"{"error":"bad_verification_code","error_description":"Expired."}"#),
+            "200 OK: bad_verification_code: Expired.",
+        ),
+        (
+            json(r#"{"ok":false,"error":"invalid_auth"}"#),
+            "200 OK: invalid_auth",
+        ),
+        (
+            json(r#"{"success":false,"message":"No such client"}"#),
+            "200 OK: No such client",
+        ),
+        (
+            json(r#"{"access_token":"","error":{"message":"No"}}"#),
+            "200 OK: No",
+        ),
+        (
+            json(r#"{"errcode":40013,"errmsg":"invalid appid"}"#),
+            "200 OK: invalid appid",
+        ),
+        (
+            Reply::Raw(
+                "200 OK\r\nContent-Type: application/x-www-form-urlencoded\r\n\r\n\
+                 error=incorrect_client_credentials&error_description=No+good"
+                    .into(),
+            ),
+            "200 OK: incorrect_client_credentials: No good",
+        ),
+        (
+            answer("500 Oops", "", r#"{"error":"invalid_client"}"#),
+            "500 Oops: invalid_client",
+        ),
+    ] {
+        let error = ask(reply).await.unwrap_err();
+        assert!(matches!(error, TokenError::Refused { .. }), "{error:?}");
+        let said = error.to_string();
+        assert_eq!(said.split_once("/token: ").unwrap().1, text);
+    }
+    // A token is a token, whatever is said beside it.
+    for body in [
+        r#"{"access_token":"t","error":null,"errcode":0,"errmsg":"ok"}"#,
+        r#"{"access_token":"t","error":"","status":"approved"}"#,
+        r#"{"ok":true,"access_token":"t"}"#,
+    ] {
+        ask(json(body)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_busy_or_broken_is_asked_again_and_quoted() {
+    for (reply, text, acted) in [
+        (
+            json(r#"{"ok":false,"error":"ratelimited"}"#),
+            "200 OK: the server asks to try again later: ratelimited",
+            false,
+        ),
+        (
+            answer("400 Bad", "", r#"{"error":"temporarily_unavailable"}"#),
+            "400 Bad: the server asks to try again later: temporarily_unavailable",
+            false,
+        ),
+        (
+            json(r#"{"ok":false,"error":"fatal_error"}"#),
+            "200 OK: the server failed: fatal_error",
+            true,
+        ),
+        (
+            answer(
+                "500 Oops",
+                "",
+                r#"{"error":"Internal Server Error","message":"db down"}"#,
+            ),
+            "500 Oops: the server failed: Internal Server Error; db down",
+            true,
+        ),
+        (
+            Reply::Raw(
+                "502 Bad Gateway\r\nContent-Type: text/html\r\n\r\n<html><title>502 Bad Gateway\
+                 </title><h1>502 Bad Gateway</h1>\n<hr>nginx</html>"
+                    .into(),
+            ),
+            "502 Bad Gateway: the server failed: 502 Bad Gateway nginx",
+            true,
+        ),
+        (
+            Reply::Raw("503 Busy\r\nRetry-After: 9\r\n\r\nno healthy upstream\n".into()),
+            "503 Busy: the server failed: no healthy upstream",
+            false,
+        ),
+        (
+            Reply::Raw("503 Busy\r\n\r\nupstream reset".into()),
+            "503 Busy: the server failed: upstream reset",
+            true,
+        ),
+        (
+            Reply::Raw(
+                "200 OK\r\nContent-Type: text/html\r\n\r\n<title>Sign in</title><p>to go on".into(),
+            ),
+            "200 OK: an answer that is no JSON object (33 bytes of text/html): Sign in: to go on",
+            true,
+        ),
+        (
+            json(r#"{"message":"Welcome","code":"sesame"}"#),
+            "200 OK: an answer without access_token: Welcome",
+            true,
+        ),
+    ] {
+        let error = ask(reply).await.unwrap_err();
+        let TokenError::Temporary { unheard, .. } = error else {
+            panic!("{error:?}");
+        };
+        let said = error.to_string();
+        assert_eq!(said.split_once("/token: ").unwrap().1, text);
+        assert_eq!(unheard, !acted, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn explanations_are_quoted_from_wherever_servers_put_them() {
+    for (body, text) in [
+        (r#"{"message":"Locked"}"#, "Locked"),
+        (r#"{"error":{"code":400,"message":"Locked"}}"#, "Locked"),
+        (r#"{"errors":[{"message":"Locked"}]}"#, "Locked"),
+        (r#"{"detail":"Locked"}"#, "Locked"),
+        (
+            r#"{"errorCode":"E1","errorSummary":"Locked"}"#,
+            "E1: Locked",
+        ),
+        ("Locked\r\nout", "Locked out"),
+        (
+            "<html><title>Denied</title><p>Ref&#58; 18.2d35</html>",
+            "Denied: Ref: 18.2d35",
+        ),
+        (
+            r#"{"message":"hunter2&amp;x and aHVudGVyMiZ4 are wrong"}"#,
+            "[masked] and [masked] are wrong",
+        ),
+        ("", "no OAuth error in the answer"),
+        ("{}", "no OAuth error in the answer"),
+    ] {
+        let (_, cause) = refusal("403 No", body).await;
+        assert_eq!(cause, format!("403 No: {text}"));
+    }
+    let (_, cause) = refusal("403 No", &"wall of words ".repeat(100)).await;
+    assert!(cause.ends_with("...") && cause.len() < 220, "{cause}");
+}
+
+#[tokio::test]
+async fn what_an_operator_added_under_a_secretive_name_is_not_quoted() {
+    let reply = answer(
+        "400 No",
+        "",
+        r#"{"message":"pin-4711-aa for tenant-9-x is wrong"}"#,
+    );
+    let server = TokenServer::start([reply]).await;
+    let mut request = request();
+    request.extra = vec![
+        ("app_secret".into(), "pin-4711-aa".into()),
+        ("tenant".into(), "tenant-9-x".into()),
+    ];
+    let error = client().post(&server.url("/token"), request).await;
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.ends_with(": [masked] for tenant-9-x is wrong"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn tokens_of_odd_types_are_sent_as_bearer_and_those_of_other_schemes_are_refused() {
+    for kind in [
+        r#""BearerToken""#,
+        r#""Bearer ""#,
+        r#""N_A""#,
+        r#""""#,
+        r#"" ""#,
+        r#""JWT""#,
+        r#""bot""#,
+        r#""access_token""#,
+        "null",
+        "7",
+    ] {
+        let body = format!(r#"{{"access_token":"t","token_type":{kind}}}"#);
+        let issued = ask(json(&body)).await.unwrap().issued().unwrap();
+        assert_eq!(issued.values, ["Bearer t"], "{kind}");
+    }
+    for kind in ["mac", "MAC", "DPoP", "PoP ", "hawk", "Basic"] {
+        let body = format!(r#"{{"access_token":"t","token_type":"{kind}"}}"#);
+        let error = ask(json(&body)).await.unwrap_err();
+        let TokenError::Refused { cause, .. } = error else {
+            panic!("{error:?}");
+        };
+        let kind = kind.trim();
+        let text = format!("a token of type {kind}, where Bearer was expected");
+        assert!(cause.ends_with(&text), "{cause}");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_assertion_names_the_difference_between_the_clocks() {
+    let date = |at: SystemTime| format!("Date: {}\r\n", httpdate::fmt_http_date(at));
+    let now = SystemTime::now();
+    let hour = Duration::from_hours(1);
+    for (field, dated, named) in [
+        (date(now + hour), true, Some("ahead of ours")),
+        (date(now - hour), true, Some("behind ours")),
+        (date(now + Duration::from_secs(20)), true, None),
+        (date(now + hour), false, None),
+        ("Date: yesterday\r\n".to_owned(), true, None),
+        (String::new(), true, None),
+    ] {
+        let reply = answer("401 No", &field, r#"{"error":"invalid_client"}"#);
+        let server = TokenServer::start([reply]).await;
+        let mut request = request();
+        request.dated = dated;
+        let error = client().post(&server.url("/token"), request).await;
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("401 No: invalid_client"), "{error}");
+        match named {
+            Some(named) => {
+                assert!(error.contains(named), "{error}");
+                let difference = error.contains("is 1h ") || error.contains("is 59m ");
+                assert!(
+                    difference && error.contains("time of this machine"),
+                    "{error}"
+                );
+            }
+            None => assert!(error.ends_with("401 No: invalid_client"), "{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_cannot_be_made_leaves_no_doubt_whether_it_was_heard() {
+    // Accepts nothing: its queue is full.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut vendor = vendor(Auth::Bearer { token: value("x") });
+    // Longer than the whole request may take.
+    vendor.timeouts.connect = Duration::from_mins(1);
+    let client = TokenClient::new(&vendor, None, times());
+    let mut waiting = Vec::new();
+    let full = async {
+        loop {
+            let connecting = tokio::net::TcpStream::connect(address);
+            match tokio::time::timeout(Duration::from_millis(200), connecting).await {
+                Ok(Ok(stream)) => waiting.push(stream),
+                Ok(Err(_)) | Err(_) => break,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), full)
+        .await
+        .unwrap();
+    let url = format!("http://{address}/token").parse().unwrap();
+    let error = client.post(&url, request()).await.unwrap_err();
+    assert!(
+        matches!(error, TokenError::Temporary { unheard: true, .. }),
+        "{error:?}"
+    );
 }

@@ -1,0 +1,636 @@
+//! What a token server says in the body of an error, in any of the shapes that are in use, and
+//! what it means for the refresh token that was shown.
+
+use http::StatusCode;
+use serde_json::{Map, Value};
+use url::form_urlencoded;
+
+use super::quote::visible;
+
+/// What a refusal says about the refresh token of its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is dead, or a person has to consent again: there is a code for it.
+    Ended,
+    /// The same, by what a sentence says, or by a code that has other uses as well.
+    ProbablyEnded,
+    /// It may be dead, or something else is wrong.
+    Unclear,
+    /// Something else is wrong.
+    Untouched,
+}
+
+/// The readable parts of one body. Nothing of them is masked yet.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Explanation {
+    /// Identifiers such as `invalid_grant`, as they came.
+    words: Vec<String>,
+    /// Sentences for people.
+    sentences: Vec<String>,
+    /// The body says that something failed, whatever the status says.
+    failed: bool,
+    /// The sentence is what a page shows, whose author may be anybody on the way.
+    page: bool,
+}
+
+impl Explanation {
+    /// Reads `body`: JSON in the shapes of RFC 6749 §5.2, RFC 9457 and of many servers' own, a
+    /// form, a page, or plain text.
+    pub(super) fn read(body: &[u8], content_type: Option<&str>) -> Self {
+        let mut read = Self::default();
+        let text = String::from_utf8_lossy(&body[..body.len().min(MAX_READ)]);
+        let text = text.trim_start_matches('\u{feff}').trim();
+        let kind = content_type.unwrap_or_default().to_ascii_lowercase();
+        if let Some(json) = json(body) {
+            match &json {
+                Value::String(sentence) => read.sentence(sentence),
+                Value::Null
+                | Value::Bool(_)
+                | Value::Number(_)
+                | Value::Array(_)
+                | Value::Object(_) => read.value(&json, 0),
+            }
+        } else if kind.contains("x-www-form-urlencoded") || text.starts_with("error=") {
+            let pairs = form_urlencoded::parse(text.as_bytes());
+            let fields: Map<String, Value> = pairs
+                .map(|(name, value)| (name.into_owned(), value.into()))
+                .collect();
+            read.object(&fields, 0);
+        } else if kind.contains("html") || kind.contains("xml") || text.starts_with('<') {
+            read.page = true;
+            read.sentence(&visible(text));
+        } else if is_readable(text) && !holds_tokens(text) {
+            read.sentence(text);
+        }
+        read
+    }
+
+    /// Reads what may be shown of a body that should have been tokens: the words of a page. In
+    /// anything else there might be one.
+    pub(super) fn of_page(body: &[u8], content_type: Option<&str>) -> Self {
+        let html = |kind: &str| kind.to_ascii_lowercase().contains("html");
+        if content_type.is_some_and(html) && json(body).is_none() {
+            Self::read(body, content_type)
+        } else {
+            Self::default()
+        }
+    }
+
+    /// Reads a form that says that something failed, which some servers answer although JSON was
+    /// asked for.
+    pub(super) fn read_form(body: &[u8], content_type: Option<&str>) -> Self {
+        let form = content_type.is_some_and(|kind| kind.contains("x-www-form-urlencoded"));
+        if form || body.starts_with(b"error=") {
+            Self::read(body, content_type)
+        } else {
+            Self::default()
+        }
+    }
+
+    /// Reads a JSON object that came with a status of success.
+    pub(super) fn of_object(fields: &Map<String, Value>) -> Self {
+        let mut read = Self::default();
+        read.object(fields, 0);
+        if !read.failed {
+            // Identifiers may be anything there.
+            read.words.clear();
+        }
+        read
+    }
+
+    /// Whether the body itself says that something failed.
+    pub(super) fn is_failure(&self) -> bool {
+        self.failed
+    }
+
+    /// Everything that was said, for people: `error: description; …`. Empty when that is nothing.
+    pub(super) fn text(&self) -> String {
+        let mut text = String::new();
+        // "error" says nothing that is not known.
+        let words = self
+            .words
+            .iter()
+            .filter(|word| !NO_NEWS.contains(&squeezed(word).as_str()));
+        let word = words.clone().next();
+        let rest = words.skip(1).filter(|_| self.sentences.is_empty());
+        for part in word.into_iter().chain(&self.sentences).chain(rest) {
+            if text.contains(part.as_str()) {
+                continue;
+            }
+            if !text.is_empty() {
+                let only_word = word.is_some_and(|word| *word == text);
+                text.truncate(text.trim_end_matches('.').len());
+                text.push_str(if only_word { ": " } else { "; " });
+            }
+            text.push_str(part);
+        }
+        text
+    }
+
+    /// The error code of RFC 6749 §5.2, if there is one.
+    pub(super) fn code(&self) -> Option<&'static str> {
+        let said = |code: &&str| self.words.iter().any(|word| word == code);
+        CODES.into_iter().find(said)
+    }
+
+    /// Whether the server only asks to come back later, and has done nothing.
+    pub(super) fn is_busy(&self) -> bool {
+        let sentence = |sentence: &String| {
+            let sentence = sentence.to_ascii_lowercase();
+            ["too many requests", "rate limit exceeded"]
+                .iter()
+                .any(|phrase| sentence.contains(phrase))
+        };
+        self.says(&BUSY) || self.sentences.iter().any(sentence)
+    }
+
+    /// Whether the server says that it failed, rather than that it refuses.
+    pub(super) fn is_breakdown(&self) -> bool {
+        self.says(&BREAKDOWNS)
+    }
+
+    /// What a refusal with this status and body says about the refresh token of its request.
+    pub(super) fn verdict(&self, status: StatusCode) -> Verdict {
+        let code = self.code();
+        if code == Some("invalid_grant") {
+            return Verdict::Ended;
+        }
+        // Other statuses are about the path, the method and the like.
+        if self.page || !matches!(status.as_u16(), 200..=299 | 400 | 401 | 403 | 422) {
+            return if status.is_client_error() && !self.page {
+                Verdict::Untouched
+            } else {
+                Verdict::Unclear
+            };
+        }
+        let any = |said: fn(&str) -> bool| self.sentences.iter().any(|sentence| said(sentence));
+        let refresh_token = any(names_dead_refresh_token);
+        match code {
+            Some("invalid_client") if refresh_token => return Verdict::Unclear,
+            Some("invalid_client" | "unsupported_grant_type" | "invalid_scope") => {
+                return Verdict::Untouched;
+            }
+            _ => {}
+        }
+        if self.says(&ENDED) {
+            return Verdict::Ended;
+        }
+        if refresh_token {
+            return Verdict::ProbablyEnded;
+        }
+        if code == Some("unauthorized_client") {
+            return if status == StatusCode::FORBIDDEN {
+                Verdict::ProbablyEnded
+            } else {
+                Verdict::Unclear
+            };
+        }
+        if (any(names_dead_token) || self.says(&ENDED_TOKEN)) && !any(speaks_of_the_client) {
+            return Verdict::ProbablyEnded;
+        }
+        if self.says(&CLIENT) {
+            return Verdict::Untouched;
+        }
+        Verdict::Unclear
+    }
+
+    /// Whether a word is, or ends in, one of these codes; some servers have them where a sentence
+    /// should be.
+    fn says(&self, codes: &[&str]) -> bool {
+        let sentences = self.sentences.iter().filter(|sentence| is_word(sentence));
+        let said = self.words.iter().chain(sentences);
+        said.map(|said| squeezed(said)).any(|said| {
+            let about_us = said.contains("client") || said.contains("assertion");
+            codes
+                .iter()
+                .any(|code| said == *code || (said.ends_with(code) && !about_us))
+        })
+    }
+
+    fn value(&mut self, value: &Value, depth: usize) {
+        match value {
+            Value::Object(fields) if depth < MAX_DEPTH => self.object(fields, depth),
+            Value::Array(items) if depth < MAX_DEPTH => {
+                for item in items.iter().take(MAX_PARTS) {
+                    match item {
+                        Value::String(sentence) => self.sentence(sentence),
+                        Value::Null
+                        | Value::Bool(_)
+                        | Value::Number(_)
+                        | Value::Array(_)
+                        | Value::Object(_) => self.value(item, depth + 1),
+                    }
+                }
+            }
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Array(_)
+            | Value::Object(_) => {}
+        }
+    }
+
+    fn object(&mut self, fields: &Map<String, Value>, depth: usize) {
+        // The members of RFC 6749 first, whatever their order.
+        let rank = |name: &str| match name {
+            "error" => 0,
+            "error_description" => 1,
+            _ => 2,
+        };
+        let mut fields: Vec<_> = fields.iter().take(MAX_FIELDS).collect();
+        fields.sort_by_key(|(name, _)| rank(name));
+        for (name, value) in fields {
+            self.field(&squeezed(name), value, depth);
+        }
+    }
+
+    fn field(&mut self, name: &str, value: &Value, depth: usize) {
+        match (name, value) {
+            ("ok" | "success" | "succeeded", Value::Bool(false))
+            | ("error" | "err" | "iserror", Value::Bool(true)) => self.failed = true,
+            ("ok" | "success" | "succeeded", Value::String(text)) if text == "false" => {
+                self.failed = true;
+            }
+            ("error" | "err", Value::String(text)) if !is_no_error(text) => {
+                self.failed = true;
+                self.word_or_sentence(text);
+            }
+            ("error" | "err" | "errors" | "errorcauses" | "fault", _) if is_full(value) => {
+                self.failed = true;
+                self.errors(value, depth);
+            }
+            ("error" | "err" | "errorcode" | "errcode" | "ecode", Value::Number(number)) => {
+                self.failed |= number.as_f64() != Some(0.0);
+            }
+            ("code", Value::Number(number)) => {
+                let good = number
+                    .as_i64()
+                    .is_some_and(|n| n == 0 || (200..300).contains(&n));
+                self.failed |= !good;
+            }
+            ("status" | "statuscode", Value::Number(number)) => {
+                self.failed |= number.as_i64().is_some_and(|status| status >= 400);
+            }
+            (
+                "errorcode" | "errcode" | "ecode" | "suberror" | "errorsubtype",
+                Value::String(text),
+            ) if !is_no_error(text) => {
+                self.failed = true;
+                self.word(text);
+            }
+            ("status" | "result" | "message", Value::String(text))
+                if FAILURES.contains(&squeezed(text).as_str()) =>
+            {
+                self.failed = true;
+                self.word(text);
+            }
+            ("errortype" | "errorname" | "errorid", Value::String(text)) => self.word(text),
+            ("code" | "status" | "type" | "name" | "reasoncode", Value::String(text)) => {
+                self.word(text);
+            }
+            (name, Value::String(text)) if SENTENCES.contains(&name) => {
+                self.failed |= name.starts_with("err") && !is_no_error(text);
+                self.sentence(text);
+            }
+            (name, _) if SENTENCES.contains(&name) || CONTAINERS.contains(&name) => {
+                self.value(value, depth + 1);
+            }
+            _ => {}
+        }
+    }
+
+    /// `errors` and its like: one object, a list, or a map from fields to what is wrong with them.
+    fn errors(&mut self, value: &Value, depth: usize) {
+        let known = self.words.len() + self.sentences.len();
+        self.value(value, depth + 1);
+        if let Value::Object(fields) = value
+            && self.words.len() + self.sentences.len() == known
+        {
+            for (name, wrong) in fields.iter().take(MAX_PARTS) {
+                let wrong = match wrong {
+                    Value::Array(list) => list.first().and_then(Value::as_str),
+                    Value::String(text) => Some(text.as_str()),
+                    Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => None,
+                };
+                if let Some(wrong) = wrong {
+                    self.sentence(&format!("{name}: {wrong}"));
+                }
+            }
+        }
+    }
+
+    fn word_or_sentence(&mut self, text: &str) {
+        if is_word(text) {
+            self.word(text);
+        } else {
+            self.sentence(text);
+        }
+    }
+
+    fn word(&mut self, text: &str) {
+        let text = text.trim();
+        if is_word(text) && self.words.len() < MAX_PARTS {
+            self.words.push(text.to_owned());
+        }
+    }
+
+    fn sentence(&mut self, text: &str) {
+        let text = text.trim();
+        if !text.is_empty() && self.sentences.len() < MAX_PARTS {
+            self.sentences
+                .push(text.chars().take(MAX_SENTENCE).collect());
+        }
+    }
+}
+
+/// The JSON in `body`, in front of which IIS may put a byte order mark.
+pub(super) fn json(body: &[u8]) -> Option<Value> {
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+    serde_json::from_slice(body).ok()
+}
+
+/// An identifier: letters, and no white space.
+fn is_word(text: &str) -> bool {
+    let part = |c: char| c.is_ascii_alphanumeric() || "_-./:#".contains(c);
+    (2..=64).contains(&text.len())
+        && text.chars().all(part)
+        && text.contains(|c: char| c.is_ascii_alphabetic())
+        && !text.contains("//")
+}
+
+/// What servers write where there is no error.
+fn is_no_error(text: &str) -> bool {
+    let text = text.trim();
+    matches!(
+        text.to_ascii_lowercase().as_str(),
+        "" | "0" | "none" | "null" | "false" | "ok" | "success"
+    )
+}
+
+fn is_full(value: &Value) -> bool {
+    match value {
+        Value::Object(fields) => !fields.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    }
+}
+
+/// Text rather than a compressed or binary body.
+fn is_readable(text: &str) -> bool {
+    let odd =
+        |c: &char| *c == char::REPLACEMENT_CHARACTER || (c.is_control() && !c.is_whitespace());
+    let (odd, all) = (text.chars().filter(odd).count(), text.chars().count());
+    odd * 20 <= all
+}
+
+/// A broken piece of JSON may hold what it was to bring.
+fn holds_tokens(text: &str) -> bool {
+    text.contains("access_token") || text.contains("refresh_token\"")
+}
+
+/// Letters and digits, in lower case: `Invalid-Grant` and `invalidGrant` are `invalidgrant`.
+fn squeezed(text: &str) -> String {
+    text.chars()
+        .filter(char::is_ascii_alphanumeric)
+        .map(|c| c.to_ascii_lowercase())
+        .collect()
+}
+
+/// Whether what is called the token may be how the client proves itself.
+fn speaks_of_the_client(sentence: &str) -> bool {
+    let sentence = sentence.to_ascii_lowercase();
+    ["client", "assertion", "jwt", "api"]
+        .iter()
+        .any(|word| sentence.contains(word))
+}
+
+fn names_dead_refresh_token(sentence: &str) -> bool {
+    let sentence = sentence.to_ascii_lowercase().replace(['_', '-'], " ");
+    (sentence.contains("refresh token") || sentence.contains("refreshtoken"))
+        && DEATHS.iter().any(|death| sentence.contains(death))
+        && !NOT_ITS_DEATH.iter().any(|other| sentence.contains(other))
+}
+
+fn names_dead_token(sentence: &str) -> bool {
+    let sentence = format!(
+        " {}",
+        sentence.to_ascii_lowercase().replace(['_', '-'], " ")
+    );
+    let about = |subjects: &[&str]| subjects.iter().any(|subject| sentence.contains(subject));
+    let says = |deaths: &[&str]| deaths.iter().any(|death| sentence.contains(death));
+    let of_a_token = about(&["token"]) && says(&DEATHS);
+    let of_a_grant = about(&["grant", "consent", "authorization", "session"]) && says(&ENDINGS);
+    (of_a_token || of_a_grant)
+        && !NOT_ITS_DEATH.iter().any(|other| sentence.contains(other))
+        // Another token's.
+        && !["access", "api", "csrf", "bearer", "id", "security"]
+            .iter()
+            .any(|other| sentence.contains(&format!(" {other} token")))
+}
+
+/// RFC 6749 §5.2.
+const CODES: [&str; 6] = [
+    "invalid_request",
+    "invalid_client",
+    "invalid_grant",
+    "unauthorized_client",
+    "unsupported_grant_type",
+    "invalid_scope",
+];
+
+/// Codes for a dead refresh token, or for a person who is needed, beside `invalid_grant`; squeezed.
+const ENDED: [&str; 33] = [
+    "invalidgrant",
+    "badgrant",
+    "expiredgrant",
+    "grantexpired",
+    "revokedgrant",
+    "grantrevoked",
+    "grantnotfound",
+    "invalidauthorizationgrant",
+    "invalidrefreshtoken",
+    "badrefreshtoken",
+    "refreshtokeninvalid",
+    "refreshtokenisinvalid",
+    "refreshtokennotvalid",
+    "expiredrefreshtoken",
+    "refreshtokenexpired",
+    "revokedrefreshtoken",
+    "refreshtokenrevoked",
+    "unknownrefreshtoken",
+    "refreshtokennotfound",
+    "refreshtokenused",
+    "refreshtokenalreadyused",
+    "refreshtokenreused",
+    "refreshtokenreuse",
+    "invalidcode",
+    "authorizationexpired",
+    "authorizationrevoked",
+    "expiredauthorization",
+    "interactionrequired",
+    "consentrequired",
+    "loginrequired",
+    "accountselectionrequired",
+    "invalidrapt",
+    "reauthorizationrequired",
+];
+/// Codes for a dead token: the refresh token, unless the text speaks of another.
+const ENDED_TOKEN: [&str; 20] = [
+    "invalidtoken",
+    "badtoken",
+    "tokeninvalid",
+    "tokenisinvalid",
+    "tokennotvalid",
+    "invalidoauthtoken",
+    "expiredtoken",
+    "tokenexpired",
+    "tokenisexpired",
+    "revokedtoken",
+    "tokenrevoked",
+    "tokennotfound",
+    "unknowntoken",
+    "inactivetoken",
+    "tokeninactive",
+    "tokennotactive",
+    "sessionexpired",
+    "sessionrevoked",
+    "accessrevoked",
+    "reauthenticationrequired",
+];
+/// Codes for a client that is unknown or proves itself wrongly, beside `invalid_client`.
+const CLIENT: [&str; 9] = [
+    "invalidclient",
+    "invalidclientid",
+    "invalidclientsecret",
+    "badclientsecret",
+    "incorrectclientcredentials",
+    "invalidclientcredentials",
+    "clientnotfound",
+    "unknownclient",
+    "unsupportedgranttype",
+];
+const BUSY: [&str; 10] = [
+    "temporarilyunavailable",
+    "slowdown",
+    "ratelimited",
+    "ratelimitexceeded",
+    "requestlimitexceeded",
+    "toomanyrequests",
+    "throttled",
+    "throttlingexception",
+    "serviceunavailable",
+    "overloaded",
+];
+const BREAKDOWNS: [&str; 7] = [
+    "servererror",
+    "internalerror",
+    "internalfailure",
+    "internalservererror",
+    "fatalerror",
+    "requesttimeout",
+    "unknownerror",
+];
+/// Members that hold a sentence, or a list of what is wrong; squeezed.
+const SENTENCES: [&str; 21] = [
+    "errordescription",
+    "description",
+    "message",
+    "msg",
+    "errormessage",
+    "errormsg",
+    "errmsg",
+    "detail",
+    "details",
+    "errordetail",
+    "errordetails",
+    "errorsummary",
+    "errortext",
+    "title",
+    "reason",
+    "hint",
+    "developermessage",
+    "localizedmessage",
+    "usermessage",
+    "faultstring",
+    "cause",
+];
+/// Members whose value is looked into.
+const CONTAINERS: [&str; 4] = ["data", "body", "response", "exception"];
+/// Values of `status` and its like that say that something failed.
+const FAILURES: [&str; 6] = ["error", "errors", "fail", "failed", "failure", "ko"];
+/// Words that add nothing to what is known.
+const NO_NEWS: [&str; 8] = [
+    "error",
+    "errors",
+    "fail",
+    "failed",
+    "failure",
+    "ko",
+    "aboutblank",
+    "badrequest",
+];
+/// What is said of a token that is dead.
+const DEATHS: [&str; 22] = [
+    "expired",
+    "revoked",
+    "invalid",
+    "not valid",
+    "no longer valid",
+    "not found",
+    "unknown",
+    "already used",
+    "been used",
+    "reused",
+    "reuse exceeded",
+    "not active",
+    "inactive",
+    "not exist",
+    "doesn't exist",
+    "not recognized",
+    "not recognised",
+    "incorrect",
+    "stale",
+    "withdrawn",
+    "terminated",
+    "blacklisted",
+];
+/// What is said of a consent that has ended; "invalid" may mean the header of that name.
+const ENDINGS: [&str; 6] = [
+    "expired",
+    "revoked",
+    "no longer valid",
+    "withdrawn",
+    "terminated",
+    "not active",
+];
+/// With one of these, a sentence is about the request rather than about its refresh token.
+const NOT_ITS_DEATH: [&str; 16] = [
+    "endpoint",
+    "url",
+    "client",
+    "assertion",
+    "missing",
+    "required",
+    "parameter",
+    "malformed",
+    "unsupported",
+    "not supported",
+    "not allowed",
+    "grant type",
+    "granttype",
+    "scope",
+    "header",
+    "password",
+];
+/// Bytes of a body that are read for an explanation.
+const MAX_READ: usize = 64 * 1024;
+/// How deep lists and objects are followed, and how much of each is read.
+const MAX_DEPTH: usize = 4;
+const MAX_FIELDS: usize = 64;
+const MAX_PARTS: usize = 6;
+/// Characters of one sentence.
+const MAX_SENTENCE: usize = 2000;
+
+#[cfg(test)]
+mod tests;

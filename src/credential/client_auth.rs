@@ -113,7 +113,7 @@ fn assertion(
         _ => return Err(format!("cannot sign: the algorithm {algorithm} is unknown")),
     };
     let algorithm: Algorithm = algorithm.parse().map_err(|_| unusable())?;
-    let issued = SystemTime::now()
+    let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs();
@@ -122,8 +122,10 @@ fn assertion(
         "sub": client_id.expose(),
         "aud": audience,
         "jti": hex::encode(random::<16>()),
-        "iat": issued,
-        "exp": issued + ASSERTION_SECONDS,
+        // A server that is behind us must not find it issued in its future, and one that is ahead
+        // must not find it over before it has come.
+        "iat": now.saturating_sub(SKEW_SECONDS),
+        "exp": now + UNDER_WAY_SECONDS + SKEW_SECONDS,
     });
     let mut header = Header::new(algorithm);
     header.kid = key_id;
@@ -149,8 +151,11 @@ pub(crate) fn random<const N: usize>() -> [u8; N] {
 
 /// RFC 7523 §2.2.
 const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
-/// Long enough for the request and for clocks that differ a little.
-const ASSERTION_SECONDS: u64 = 60;
+/// How far a server's clock may be from ours, either way.
+const SKEW_SECONDS: u64 = 60;
+/// How long a request may be under way. With the skew on both sides an assertion is good for four
+/// minutes; some servers take none that is good for more than five.
+const UNDER_WAY_SECONDS: u64 = 120;
 
 #[cfg(test)]
 mod tests {
@@ -274,8 +279,15 @@ mod tests {
             (&first["iss"], &first["sub"]),
             (&"my app".into(), &"my app".into())
         );
-        let lifetime = first["exp"].as_u64().unwrap() - first["iat"].as_u64().unwrap();
-        assert_eq!(lifetime, 60);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let now = now.unwrap().as_secs();
+        let (iat, exp) = (
+            first["iat"].as_u64().unwrap(),
+            first["exp"].as_u64().unwrap(),
+        );
+        // By a clock a minute behind ours, and by one a minute ahead, at the end of its way.
+        assert!(iat <= now - 60 && exp > now + 60 + 60, "{iat} {now} {exp}");
+        assert!(exp - iat <= 300);
         assert_ne!(first["jti"], second["jti"]);
     }
 

@@ -53,6 +53,8 @@ pub enum Error {
     },
     /// The vendor's `limits.in_flight` is reached.
     Overloaded,
+    /// We have no room for what is asked of ourselves. Says for what.
+    Busy(&'static str),
     /// The vendor has failed several times in a row, and is given a rest.
     CircuitOpen {
         /// When one request will be let through to see.
@@ -194,6 +196,12 @@ impl Error {
                 "As many requests to this vendor are in flight as limits.in_flight permits.",
                 "connection_limit_reached",
             ),
+            Self::Busy(detail) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "overloaded",
+                detail,
+                "proxy_internal_response",
+            ),
             Self::CircuitOpen { fault, .. } => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "circuit_open",
@@ -257,7 +265,7 @@ impl Error {
             Self::RateLimited { retry_after }
             | Self::CircuitOpen { retry_after, .. }
             | Self::HeldBack { retry_after, .. } => Some(whole_seconds(retry_after)),
-            Self::Overloaded => Some(1),
+            Self::Overloaded | Self::Busy(_) => Some(1),
             Self::BadRequest(_)
             | Self::BadFraming(_)
             | Self::TargetTooLong

@@ -6,6 +6,7 @@ mod certificates;
 pub mod guard;
 pub mod handover;
 pub mod live;
+mod logins;
 pub mod logs;
 mod page;
 mod preamble;

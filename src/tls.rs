@@ -211,6 +211,22 @@ impl Roots {
         text.into_bytes()
     }
 
+    /// Each certificate that can be an issuer by itself, under a digest of its name and key: a
+    /// certificate that was renewed with both is the same authority.
+    #[must_use]
+    pub fn authorities(&self) -> Vec<([u8; 8], Self)> {
+        let each = self.certificates.iter().filter_map(|certificate| {
+            let alone = Self::of(vec![certificate.clone()]);
+            let store = alone.store().ok()?;
+            let anchor = store.roots.first()?;
+            let digest = sha256(&[&anchor.subject, &anchor.subject_public_key_info]);
+            let mut authority = [0; 8];
+            authority.copy_from_slice(&digest[..8]);
+            Some((authority, alone))
+        });
+        each.collect()
+    }
+
     /// Verifies clients' certificates against this trust; a client may have none.
     ///
     /// # Errors

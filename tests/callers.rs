@@ -69,9 +69,9 @@ impl Setup {
 
 const PLAIN: &str = "{ bind: 127.0.0.1:0 }";
 
-type Authority = CertifiedIssuer<'static, KeyPair>;
+pub type Authority = CertifiedIssuer<'static, KeyPair>;
 
-fn authority(name: &str) -> Authority {
+pub fn authority(name: &str) -> Authority {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -79,7 +79,13 @@ fn authority(name: &str) -> Authority {
 }
 
 /// A certificate of `issuer` with these names, as files called `name`.
-fn issue(dir: &Path, name: &str, issuer: &Authority, common: &str, sans: &[SanType]) -> CertFiles {
+pub fn issue(
+    dir: &Path,
+    name: &str,
+    issuer: &Authority,
+    common: &str,
+    sans: &[SanType],
+) -> CertFiles {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.distinguished_name.push(DnType::CommonName, common);
@@ -98,20 +104,20 @@ fn issue(dir: &Path, name: &str, issuer: &Authority, common: &str, sans: &[SanTy
     files
 }
 
-fn uri(name: &str) -> SanType {
+pub fn uri(name: &str) -> SanType {
     SanType::URI(name.try_into().unwrap())
 }
 
-fn dns(name: &str) -> SanType {
+pub fn dns(name: &str) -> SanType {
     SanType::DnsName(name.try_into().unwrap())
 }
 
-fn email(name: &str) -> SanType {
+pub fn email(name: &str) -> SanType {
     SanType::Rfc822Name(name.try_into().unwrap())
 }
 
 /// The status of `GET /v/x` with this certificate and key; 0 when the handshake fails.
-async fn over_tls(to: SocketAddr, ca: PathBuf, files: Option<&CertFiles>, key: &str) -> u16 {
+pub async fn over_tls(to: SocketAddr, ca: PathBuf, files: Option<&CertFiles>, key: &str) -> u16 {
     let identity = files.map(|files| Identity::load(files).unwrap());
     let tls = Roots::load(&ca).unwrap().client_config(identity.as_ref());
     let client = reqwest::Client::builder()
@@ -208,13 +214,13 @@ async fn a_certificate_gets_in_by_its_exact_name_and_type_under_our_ca() {
 }
 
 /// Signs tokens by ES256.
-struct Issuer {
+pub struct Issuer {
     key: EncodingKey,
     jwk: Value,
 }
 
 impl Issuer {
-    fn new(id: &str) -> Self {
+    pub fn new(id: &str) -> Self {
         let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
         let key = EncodingKey::from_ec_der(&pair.serialize_der());
         let jwk = jsonwebtoken::jwk::Jwk::from_encoding_key(&key, Algorithm::ES256);
@@ -223,23 +229,33 @@ impl Issuer {
         Self { key, jwk }
     }
 
-    fn token(&self, subject: &str) -> String {
+    pub fn token(&self, subject: &str) -> String {
+        self.token_for(subject, 300)
+    }
+
+    /// One that ends so many seconds from now.
+    pub fn token_for(&self, subject: &str, seconds: u64) -> String {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let claims = json!({
             "iss": "https://issuer.test", "aud": "countersign", "sub": subject,
-            "exp": now.as_secs() + 300,
+            "exp": now.as_secs() + seconds,
         });
         let mut header = Header::new(Algorithm::ES256);
         header.kid = self.jwk["kid"].as_str().map(ToOwned::to_owned);
         jsonwebtoken::encode(&header, &claims, &self.key).unwrap()
     }
 
-    fn jwks(&self) -> String {
+    pub fn jwk(&self) -> &Value {
+        &self.jwk
+    }
+
+    pub fn jwks(&self) -> String {
         json!({ "keys": [self.jwk] }).to_string()
     }
 }
 
-const PODS: &str = "issuer: https://issuer.test, audience: countersign, subject: 'system:*:apps:*'";
+pub const PODS: &str =
+    "issuer: https://issuer.test, audience: countersign, subject: 'system:*:apps:*'";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_gets_in_by_a_key_from_a_file_that_may_change() {

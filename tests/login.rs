@@ -1,6 +1,8 @@
 //! `login: stub`: vendors' clients that log in first get a caller token of the proxy's own, in that
 //! vendor's shape, for a caller's key; the vendor hears nothing of it.
 
+mod bounds;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign::demo::{self, Stand};
@@ -220,4 +222,73 @@ async fn each_vendors_own_login_is_answered_in_its_shape() {
         // Its beginning is the same in whatever it is put.
         assert!(!said.contains(&secret[..12]), "{said}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_kind_of_auth_leaves_the_presets_logins() {
+    let echo = demo::echo().await.unwrap();
+    let url = echo.url();
+    let digest = hex::encode(countersign::tls::sha256(&[KEY.as_bytes()]));
+    let presets = [
+        ("venafi", "/vedauth/authorize/oauth"),
+        ("venafi", "/vedauth/authorize/token"),
+        ("venafi", "/vedsdk/authorize/"),
+        ("certn", "/token/"),
+        ("certn", "/api/v1/authenticate/"),
+        ("certn-demo", "/token"),
+        ("maxmd", "/oauth/token"),
+        ("certcenter-oauth", "/oauth2/token"),
+        (
+            "sectigo-oauth",
+            "/auth/realms/apiclients/protocol/openid-connect/token",
+        ),
+    ];
+    let vendors = [
+        "venafi",
+        "certn",
+        "certn-demo",
+        "maxmd",
+        "certcenter-oauth",
+        "sectigo-oauth",
+    ]
+    .map(|preset| {
+        format!(
+            "  {preset}:\n    preset: {preset}\n    upstream: {url}\n    allow_plaintext: true\n    login: stub\n    auth: {{ basic: {{ username: us, password: {{ value: vendor-secret }} }} }}\n"
+        )
+    })
+    .concat();
+    let yaml = format!(
+        "listeners: [ {{ bind: 127.0.0.1:0 }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\ncallers: {{ ci: {{ api_key: {{ sha256: {digest} }}, allow: [ '*' ] }} }}\nvendors:\n{vendors}"
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let directory = dir.path().to_owned();
+    let proxy = tokio::task::spawn_blocking(move || Proxy::start(&directory, &yaml))
+        .await
+        .unwrap();
+    let setup = Setup {
+        echo,
+        proxy,
+        _dir: dir,
+    };
+    let login = json!({ "grant_type": "password", "client_secret": KEY, "username": "any" });
+    for (preset, path) in presets {
+        let (status, head, body) = setup.json(&format!("/{preset}{path}"), &login);
+        assert_eq!(status, 200, "{preset} {path}: {head}");
+        let token = ["access_token", "APIKey", "token"]
+            .map(|name| text(&body, name))
+            .concat();
+        let called = setup.send(
+            "GET /certn/x",
+            &format!("Authorization: Bearer {token}\r\n"),
+            "",
+        );
+        assert_eq!(called.0, 200, "{preset} {path}: {body}");
+    }
+    let (_, _, bought) = setup.json("/venafi/vedauth/authorize/oauth", &login);
+    let token = text(&bought, "access_token");
+    let bearer = format!("Authorization: Bearer {token}\r\n");
+    let revoked = setup.send("GET /venafi/vedauth/revoke/token", &bearer, "");
+    assert_eq!(revoked.0, 200);
+    assert_eq!(setup.send("GET /certn/x", &bearer, "").0, 401);
+    assert!(!setup.echo.has_read(KEY));
 }

@@ -1,5 +1,6 @@
 //! Who is calling: the cost must not grow with the number of callers.
 
+use std::collections::HashSet;
 use std::hint::black_box;
 use std::sync::Arc;
 
@@ -67,9 +68,13 @@ fn known(count: usize) -> Callers {
         })
         .collect();
     let mint = Arc::new(Mint::new(None));
-    Callers::new(&config::Callers::Known(callers), None, &mint, |_| {
-        panic!("no caller has a signed token")
-    })
+    Callers::new(
+        &config::Callers::Known(callers),
+        None,
+        &mint,
+        HashSet::new(),
+        |_| panic!("no caller has a signed token"),
+    )
     .expect("the digests are there")
 }
 

@@ -2,11 +2,13 @@
 //! certificate. A hundred thousand callers cost no more than one, and comparing digests tells a
 //! guesser nothing about a key.
 
+pub mod ended;
+mod found;
 mod jwt;
 pub mod token;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
@@ -17,8 +19,11 @@ use foldhash::HashMapExt;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, PROXY_AUTHORIZATION};
 use zeroize::Zeroizing;
 
-use self::jwt::{Proof, Tokens, Told, Unverified};
-use self::token::{Mint, Purpose};
+pub use self::found::{Found, Identified, Unfinished};
+
+use self::ended::Full;
+use self::jwt::{Tokens, Told, Unverified};
+use self::token::{Evidence, Kind, Login, Mint, Purpose};
 
 use crate::config::{self, ApiKey, Grant, KeySource, San, secret_ref::SecretError};
 use crate::error::Error;
@@ -46,8 +51,12 @@ pub struct Caller {
     pub label: Arc<str>,
     allow: Vec<Permission>,
     rate: Option<Arc<Limiter>>,
-    /// Of what it can show; changes with it.
-    proof: [u8; 8],
+    /// SHA-256 of its key.
+    key: Option<[u8; 32]>,
+    /// Of the rule that names its certificate.
+    certified: Option<[u8; 32]>,
+    /// Of the rule that names its tokens, and the keys that sign those.
+    issued: Option<([u8; 32], Arc<Keys>)>,
 }
 
 /// One entry of a caller's `allow:`.
@@ -73,7 +82,9 @@ impl Caller {
             name: Arc::from("anyone"),
             label: Arc::from("anyone"),
             rate: None,
-            proof: [0; 8],
+            key: None,
+            certified: None,
+            issued: None,
             allow: vec![Permission::from(Grant {
                 vendor: None,
                 methods: Vec::new(),
@@ -91,7 +102,9 @@ impl Caller {
             name,
             allow: caller.allow.iter().cloned().map(Permission::from).collect(),
             rate: caller.rate.map(|rate| Arc::new(Limiter::new(rate))),
-            proof: [0; 8],
+            key: None,
+            certified: None,
+            issued: None,
         }
     }
 
@@ -147,6 +160,8 @@ pub struct Known {
     /// By name, which is what tokens of our own say.
     all: HashMap<Arc<str>, Arc<Caller>>,
     mint: Arc<Mint>,
+    /// Those whose certificates let callers in, by [`crate::tls::Roots::authorities`].
+    authorities: HashSet<[u8; 8]>,
 }
 
 /// What one request shows of its sender.
@@ -169,11 +184,26 @@ pub struct Certificate {
     pub names: Vec<San>,
     /// The end of its validity.
     pub until: SystemTime,
+    /// Who vouches for it, by [`crate::tls::Roots::authorities`].
+    pub authority: [u8; 8],
+}
+
+impl Certificate {
+    /// What a login of `caller` would rest on.
+    fn evidence(&self, caller: &Caller) -> Option<Evidence> {
+        let until = self.until.duration_since(SystemTime::UNIX_EPOCH);
+        Some(Evidence {
+            kind: Kind::Certificate,
+            rule: caller.certified?,
+            signer: self.authority,
+            until: until.map_or(0, |until| until.as_secs()),
+        })
+    }
 }
 
 impl Callers {
     /// Reads the keys that the configuration refers to. `mint` makes tokens of our own, `issuer`
-    /// gives the keys of those who sign others. What `before` has counted of a caller's rate counts on.
+    /// gives the keys of those who sign others, and `authorities` are those of callers' certificates. What `before` has counted of a caller's rate counts on.
     ///
     /// # Errors
     /// When a key cannot be read, with the caller's name.
@@ -181,6 +211,7 @@ impl Callers {
         callers: &config::Callers,
         before: Option<&Self>,
         mint: &Arc<Mint>,
+        authorities: HashSet<[u8; 8]>,
         mut issuer: impl FnMut(&KeySource) -> Arc<Keys>,
     ) -> Result<Self, (String, SecretError)> {
         let callers = match callers {
@@ -199,6 +230,7 @@ impl Callers {
             tokens: Tokens::new(),
             all: HashMap::with_capacity(callers.len()),
             mint: mint.clone(),
+            authorities,
         };
         for (nth, configured) in callers.iter().enumerate() {
             let mut caller = Caller::new(configured);
@@ -221,9 +253,14 @@ impl Callers {
                         .map_err(|cause| (configured.name.clone(), cause))?,
                 ),
             };
-            let others = format!("{:?} {:?}", configured.certificate, configured.jwt);
-            let proof = sha256(&[&digest.unwrap_or_default(), others.as_bytes()]);
-            caller.proof.copy_from_slice(&proof[..8]);
+            caller.key = digest;
+            let rule = |text: &str| sha256(&[text.as_bytes()]);
+            let named = configured.certificate.as_ref();
+            caller.certified = named.map(|name| rule(&format!("{name:?}")));
+            caller.issued = configured.jwt.as_ref().map(|jwt| {
+                let text = format!("{:?}", (&jwt.issuer, &jwt.audience, &jwt.subject));
+                (rule(&text), issuer(&jwt.keys))
+            });
             let caller = Arc::new(caller);
             known.all.insert(caller.name.clone(), caller.clone());
             if let Some(digest) = digest {
@@ -232,8 +269,8 @@ impl Callers {
             if let Some(name) = &configured.certificate {
                 known.names.insert(name.clone(), caller.clone());
             }
-            if let Some(jwt) = &configured.jwt {
-                known.tokens.add(jwt, issuer(&jwt.keys), caller);
+            if let (Some(jwt), Some((_, keys))) = (&configured.jwt, &caller.issued) {
+                known.tokens.add(jwt, keys.clone(), caller.clone());
             }
         }
         Ok(Self::Known(Box::new(known)))
@@ -265,21 +302,21 @@ impl Callers {
         matches!(self, Self::Loopback(_))
     }
 
-    /// The same for a login, which may show a key or a refresh token in its body as well. A token
-    /// that calls is worth nothing here unless it is being ended (`ends`): it would have no end.
+    /// The same of what a login has posted: keys and refresh tokens, and where tokens are to be ended
+    /// (`ends`) those that call.
     ///
     /// # Errors
-    /// [`Error::UnknownCaller`] when nothing shown is known or it is of two different callers.
-    pub fn identify_login(
+    /// [`Error::UnknownCaller`] when it is of two different callers.
+    pub fn identify_posted(
         &self,
-        mut found: Found,
+        found: &mut Found,
         posted: &[&[u8]],
         ends: bool,
-    ) -> Result<Arc<Caller>, Error> {
-        if let Self::Known(known) = self {
-            known.identify_posted(&mut found, posted, ends)?;
+    ) -> Result<(), Error> {
+        match self {
+            Self::Anyone(_) | Self::Loopback(_) => Ok(()),
+            Self::Known(known) => known.identify_posted(found, posted, ends),
         }
-        found.caller_for_login(ends)
     }
 
     /// Makes tokens of our own; `None` where nobody needs one.
@@ -291,114 +328,32 @@ impl Callers {
         }
     }
 
-    /// Ends every token of our own that a request shows.
-    pub fn end_tokens(&self, headers: &HeaderMap, posted: &[&[u8]]) {
-        if let Self::Known(known) = self {
-            // With more than can be looked at, nobody was identified.
-            let _ = each_credential(headers, |key| {
-                known.mint.end(key.as_ref());
-                Ok(())
-            });
-            for value in posted {
-                known.mint.end(value);
-            }
-        }
-    }
-}
-
-/// Who was found in what a request shows.
-#[derive(Debug, Default)]
-pub struct Found {
-    caller: Option<Arc<Caller>>,
-    /// By more than a token that calls.
-    logs_in: bool,
-}
-
-/// The outcome of looking for a request's sender.
-#[derive(Debug)]
-pub enum Identified {
-    /// Nothing is left to verify. [`Error::UnknownCaller`]: what is shown is of two different
-    /// callers, or is more than is looked at. [`Error::CrossSite`]: only this machine's programs may
-    /// call, and a browser or a foreign name is in play.
-    Found(Result<Found, Error>),
-    /// Signatures are.
-    Unverified(Box<Unfinished>),
-}
-
-/// What was found, and the tokens that may still prove something.
-pub struct Unfinished {
-    found: Found,
-    tokens: Vec<Unverified>,
-}
-
-impl std::fmt::Debug for Unfinished {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Unfinished").finish_non_exhaustive()
-    }
-}
-
-impl Unfinished {
-    /// Verifies the tokens.
+    /// Ends every token of our own that a request shows, here and, where the store is shared,
+    /// everywhere.
     ///
     /// # Errors
-    /// [`Error::UnknownCaller`] when they and what else is shown are of two different callers.
-    pub async fn finish(self) -> Result<Found, Error> {
-        let mut found = self.found;
-        for token in self.tokens {
-            if let Some(proof) = token.verify().await {
-                found.prove_by_token(&proof)?;
-            }
+    /// [`Error::Busy`] when one cannot be ended, or the store has not taken it yet.
+    pub async fn end_tokens(&self, headers: &HeaderMap, posted: &[&[u8]]) -> Result<(), Error> {
+        let Self::Known(known) = self else {
+            return Ok(());
+        };
+        let mint = &known.mint;
+        let end = |token: &[u8]| {
+            mint.end(token)
+                .map_err(|_: Full| Error::Busy(TOO_MANY_ENDED))
+        };
+        each_credential(headers, |key| end(key.as_ref()))?;
+        posted.iter().try_for_each(|value| end(value))?;
+        if mint.is_shared() && !mint.ended().stored().await {
+            return Err(Error::Busy(NOT_STORED));
         }
-        Ok(found)
-    }
-}
-
-impl Found {
-    /// Where everybody is the same caller.
-    fn certainly(caller: &Arc<Caller>) -> Self {
-        Self {
-            caller: Some(caller.clone()),
-            logs_in: true,
-        }
-    }
-
-    fn prove(&mut self, caller: &Arc<Caller>, logs_in: bool) -> Result<(), Error> {
-        match &self.caller {
-            Some(other) if !Arc::ptr_eq(other, caller) => return Err(Error::UnknownCaller),
-            Some(_) => {}
-            None => self.caller = Some(caller.clone()),
-        }
-        self.logs_in |= logs_in;
         Ok(())
     }
-
-    fn prove_by_token(&mut self, proof: &Proof) -> Result<(), Error> {
-        match proof {
-            Proof::One { caller, .. } => self.prove(caller, true),
-            Proof::Several => Err(Error::UnknownCaller),
-        }
-    }
-
-    /// The caller.
-    ///
-    /// # Errors
-    /// [`Error::UnknownCaller`] when nobody was found.
-    pub fn caller(&self) -> Result<Arc<Caller>, Error> {
-        self.caller.clone().ok_or(Error::UnknownCaller)
-    }
-
-    /// The caller, where what was found is good for a login.
-    ///
-    /// # Errors
-    /// [`Error::UnknownCaller`] otherwise.
-    pub fn caller_for_login(&self, ends: bool) -> Result<Arc<Caller>, Error> {
-        if self.logs_in || ends {
-            self.caller()
-        } else {
-            Err(Error::UnknownCaller)
-        }
-    }
 }
+
+const TOO_MANY_ENDED: &str = "As many of your logins have been ended as the proxy remembers; this one goes on until there is room, or it ends by itself.";
+const NOT_STORED: &str =
+    "The token has ended here; other replicas will know when the proxy can reach its store.";
 
 impl Known {
     fn identify(&self, shown: Shown<'_>) -> Identified {
@@ -422,10 +377,10 @@ impl Known {
         each_credential(shown.headers, |key| {
             let digest = sha256(&[key.as_ref()]);
             if let Some(caller) = self.keys.get(&digest) {
-                return found.prove(caller, true);
+                return found.prove(caller, Some(Evidence::key(&digest)));
             }
-            if let Some(caller) = self.by_own_token(key.as_ref(), Purpose::Call) {
-                return found.prove(caller, false);
+            if let Some((caller, _)) = self.by_own_token(key.as_ref(), Purpose::Call) {
+                return found.prove(caller, None);
             }
             if let Key::Bearer(token) = key
                 && !self.tokens.is_empty()
@@ -444,7 +399,7 @@ impl Known {
         {
             for name in &certificate.names {
                 if let Some(caller) = self.names.get(name) {
-                    found.prove(caller, true)?;
+                    found.prove(caller, certificate.evidence(caller))?;
                 }
             }
         }
@@ -458,21 +413,37 @@ impl Known {
         ends: bool,
     ) -> Result<(), Error> {
         for value in posted {
-            if let Some(caller) = self.keys.get(&sha256(&[value])) {
-                found.prove(caller, true)?;
-            } else if let Some(caller) = self.by_own_token(value, Purpose::Refresh) {
-                found.prove(caller, true)?;
-            } else if ends && let Some(caller) = self.by_own_token(value, Purpose::Call) {
-                found.prove(caller, false)?;
+            let digest = sha256(&[value]);
+            if let Some(caller) = self.keys.get(&digest) {
+                found.prove(caller, Some(Evidence::key(&digest)))?;
+            } else if let Some((caller, login)) = self.by_own_token(value, Purpose::Refresh) {
+                found.renews(caller, login)?;
+            } else if ends && let Some((caller, _)) = self.by_own_token(value, Purpose::Call) {
+                found.prove(caller, None)?;
             }
         }
         Ok(())
     }
 
-    fn by_own_token(&self, token: &[u8], purpose: Purpose) -> Option<&Arc<Caller>> {
+    /// The caller of a token of our own, as long as what its login rests on is there.
+    fn by_own_token(&self, token: &[u8], purpose: Purpose) -> Option<(&Arc<Caller>, Login)> {
         let bearer = self.mint.read(token, purpose)?;
         let caller = self.all.get(bearer.name.as_str())?;
-        (caller.proof == bearer.proof).then_some(caller)
+        let basis = bearer.login.basis();
+        let (rule, signer) = (|rule| self.mint.mark(basis.kind(), rule), basis.signer());
+        let stands = match basis.kind() {
+            Kind::Nothing => false,
+            Kind::Key => caller.key.as_ref().map(rule) == Some(basis.rule()),
+            Kind::Certificate => {
+                caller.certified.as_ref().map(rule) == Some(basis.rule())
+                    && self.authorities.contains(&signer)
+            }
+            Kind::Token => caller
+                .issued
+                .as_ref()
+                .is_some_and(|(of, keys)| rule(of) == basis.rule() && keys.current().holds(signer)),
+        };
+        stands.then_some((caller, bearer.login))
     }
 }
 
@@ -658,7 +629,14 @@ mod tests {
 
     fn callers(known: Vec<config::Caller>) -> Callers {
         let no_issuer = |_: &KeySource| unreachable!();
-        Callers::new(&config::Callers::Known(known), None, &mint(), no_issuer).unwrap()
+        Callers::new(
+            &config::Callers::Known(known),
+            None,
+            &mint(),
+            HashSet::new(),
+            no_issuer,
+        )
+        .unwrap()
     }
 
     fn shown(headers: &HeaderMap) -> Shown<'_> {
@@ -889,6 +867,7 @@ mod tests {
         let certificate = Certificate {
             names: names.to_vec(),
             until,
+            authority: [0; 8],
         };
         let shown = Shown {
             certificate: Some(&certificate),
@@ -965,16 +944,31 @@ mod tests {
         };
         let headers = headers(&[("x-api-key", "key")]);
         let no_issuer = |_: &KeySource| unreachable!();
-        let first = Callers::new(&configured(rate), None, &mint(), no_issuer).unwrap();
+        let first =
+            Callers::new(&configured(rate), None, &mint(), HashSet::new(), no_issuer).unwrap();
         let take = |callers: &Callers| identified(callers, shown(&headers)).unwrap().take();
         assert_eq!(take(&first), Ok(()));
-        let same = Callers::new(&configured(rate), Some(&first), &mint(), no_issuer).unwrap();
+        let same = Callers::new(
+            &configured(rate),
+            Some(&first),
+            &mint(),
+            HashSet::new(),
+            no_issuer,
+        )
+        .unwrap();
         assert!(matches!(take(&same), Err(Error::RateLimited { .. })));
         let wider = config::Rate {
             burst: std::num::NonZeroU32::new(2).unwrap(),
             ..rate
         };
-        let other = Callers::new(&configured(wider), Some(&same), &mint(), no_issuer).unwrap();
+        let other = Callers::new(
+            &configured(wider),
+            Some(&same),
+            &mint(),
+            HashSet::new(),
+            no_issuer,
+        )
+        .unwrap();
         assert_eq!(take(&other), Ok(()));
     }
 }

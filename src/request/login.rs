@@ -1,7 +1,7 @@
 //! `login: stub`: what a vendor's client gets that logs in before it works, with a caller's key where
 //! its vendor secret used to be. Pure functions over paths and bodies.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderMap};
@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::config::{LoginPath, LoginShape};
 use crate::request::caller::Caller;
-use crate::request::caller::token::{Grant, LIFETIME, Mint, Purpose, REFRESH_LIFETIME};
+use crate::request::caller::token::{Login, Mint, Purpose};
 use crate::request::path::Rules;
 
 /// Longest login body, bytes.
@@ -93,40 +93,46 @@ impl Posted {
     }
 }
 
-/// The answer to a login of `caller`.
+/// The answer to `login` of `caller`.
 #[must_use]
 pub fn answer(
     shape: LoginShape,
     caller: &Caller,
+    login: Login,
     posted: &Posted,
     mint: &Mint,
 ) -> (StatusCode, Option<Value>) {
-    let grant = posted
-        .values()
-        .find_map(|value| mint.grant_of(value))
-        .unwrap_or_else(Grant::random);
-    let token = || mint.issue(caller, Purpose::Call, grant);
-    let refresh_token = || mint.issue(caller, Purpose::Refresh, grant);
+    // RFC 6749 §4.4.3: client credentials come without a refresh token.
+    let renewable = match shape {
+        LoginShape::Oauth => {
+            let grant_type = posted.value("grant_type");
+            grant_type.is_some_and(|grant| grant != "client_credentials")
+        }
+        LoginShape::Vedauth => true,
+        LoginShape::UserToken | LoginShape::ApiKey | LoginShape::Logout | LoginShape::Revoke => {
+            false
+        }
+    };
+    let login = if renewable { login.renewable() } else { login };
+    let token = || mint.issue(caller, Purpose::Call, &login);
+    let refresh_token = || mint.issue(caller, Purpose::Refresh, &login);
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO);
-    let until = now + LIFETIME;
+        .map_or(0, |now| now.as_secs());
+    let until = login.end_of(Purpose::Call);
+    let lifetime = until.saturating_sub(now);
     let scope = posted.value("scope");
     let body = match shape {
         LoginShape::Oauth => {
             let mut body = json!({
                 "access_token": token().expose(),
                 "token_type": "Bearer",
-                "expires_in": LIFETIME.as_secs(),
+                "expires_in": lifetime,
             });
             if let Some(scope) = scope {
                 body["scope"] = json!(scope);
             }
-            // RFC 6749 §4.4.3: client credentials come without.
-            if posted
-                .value("grant_type")
-                .is_some_and(|grant| grant != "client_credentials")
-            {
+            if renewable {
                 body["refresh_token"] = json!(refresh_token().expose());
             }
             body
@@ -135,9 +141,9 @@ pub fn answer(
             "access_token": token().expose(),
             "refresh_token": refresh_token().expose(),
             "token_type": "Bearer",
-            "expires": until.as_secs(),
-            "expires_in": LIFETIME.as_secs(),
-            "refresh_until": (now + REFRESH_LIFETIME).as_secs(),
+            "expires": until,
+            "expires_in": lifetime,
+            "refresh_until": login.end_of(Purpose::Refresh),
             "scope": scope.unwrap_or_default(),
             "identity": format!("countersign:{}", caller.name),
         }),
@@ -147,12 +153,21 @@ pub fn answer(
         }),
         LoginShape::ApiKey => json!({
             "APIKey": token().expose(),
-            "ValidUntil": format!("/Date({})/", until.as_millis()),
+            "ValidUntil": format!("/Date({until}000)/"),
         }),
-        LoginShape::Logout => return (StatusCode::NO_CONTENT, None),
-        LoginShape::Revoke => return (StatusCode::OK, None),
+        LoginShape::Logout | LoginShape::Revoke => return (ended(shape), None),
     };
     (StatusCode::OK, Some(body))
+}
+
+/// The status of the answer to a call that has ended its token.
+#[must_use]
+pub fn ended(shape: LoginShape) -> StatusCode {
+    if shape == LoginShape::Logout {
+        StatusCode::NO_CONTENT
+    } else {
+        StatusCode::OK
+    }
 }
 
 /// Whether the call ends the token that it shows.

@@ -412,6 +412,10 @@ impl Console {
         if view.issuers.iter().any(|keys| !keys.settled()) {
             waiting.push("the keys of callers' token issuers".to_owned());
         }
+        // And so are tokens that another replica has given them.
+        if !self.live.knows_of_ended_logins() {
+            waiting.push("the logins that the store says were ended".to_owned());
+        }
         waiting
     }
 }

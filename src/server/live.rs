@@ -1,9 +1,9 @@
 //! What runs under one configuration, and how the next configuration takes over from it without a
 //! request noticing: whole or not at all, and every part that has not changed goes on as it is.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -12,7 +12,8 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::JoinSet;
 
 use super::certificates::Ends;
-use super::tls::ListenerCertificates;
+use super::logins;
+use super::tls::{Certificates, ListenerCertificates};
 use super::{StartError, unix_seconds};
 use crate::config::{
     self, ApiKey, Auth, Callers as ConfiguredCallers, CertFiles, Config, KeySource, SecretRef,
@@ -33,6 +34,9 @@ use crate::upstream::resolver::Resolver;
 
 /// The configuration in use and what it made run.
 pub(super) struct Live {
+    /// Tells the store which logins were ended, and learns it from there; since the first vendor
+    /// with logins.
+    logins: OnceLock<logins::Keeper>,
     /// What requests begin with.
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     /// What the admin listener shows.
@@ -138,20 +142,26 @@ impl Live {
         let store =
             store::open(&config.store).map_err(|cause| StartError::Store(cause.to_string()))?;
         let mint = Arc::new(mint(&config.store));
+        let listeners = certificates.iter().flatten();
+        let authorities = listeners.flat_map(|served| served.authorities()).collect();
         let making = Making {
             metrics: &metrics,
             resolver: &resolver,
             store: &store,
             mint: &mint,
+            authorities,
             generation: 1,
         };
         let read = as_read(&config);
         let made = making.all(&config, None)?;
         let ends = Arc::new(Ends::default());
         ends.show(&config.presented, &metrics);
+        let logins = OnceLock::new();
+        share_logins(&config, &logins, &mint, &store);
         Ok(Self {
             ends,
             read,
+            logins,
             snapshot: Arc::new(ArcSwap::from_pointee(made.snapshot)),
             view: ArcSwap::from_pointee(made.view),
             last_error: ArcSwapOption::empty(),
@@ -167,6 +177,11 @@ impl Live {
             }),
             metrics,
         })
+    }
+
+    /// Whether it is known which caller tokens of other processes were ended, as far as it can be.
+    pub(super) fn knows_of_ended_logins(&self) -> bool {
+        self.logins.get().is_none_or(logins::Keeper::settled)
     }
 
     /// Reads the file again and takes it into use, or says why not.
@@ -233,16 +248,7 @@ impl Live {
         crate::cli::check::warn(&config.warnings);
         needs_restart(&state.config, &config)?;
         let generation = state.generation + 1;
-        let making = Making {
-            metrics: &self.metrics,
-            resolver: &self.resolver,
-            store: &self.store,
-            mint: &self.mint,
-            generation,
-        };
-        let before = self.snapshot.load_full();
-        let made = making.all(&config, Some((state, &before)))?;
-        // The last thing that can fail comes before the first that takes effect.
+        // Everything that can fail comes before the first that takes effect.
         let mut certificates = Vec::new();
         for (index, (listener, served)) in
             config.listeners.iter().zip(&self.certificates).enumerate()
@@ -255,6 +261,18 @@ impl Live {
                 certificates.push((served, read));
             }
         }
+        let read = certificates.iter().map(|(_, read)| read);
+        let authorities = read.flat_map(Certificates::authorities).collect();
+        let making = Making {
+            metrics: &self.metrics,
+            resolver: &self.resolver,
+            store: &self.store,
+            mint: &self.mint,
+            authorities,
+            generation,
+        };
+        let before = self.snapshot.load_full();
+        let made = making.all(&config, Some((state, &before)))?;
         for (served, read) in certificates {
             served.swap(read);
         }
@@ -267,6 +285,7 @@ impl Live {
             self.metrics.forget(gone, &states);
         }
         self.ends.show(&config.presented, &self.metrics);
+        share_logins(&config, &self.logins, &self.mint, &self.store);
         let sha256 = config.sha256.clone();
         self.snapshot.store(Arc::new(made.snapshot));
         self.view.store(Arc::new(made.view));
@@ -330,6 +349,8 @@ struct Making<'a> {
     resolver: &'a Resolver,
     store: &'a Arc<dyn Store>,
     mint: &'a Arc<Mint>,
+    /// Of callers' certificates.
+    authorities: HashSet<[u8; 8]>,
     generation: u64,
 }
 
@@ -353,6 +374,7 @@ impl Making<'_> {
             &config.callers,
             before.map(|(_, snapshot)| &snapshot.callers),
             self.mint,
+            self.authorities.clone(),
             |source| {
                 let of_source = |issuer: &&Issuer| issuer.source == *source;
                 if let Some(issuer) = issuers.iter().find(of_source) {
@@ -485,6 +507,21 @@ impl Making<'_> {
             cause,
         })?;
         Ok(Some((credential, Arc::new(keeper))))
+    }
+}
+
+/// Has ended logins shared from the first vendor on that has any: the store is touched only when it is
+/// needed.
+fn share_logins(
+    config: &Config,
+    keeper: &OnceLock<logins::Keeper>,
+    mint: &Arc<Mint>,
+    store: &Arc<dyn Store>,
+) {
+    let known = matches!(config.callers, ConfiguredCallers::Known(_));
+    let mut vendors = config.vendors.iter();
+    if known && mint.is_shared() && vendors.any(|vendor| !vendor.logins.is_empty()) {
+        keeper.get_or_init(|| logins::start(mint.clone(), store.clone()));
     }
 }
 

@@ -2,7 +2,7 @@
 //! show.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -52,6 +52,11 @@ impl ListenerCertificates {
         Certificates::read(listener)
     }
 
+    /// Those whose certificates let callers in.
+    pub(super) fn authorities(&self) -> HashSet<[u8; 8]> {
+        self.0.load().authorities()
+    }
+
     /// Serves `certificates` from now on.
     pub(super) fn swap(&self, certificates: Certificates) {
         self.0.store(Arc::new(certificates));
@@ -67,8 +72,11 @@ impl ResolvesServerCert for ListenerCertificates {
 impl ListenerCertificates {
     /// The issuers in force. A listener that asks for certificates does so until the process ends.
     fn callers(&self) -> Result<Arc<dyn ClientCertVerifier>, rustls::Error> {
-        let callers = self.0.load().callers.clone();
-        callers.ok_or(rustls::Error::General("no client_ca".into()))
+        let certificates = self.0.load();
+        let callers = certificates.callers.as_ref();
+        callers
+            .map(|callers| callers.verifier.clone())
+            .ok_or(rustls::Error::General("no client_ca".into()))
     }
 }
 
@@ -140,13 +148,51 @@ impl NoteHandshake {
     /// What the chain proves now: a resumed session brings the one it began with, which may have
     /// ended or have lost its issuer since.
     fn certificate(&self, chain: &[CertificateDer<'_>]) -> Option<Certificate> {
-        let (leaf, intermediates) = chain.split_first()?;
-        self.0
-            .verify_client_cert(leaf, intermediates, UnixTime::now())
-            .ok()?;
+        let (leaf, _) = chain.split_first()?;
+        let authority = self.0.0.load().callers.as_ref()?.authority_of(chain)?;
         let names = crate::tls::names(leaf).ok()?;
         let until = crate::tls::not_after(leaf).ok()?;
-        Some(Certificate { names, until })
+        Some(Certificate {
+            names,
+            until,
+            authority,
+        })
+    }
+}
+
+/// What verifies callers' certificates.
+#[derive(Debug)]
+struct CallersCertificates {
+    /// Under any of the authorities.
+    verifier: Arc<dyn ClientCertVerifier>,
+    /// Under each.
+    each: Vec<([u8; 8], Arc<dyn ClientCertVerifier>)>,
+}
+
+impl CallersCertificates {
+    fn new(roots: &Roots) -> Result<Self, rustls::Error> {
+        let each = roots.authorities();
+        let each = each
+            .iter()
+            .map(|(authority, alone)| Ok((*authority, alone.client_verifier()?)));
+        Ok(Self {
+            verifier: roots.client_verifier()?,
+            each: each.collect::<Result<_, rustls::Error>>()?,
+        })
+    }
+
+    /// Who vouches for a chain now. Authorities of other names are passed over before a signature is
+    /// verified.
+    fn authority_of(&self, chain: &[CertificateDer<'_>]) -> Option<[u8; 8]> {
+        let (leaf, intermediates) = chain.split_first()?;
+        let now = UnixTime::now();
+        let mut each = self.each.iter();
+        let found = each.find(|(_, verifier)| {
+            verifier
+                .verify_client_cert(leaf, intermediates, now)
+                .is_ok()
+        });
+        found.map(|(authority, _)| *authority)
     }
 }
 
@@ -157,15 +203,15 @@ pub(super) struct Certificates {
     by_name: HashMap<String, Arc<CertifiedKey>>,
     /// For callers that ask for no name or an unknown one: the first.
     default: Option<Arc<CertifiedKey>>,
-    /// Verifies callers' certificates; `None`: they are not asked for.
-    callers: Option<Arc<dyn ClientCertVerifier>>,
+    /// `None`: callers' certificates are not asked for.
+    callers: Option<CallersCertificates>,
 }
 
 impl Certificates {
     fn read(listener: &Listener) -> Result<Self, Error> {
         let callers = listener.client_ca.as_ref().map(|path| {
             let roots = Roots::load(path)?;
-            roots.client_verifier().map_err(|_| Error::Unusable {
+            CallersCertificates::new(&roots).map_err(|_| Error::Unusable {
                 path: path.clone(),
                 fault: crate::tls::pem::NO_ISSUER,
             })
@@ -179,6 +225,12 @@ impl Certificates {
             certificates.add(&identity, pair)?;
         }
         Ok(certificates)
+    }
+
+    /// Those whose certificates let callers in.
+    pub(super) fn authorities(&self) -> HashSet<[u8; 8]> {
+        let each = self.callers.iter().flat_map(|callers| &callers.each);
+        each.map(|(authority, _)| *authority).collect()
     }
 
     fn add(&mut self, identity: &Identity, files: &CertFiles) -> Result<(), Error> {

@@ -74,7 +74,6 @@ struct Verified {
 /// Whom a token proves.
 #[derive(Clone, Debug)]
 pub(super) enum Proof {
-    #[expect(dead_code, reason = "tokens of our own will be bound to it")]
     One {
         caller: Arc<Caller>,
         /// `exp`, seconds since 1970.

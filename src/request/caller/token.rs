@@ -1,48 +1,162 @@
 //! Caller tokens of the proxy's own, for vendors' clients that insist on logging in first. Nothing
-//! is stored for one: it says who it is for and until when, under our key.
+//! is stored for one: it says who it is for, until when, and what it was bought with, under our key.
+//! It ends with that.
 
 use std::fmt;
 use std::sync::OnceLock;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use moka::sync::Cache;
 use zeroize::Zeroizing;
 
 use super::Caller;
+use super::ended::{Ended, Full, now};
 use crate::secret::Secret;
 
-/// How long a token gets its bearer in.
+/// How long a token gets its bearer in, at most.
 pub const LIFETIME: Duration = Duration::from_hours(1);
-/// How long one that only logs in again does.
+/// How long after a login its tokens can be renewed, at most: renewing does not prolong it.
 pub const REFRESH_LIFETIME: Duration = Duration::from_hours(24 * 30);
 
 /// Tells our tokens from keys before anything is computed.
-const BEGINNING: &[u8] = b"cst1-";
+const BEGINNING: &[u8] = b"cst2-";
 const SEAL: usize = 32;
-/// How many grants that were ended early are remembered.
-const ENDED: u64 = 100_000;
 
 /// Makes and reads caller tokens.
 pub struct Mint {
     /// One of this process is made for its first token: few have such callers, and the first random
     /// byte costs a start tens of milliseconds.
     key: OnceLock<hmac::Key>,
-    /// Grants whose tokens are good no more; nothing is in it for longer than a token lasts.
-    ended: Cache<Grant, ()>,
+    /// Other processes have the same key, and the store what was ended.
+    shared: bool,
+    /// Tells the tokens of this process from those of others.
+    process: [u8; 4],
+    ended: Ended,
 }
 
 /// One login, and every token that came of it: whoever ends one of them ends all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Grant([u8; 8]);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Login {
+    id: [u8; 8],
+    /// None of its tokens lasts longer; seconds since 1970.
+    until: u64,
+    /// It has refresh tokens.
+    renewable: bool,
+    basis: Basis,
+}
 
-impl Grant {
-    /// A new login's. The seal keeps it from being made up.
+impl Login {
+    /// A new one, if there is any time left for it. The seal keeps it from being made up.
     #[must_use]
-    pub fn random() -> Self {
-        Self(fastrand::u64(..).to_be_bytes())
+    pub fn new(basis: Basis) -> Option<Self> {
+        let now = now();
+        (now < basis.until).then(|| Self {
+            id: fastrand::u64(..).to_be_bytes(),
+            until: basis.until.min(now + REFRESH_LIFETIME.as_secs()),
+            renewable: false,
+            basis,
+        })
+    }
+
+    /// The same with refresh tokens.
+    #[must_use]
+    pub fn renewable(self) -> Self {
+        Self {
+            renewable: true,
+            ..self
+        }
+    }
+
+    /// When a token of `purpose` ends that is made now; seconds since 1970.
+    #[must_use]
+    pub fn end_of(&self, purpose: Purpose) -> u64 {
+        match purpose {
+            Purpose::Call => self.until.min(now() + LIFETIME.as_secs()),
+            Purpose::Refresh => self.until,
+        }
+    }
+
+    pub(super) fn basis(&self) -> Basis {
+        self.basis
+    }
+}
+
+/// What was shown that a login can rest on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Evidence {
+    pub(super) kind: Kind,
+    /// SHA-256 of the caller's key, or of the rule that names its certificate or its tokens.
+    pub(super) rule: [u8; 32],
+    /// The issuer's key that has signed the token, or the certificate's authority.
+    pub(super) signer: [u8; 8],
+    /// The end of the token or certificate; seconds since 1970.
+    pub(super) until: u64,
+}
+
+impl Evidence {
+    /// Where nobody has to prove anything.
+    pub(super) const NOTHING: Self = Self {
+        kind: Kind::Nothing,
+        rule: [0; 32],
+        signer: [0; 8],
+        until: u64::MAX,
+    };
+
+    /// A key of the caller's, by its SHA-256.
+    pub(super) fn key(digest: &[u8; 32]) -> Self {
+        Self {
+            kind: Kind::Key,
+            rule: *digest,
+            ..Self::NOTHING
+        }
+    }
+}
+
+/// What a login was proven with. Its tokens end with it, or when it is taken out of the
+/// configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Basis {
+    kind: Kind,
+    /// See [`Mint::mark`].
+    rule: [u8; 8],
+    signer: [u8; 8],
+    until: u64,
+}
+
+/// The kinds of proof.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Nobody has to prove anything.
+    Nothing = 0,
+    /// A key of the caller's.
+    Key = 1,
+    /// A certificate.
+    Certificate = 2,
+    /// A token of an issuer's.
+    Token = 3,
+}
+
+impl Kind {
+    fn of(byte: u8) -> Option<Self> {
+        [Self::Nothing, Self::Key, Self::Certificate, Self::Token]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
+    }
+}
+
+impl Basis {
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    pub(super) fn rule(&self) -> [u8; 8] {
+        self.rule
+    }
+
+    pub(super) fn signer(&self) -> [u8; 8] {
+        self.signer
     }
 }
 
@@ -59,15 +173,14 @@ pub enum Purpose {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Bearer {
     pub(super) name: String,
-    pub(super) grant: Grant,
-    /// Of what the caller could show when it was made: a caller whose key was changed has to log in
-    /// again.
-    pub(super) proof: [u8; 8],
+    pub(super) login: Login,
+    /// When it ends by itself.
+    until: u64,
 }
 
 impl Mint {
     /// With a key made from `secret`, so that replicas which share it accept each other's tokens;
-    /// `None`: with one of this process.
+    /// `None`: with one of this process, whose end is that of its tokens.
     #[must_use]
     pub fn new(secret: Option<&[u8]>) -> Self {
         let key = OnceLock::new();
@@ -78,11 +191,22 @@ impl Mint {
         }
         Self {
             key,
-            ended: Cache::builder()
-                .max_capacity(ENDED)
-                .time_to_live(REFRESH_LIFETIME)
-                .build(),
+            shared: secret.is_some(),
+            process: fastrand::u32(..).to_be_bytes(),
+            ended: Ended::none(),
         }
+    }
+
+    /// The logins that were ended early.
+    #[must_use]
+    pub fn ended(&self) -> &Ended {
+        &self.ended
+    }
+
+    /// Whether tokens are good at other processes too, and what is ended here has to be ended there.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.shared
     }
 
     fn key(&self) -> &hmac::Key {
@@ -94,22 +218,45 @@ impl Mint {
         })
     }
 
+    /// What a login rests on that was proven so.
+    #[must_use]
+    pub(super) fn basis(&self, evidence: &Evidence) -> Basis {
+        Basis {
+            kind: evidence.kind,
+            rule: self.mark(evidence.kind, &evidence.rule),
+            signer: evidence.signer,
+            until: evidence.until,
+        }
+    }
+
+    /// Digest of a rule under our key, because a token's holder can read it and guess at a short key.
+    pub(super) fn mark(&self, kind: Kind, rule: &[u8; 32]) -> [u8; 8] {
+        let mut context = hmac::Context::with_key(self.key());
+        context.update(b"basis");
+        context.update(&[kind as u8]);
+        context.update(rule);
+        let mut mark = [0; 8];
+        mark.copy_from_slice(&context.sign().as_ref()[..8]);
+        mark
+    }
+
     /// A new token for `caller`, of this login.
     ///
     /// # Panics
     /// Where the system has no randomness.
     #[must_use]
-    pub fn issue(&self, caller: &Caller, purpose: Purpose, grant: Grant) -> Secret {
-        let lifetime = match purpose {
-            Purpose::Call => LIFETIME,
-            Purpose::Refresh => REFRESH_LIFETIME,
-        };
+    pub fn issue(&self, caller: &Caller, purpose: Purpose, login: &Login) -> Secret {
         let mut sealed = vec![purpose as u8];
-        sealed.extend_from_slice(&(now() + lifetime.as_secs()).to_be_bytes());
-        sealed.extend_from_slice(&grant.0);
+        sealed.extend_from_slice(&login.end_of(purpose).to_be_bytes());
+        sealed.extend_from_slice(&self.process);
         // No two tokens are the same.
         sealed.extend_from_slice(&fastrand::u64(..).to_be_bytes());
-        sealed.extend_from_slice(&caller.proof);
+        sealed.extend_from_slice(&login.id);
+        sealed.extend_from_slice(&login.until.to_be_bytes());
+        sealed.push(login.renewable.into());
+        sealed.push(login.basis.kind as u8);
+        sealed.extend_from_slice(&login.basis.rule);
+        sealed.extend_from_slice(&login.basis.signer);
         sealed.extend_from_slice(caller.name.as_bytes());
         let seal = hmac::sign(self.key(), &sealed);
         sealed.extend_from_slice(seal.as_ref());
@@ -126,33 +273,54 @@ impl Mint {
         hmac::verify(self.key(), content, seal).ok()?;
         let (of, rest) = content.split_first()?;
         let (until, rest) = rest.split_first_chunk()?;
-        let (grant, rest) = rest.split_first_chunk()?;
-        let grant = Grant(*grant);
+        let (process, rest) = rest.split_first_chunk::<4>()?;
         let (_, rest) = rest.split_first_chunk::<8>()?;
-        let (proof, name) = rest.split_first_chunk()?;
-        let good = *of == purpose as u8
-            && now() < u64::from_be_bytes(*until)
-            && !self.ended.contains_key(&grant);
-        good.then(|| Bearer {
+        let (id, rest) = rest.split_first_chunk()?;
+        let (login_until, rest) = rest.split_first_chunk()?;
+        let ([renewable, kind], rest) = rest.split_first_chunk::<2>()?;
+        let (rule, rest) = rest.split_first_chunk()?;
+        let (signer, name) = rest.split_first_chunk()?;
+        let (until, login_until) = (u64::from_be_bytes(*until), u64::from_be_bytes(*login_until));
+        // Before the store was read, nobody knows which of other processes' logins have been ended.
+        let known = *process == self.process || self.ended.heard();
+        let good = *of == purpose as u8 && now() < until && known && !self.ended.has(*id);
+        if !good {
+            return None;
+        }
+        Some(Bearer {
             name: String::from_utf8_lossy(name).into_owned(),
-            grant,
-            proof: *proof,
+            until,
+            login: Login {
+                id: *id,
+                until: login_until,
+                renewable: *renewable != 0,
+                basis: Basis {
+                    kind: Kind::of(*kind)?,
+                    rule: *rule,
+                    signer: *signer,
+                    until: login_until,
+                },
+            },
         })
     }
 
-    /// The login that a refresh token came of.
-    #[must_use]
-    pub fn grant_of(&self, refresh_token: &[u8]) -> Option<Grant> {
-        let bearer = self.read(refresh_token, Purpose::Refresh)?;
-        Some(bearer.grant)
-    }
-
     /// Ends `token` before its time, if it is one of ours, and all that came of the same login.
-    pub(super) fn end(&self, token: &[u8]) {
+    ///
+    /// # Errors
+    /// [`Full`] when it cannot be remembered; it is good as before then.
+    pub(super) fn end(&self, token: &[u8]) -> Result<(), Full> {
         let ours = [Purpose::Call, Purpose::Refresh];
-        if let Some(bearer) = ours.iter().find_map(|of| self.read(token, *of)) {
-            self.ended.insert(bearer.grant, ());
-        }
+        let Some(bearer) = ours.iter().find_map(|of| self.read(token, *of)) else {
+            return Ok(());
+        };
+        let login = bearer.login;
+        let until = if login.renewable {
+            login.until
+        } else {
+            bearer.until
+        };
+        self.ended
+            .end(login.id, &bearer.name, until, login.renewable)
     }
 }
 
@@ -160,11 +328,6 @@ impl fmt::Debug for Mint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mint").finish_non_exhaustive()
     }
-}
-
-fn now() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.map_or(0, |now| now.as_secs())
 }
 
 #[cfg(test)]
@@ -183,12 +346,17 @@ mod tests {
         })
     }
 
+    fn login() -> Login {
+        let basis = Mint::new(None).basis(&Evidence::NOTHING);
+        Login::new(basis).unwrap().renewable()
+    }
+
     #[test]
     fn a_token_is_read_by_its_maker_for_its_purpose_until_it_is_ended() {
         let mint = Mint::new(None);
         let caller = caller("ci");
-        let grant = Grant::random();
-        let token = mint.issue(&caller, Purpose::Call, grant);
+        let login = login();
+        let token = mint.issue(&caller, Purpose::Call, &login);
         let token = token.expose().as_bytes();
         let read = || mint.read(token, Purpose::Call).map(|bearer| bearer.name);
 
@@ -204,23 +372,65 @@ mod tests {
                 "{at}"
             );
         }
-        let refresh = mint.issue(&caller, Purpose::Refresh, grant);
+        let refresh = mint.issue(&caller, Purpose::Refresh, &login);
         let refresh = refresh.expose().as_bytes();
-        assert_eq!(mint.grant_of(refresh), Some(grant));
-        assert_eq!(mint.grant_of(token), None, "for calls only");
-        mint.end(token);
+        let of = mint.read(refresh, Purpose::Refresh).map(|read| read.login);
+        assert_eq!(
+            of.map(|of| (of.id, of.until)),
+            Some((login.id, login.until))
+        );
+        mint.end(token).unwrap();
         assert_eq!(read(), None);
-        assert_eq!(mint.grant_of(refresh), None, "of the same login");
-        let later = mint.issue(&caller, Purpose::Call, Grant::random());
+        assert_eq!(
+            mint.read(refresh, Purpose::Refresh),
+            None,
+            "of the same login"
+        );
+        let later = mint.issue(&caller, Purpose::Call, &self::login());
         let later = later.expose().as_bytes();
         assert!(mint.read(later, Purpose::Call).is_some());
     }
 
     #[test]
-    fn replicas_with_one_secret_accept_each_others_tokens() {
+    fn replicas_with_one_secret_accept_each_others_tokens_once_they_know_what_was_ended() {
         let (one, other) = (Mint::new(Some(b"shared")), Mint::new(Some(b"shared")));
-        let token = one.issue(&caller("ci"), Purpose::Refresh, Grant::random());
-        let read = other.read(token.expose().as_bytes(), Purpose::Refresh);
+        let token = one.issue(&caller("ci"), Purpose::Refresh, &login());
+        let token = token.expose().as_bytes();
+        assert!(one.read(token, Purpose::Refresh).is_some(), "its own");
+        assert_eq!(other.read(token, Purpose::Refresh), None);
+        other.ended().merge(&[]);
+        let read = other.read(token, Purpose::Refresh);
         assert_eq!(read.unwrap().name, "ci");
+        one.end(token).unwrap();
+        other.ended().merge(&one.ended().written());
+        assert_eq!(other.read(token, Purpose::Refresh), None);
+    }
+
+    #[test]
+    fn no_token_outlasts_what_it_was_bought_with() {
+        let mint = Mint::new(None);
+        let basis = |until| {
+            mint.basis(&Evidence {
+                kind: Kind::Token,
+                until,
+                ..Evidence::NOTHING
+            })
+        };
+        let now = now();
+        assert_eq!(Login::new(basis(now)), None, "it has ended");
+        let short = Login::new(basis(now + 4)).unwrap().renewable();
+        for purpose in [Purpose::Call, Purpose::Refresh] {
+            assert_eq!(short.end_of(purpose), now + 4);
+        }
+        let token = mint.issue(&caller("ci"), Purpose::Refresh, &short);
+        let again = mint.read(token.expose().as_bytes(), Purpose::Refresh);
+        let again = again.unwrap().login;
+        assert_eq!(again.end_of(Purpose::Call), now + 4);
+        assert_eq!(again.end_of(Purpose::Refresh), now + 4);
+
+        let long = Login::new(basis(u64::MAX)).unwrap();
+        let last = long.end_of(Purpose::Refresh);
+        assert!(last >= now + REFRESH_LIFETIME.as_secs());
+        assert!(last <= now + REFRESH_LIFETIME.as_secs() + 60);
     }
 }

@@ -177,33 +177,39 @@ async fn log_in(
     ctx: &mut Context,
     shape: LoginShape,
     vendor: &Vendor,
-    found: Found,
+    mut found: Found,
 ) -> Result<Admitted, Error> {
     let body = login_body(session).await?;
     let head = session.req_header();
     let posted = Posted::read(&head.headers, &body);
     let values: Vec<&[u8]> = posted.values().collect();
     let snapshot = ctx.snapshot.clone();
-    let caller = snapshot
-        .callers
-        .identify_login(found, &values, login::ends(shape))?;
-    ctx.caller = Some(caller.clone());
-    caller.take()?;
-    if !caller.may_use(&vendor.name) {
-        return Err(Error::Forbidden);
-    }
-    if login::ends(shape) {
-        snapshot.callers.end_tokens(&head.headers, &values);
+    let callers = &snapshot.callers;
+    let ends = login::ends(shape);
+    callers.identify_posted(&mut found, &values, ends)?;
+    let caller = found.caller()?;
+    if ends {
+        ctx.caller = Some(caller.clone());
     }
     // Where anyone may call, any token is as good.
     let of_process;
-    let mint = if let Some(mint) = snapshot.callers.mint() {
+    let mint = if let Some(mint) = callers.mint() {
         mint
     } else {
         of_process = Mint::new(None);
         &of_process
     };
-    let (status, body) = login::answer(shape, &caller, &posted, mint);
+    let login = if ends { None } else { Some(found.login(mint)?) };
+    ctx.caller = Some(caller.clone());
+    caller.take()?;
+    if !caller.may_use(&vendor.name) {
+        return Err(Error::Forbidden);
+    }
+    let Some(login) = login else {
+        callers.end_tokens(&head.headers, &values).await?;
+        return Ok(Admitted::LoggedIn(login::ended(shape), None));
+    };
+    let (status, body) = login::answer(shape, &caller, login, &posted, mint);
     Ok(Admitted::LoggedIn(status, body))
 }
 

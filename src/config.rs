@@ -247,6 +247,8 @@ pub struct Listener {
     pub h2c: bool,
     /// Load balancers whose connections begin with a PROXY protocol header.
     pub proxied_by: Vec<ipnet::IpNet>,
+    /// Connections at a time; `None`: as many as open files and memory leave room for.
+    pub max_connections: Option<usize>,
 }
 
 /// A certificate chain and its private key, both PEM files.

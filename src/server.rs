@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod admin;
+pub mod budget;
 mod certificates;
 pub mod guard;
 pub mod handover;
@@ -13,6 +14,7 @@ mod preamble;
 mod tls;
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
@@ -26,6 +28,7 @@ use tokio::task::JoinHandle;
 
 use self::accept::{Door, Ledger};
 use self::admin::Console;
+use self::budget::Room;
 use self::handover::{Inherited, Successor};
 use self::live::Live;
 use self::logs::AccessLog;
@@ -193,6 +196,11 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
         .iter()
         .map(|listener| (listener.h2c, listener.proxied_by.clone()))
         .collect();
+    let written: Vec<_> = config
+        .listeners
+        .iter()
+        .map(|listener| listener.max_connections)
+        .collect();
     let live = Arc::new(Live::start(config, metrics, certificates.clone())?);
     let draining = Arc::new(AtomicBool::new(false));
     let serving = Arc::new(AtomicUsize::new(0));
@@ -213,9 +221,20 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
     let (open, opened) = watch::channel(false);
     let mut listeners = Vec::new();
     let mut accepting = Vec::new();
-    let most = accept::connections_each(accept::files_permitted(), data.len());
-    let sockets = data.into_iter().zip(certificates).zip(doors);
-    for (index, (((socket, address), certificates), (h2c, proxied_by))) in sockets.enumerate() {
+    let memory = budget::memory_permitted(Path::new("/"));
+    let permitted = budget::connections(budget::files_permitted(), memory);
+    let most = budget::each(permitted, &written);
+    let room = Room::new(most.iter().sum());
+    if written.iter().flatten().sum::<usize>() > permitted {
+        tracing::warn!(
+            permitted,
+            "`max_connections` of the listeners is more than open files and memory leave room for"
+        );
+    }
+    let sockets = data.into_iter().zip(certificates).zip(doors).zip(most);
+    for (index, ((((socket, address), certificates), (h2c, proxied_by)), most)) in
+        sockets.enumerate()
+    {
         let tls = certificates
             .map(tls::settings)
             .transpose()
@@ -230,6 +249,7 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
             tls,
             h2c,
             proxied_by,
+            room: room.clone(),
             ledger: ledger.clone(),
         });
         let socket = tokio::net::TcpListener::from_std(socket)?;
@@ -422,7 +442,6 @@ fn app(proxy: Proxy, threads: usize) -> HttpProxy<Proxy> {
     let mut options = HttpServerOptions::default();
     // Our own 405 answers CONNECT.
     options.allow_connect_method_proxying = true;
-    options.h2_idle_timeout = Some(Duration::from_secs(75));
     app.server_options = Some(options);
     app
 }

@@ -12,6 +12,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use countersign::server::budget;
+
 use crate::support::{countersign, eventually, exchange, run, signal, status_of};
 
 /// What a reader of the README applies, and everything optional at once.
@@ -618,4 +620,33 @@ fn list(value: &Value) -> Vec<Value> {
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn the_connections_that_security_md_promises_fit_the_shipped_memory_limit() {
+    let security = fs::read_to_string(root().join("SECURITY.md")).unwrap();
+    for overlay in APPLIED {
+        for object in rendered(overlay) {
+            if text(&object["kind"]) != "Deployment" {
+                continue;
+            }
+            let pod = &object["spec"]["template"]["spec"];
+            let containers = [&pod["containers"], &pod["initContainers"]];
+            let ours = containers
+                .into_iter()
+                .filter_map(Value::as_array)
+                .flatten()
+                .find(|container| container["name"] == "countersign")
+                .unwrap();
+            let limit = text(&ours["resources"]["limits"]["memory"]);
+            let mebibytes: u64 = limit.strip_suffix("Mi").unwrap().parse().unwrap();
+            let most = budget::connections(None, Some(mebibytes << 20));
+            let promised = format!(
+                "{},{:03} in the {mebibytes} MiB of the shipped pod",
+                most / 1000,
+                most % 1000
+            );
+            assert!(security.contains(&promised), "{overlay}: {promised}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Callers that want to wear the proxy out: too many connections, bodies and answers that crawl,
 //! and what HTTP/2 lets one connection ask for. The others must not notice, and memory stays bounded.
 
+mod heads;
 pub mod http2;
 
 use std::io::{ErrorKind, Read, Write};

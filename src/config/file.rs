@@ -106,6 +106,11 @@ pub(super) struct Listener {
     pub(super) h2c: Option<bool>,
     /// PROXY protocol, version 1 or 2, in front of connections from these load balancers.
     pub(super) proxy_protocol: Option<ProxyProtocol>,
+    /// Connections at a time; further ones wait in the system's queue. Default: all listeners
+    /// together take what open files and the memory limit of the control group leave room for,
+    /// 16384 at most.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub(super) max_connections: Option<usize>,
 }
 
 /// Whose PROXY protocol headers are believed.

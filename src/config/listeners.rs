@@ -24,6 +24,7 @@ pub(super) fn listeners(
             client_ca: None,
             h2c: false,
             proxied_by: Vec::new(),
+            max_connections: None,
         });
     }
     for (nth, entry) in written.into_iter().flatten().enumerate() {
@@ -73,6 +74,7 @@ pub(super) fn listeners(
             client_ca,
             h2c,
             proxied_by,
+            max_connections: entry.max_connections,
         });
     }
     if let Callers::Known(callers) = callers

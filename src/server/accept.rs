@@ -5,6 +5,7 @@
 //! dribbles a head holds it for ever, and a plaintext listener that also speaks HTTP/2 waits
 //! without end for the first 24 bytes.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::pin;
@@ -13,31 +14,38 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
+use pingora::apps::{HttpPersistentSettings, HttpServerApp};
 use pingora::listeners::tls::Acceptor;
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::{
+    self,
+    server::{H2Accept, HttpSession},
+};
 use pingora::protocols::l4::stream::Stream as TcpStream;
 use pingora::protocols::tls::ALPN;
-use pingora::protocols::{GetSocketDigest, Shutdown, SocketDigest, Stream};
+use pingora::protocols::{
+    Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Shutdown, SocketDigest, Ssl, Stream,
+};
 use pingora::proxy::HttpProxy;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 
-use super::guard::{Guarded, HEAD_TIME, Unmade};
+use super::budget::{Holding, Room};
+use super::guard::{Guarded, HEAD_TIME, TOO_MANY_HEADS, Unmade};
 use super::logs::{AccessLog, Line};
 use super::preamble;
-use crate::error::BAD_REQUEST;
 use crate::request::{Proxy, Snapshot};
 
 /// A TLS handshake must be done within this time.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// A connection that ends is given this long to take the news.
 const FAREWELL_TIME: Duration = Duration::from_secs(1);
-/// Connections of all listeners at a time; further ones wait in the system's queue, as nginx has it.
-const MAX_CONNECTIONS: usize = 16 * 1024;
-/// Open files that are neither a caller's connection nor one to a vendor.
-const OTHER_FILES: usize = 64;
+/// How long a connection over HTTP/2 may be without a request.
+const KEEPALIVE: Duration = Duration::from_secs(75);
+/// A connection over HTTP/2 with more malformed requests than this is closed, as pingora has it.
+const MALFORMED: usize = 32;
 
 /// One listener's way in.
 pub(super) struct Door {
@@ -49,6 +57,8 @@ pub(super) struct Door {
     pub(super) h2c: bool,
     /// Connections from here begin with a PROXY protocol header.
     pub(super) proxied_by: Vec<IpNet>,
+    /// What the heads of all connections may hold.
+    pub(super) room: Arc<Room>,
     /// Where heads are entered that never became a request.
     pub(super) ledger: Ledger,
 }
@@ -65,33 +75,17 @@ impl Ledger {
         let snapshot = self.snapshot.load();
         let status = head.status.as_u16();
         snapshot.nobody.refused_unmade(status);
-        snapshot.nobody.refused(BAD_REQUEST);
+        snapshot.nobody.refused(head.reason);
         if snapshot.access_log {
             self.access_log.write(&Line {
                 request_id: head.request_id.to_str().unwrap_or_default(),
                 status,
-                reason: Some(BAD_REQUEST),
+                reason: Some(head.reason),
                 client: Some(&client.into()),
                 ..Line::default()
             });
         }
     }
-}
-
-/// How many files this process may have open; `None`: as many as it likes.
-pub(super) fn files_permitted() -> Option<u64> {
-    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
-}
-
-/// How many connections each of so many listeners takes at a time, where the process may have
-/// `files` open. A quarter stays for connections to vendors: idle callers must not keep others from
-/// those.
-pub(super) fn connections_each(files: Option<u64>, listeners: usize) -> usize {
-    let files = files.and_then(|files| usize::try_from(files).ok());
-    let all = files.map_or(MAX_CONNECTIONS, |files| {
-        (files.saturating_sub(OTHER_FILES) / 4 * 3).min(MAX_CONNECTIONS)
-    });
-    (all / listeners.max(1)).max(1)
 }
 
 /// Takes connections, at most `most` at a time, until `stop` says so; those taken go on.
@@ -190,17 +184,99 @@ async fn serve(
             }
         },
     };
+    let holding = Arc::new(Holding::new(door.room.clone()));
     if http2 || matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-        let stream = Box::new(Guarded::new(stream, true));
-        door.app.process_new(stream, &stop).await;
+        let guarded = Box::new(Guarded::new(stream, true, holding.clone()));
+        serve_http2(door, guarded, &holding, from, stop).await;
         return;
     }
-    let guarded = Guarded::new(stream, false);
+    let guarded = Guarded::new(stream, false, holding);
     let unmade = guarded.unmade();
     serve_http1(door, Box::new(guarded), stop).await;
     if let Some(head) = unmade.get() {
         door.ledger.enter(head, from);
     }
+}
+
+/// Takes streams until there are no more. pingora's own loop starts a task for every one, however
+/// many there are and whatever their heads hold, and waits without end for a connection's preface.
+async fn serve_http2(
+    door: &Door,
+    guarded: Box<Guarded>,
+    holding: &Arc<Holding>,
+    from: SocketAddr,
+    stop: watch::Receiver<bool>,
+) {
+    let digest = Arc::new(Digest {
+        ssl_digest: guarded.get_ssl_digest(),
+        timing_digest: guarded.get_timing_digest(),
+        proxy_digest: guarded.get_proxy_digest(),
+        socket_digest: guarded.get_socket_digest(),
+    });
+    let too_much = guarded.too_much();
+    let Ok(Ok(mut connection)) = timeout(HEAD_TIME, v2::server::handshake(guarded, None)).await
+    else {
+        tracing::debug!(client = %from, "no HTTP/2 connection was made");
+        return;
+    };
+    let mut stopping = stop.clone();
+    let mut stopped = false;
+    let mut malformed = 0;
+    let mut calm = false;
+    let mut serving = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stop| *stop), if !stopped => {
+                // What has been sent before the caller hears of it is still served.
+                connection.graceful_shutdown();
+                stopped = true;
+                continue;
+            }
+            accepted = HttpSession::from_h2_conn(&mut connection, digest.clone()) => accepted,
+            () = too_much.notified() => {
+                calm = true;
+                break;
+            }
+            Some(_) = serving.join_next() => continue,
+            () = sleep(KEEPALIVE), if !stopped && serving.is_empty() => break,
+        };
+        match accepted {
+            Ok(Some(H2Accept::Session(mut session))) => {
+                let Some(held) = holding.stream(&session.req_header().headers) else {
+                    // It may be sent again, here or elsewhere (RFC 9113 §8.7).
+                    session.shutdown_with_reason(h2::Reason::REFUSED_STREAM);
+                    door.ledger.enter(&Unmade::stopped(TOO_MANY_HEADS), from);
+                    continue;
+                };
+                let (app, stop) = (door.app.clone(), stop.clone());
+                serving.spawn(async move {
+                    app.process_new_http(ServerSession::new_http2(session), &stop)
+                        .await;
+                    drop(held);
+                });
+            }
+            Ok(Some(H2Accept::Rejected)) => {
+                malformed += 1;
+                if malformed >= MALFORMED {
+                    tracing::warn!(client = %from, "too many malformed requests: connection closed");
+                    break;
+                }
+            }
+            Ok(None) => break,
+            Err(cause) => {
+                tracing::debug!(client = %from, %cause, "an HTTP/2 connection broke");
+                break;
+            }
+        }
+    }
+    if calm {
+        connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+        let closed = poll_fn(|cx| connection.poll_closed(cx));
+        let _ = timeout(FAREWELL_TIME, closed).await;
+    }
+    // Each finds out by itself that its connection is gone, and has its line to write.
+    serving.detach_all();
 }
 
 /// Serves requests until there are no more.
@@ -235,19 +311,5 @@ async fn serve_http1(door: &Door, mut guarded: Box<Guarded>, stop: watch::Receiv
         };
         kept.expect_head();
         (guarded, settings) = (kept, persistent);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn callers_leave_files_for_the_way_to_vendors() {
-        assert_eq!(connections_each(None, 1), MAX_CONNECTIONS);
-        assert_eq!(connections_each(Some(1 << 20), 2), MAX_CONNECTIONS / 2);
-        assert_eq!(connections_each(Some(1024), 1), 720);
-        assert_eq!(connections_each(Some(1024), 3), 240);
-        assert_eq!(connections_each(Some(3), 3), 1);
     }
 }

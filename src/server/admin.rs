@@ -67,6 +67,9 @@ const NONE: &str = "none";
 /// The state word of vendors that do not accept their credential.
 pub(super) const REJECTED: &str = "rejected";
 
+/// hyper would keep 400 KB of each connection's head, bytes.
+const LONGEST_HEAD: usize = 32 * 1024;
+
 struct Admin {
     console: Arc<Console>,
     /// What the page's plots show.
@@ -128,6 +131,7 @@ async fn accept(socket: tokio::net::TcpListener, app: Router) {
             let _ = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIME)
+                .max_buf_size(LONGEST_HEAD)
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
             drop(slot);

@@ -5,6 +5,7 @@
 //! writes are gathered.
 
 mod chunks;
+mod frames;
 mod head;
 
 use std::fmt;
@@ -25,15 +26,22 @@ use pingora::protocols::{
     TimingDigest, UniqueID,
 };
 use tokio::io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf};
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use self::chunks::Chunks;
+use self::frames::Frames;
 use self::head::Head;
-use crate::error::Error;
+use super::budget::Holding;
+use crate::error::{BAD_REQUEST, Error};
 use crate::request::answer::Problem;
 use crate::request::headers::request_id;
 use crate::request::limit::Pace;
 
+/// What heads of all connections hold is as much as it may be, see [`super::budget`].
+pub(super) const TOO_MANY_HEADS: Error = Error::Busy(
+    "Long request heads of all callers hold as much memory as they may; shorter ones are read all the same.",
+);
 /// A whole request head, and on a new connection its first byte, must be here within this time.
 pub(super) const HEAD_TIME: Duration = Duration::from_secs(10);
 /// What is written in one go with what follows it, bytes: a packet's.
@@ -42,12 +50,15 @@ const SMALL: usize = 1460;
 const AHEAD: usize = 4096;
 /// How much room a connection keeps for that when it idles, bytes: for most heads.
 const KEPT: usize = 1024;
+/// How many streams a caller may reset on a connection over HTTP/2 at once, and how many a second.
+const RESETS: f64 = 500.0;
+const RESETS_A_SECOND: f64 = 100.0;
 /// How long a connection may idle between requests. Longer than common clients keep a connection, so
 /// that the client is the one to close.
 const KEEPALIVE: Duration = Duration::from_secs(75);
 
 /// A connection with the limits of what is going on on it, and what the parser would repair in the
-/// first line of its last head. On HTTP/2 it limits nothing: streams have limits of their own.
+/// first line of its last head. On HTTP/2 it limits heads alone: streams have limits of their own.
 pub struct Guarded {
     /// pingora writes the head of an answer, then its body, and flushes: one call of the system for
     /// both of a small one. Its own listeners buffer, too.
@@ -62,6 +73,19 @@ pub struct Guarded {
     chunked: AtomicBool,
     chunks: Chunks,
     head: Head,
+    /// What the heads that are coming hold of the memory for all of them.
+    holding: Arc<Holding>,
+    /// On HTTP/2, where heads are; the rest of the connection has limits of its own.
+    frames: Option<Frames>,
+    /// Until when the block of fields that has begun must be complete.
+    fields_by: Option<Instant>,
+    /// How many more streams the caller may reset, as of when.
+    resets_left: f64,
+    resets_counted: Instant,
+    /// Wakes whoever serves the connection, to end it: the caller asks for too much.
+    too_much: Arc<Notify>,
+    /// A head has been passed on: whoever reads must take it before there is more.
+    passed_fields: bool,
     /// The head was refused, and is read on only so that the answer is not lost to a reset.
     refused: bool,
     /// The last head, if it was no request. Outlives the connection.
@@ -102,6 +126,7 @@ pub struct Guarded {
 #[derive(Debug)]
 pub(super) struct Unmade {
     pub(super) status: StatusCode,
+    pub(super) reason: &'static str,
     pub(super) request_id: HeaderValue,
 }
 
@@ -109,7 +134,17 @@ impl Unmade {
     fn new(status: StatusCode) -> Self {
         Self {
             status,
+            reason: BAD_REQUEST,
             request_id: request_id(&HeaderMap::new()),
+        }
+    }
+
+    /// Because of `stop`.
+    pub(super) fn stopped(stop: Error) -> Self {
+        let verdict = stop.verdict();
+        Self {
+            reason: verdict.reason,
+            ..Self::new(verdict.status)
         }
     }
 
@@ -129,7 +164,7 @@ impl fmt::Debug for Guarded {
 
 impl Guarded {
     /// HTTP/2 has streams, and limits and buffers of its own.
-    pub(super) fn new(inner: Stream, http2: bool) -> Self {
+    pub(super) fn new(inner: Stream, http2: bool, holding: Arc<Holding>) -> Self {
         // Before a head has been read, nothing is written but the parser's refusal of it.
         let (room, head, longest_stall) = if http2 {
             (0, Head::none(), Duration::ZERO)
@@ -145,6 +180,13 @@ impl Guarded {
             chunked: AtomicBool::new(false),
             chunks: Chunks::default(),
             head,
+            holding,
+            frames: http2.then(Frames::new),
+            fields_by: None,
+            resets_left: RESETS,
+            resets_counted: Instant::now(),
+            too_much: Arc::default(),
+            passed_fields: false,
             refused: false,
             unmade: Arc::default(),
             stale: AtomicBool::new(false),
@@ -163,6 +205,11 @@ impl Guarded {
             head_by: Instant::now() + HEAD_TIME,
             alarm: None,
         }
+    }
+
+    /// What is told on HTTP/2 once the caller asks for too much. Nothing more is read then.
+    pub(super) fn too_much(&self) -> Arc<Notify> {
+        self.too_much.clone()
     }
 
     /// Where it is said that the last head was no request.
@@ -228,6 +275,97 @@ impl Guarded {
             self.head_by = Instant::now() + HEAD_TIME;
         }
         self.head.look_at(&self.ahead);
+    }
+
+    /// Whether as much more of a head may be kept as is about to be passed on; refused otherwise.
+    fn there_is_room(&mut self, at_most: usize) -> bool {
+        let bytes = self.ahead.len().min(at_most);
+        let there_is = self.head.is_complete() || self.holding.take(bytes);
+        if !there_is {
+            self.refuse_head(TOO_MANY_HEADS);
+        }
+        there_is
+    }
+
+    /// Reads over HTTP/2. h2 decodes all that it is given at once, before anybody looks at it; so it is
+    /// given one head at a time, and whoever accepts its streams comes to see that one first.
+    fn poll_frames(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.refused {
+            return Poll::Pending;
+        }
+        if std::mem::take(&mut self.passed_fields) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buffer.filled().len();
+        if self.ahead.is_empty() {
+            if Pin::new(&mut self.inner)
+                .poll_read(cx, buffer)?
+                .is_pending()
+            {
+                let Some(by) = self.fields_by else {
+                    return Poll::Pending;
+                };
+                ready!(self.poll_until(by, cx));
+                return self.give_up("a block of fields took too long");
+            }
+        } else {
+            let some = self.ahead.len().min(buffer.remaining());
+            buffer.put_slice(&self.ahead[..some]);
+            self.ahead.drain(..some);
+        }
+        let Some(frames) = &mut self.frames else {
+            return Poll::Ready(Ok(()));
+        };
+        let was_split = frames.is_split();
+        let (passed, complete) = frames.pass(&buffer.filled()[before..]);
+        let (within, split) = (frames.is_within_fields(), frames.is_split());
+        let resets = frames.take_resets();
+        let behind = &buffer.filled()[before + passed..];
+        if !behind.is_empty() {
+            self.ahead.splice(..0, behind.iter().copied());
+            buffer.set_filled(before + passed);
+        }
+        self.passed_fields = complete;
+        if resets > 0 && !self.may_reset(resets) {
+            return self.give_up("a flood of resets");
+        }
+        match (was_split, split) {
+            (false, true) if !self.holding.open_block() => {
+                return self.give_up("no room for another long head");
+            }
+            (true, false) => self.holding.close_block(),
+            _ => {}
+        }
+        if !within {
+            self.fields_by = None;
+        } else if self.fields_by.is_none() {
+            self.fields_by = Some(Instant::now() + HEAD_TIME);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads no more: whoever serves the connection ends it, and says so to the caller.
+    fn give_up(&mut self, why: &str) -> Poll<io::Result<()>> {
+        tracing::debug!(why, "an HTTP/2 connection is ended");
+        self.refused = true;
+        self.too_much.notify_one();
+        Poll::Pending
+    }
+
+    /// Whether the caller may reset so many streams more (CVE-2023-44487). h2 counts those that are reset
+    /// before they are accepted, which none is here.
+    fn may_reset(&mut self, streams: u32) -> bool {
+        let now = Instant::now();
+        let since = now.saturating_duration_since(self.resets_counted);
+        let left = self.resets_left + since.as_secs_f64() * RESETS_A_SECOND;
+        self.resets_left = left.min(RESETS) - f64::from(streams);
+        self.resets_counted = now;
+        self.resets_left >= 0.0
     }
 
     /// Passes on what was read. Of a head or a body no more than its end: pingora would drop what is
@@ -306,8 +444,7 @@ impl Guarded {
             "a head was refused"
         );
         self.refused = true;
-        let status = stop.verdict().status;
-        let unmade = self.unmade.get_or_init(|| Unmade::new(status));
+        let unmade = self.unmade.get_or_init(|| Unmade::stopped(stop));
         let answer = Problem::new(stop, None, &unmade.request_id, false).to_http1();
         let mut now = Context::from_waker(Waker::noop());
         // Nothing else has been written: there is room for it.
@@ -337,6 +474,8 @@ impl Guarded {
     /// Tells that the head has been read.
     pub fn head_is_complete(&self) {
         self.head.complete();
+        // From here on the request's own limits hold.
+        self.holding.give_all_back();
     }
 
     /// Demands that a body comes, with no pause longer than this and no slower than [`Pace`] permits.
@@ -530,6 +669,9 @@ impl AsyncRead for Guarded {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.frames.is_some() {
+            return self.poll_frames(cx, buffer);
+        }
         self.listened.store(true, Ordering::Relaxed);
         if self.refused {
             return self.poll_refused(cx);
@@ -541,6 +683,9 @@ impl AsyncRead for Guarded {
             return self.poll_refused(cx);
         }
         if !self.ahead.is_empty() && !ended {
+            if !self.there_is_room(buffer.remaining()) {
+                return self.poll_refused(cx);
+            }
             return Poll::Ready(self.pass_on(buffer));
         }
         if self.head.is_complete() {
@@ -578,6 +723,9 @@ impl AsyncRead for Guarded {
         if let Poll::Ready(read) = self.poll_fill(cx) {
             if !self.ahead.is_empty() {
                 self.head_comes();
+                if !self.there_is_room(buffer.remaining()) {
+                    return self.poll_refused(cx);
+                }
                 self.pass_on(buffer)?;
             }
             return Poll::Ready(read);

@@ -6,13 +6,20 @@ use tokio::time::timeout;
 use super::*;
 use crate::request::headers::MAX_HEAD;
 use crate::request::path::MAX_TARGET;
+use crate::server::budget::Room;
 
 const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+/// A guard of this end of a connection over HTTP/1.
+fn guarding(near: UnixStream) -> Guarded {
+    let holding = Arc::new(Holding::new(Room::new(1)));
+    Guarded::new(Box::new(TcpStream::from(near)), false, holding)
+}
 
 /// A guard that has let `HEAD` through, and the caller's end.
 async fn after_a_request() -> (Guarded, UnixStream) {
     let (near, mut far) = UnixStream::pair().unwrap();
-    let mut guarded = Guarded::new(Box::new(TcpStream::from(near)), false);
+    let mut guarded = guarding(near);
     far.write_all(HEAD).await.unwrap();
     let mut head = [0; 64];
     assert_eq!(guarded.read(&mut head).await.unwrap(), HEAD.len());
@@ -192,7 +199,7 @@ async fn no_request_begins_on_a_connection_that_stays_silent_or_is_closed() {
     assert!(!guarded.begins().await, "closed");
 
     let (near, _far) = UnixStream::pair().unwrap();
-    let mut silent = Guarded::new(Box::new(TcpStream::from(near)), false);
+    let mut silent = guarding(near);
     let began = Instant::now();
     assert!(!silent.begins().await);
     assert_eq!(began.elapsed().as_secs(), HEAD_TIME.as_secs());

@@ -27,6 +27,7 @@ use crate::config::{KeySource, SecretRef};
 use crate::endpoint;
 use crate::outbound::Outbound;
 use crate::tls::{Roots, sha256};
+use crate::wording::in_words;
 
 /// One key that may verify tokens.
 pub struct Key {
@@ -350,7 +351,7 @@ async fn fetch(url: &Url, ca: Option<&Path>, token: Option<&SecretRef>) -> Resul
     let text = |cause: reqwest::Error| {
         let cause = cause.without_url();
         let source = std::error::Error::source(&cause).map(ToString::to_string);
-        format!("{cause}: {}", source.unwrap_or_default())
+        in_words(&format!("{cause}: {}", source.unwrap_or_default()))
     };
     let mut answer = request.send().await.map_err(text)?;
     if answer.status() != 200 {

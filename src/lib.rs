@@ -21,7 +21,7 @@
 //! Around them: [`config`] turns proxy.yaml into what cannot be invalid, [`server`] owns sockets
 //! and the process's end, [`upstream`] the way to a vendor's servers, [`store`] what must survive,
 //! [`error`] the one table of refusals, [`metrics`] every series, [`traces`]
-//! every span, [`demo`] stand-in vendors.
+//! every span, [`wording`] the errors of libraries in words, [`demo`] stand-in vendors.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -42,3 +42,4 @@ pub mod store;
 pub mod tls;
 pub mod traces;
 pub mod upstream;
+pub mod wording;

@@ -358,7 +358,8 @@ impl Running {
     /// gives requests in flight `drain.timeout`. Returns as soon as nothing is being served.
     pub async fn stop(self) {
         self.draining.store(true, Ordering::Release);
-        tracing::info!(delay = ?self.drain.delay, "draining");
+        let delay = humantime::format_duration(self.drain.delay);
+        tracing::info!(%delay, "draining");
         tokio::time::sleep(self.drain.delay).await;
         let timeout = self.drain.timeout;
         self.stop_now(timeout).await;

@@ -3,7 +3,6 @@
 //! Everything that speaks TLS starts here: listeners, upstream peers and token requests.
 
 pub(crate) mod pem;
-pub(crate) mod words;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -35,6 +35,7 @@ use crate::endpoint::{self, Wrong};
 use crate::outbound::Outbound;
 use crate::server::logs::Line;
 use crate::tls::Roots;
+use crate::wording::in_words;
 
 /// Where spans go.
 #[derive(Clone)]
@@ -449,7 +450,7 @@ async fn send(
             && let Err(error) = exporter.export(batch).await
         {
             lost += count;
-            cause = error.to_string();
+            cause = in_words(&error.to_string());
         }
         lost += dropped.swap(0, Ordering::Relaxed);
         if lost > 0 && (Instant::now() >= complain_from || flushing.is_some()) {

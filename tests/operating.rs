@@ -11,6 +11,7 @@ mod rejected;
 mod secrecy;
 mod stopping;
 mod tls;
+mod words;
 
 use std::time::Duration;
 

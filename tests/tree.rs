@@ -162,3 +162,40 @@ fn the_table_of_what_http_works_names_tests_that_exist() {
     }
     assert!(named > 60, "{named}");
 }
+
+/// Debug texts are for those who have the source: variants' names, `Some(…)`, fields in braces. What
+/// operators read says it in words ([`countersign::wording`]).
+#[test]
+fn nothing_is_printed_the_way_debug_prints_it() {
+    // Where, what, and why an operator is not shown a variant's name by it.
+    let exceptions = [
+        // RFC 7518 §3.1 has these names.
+        ("config/auth.rs", "{algorithm:?}"),
+        ("config/reference.rs", "{algorithm:?}"),
+        // Quotes and escapes a key of the file.
+        ("config/report.rs", "{key:?}"),
+        // Hashed, not shown.
+        ("request/caller.rs", "{:?} {:?}"),
+        // The format's words for its own kinds, in lower case.
+        ("metrics.rs", "{:?}\", family.get_field_type()"),
+        // Durations print as people write them: 10s, 250ms.
+        ("", "within {"),
+    ];
+    let tests = regex::Regex::new(r"#\[cfg\(test\)\]\n(?:pub\S* )?mod tests").unwrap();
+    let debug = regex::Regex::new(r"\{[^{}]*:#?\?\}|[=,(]\s*\?[a-z_]|^\?[a-z_]").unwrap();
+    for (name, text) in sources() {
+        let for_tests = ["tests", "tests.rs", "fakes.rs", "fleet.rs"];
+        if name.split('/').any(|part| for_tests.contains(&part)) {
+            continue;
+        }
+        let code = tests.split(&text).next().unwrap_or_default();
+        for line in code.lines().map(str::trim) {
+            let excepted = exceptions
+                .iter()
+                .any(|(file, what)| name.starts_with(file) && line.contains(what));
+            if !line.starts_with("//") && !excepted {
+                assert!(!debug.is_match(line), "{name}: {line}");
+            }
+        }
+    }
+}

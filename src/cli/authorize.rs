@@ -31,7 +31,7 @@ use crate::store::{self, StoreError};
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     /// No such vendor.
-    #[error("there is no vendor {name:?} in the configuration; those that need consent: {known}")]
+    #[error("there is no vendor `{name}` in the configuration; those that need consent: {known}")]
     NoVendor {
         /// What was asked for.
         name: String,
@@ -127,7 +127,11 @@ pub(super) async fn run(config: &Config, vendor: &str, no_state: bool) -> Result
     for address in callback_addresses(auth.redirect_uri.url()) {
         match TcpListener::bind(address).await {
             Ok(listener) => listeners.push(listener),
-            Err(cause) => writeln!(prompts, "No callback at {address:?}: {cause}")?,
+            Err(cause) => writeln!(
+                prompts,
+                "No callback at {}: {cause}",
+                std::net::SocketAddr::from(address)
+            )?,
         }
     }
     let callback = Callback::serve(listeners, auth.redirect_uri.url());

@@ -198,7 +198,7 @@ fn caller(config: &Config, name: Option<&str>) -> Result<Arc<Caller>, String> {
     };
     let Callers::Known(known) = &config.callers else {
         return Err(format!(
-            "there are no callers in the configuration, so no {name:?}"
+            "there are no callers in the configuration, so no `{name}`"
         ));
     };
     known
@@ -208,7 +208,7 @@ fn caller(config: &Config, name: Option<&str>) -> Result<Arc<Caller>, String> {
         .ok_or_else(|| {
             let names: Vec<_> = known.iter().map(|caller| caller.name.as_str()).collect();
             format!(
-                "no caller is called {name:?}; there are: {}",
+                "no caller is called `{name}`; there are: {}",
                 names.join(", ")
             )
         })

@@ -24,7 +24,7 @@ pub(super) struct Arguments {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     /// No such vendor.
-    #[error("there is no vendor {name:?} in the configuration; there are: {known}")]
+    #[error("there is no vendor `{name}` in the configuration; there are: {known}")]
     NoVendor {
         /// What was asked for.
         name: String,

@@ -11,6 +11,7 @@ use url::Url;
 use super::progress;
 use super::table::{self, Row};
 use crate::endpoint::{self, Wrong};
+use crate::wording::in_words;
 
 /// Whom to ask.
 #[derive(Debug, Args)]
@@ -227,7 +228,7 @@ fn story(error: &dyn std::error::Error) -> String {
         story = inner.to_string();
         cause = inner.source();
     }
-    story
+    in_words(&story)
 }
 
 fn row(vendor: &Value) -> Row<7> {

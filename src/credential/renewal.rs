@@ -135,7 +135,7 @@ pub(super) async fn keep_fresh(
                 };
                 warn!(
                     vendor,
-                    outcome = ?outcome,
+                    outcome = error.word(),
                     retry_in_s = pause.map(|pause| pause.as_secs_f64()),
                     "credential not obtained: {cause}"
                 );

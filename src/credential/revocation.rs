@@ -76,7 +76,8 @@ impl Revocation {
             Ok(Err(cause)) => warn!(vendor = self.vendor, "the grant was not revoked: {cause}"),
             Err(_) => warn!(
                 vendor = self.vendor,
-                "whether the grant was revoked is unknown: no outcome within {AT_MOST:?}"
+                "whether the grant was revoked is unknown: no outcome within {}",
+                humantime::format_duration(AT_MOST)
             ),
         }
     }

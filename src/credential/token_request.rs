@@ -29,6 +29,7 @@ use crate::late_client_auth::{LateClientAuth, exchange};
 use crate::outbound::Outbound;
 use crate::secret::Secret;
 use crate::tls::{Identity, Roots};
+use crate::wording::in_words;
 
 /// The client side of one vendor's token endpoints.
 pub(super) struct TokenClient {
@@ -735,7 +736,7 @@ fn describe(error: reqwest::Error) -> String {
         }
         cause = inner.source();
     }
-    text
+    in_words(&text)
 }
 
 /// TLS settings under which no server verifies.

@@ -37,6 +37,7 @@ use super::guard::{Guarded, HEAD_TIME, TOO_MANY_HEADS, Unmade};
 use super::logs::{AccessLog, Line};
 use super::preamble;
 use crate::request::{Proxy, Snapshot};
+use crate::wording::in_words;
 
 /// A TLS handshake must be done within this time.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
@@ -175,7 +176,8 @@ async fn serve(
         Some(tls) => match timeout(HANDSHAKE_TIME, Box::pin(tls.tls_handshake(socket))).await {
             Ok(Ok(stream)) => Box::new(stream),
             Ok(Err(cause)) => {
-                tracing::debug!(client = %from, %cause, "TLS handshake failed");
+                let cause = in_words(&cause.to_string());
+                tracing::debug!(client = %from, cause, "TLS handshake failed");
                 return;
             }
             Err(_) => {

@@ -146,7 +146,10 @@ pub(super) async fn start_successor(listeners: &[TcpListener]) -> Result<Success
                 Ok(Err(_)) | Err(_) => "it does not speak to us".into(),
             })
         }
-        Err(_) => Err(format!("it was not ready within {PATIENCE:?}")),
+        Err(_) => Err(format!(
+            "it was not ready within {}",
+            humantime::format_duration(PATIENCE)
+        )),
     }
 }
 

@@ -26,6 +26,7 @@ use async_trait::async_trait;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::{Method, StatusCode};
+use humantime::format_duration;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -310,7 +311,7 @@ impl Objects {
         timeout(OPERATION, work).await.unwrap_or_else(|_| {
             Err(StoreError::Remote {
                 place: "the Kubernetes API".to_owned(),
-                cause: format!("no answer within {OPERATION:?}"),
+                cause: format!("no answer within {}", format_duration(OPERATION)),
             })
         })
     }

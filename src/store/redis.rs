@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use humantime::format_duration;
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::{
@@ -24,6 +25,7 @@ use super::{Grant, Kind, Lock, Store, StoreError, new_holder};
 use crate::config::SecretRef;
 use crate::endpoint;
 use crate::tls::Roots;
+use crate::wording::in_words;
 
 /// The Redis store.
 pub(super) struct RedisStore(Arc<Server>);
@@ -160,9 +162,9 @@ impl Server {
             *self.connection.lock() = Some(connection);
             Ok(answer)
         });
-        let answer = answered
-            .await
-            .unwrap_or_else(|_| Err(self.remote(format!("no answer within {OPERATION:?}"))));
+        let answer = answered.await.unwrap_or_else(|_| {
+            Err(self.remote(format!("no answer within {}", format_duration(OPERATION))))
+        });
         if let Err(StoreError::Remote { .. }) = &answer {
             // The next one looks for the server anew.
             *self.connection.lock() = None;
@@ -229,10 +231,10 @@ impl Server {
         })
     }
 
-    fn remote(&self, cause: String) -> StoreError {
+    fn remote(&self, cause: impl Into<String>) -> StoreError {
         StoreError::Remote {
             place: self.place(),
-            cause,
+            cause: in_words(&cause.into()),
         }
     }
 

@@ -235,7 +235,7 @@ impl Pass {
             tracing::warn!(
                 vendor = %breaker.vendor,
                 reason = breaker.reason(fault),
-                ?open_for,
+                open_for = %humantime::format_duration(open_for),
                 again = probe != 0,
                 "circuit breaker open: requests are answered here"
             );

@@ -8,6 +8,8 @@ use hickory_resolver::TokioResolver;
 use hickory_resolver::net::NetError;
 use tokio::time::Instant;
 
+use crate::wording::in_words;
+
 /// The addresses of one name, never empty, in the resolver's order.
 pub type Resolved = Vec<IpAddr>;
 
@@ -123,7 +125,7 @@ fn told(cause: &NetError) -> String {
         NetError::Timeout => "the name servers do not answer".to_owned(),
         NetError::NoConnections => "no name server can be reached".to_owned(),
         NetError::Io(cause) => format!("no name server can be reached: {cause}"),
-        other => other.to_string(),
+        other => in_words(&other.to_string()),
     }
 }
 

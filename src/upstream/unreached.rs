@@ -9,7 +9,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use pingora::{Error, ErrorType};
 
-use crate::tls::words;
+use crate::wording::in_words;
 
 /// The causes that one request met, since its last connection.
 #[derive(Debug, Default)]
@@ -132,7 +132,7 @@ fn described(error: &Error) -> (Telling, String) {
         }
         ConnectProxyFailure => (Telling::Proxy, innermost(error)),
         TLSHandshakeFailure | InvalidCert | HandshakeError => {
-            let said = words::plain(&innermost(error));
+            let said = in_words(&innermost(error));
             let telling = if said.contains("certificate") {
                 Telling::Certificate
             } else {

@@ -9,31 +9,48 @@ use crate::request::phase::shown::{callers_authority, callers_scheme};
 use crate::request::{Context, caller, path};
 use crate::server::logs::{AccessLog, Line};
 use crate::traces;
+use crate::wording::{self, in_words};
 
 /// An error of pingora's without its peer context, which names certificates, and without what the
 /// vendor has sent, which may repeat our credential.
-pub(in crate::request) struct Cause<'a> {
-    pub(in crate::request) kind: &'a str,
-    pub(in crate::request) context: &'a str,
+pub(in crate::request) struct Cause {
+    pub(in crate::request) kind: String,
+    pub(in crate::request) context: String,
     pub(in crate::request) detail: Option<String>,
 }
 
-impl<'a> Cause<'a> {
-    pub(in crate::request) fn of(error: &'a PingoraError) -> Self {
-        let kind = error.etype().as_str();
+impl Cause {
+    pub(in crate::request) fn of(error: &PingoraError) -> Self {
+        let kind = wording::words_of(error.etype().as_str());
         // A head that cannot be read is in there, whole, and in what is made of that error.
         if *error.root_etype() == ErrorType::InvalidHTTPHeader {
             return Self {
                 kind,
-                context: "the vendor's answer has a head that cannot be read",
+                context: "the vendor's answer has a head that cannot be read".to_owned(),
                 detail: None,
             };
         }
         Self {
             kind,
-            context: error.context.as_ref().map_or("", |text| text.as_str()),
-            detail: error.cause.as_ref().map(ToString::to_string),
+            context: (error.context.as_ref())
+                .map_or_else(String::new, |text| in_words(text.as_str())),
+            detail: error
+                .cause
+                .as_ref()
+                .map(|cause| in_words(&innermost(cause.as_ref()))),
         }
+    }
+}
+
+/// What pingora was told, without what it says around it.
+fn innermost(cause: &(dyn std::error::Error + Send + Sync + 'static)) -> String {
+    match cause.downcast_ref::<Box<PingoraError>>() {
+        Some(error) => match (&error.cause, &error.context) {
+            (Some(cause), _) => innermost(cause.as_ref()),
+            (None, Some(context)) => context.as_str().to_owned(),
+            (None, None) => wording::words_of(error.etype().as_str()),
+        },
+        None => cause.to_string(),
     }
 }
 
@@ -55,8 +72,8 @@ pub(in crate::request) fn failed(ctx: &Context, error: &PingoraError, stop: Opti
         vendor = %way.vendor.name,
         request_id = ctx.request_id.to_str().unwrap_or_default(),
         reason = stop.map_or("caller_gone", |stop| stop.verdict().reason),
-        cause = %cause.kind,
-        context = cause.context,
+        cause = cause.kind.as_str(),
+        context = cause.context.as_str(),
         detail = cause.detail,
         "request failed"
     );

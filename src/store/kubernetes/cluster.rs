@@ -21,6 +21,7 @@ use crate::endpoint;
 use crate::secret::Secret;
 use crate::store::StoreError;
 use crate::tls::{self, Roots, sha256};
+use crate::wording::in_words;
 
 /// Where the API server is and who we are there.
 pub(super) struct Cluster {
@@ -222,7 +223,7 @@ fn current_context(config: &Value, dir: &Path) -> Result<Access, String> {
         let name = name
             .as_str()
             .unwrap_or("that its current context could use");
-        found.ok_or_else(|| format!("has no {kind} {name:?}"))
+        found.ok_or_else(|| format!("has no {kind} `{name}`"))
     };
     let context = entry("contexts", "context", &config["current-context"])?;
     let cluster = entry("clusters", "cluster", &context["cluster"])?;
@@ -302,7 +303,7 @@ fn text(bytes: Vec<u8>) -> Result<Secret, String> {
 fn failed(cause: impl Into<String>) -> StoreError {
     StoreError::Remote {
         place: "the Kubernetes API".to_owned(),
-        cause: cause.into(),
+        cause: in_words(&cause.into()),
     }
 }
 

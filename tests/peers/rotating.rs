@@ -199,9 +199,16 @@ vendors:
             (crate::support::status_of(&answer) == 503).then_some(())
         });
         self.consent(pki).await;
-        eventually("fresh", || (seen() == "fresh").then_some(()));
-        assert!(obtained(&proxy) > tried);
-        assert_eq!(get(pki, &proxy, self.whoami).await.0, 200);
+        eventually("obtained", || (obtained(&proxy) > tried).then_some(()));
+        // A server whose 401 were most of its latest responses counts as one that rejects us, until
+        // they are not.
+        for _ in 0..100 {
+            assert_eq!(get(pki, &proxy, self.whoami).await.0, 200);
+            if seen() == "fresh" {
+                return;
+            }
+        }
+        panic!("{} after 100 accepted requests", seen());
     }
 }
 

@@ -18,6 +18,7 @@ mod document;
 mod file;
 mod listeners;
 mod manual;
+mod oddities;
 mod passage;
 mod presets;
 mod reference;

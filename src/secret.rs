@@ -24,6 +24,14 @@ impl Secret {
         Self(Zeroizing::new(text.trim().to_owned()))
     }
 
+    /// Copies `text` as it is, white space included. What was passed in is overwritten with zeros.
+    #[must_use]
+    pub fn exact(text: impl Into<String>) -> Self {
+        let text = Zeroizing::new(text.into());
+        // A copy of its own length: what grew may have left others behind.
+        Self(Zeroizing::new(text.as_str().to_owned()))
+    }
+
     /// The secret itself. Callers own the duty not to log or store it.
     #[must_use]
     pub fn expose(&self) -> &str {

@@ -34,7 +34,7 @@ pub(super) fn auth(
         let at = at.key("bearer").key("token");
         let token = need(bearer.token.as_ref(), &at, context)?;
         let token = context.secret(token, &at)?;
-        context.header_value(&token, &at);
+        context.bearer_token(&token, &at);
         Some(Auth::Bearer { token })
     } else if let Some(basic) = &written.basic {
         self::basic(basic, &at.key("basic"), context)

@@ -123,7 +123,10 @@ fn identity(key: &ApiKey, secrets: Secrets) -> Option<Identity> {
         }
         ApiKey::Key(secret) => {
             let key = secret.resolve().ok()?;
-            Some(Identity::Digest(tls::sha256(&[key.expose().as_bytes()])))
+            Some(Identity::Digest(tls::sha256(&[key
+                .expose()
+                .trim()
+                .as_bytes()])))
         }
     }
 }
@@ -240,7 +243,7 @@ fn jwks_url(
     let token = written.jwks_token.as_ref().and_then(|secret| {
         let at = at.key("jwks_token");
         let secret = context.secret(secret, &at)?;
-        context.header_value(&secret, &at);
+        context.bearer_token(&secret, &at);
         Some(secret)
     });
     let at = at.key("jwks_url");

@@ -347,7 +347,8 @@ pub(super) struct KubernetesStore {
     )
 )]
 pub(super) struct Secret {
-    /// Name of the environment variable that holds it.
+    /// Name of the environment variable that holds it; taken as it is, with a warning of white space
+    /// around it.
     #[schemars(extend("format" = "environment-variable"))]
     pub(super) env: Option<String>,
     /// File that holds it, read again when it changes; surrounding white space is trimmed.

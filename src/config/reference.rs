@@ -11,6 +11,7 @@ use http::HeaderValue;
 use rustls::SignatureAlgorithm;
 
 use super::file;
+use super::oddities::{is_placeholder, oddities};
 use super::report::{Report, Spot};
 use crate::config::{CertFiles, Presented, SecretRef, Secrets};
 use crate::secret::Secret;
@@ -47,6 +48,7 @@ impl Context<'_> {
     /// A secret. `None` when its form is wrong, which has been reported.
     pub(super) fn secret(&mut self, written: &file::Secret, at: &Spot) -> Option<SecretRef> {
         let (secret, at) = self.reference(written, at)?;
+        self.oddities(&secret, &at);
         if self.secrets == Secrets::Resolve {
             match (secret.resolve(), &secret) {
                 (Err(error), _) => self.report.wrong(&at, error, ""),
@@ -77,8 +79,8 @@ impl Context<'_> {
                 value: Some(text), ..
             } => {
                 let at = at.key("value");
-                let secret = Secret::new(text);
-                if secret.expose().is_empty() {
+                let secret = Secret::exact(text);
+                if secret.expose().trim().is_empty() {
                     self.report.wrong(&at, "is empty", "");
                     return None;
                 }
@@ -94,6 +96,21 @@ impl Context<'_> {
                 file: None,
                 value: None,
             } => None,
+        }
+    }
+
+    /// Warns of a secret that looks like something else.
+    fn oddities(&mut self, secret: &SecretRef, at: &Spot) {
+        if self.secrets == Secrets::FormOnly && !matches!(secret, SecretRef::Value(_)) {
+            return;
+        }
+        // What cannot be read is reported as that.
+        let Ok(bytes) = secret.resolve_bytes() else {
+            return;
+        };
+        for (what, hint) in oddities(secret, &bytes) {
+            self.report
+                .warn(at, format!("{} {what}", secret.describe()), hint);
         }
     }
 
@@ -120,6 +137,10 @@ impl Context<'_> {
                     self.report.wrong(at, "is empty", "");
                     return None;
                 }
+                if is_placeholder(text) {
+                    self.report
+                        .warn(at, "looks like a placeholder", "put the value there");
+                }
                 Some(SecretRef::Plain(text.to_owned()))
             }
             file::PlainOrSecret::Secret(secret) => self.secret(secret, at),
@@ -128,22 +149,42 @@ impl Context<'_> {
 
     /// What must fit into a header field's value, does it? Said only of secrets that are there.
     pub(super) fn header_value(&mut self, secret: &SecretRef, at: &Spot) {
-        let known = match secret {
-            SecretRef::Value(secret) => secret.clone(),
-            SecretRef::Plain(text) => Secret::new(text.as_str()),
-            SecretRef::Env(_) | SecretRef::File(_) if self.secrets == Secrets::FormOnly => return,
-            SecretRef::Env(_) | SecretRef::File(_) => match secret.resolve() {
-                Ok(secret) => secret,
-                // Reported where it was first resolved.
-                Err(_) => return,
-            },
+        let Some(known) = self.known(secret) else {
+            return;
         };
-        if HeaderValue::from_str(known.expose()).is_err() {
-            self.report.wrong(
-                at,
-                "holds a character that no header field may hold",
-                "line breaks and control characters are not allowed inside it",
-            );
+        if HeaderValue::from_str(known.expose()).is_ok() {
+            return;
+        }
+        let hint = if HeaderValue::from_str(known.expose().trim()).is_ok() {
+            "only files are trimmed: remove the line break at its end where it is set"
+        } else {
+            "line breaks and control characters are not allowed inside it"
+        };
+        let message = "holds a character that no header field may hold";
+        self.report.wrong(at, message, hint);
+    }
+
+    /// The same for what is sent behind `Bearer`.
+    pub(super) fn bearer_token(&mut self, secret: &SecretRef, at: &Spot) {
+        self.header_value(secret, at);
+        let begins_so = |token: Secret| {
+            let first = token.expose().split(' ').next().unwrap_or_default();
+            first.eq_ignore_ascii_case("bearer") && first.len() < token.expose().len()
+        };
+        if self.known(secret).is_some_and(begins_so) {
+            let message = "begins with `Bearer `, which is put in front of it once more";
+            self.report
+                .warn(at, message, "the token alone belongs there");
+        }
+    }
+
+    /// A secret's text, where it may be looked at; a failure was reported where it was first read.
+    fn known(&self, secret: &SecretRef) -> Option<Secret> {
+        match secret {
+            SecretRef::Env(_) | SecretRef::File(_) if self.secrets == Secrets::FormOnly => None,
+            SecretRef::Env(_) | SecretRef::File(_) | SecretRef::Value(_) | SecretRef::Plain(_) => {
+                secret.resolve().ok()
+            }
         }
     }
 
@@ -280,7 +321,15 @@ impl Context<'_> {
         written: &file::Secret,
         at: &Spot,
     ) -> Option<SecretRef> {
-        let secret = self.secret(written, at)?;
+        // Without a look at its form: raw bytes may look like anything.
+        let (secret, place) = self.reference(written, at)?;
+        if self.secrets == Secrets::Resolve {
+            match (secret.resolve_bytes(), &secret) {
+                (Err(error), _) => self.report.wrong(&place, error, ""),
+                (Ok(_), SecretRef::File(path)) => self.open_to_others(path, &place),
+                (Ok(_), SecretRef::Env(_) | SecretRef::Value(_) | SecretRef::Plain(_)) => {}
+            }
+        }
         let bytes = match (&secret, self.secrets) {
             (SecretRef::Value(_) | SecretRef::Plain(_), _) | (_, Secrets::Resolve) => {
                 secret.resolve_bytes().ok()?

@@ -49,7 +49,8 @@ impl PartialEq for SecretRef {
 }
 
 impl SecretRef {
-    /// The secret as it is now: files are read again at each call.
+    /// The secret as it is now: files are read again at each call. Of a file's content a byte order
+    /// mark and the white space around it are left out; other places hold the very secret.
     ///
     /// # Errors
     /// [`SecretError`] when it is missing, unreadable, not UTF-8 or empty.
@@ -59,8 +60,11 @@ impl SecretRef {
             [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => SecretError::Utf16(self.describe()),
             _ => SecretError::NotText(self.describe()),
         })?;
-        let secret = Secret::new(text);
-        if secret.expose().is_empty() {
+        let secret = match self {
+            Self::File(_) => Secret::new(text.strip_prefix(BOM).unwrap_or(text)),
+            Self::Env(_) | Self::Value(_) | Self::Plain(_) => Secret::exact(text),
+        };
+        if secret.expose().trim().is_empty() {
             return Err(SecretError::Empty(self.describe()));
         }
         Ok(secret)
@@ -102,6 +106,9 @@ impl SecretRef {
     }
 }
 
+/// What editors on Windows put in front of UTF-8.
+pub(crate) const BOM: &str = "\u{feff}";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +125,16 @@ mod tests {
         assert_eq!(secret.resolve().unwrap().expose(), "two");
         std::fs::write(&path, "\n").unwrap();
         assert!(matches!(secret.resolve(), Err(SecretError::Empty(_))));
+    }
+
+    #[test]
+    fn what_is_no_file_is_taken_as_it_is() {
+        for text in [" one\n", "two "] {
+            let secret = SecretRef::Value(Secret::exact(text));
+            assert_eq!(secret.resolve().unwrap().expose(), text);
+        }
+        let blank = SecretRef::Value(Secret::exact(" \n"));
+        assert!(matches!(blank.resolve(), Err(SecretError::Empty(_))));
     }
 
     #[test]

@@ -248,8 +248,9 @@ impl Callers {
                 None => None,
                 Some(ApiKey::Sha256(digest)) => Some(*digest),
                 Some(ApiKey::Key(key)) => Some(
+                    // White space around it reaches nobody in a header field.
                     key.resolve()
-                        .map(|key| sha256(&[key.expose().as_bytes()]))
+                        .map(|key| sha256(&[key.expose().trim().as_bytes()]))
                         .map_err(|cause| (configured.name.clone(), cause))?,
                 ),
             };

@@ -1,11 +1,12 @@
 //! `check`, `explain`, `schema` and the conventions all commands share.
 
+use std::fmt::Write;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use crate::support::front::Plan;
-use crate::support::{countersign, run};
+use crate::support::{Proxy, countersign, run, write_secret};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn check_accepts_the_file_that_serve_runs_and_sends_nothing() {
@@ -323,4 +324,91 @@ async fn a_build_in_a_checkout_knows_its_commit() {
         }
         None => assert!(!commit.is_empty()),
     }
+}
+
+#[test]
+fn a_secret_that_looks_like_something_else_is_warned_about_and_never_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let odd = [
+        ("bom", "\u{feff}hunter2", "begins with a byte order mark"),
+        ("quoted", "\"hunter2\"", "stands in quotes"),
+        ("named", "API_KEY=hunter2", "looks like `NAME=value`"),
+        ("template", "<hunter2>", "looks like a placeholder"),
+        ("scheme", "Bearer hunter2", "begins with `Bearer `"),
+        ("blank", " hunter2 ", "has white space around it"),
+    ];
+    let mut vendors = String::from(
+        "drain: { delay: 0s }\nlisteners: [ { bind: 127.0.0.1:0 } ]\nadmin: { bind: 127.0.0.1:0 }\nvendors:\n",
+    );
+    for (name, text, _) in odd {
+        write_secret(&dir.join(name), text);
+        let variable = format!("ODD_{}", name.to_uppercase());
+        for (kind, at) in [("file", name), ("env", &variable)] {
+            // A mark cannot stand in a header field; in a body it can.
+            let auth = if name == "bom" {
+                format!(
+                    "client_credentials: {{ token_url: 'https://127.0.0.1:1/', client_id: us, client_auth: post, client_secret: {{ {kind}: {at} }} }}"
+                )
+            } else {
+                format!("bearer: {{ token: {{ {kind}: {at} }} }}")
+            };
+            let upstream = "upstream: https://127.0.0.1:1";
+            writeln!(
+                vendors,
+                "  {kind}-{name}:\n    {upstream}\n    auth: {{ {auth} }}"
+            )
+            .unwrap();
+        }
+    }
+    std::fs::write(dir.join("proxy.yaml"), &vendors).unwrap();
+    let environment = odd.map(|(name, text, _)| (format!("ODD_{}", name.to_uppercase()), text));
+    let check = countersign()
+        .arg("check")
+        .current_dir(dir)
+        .envs(
+            environment
+                .iter()
+                .map(|(name, text)| (name.as_str(), *text)),
+        )
+        .output()
+        .unwrap();
+    let said = String::from_utf8([check.stdout, check.stderr].concat()).unwrap();
+    assert_eq!(check.status.code(), Some(0), "{said}");
+    assert!(!said.contains("hunter2"), "{said}");
+    let environment: Vec<_> = environment
+        .iter()
+        .map(|(name, text)| (name.as_str(), *text))
+        .collect();
+    let proxy = Proxy::launch(dir, &vendors, &environment);
+    let started = proxy.stderr();
+    for text in [&said, &started] {
+        for (name, _, what) in odd {
+            for kind in ["file", "env"] {
+                let vendor = format!("vendors.{kind}-{name}.auth.");
+                let warned = text.lines().any(|line| {
+                    line.contains("warning: ") && line.contains(&vendor) && line.contains(what)
+                });
+                // A file's white space is trimmed, as everybody expects.
+                assert_eq!(
+                    warned,
+                    (kind, name) != ("file", "blank"),
+                    "{kind} {name}: {text}"
+                );
+            }
+        }
+    }
+    let line_break = countersign()
+        .arg("check")
+        .current_dir(dir)
+        .envs(environment.iter().copied())
+        .env("ODD_QUOTED", "hunter2\n")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(line_break.stderr).unwrap();
+    assert_eq!(line_break.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("only files are trimmed: remove the line break at its end"),
+        "{said}"
+    );
 }

@@ -156,7 +156,7 @@ impl Error {
             Self::BodyTooLarge => (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "body_too_large",
-                "The request body is over the vendor's limits.body, or over 64 KiB and a login's.",
+                "The request body is over the vendor's limits.body, or over 8 KiB and a login's.",
                 "http_request_denied",
             ),
             Self::BodyTimeout => (

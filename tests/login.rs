@@ -1,6 +1,7 @@
 //! `login: stub`: vendors' clients that log in first get a caller token of the proxy's own, in that
 //! vendor's shape, for a caller's key; the vendor hears nothing of it.
 
+mod bodies;
 mod bounds;
 
 use base64::Engine;

@@ -14,7 +14,7 @@ use crate::request::caller::token::{Login, Mint, Purpose};
 use crate::request::path::Rules;
 
 /// Longest login body, bytes.
-pub const LONGEST: usize = 64 * 1024;
+pub const LONGEST: usize = 8 * 1024;
 /// More values than any login has.
 const MOST_VALUES: usize = 32;
 

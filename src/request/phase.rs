@@ -3,6 +3,7 @@
 pub(super) mod admit;
 pub(super) mod again;
 pub(super) mod echo;
+pub(super) mod log_in;
 pub(super) mod own_answer;
 pub(super) mod shown;
 pub(super) mod told;

@@ -97,6 +97,12 @@ impl Found {
         self.caller.clone().ok_or(Error::UnknownCaller)
     }
 
+    /// Whether a login needs no more than this.
+    #[must_use]
+    pub fn can_log_in(&self) -> bool {
+        self.evidence.is_some()
+    }
+
     /// The login that the caller gets: the one that is being renewed, or a new one.
     ///
     /// # Errors

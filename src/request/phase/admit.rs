@@ -6,16 +6,13 @@ use std::time::Duration;
 use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, StatusCode, Version};
 use pingora::proxy::Session;
-use zeroize::Zeroizing;
 
+use super::log_in::log_in;
 use super::shown::{callers_authority, handshake};
-use crate::config::LoginShape;
 use crate::error::Error;
-use crate::request::caller::token::Mint;
 use crate::request::caller::{self, Certificate, Found, Identified, Shown};
 use crate::request::decide::{Ask, decide};
 use crate::request::limit::{Limiter, Pace, Rest};
-use crate::request::login::{self, Posted};
 use crate::request::path::{self, Target};
 use crate::request::vendor::Vendor;
 use crate::request::{CALLER_IDLE, Context, Snapshot, guard, headers};
@@ -169,66 +166,4 @@ pub(in crate::request) enum Admitted {
     Forward,
     /// It was a login, and this is the answer.
     LoggedIn(StatusCode, Option<serde_json::Value>),
-}
-
-/// A vendor's own login call, answered by us: its caller may have put the key into the body.
-async fn log_in(
-    session: &mut Session,
-    ctx: &mut Context,
-    shape: LoginShape,
-    vendor: &Vendor,
-    mut found: Found,
-) -> Result<Admitted, Error> {
-    let body = login_body(session).await?;
-    let head = session.req_header();
-    let posted = Posted::read(&head.headers, &body);
-    let values: Vec<&[u8]> = posted.values().collect();
-    let snapshot = ctx.snapshot.clone();
-    let callers = &snapshot.callers;
-    let ends = login::ends(shape);
-    callers.identify_posted(&mut found, &values, ends)?;
-    let caller = found.caller()?;
-    if ends {
-        ctx.caller = Some(caller.clone());
-    }
-    // Where anyone may call, any token is as good.
-    let of_process;
-    let mint = if let Some(mint) = callers.mint() {
-        mint
-    } else {
-        of_process = Mint::new(None);
-        &of_process
-    };
-    let login = if ends { None } else { Some(found.login(mint)?) };
-    ctx.caller = Some(caller.clone());
-    caller.take()?;
-    if !caller.may_use(&vendor.name) {
-        return Err(Error::Forbidden);
-    }
-    let Some(login) = login else {
-        callers.end_tokens(&head.headers, &values).await?;
-        return Ok(Admitted::LoggedIn(login::ended(shape), None));
-    };
-    let (status, body) = login::answer(shape, &caller, login, &posted, mint);
-    Ok(Admitted::LoggedIn(status, body))
-}
-
-async fn login_body(session: &mut Session) -> Result<Zeroizing<Vec<u8>>, Error> {
-    let expects = session.req_header().headers.contains_key(EXPECT);
-    let downstream = session.as_downstream_mut();
-    if expects {
-        let written = downstream.write_continue_response().await;
-        written.map_err(|_| Error::BodyTimeout)?;
-    }
-    let mut body = Zeroizing::new(Vec::new());
-    loop {
-        match downstream.read_request_body().await {
-            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-            Ok(None) => return Ok(body),
-            Err(_) => return Err(Error::BodyTimeout),
-        }
-        if body.len() > login::LONGEST {
-            return Err(Error::BodyTooLarge);
-        }
-    }
 }

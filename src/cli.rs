@@ -3,6 +3,7 @@
 mod authorize;
 mod caller;
 pub mod check;
+mod config_file;
 mod demo;
 mod explain;
 mod probe;
@@ -14,12 +15,12 @@ mod table;
 mod terminal;
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
+use self::config_file::{ConfigFile, OnlyConfigFile};
 use crate::config::{Config, Secrets};
 use crate::server::logs;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// An authenticating reverse proxy: callers prove who they are to it, it proves who it is to each
 /// vendor, and tokens are always fresh.
@@ -28,20 +29,6 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
-}
-
-/// Where the configuration is.
-#[derive(Clone, Debug, Args)]
-pub struct ConfigFile {
-    /// The configuration file
-    #[arg(
-        long,
-        value_name = "FILE",
-        value_hint = clap::ValueHint::FilePath,
-        default_value = "proxy.yaml",
-        env = "COUNTERSIGN_CONFIG"
-    )]
-    config: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
@@ -54,12 +41,12 @@ enum Command {
     /// stdout, everything else to stderr; `RUST_LOG` sets levels. Exit code 2: bad configuration.
     Serve {
         #[command(flatten)]
-        file: ConfigFile,
+        file: OnlyConfigFile,
     },
     /// Report every mistake in the configuration at once; sends nothing over the network
     Check {
         #[command(flatten)]
-        file: ConfigFile,
+        file: OnlyConfigFile,
         /// Check only the form of secret references, not whether the secrets are there
         #[arg(long)]
         without_secrets: bool,
@@ -81,6 +68,13 @@ enum Command {
     Authorize {
         /// The vendor's name in the configuration
         vendor: String,
+        /// The same as --config FILE
+        #[arg(
+            value_name = "FILE",
+            value_hint = clap::ValueHint::FilePath,
+            conflicts_with = "config"
+        )]
+        argument: Option<String>,
         #[command(flatten)]
         file: ConfigFile,
         /// Accept a pasted redirect without a state parameter, unasked
@@ -127,28 +121,37 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> ExitCode {
     match command {
-        Command::Serve { file } => serve::run(&file.config),
+        Command::Serve { file } => serve::run(&file.path()),
         Command::Check {
             file,
             without_secrets,
-        } => check::run(&file.config, without_secrets),
-        Command::Probe(arguments) => with_config(&arguments.file.config, |config| {
-            let outcome = on_threads(1, probe::run(&config, &arguments));
-            failed_or_done(outcome.and_then(|done| done.map_err(|cause| cause.to_string())))
-        }),
+        } => check::run(&file.path(), without_secrets),
+        Command::Probe(arguments) => {
+            let told = arguments.file.among(&arguments.vendors);
+            let (path, vendors) = told.unwrap_or_else(|message| config_file::refuse(message));
+            with_config(&path, |config| {
+                let outcome = on_threads(1, probe::run(&config, &vendors));
+                failed_or_done(outcome.and_then(|done| done.map_err(|cause| cause.to_string())))
+            })
+        }
         Command::Status(arguments) => {
             let outcome = on_threads(1, status::run(&arguments));
             failed_or_done(outcome.and_then(|done| done.map_err(|cause| cause.to_string())))
         }
-        Command::Explain(arguments) => explain::run(&arguments),
+        Command::Explain(arguments) => explain::run(arguments),
         Command::Authorize {
             vendor,
+            argument,
             file,
             no_state,
-        } => with_config(&file.config, |config| {
-            let outcome = on_threads(1, authorize::run(&config, &vendor, no_state));
-            failed_or_done(outcome.and_then(|done| done.map_err(|cause| cause.to_string())))
-        }),
+        } => {
+            let told = file.beside_vendor(&vendor, argument.as_deref());
+            let (vendor, path) = told.unwrap_or_else(|message| config_file::refuse(message));
+            with_config(&path, |config| {
+                let outcome = on_threads(1, authorize::run(&config, &vendor, no_state));
+                failed_or_done(outcome.and_then(|done| done.map_err(|cause| cause.to_string())))
+            })
+        }
         Command::Caller(CallerCommand::New { name }) => caller::new(&name),
         Command::Schema { markdown } => schema::run(markdown),
         Command::Completions { shell } => completions(shell),

@@ -239,7 +239,7 @@ vendors:
         [
             "1:1: listners: unknown key; did you mean `listeners`?",
             "3:11: listeners[0].bind: is not an IP address with a port; \
-             addresses are written `127.0.0.1:8080` or `[::1]:8080`",
+             names are not looked up: write `127.0.0.1:80` or `[::1]:80`",
             "5:11: listeners[1].bind: a listener beyond loopback needs `callers:`; \
              name who may call (`countersign caller new NAME` makes a key), bind to 127.0.0.1, \
              or write `callers: anyone`",
@@ -1138,6 +1138,41 @@ fn allow_of_the_file_only_narrows_the_presets() {
           the preset allows `/private/**`, and can only be narrowed"
         ]
     );
+}
+
+#[test]
+fn a_part_of_an_address_is_answered_with_the_whole_one() {
+    for (written, hint) in [
+        ("8080", "`127.0.0.1:8080`"),
+        ("'8080'", "`127.0.0.1:8080`"),
+        ("':8080'", "`127.0.0.1:8080`"),
+        ("localhost:8080", "`127.0.0.1:8080`"),
+        ("'*:8080'", "`0.0.0.0:8080`"),
+        ("127.0.0.2", "`127.0.0.2:8080`"),
+        ("'[::1]'", "`[::1]:8080`"),
+        ("'::1'", "`[::1]:8080`"),
+        ("99999", "`127.0.0.1:8080` or `[::1]:8080`"),
+        ("true", "`127.0.0.1:8080` or `[::1]:8080`"),
+        ("proxy.test:8080", "`127.0.0.1:8080` or `[::1]:8080`"),
+    ] {
+        let with = |bind: &str| {
+            let vendor = vendor("upstream: https://a.example");
+            format!("callers: anyone\nlisteners: [ {{ bind: {bind} }} ]\n{vendor}")
+        };
+        let found = mistakes(&with(written));
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(found[0].contains("an IP address with a port"), "{found:#?}");
+        assert!(found[0].contains(hint), "{written}: {found:#?}");
+        // One round: what the hint says is right.
+        let advice = hint.split('`').nth(1).unwrap();
+        let config = valid(&with(&format!("'{advice}'")));
+        assert_eq!(config.listeners[0].bind.to_string(), advice);
+    }
+    let admin = format!(
+        "admin: {{ bind: 127.0.0.1 }}\n{}",
+        vendor("upstream: https://a.example")
+    );
+    assert!(mistakes(&admin)[0].contains("`127.0.0.1:9090`"));
 }
 
 #[test]

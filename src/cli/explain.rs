@@ -19,7 +19,8 @@ use clap::Args;
 use http::{HeaderMap, Method};
 use serde_json::{Value, json};
 
-use super::{ConfigFile, check};
+use super::check;
+use super::config_file::{self, ConfigFile};
 
 /// What to explain.
 #[derive(Debug, Args)]
@@ -28,6 +29,13 @@ pub(super) struct Arguments {
     method: String,
     /// Path and query as a caller would send them, for example /certn/hr/v1/applicants/
     path: String,
+    /// The same as --config FILE
+    #[arg(
+        value_name = "FILE",
+        value_hint = clap::ValueHint::FilePath,
+        conflicts_with = "config"
+    )]
+    argument: Option<String>,
     /// The Host a caller would send
     #[arg(long, default_value = "localhost")]
     host: String,
@@ -42,15 +50,22 @@ pub(super) struct Arguments {
 }
 
 /// 0: it would be forwarded; 1: refused; 2: bad configuration.
-pub(super) fn run(arguments: &Arguments) -> ExitCode {
-    let config = match Config::load(&arguments.file.config, Secrets::FormOnly) {
+pub(super) fn run(mut arguments: Arguments) -> ExitCode {
+    let told = arguments.file.beside_request(
+        &arguments.method,
+        &arguments.path,
+        arguments.argument.as_deref(),
+    );
+    let (method, path, file) = told.unwrap_or_else(|message| config_file::refuse(message));
+    (arguments.method, arguments.path) = (method.to_owned(), path.to_owned());
+    let config = match Config::load(&file, Secrets::FormOnly) {
         Ok(config) => config,
         Err(mistakes) => {
-            check::complain(&arguments.file.config, &mistakes);
+            check::complain(&file, &mistakes);
             return ExitCode::from(check::BAD_CONFIGURATION);
         }
     };
-    let explanation = match explain(&config, arguments) {
+    let explanation = match explain(&config, &arguments) {
         Ok(explanation) => explanation,
         Err(cause) => return super::failed_or_done(Err(cause)),
     };

@@ -14,8 +14,10 @@ use crate::store::{self, StoreError};
 /// What to try.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Vendors' names in the configuration; default: all
-    vendors: Vec<String>,
+    /// Vendors' names in the configuration; default: all. The configuration file may stand among
+    /// them
+    #[arg(value_name = "VENDOR")]
+    pub(super) vendors: Vec<String>,
     #[command(flatten)]
     pub(super) file: ConfigFile,
 }
@@ -50,12 +52,12 @@ pub(super) enum Error {
     Output(#[from] io::Error),
 }
 
-/// Tries all of them at once and prints a line each.
+/// Tries the vendors of these names, or all, at once and prints a line each.
 ///
 /// # Errors
 /// [`Error`], after the table when it is about credentials.
-pub(super) async fn run(config: &Config, arguments: &Arguments) -> Result<(), Error> {
-    let vendors = chosen(config, &arguments.vendors)?;
+pub(super) async fn run(config: &Config, names: &[String]) -> Result<(), Error> {
+    let vendors = chosen(config, names)?;
     let store = store::open(&config.store)?;
     let probing: Vec<_> = vendors
         .iter()

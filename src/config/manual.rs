@@ -26,7 +26,8 @@ writes it anew. Corrections belong into the descriptions in src/config/file.rs a
 
 One YAML file says everything; [proxy.yaml](../proxy.yaml) is a commented sample, and editors that know
 `yaml-language-server` complete and check it by [proxy.schema.json](../proxy.schema.json).
-`countersign check` reports every mistake of a file at once.
+`countersign check` reports every mistake of a file at once. Every command that reads one takes it as
+`--config FILE`, `-c FILE` or as an argument (`countersign serve FILE`); else the environment variable `COUNTERSIGN_CONFIG` names it, else it is `proxy.yaml`.
 
 * Unknown keys, keys that occur twice and keys without a value are mistakes.
 * A **duration** is a whole number and a unit: `250ms`, `5s`, `2m`, `1h`.

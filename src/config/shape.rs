@@ -1,7 +1,7 @@
 //! Does the document have the shape the schema demands? Every deviation is reported, and taken
 //! out (made null), so that the rest can be looked at as well.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Map, Value};
 
@@ -170,6 +170,10 @@ fn scalar(schema: &Value, value: &mut Value, at: &Spot, hint: &str, report: &mut
     } else if let Some(text) = value.as_str() {
         let format = schema["format"].as_str().unwrap_or_default();
         let (verdict, usual) = formatted(format, text);
+        let whole = (format == "socket-address")
+            .then(|| whole_address(text, schema))
+            .flatten();
+        let usual = whole.as_deref().unwrap_or(usual);
         let hint = if hint.is_empty() { usual } else { hint };
         verdict
             .err()
@@ -208,7 +212,7 @@ fn formatted(format: &str, text: &str) -> (Result<(), &'static str>, &'static st
             text.parse::<SocketAddr>()
                 .map(drop)
                 .map_err(|_| "is not an IP address with a port"),
-            "addresses are written `127.0.0.1:8080` or `[::1]:8080`",
+            SOCKET_ADDRESSES,
         ),
         "sha256" => (
             if text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -249,6 +253,34 @@ fn formatted(format: &str, text: &str) -> (Result<(), &'static str>, &'static st
     }
 }
 
+const SOCKET_ADDRESSES: &str = "addresses are written `127.0.0.1:8080` or `[::1]:8080`";
+
+/// The whole address for what names a part of it: a port, alone or behind a colon, `*`, or
+/// `localhost`; or an IP address alone. A port and an address are no secrets, and are repeated.
+fn whole_address(text: &str, schema: &Value) -> Option<String> {
+    let text = text.trim();
+    let everywhere = "`0.0.0.0` in its place takes connections from other machines";
+    if let Ok(address) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
+        let usual: Option<SocketAddr> = schema["default"].as_str().and_then(|it| it.parse().ok());
+        let whole = SocketAddr::new(address, usual.map_or(8080, |usual| usual.port()));
+        return Some(format!("a port is missing: write `{whole}`, for example"));
+    }
+    let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
+    let port: u16 = port.parse().ok()?;
+    match host {
+        "" => Some(format!(
+            "write the whole address, `127.0.0.1:{port}`; {everywhere} and needs `callers:`"
+        )),
+        "*" => Some(format!(
+            "write `0.0.0.0:{port}`, or `[::]:{port}` for IPv6 too"
+        )),
+        "localhost" => Some(format!(
+            "names are not looked up: write `127.0.0.1:{port}` or `[::1]:{port}`"
+        )),
+        _ => None,
+    }
+}
+
 /// RFC 1123 §2.1, in lower case.
 fn is_dns_label(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
@@ -269,7 +301,17 @@ fn wrong_type(schema: &Value, value: &mut Value, at: &Spot, hint: &str, report: 
     };
     let mut wanted: Vec<String> = Vec::new();
     nouns(schema, &mut wanted);
-    let hint = if hint.is_empty()
+    let is_address = schema["format"] == "socket-address";
+    let whole = value.as_u64().filter(|_| is_address);
+    let whole = whole.and_then(|port| whole_address(&port.to_string(), schema));
+    if is_address {
+        wanted = vec!["an IP address with a port".to_owned()];
+    }
+    let hint = if let Some(whole) = &whole {
+        whole
+    } else if is_address {
+        SOCKET_ADDRESSES
+    } else if hint.is_empty()
         && (value.is_number() || value.is_boolean())
         && types(schema).contains(&"string")
     {

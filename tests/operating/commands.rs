@@ -1,12 +1,14 @@
 //! `check`, `explain`, `schema` and the conventions all commands share.
 
 use std::fmt::Write;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 
 use crate::support::front::Plan;
-use crate::support::{Proxy, countersign, run, write_secret};
+use crate::support::{Proxy, countersign, eventually, run, signal, write_secret};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn check_accepts_the_file_that_serve_runs_and_sends_nothing() {
@@ -240,6 +242,155 @@ fn every_command_has_help_and_a_version() {
     let version = run(dir.path(), &["--version"]).stdout;
     assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
     assert_eq!(run(dir.path(), &["no-such-command"]).code, Some(2));
+}
+
+/// A vendor with a name of the usual kind, and one that is called like a file.
+const TWO_VENDORS: &str = "listeners: [ { bind: 127.0.0.1:0 } ]
+admin: { bind: 127.0.0.1:0 }
+vendors: { v: { upstream: \"https://v.example\" }, y.yaml: { upstream: \"https://y.example\" } }
+";
+
+#[test]
+fn the_configuration_may_be_an_argument_of_every_command_that_reads_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::create_dir(at("conf")).unwrap();
+    for name in ["other.yaml", "conf/plain"] {
+        std::fs::write(at(name), TWO_VENDORS).unwrap();
+    }
+    // Not there to be read by accident: there is no proxy.yaml.
+    for (arguments, code, said) in [
+        (&["check", "other.yaml"][..], 0, "other.yaml: valid"),
+        (&["check", "conf/plain"], 0, "conf/plain: valid"),
+        (&["check", "-c", "other.yaml"], 0, "other.yaml: valid"),
+        (
+            &["check", "other.yaml", "--without-secrets"],
+            0,
+            "other.yaml: valid",
+        ),
+        (&["check", "nowhere.yaml"], 2, "nowhere.yaml"),
+        (&["check"], 2, "proxy.yaml"),
+        (
+            &["check", "-c", "a", "other.yaml"],
+            2,
+            "cannot be used with",
+        ),
+        (
+            &["serve", "-c", "a", "other.yaml"],
+            2,
+            "cannot be used with",
+        ),
+        (&["serve", "nowhere.yaml"], 2, "nowhere.yaml"),
+        (&["probe", "other.yaml"], 0, "nothing is injected"),
+        (&["probe", "v", "other.yaml"], 0, "nothing is injected"),
+        (&["probe", "other.yaml", "v"], 0, "nothing is injected"),
+        (&["probe", "./conf/plain", "v"], 0, "nothing is injected"),
+        (&["probe", "-c", "other.yaml", "y.yaml"], 0, "y.yaml"),
+        (
+            &["probe", "-c", "other.yaml", "conf/plain"],
+            2,
+            "--config other.yaml",
+        ),
+        (&["probe", "other.yaml", "conf/plain"], 2, "--config FILE"),
+        (
+            &["explain", "GET", "/v/x", "other.yaml"],
+            0,
+            "https://v.example/x",
+        ),
+        (
+            &["explain", "other.yaml", "GET", "/v/x"],
+            0,
+            "https://v.example/x",
+        ),
+        (
+            &["explain", "GET", "other.yaml", "/v/x"],
+            0,
+            "https://v.example/x",
+        ),
+        (
+            &["explain", "GET", "/v/x.yaml", "-c", "other.yaml"],
+            0,
+            "/x.yaml",
+        ),
+        (
+            &["explain", "other.yaml", "/v/x"],
+            2,
+            "explain METHOD PATH other.yaml",
+        ),
+        (
+            &["authorize", "v", "other.yaml"],
+            1,
+            "vendors.v has auth none",
+        ),
+        (
+            &["authorize", "other.yaml", "v"],
+            1,
+            "vendors.v has auth none",
+        ),
+        (
+            &["authorize", "-c", "other.yaml", "y.yaml"],
+            1,
+            "vendors.y.yaml has",
+        ),
+        (
+            &["authorize", "other.yaml"],
+            2,
+            "authorize VENDOR other.yaml",
+        ),
+        (
+            &["authorize", "conf/plain"],
+            2,
+            "authorize VENDOR conf/plain",
+        ),
+    ] {
+        let ran = run(dir.path(), arguments);
+        let text = ran.stdout.clone() + &ran.stderr;
+        assert_eq!(ran.code, Some(code), "{arguments:?}: {text}");
+        assert!(text.contains(said), "{arguments:?}: {said} in\n{text}");
+    }
+}
+
+#[test]
+fn what_may_be_a_file_or_a_vendor_is_asked_about() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    // A vendor of the default file may be called like a file.
+    std::fs::write(at("proxy.yaml"), TWO_VENDORS).unwrap();
+    let vendor = run(dir.path(), &["probe", "y.yaml"]);
+    assert!(vendor.stdout.contains("y.yaml"), "{vendor:?}");
+    std::fs::write(at("y.yaml"), TWO_VENDORS).unwrap();
+    for arguments in [&["probe", "y.yaml"][..], &["authorize", "y.yaml"]] {
+        let either = run(dir.path(), arguments);
+        assert_eq!(either.code, Some(2), "{either:?}");
+        for way in ["`--config y.yaml`", "`--config proxy.yaml y.yaml`"] {
+            assert!(either.stderr.contains(way), "{either:?}");
+        }
+    }
+}
+
+#[test]
+fn a_file_given_as_an_argument_wins_over_the_environment_and_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("other.yaml"), TWO_VENDORS).unwrap();
+    let mut command = countersign();
+    command.env("COUNTERSIGN_CONFIG", "nowhere.yaml");
+    let checked = command
+        .args(["check", "other.yaml"])
+        .current_dir(dir.path());
+    assert!(checked.output().unwrap().status.success());
+
+    let mut serving = countersign()
+        .args(["serve", "other.yaml"])
+        .current_dir(dir.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(serving.stderr.take().unwrap()).lines();
+    let listens = lines.any(|line| line.unwrap().contains("listening address="));
+    signal(serving.id(), "INT");
+    assert!(listens);
+    let ended = eventually("ended", || serving.try_wait().unwrap());
+    assert_eq!(ended.code(), Some(0));
 }
 
 #[test]

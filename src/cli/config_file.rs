@@ -1,0 +1,177 @@
+//! Which configuration file a command reads: `--config FILE`, `-c FILE`, or FILE as an argument; else
+//! what `COUNTERSIGN_CONFIG` names; else `proxy.yaml`.
+//!
+//! Some commands have arguments of other kinds. A vendor's name has no slash, so what has one is a
+//! file; what ends in `.yaml` or `.yml` is taken for one as well, unless a vendor is called so. Where
+//! that cannot be told apart, the message says what to write.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, CommandFactory};
+
+use super::Cli;
+use crate::config::{Config, Secrets};
+
+/// Where the configuration is.
+#[derive(Clone, Debug, Args)]
+pub(super) struct ConfigFile {
+    /// The configuration file; default: what `COUNTERSIGN_CONFIG` names, else proxy.yaml
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        value_hint = clap::ValueHint::FilePath
+    )]
+    config: Option<PathBuf>,
+}
+
+/// The same for a command that has no other arguments.
+#[derive(Clone, Debug, Args)]
+pub(super) struct OnlyConfigFile {
+    #[command(flatten)]
+    option: ConfigFile,
+    /// The same as --config FILE
+    #[arg(value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with = "config")]
+    file: Option<PathBuf>,
+}
+
+impl OnlyConfigFile {
+    pub(super) fn path(&self) -> PathBuf {
+        self.option.path(self.file.as_deref())
+    }
+}
+
+impl ConfigFile {
+    /// The file to read; `argument` is the one that was given without `--config`.
+    pub(super) fn path(&self, argument: Option<&Path>) -> PathBuf {
+        let given = argument.or(self.config.as_deref()).map(Path::to_owned);
+        given.unwrap_or_else(default)
+    }
+
+    /// Tells the file among `words`, the others of which are vendors' names. `Err`: what to write
+    /// instead.
+    pub(super) fn among(&self, words: &[String]) -> Result<(PathBuf, Vec<String>), String> {
+        let mut names = Vec::new();
+        let mut file: Option<&str> = None;
+        for word in words {
+            if !self.is_file(word)? {
+                names.push(word.clone());
+            } else if let Some(other) = file.replace(word) {
+                return Err(format!(
+                    "both {other:?} and {word:?} look like the configuration file: write \
+                     `--config FILE`"
+                ));
+            }
+        }
+        Ok((self.path(file.map(Path::new)), names))
+    }
+
+    /// The vendor and the file of `first` and `second`, in either order. `Err`: what to write instead.
+    pub(super) fn beside_vendor(
+        &self,
+        first: &str,
+        second: Option<&str>,
+    ) -> Result<(String, PathBuf), String> {
+        let (vendor, file) = match second {
+            None if self.is_file(first)? => {
+                return Err(format!(
+                    "the vendor's name is missing: write `countersign authorize VENDOR {first}`"
+                ));
+            }
+            Some(second)
+                if looks_like_file(first)
+                    && !looks_like_file(second)
+                    && !Path::new(second).is_file() =>
+            {
+                (second, Some(first))
+            }
+            second => (first, second),
+        };
+        Ok((vendor.to_owned(), self.path(file.map(Path::new))))
+    }
+
+    /// The method, the path and the file of what `explain` was given, the file first, last or in
+    /// between. `Err`: what to write instead.
+    pub(super) fn beside_request<'w>(
+        &self,
+        method: &'w str,
+        path: &'w str,
+        file: Option<&'w str>,
+    ) -> Result<(&'w str, &'w str, PathBuf), String> {
+        let is_path = |word: &str| word.starts_with('/');
+        let (method, path, file) = match file {
+            Some(target) if looks_like_file(method) => (path, target, Some(method)),
+            Some(target) if !is_path(path) && looks_like_file(path) && is_path(target) => {
+                (method, target, Some(path))
+            }
+            file => (method, path, file),
+        };
+        let lost = [method, path]
+            .into_iter()
+            .find(|word| has_extension(word) && !is_path(word));
+        if let (Some(word), None) = (lost, file) {
+            return Err(format!(
+                "a request has a method and a path: write `countersign explain METHOD PATH {word}`"
+            ));
+        }
+        Ok((method, path, self.path(file.map(Path::new))))
+    }
+
+    /// Whether `word`, which may be a vendor's name, is the configuration file.
+    fn is_file(&self, word: &str) -> Result<bool, String> {
+        if !looks_like_file(word) {
+            return Ok(false);
+        }
+        if let Some(config) = &self.config {
+            if !word.contains('/') {
+                return Ok(false);
+            }
+            return Err(format!(
+                "{word:?} is no vendor's name, and the configuration file is given already: \
+                 --config {}",
+                config.display()
+            ));
+        }
+        if word.contains('/') {
+            return Ok(true);
+        }
+        // What else is wrong with it, whoever reads it next will say.
+        let default = default();
+        let known = Config::load(&default, Secrets::FormOnly).is_ok_and(|config| {
+            let mut vendors = config.vendors.iter();
+            vendors.any(|vendor| vendor.name == word)
+        });
+        if known && Path::new(word).is_file() {
+            return Err(format!(
+                "{word:?} is a file and a vendor of {default}: write `--config {word}` for the file, \
+                 `--config {default} {word}` for the vendor",
+                default = default.display()
+            ));
+        }
+        Ok(!known)
+    }
+}
+
+fn default() -> PathBuf {
+    std::env::var_os("COUNTERSIGN_CONFIG")
+        .filter(|name| !name.is_empty())
+        .map_or_else(|| "proxy.yaml".into(), PathBuf::from)
+}
+
+/// Whether `word` cannot, or is not likely to, be a vendor's name or a method.
+fn looks_like_file(word: &str) -> bool {
+    word.contains('/') || has_extension(word)
+}
+
+/// Whether `word` ends as YAML files do.
+fn has_extension(word: &str) -> bool {
+    let extension = Path::new(word).extension().and_then(|it| it.to_str());
+    extension.is_some_and(|it| it.eq_ignore_ascii_case("yaml") || it.eq_ignore_ascii_case("yml"))
+}
+
+/// Ends the process as a command line that cannot be understood does: `message` on stderr, exit code 2.
+pub(super) fn refuse(message: String) -> ! {
+    Cli::command()
+        .error(clap::error::ErrorKind::ArgumentConflict, message)
+        .exit()
+}

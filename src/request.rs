@@ -36,7 +36,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{
-    CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderValue, LOCATION, TRANSFER_ENCODING,
+    CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, LOCATION, TRANSFER_ENCODING,
 };
 use http::{HeaderMap, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -49,7 +49,7 @@ use self::caller::{Caller, Callers, Certificate};
 use self::headers::Barred;
 use self::limit::Pace;
 use self::phase::admit::{Admitted, admit};
-use self::phase::again::{another_connection, newer_credential, once_more};
+use self::phase::again::{another_connection, is_answered, newer_credential, once_more};
 use self::phase::echo::{mask_head, needles};
 use self::phase::own_answer::{answer, classify, logged_in};
 use self::phase::shown::{callers_authority, callers_scheme};
@@ -160,6 +160,8 @@ pub struct Context {
     unreached: Unreached,
     /// Times that an HTTP/2 connection would not take the request.
     refusals: u32,
+    /// The caller's connection is to serve further requests.
+    kept: bool,
     /// The caller waits for a 100 before it sends the body.
     expecting: bool,
     announced: Option<u64>,
@@ -189,6 +191,7 @@ impl Drop for Serving {
     }
 }
 
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 /// How long a caller may pause within a body, and how long it may take none of an answer.
 const CALLER_IDLE: Duration = Duration::from_mins(1);
 /// How long the rest of a body that nobody wants is read, so that the answer is not lost to a
@@ -226,6 +229,7 @@ impl ProxyHttp for Proxy {
             tried: Tried::default(),
             unreached: Unreached::default(),
             refusals: 0,
+            kept: false,
             expecting: false,
             announced: None,
             body_in: 0,
@@ -252,6 +256,7 @@ impl ProxyHttp for Proxy {
             session.set_keepalive(None);
         } else if session.get_keepalive().is_some() {
             session.set_keepalive(Some(0));
+            ctx.kept = true;
         }
         session.set_read_timeout(Some(CALLER_IDLE));
         session.set_write_timeout(Some(CALLER_IDLE));
@@ -485,10 +490,15 @@ impl ProxyHttp for Proxy {
         if let Some(needles) = &needles {
             mask_head(needles, answer, vendor)?;
         }
+        if let Some(said) = answer.headers.get(KEEP_ALIVE) {
+            way.upstream.says_keep_alive(said);
+        }
         for name in headers::barred_in_answer(&answer.headers, vendor.cookies_pass, upgraded) {
             answer.remove_header(&name);
         }
         if answer.status.is_informational() && !upgraded {
+            // They may come without end.
+            in_time(ctx)?;
             if session.as_downstream_mut().is_body_done() {
                 await_answer(session, ctx);
             }
@@ -517,6 +527,11 @@ impl ProxyHttp for Proxy {
         ctx.redactor = needles
             .filter(|_| !upgraded)
             .map(|needles| Redactor::new(needles, &answer.headers));
+        // A 1xx before the end of the body has made pingora close the connection, which it may well
+        // use again once the body has come.
+        if ctx.kept && session.get_keepalive().is_none() && !self.draining.load(Ordering::Acquire) {
+            session.set_keepalive(Some(0));
+        }
         let now = Instant::now();
         // From here on it is silence that is limited.
         ctx.answer_by = None;
@@ -688,6 +703,11 @@ impl ProxyHttp for Proxy {
         let stop = ctx.stop.or_else(|| {
             if overdue {
                 Some(Error::UpstreamTimeout)
+            } else if session.as_downstream().was_upgraded()
+                && matches!(error.etype(), ErrorType::ReadTimedout)
+            {
+                // Neither side has said anything for `timeouts.idle`, whichever pingora names.
+                Some(Error::UpstreamTimeout)
             } else if guard(session).is_some_and(Guarded::body_was_odd) {
                 Some(Error::BadFraming("The body's chunks cannot be read."))
             } else if guard(session).is_some_and(Guarded::body_was_too_slow) {
@@ -708,9 +728,7 @@ impl ProxyHttp for Proxy {
             }
         }
         failed(ctx, error, stop);
-        let begun = session
-            .response_written()
-            .is_some_and(|head| !head.status.is_informational());
+        let begun = is_answered(session);
         let mut code = 0;
         if let (Some(stop), false) = (stop, begun) {
             // pingora closes the connection after an error, reusable or not: the caller must be

@@ -5,6 +5,7 @@ pub mod addresses;
 pub mod breaker;
 mod bridge;
 pub mod http2;
+mod keepalive;
 pub mod resolver;
 mod tls;
 mod tunnel;
@@ -14,6 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
 use pingora::protocols::{ALPN, TcpKeepalive};
 use pingora::upstreams::peer::HttpPeer;
 use tokio::task::AbortHandle;
@@ -21,6 +23,7 @@ use tokio::task::AbortHandle;
 use self::addresses::{Addresses, Taken, Tried};
 use self::bridge::Bridge;
 use self::http2::Versions;
+use self::keepalive::KeepAlive;
 use self::resolver::{Resolved, Resolver};
 use self::tunnel::Tunnel;
 use self::unreached::{Trouble, Unreached};
@@ -49,6 +52,7 @@ pub struct Upstream {
     port: u16,
     trouble: Arc<Trouble>,
     versions: Versions,
+    keepalive: KeepAlive,
 }
 
 impl std::fmt::Debug for Upstream {
@@ -120,6 +124,7 @@ impl Upstream {
                 port,
                 trouble,
                 versions: Versions::new(),
+                keepalive: KeepAlive::unsaid(),
             }));
         }
         let follow = resolver.follow(host);
@@ -164,6 +169,7 @@ impl Upstream {
             port,
             trouble,
             versions: Versions::new(),
+            keepalive: KeepAlive::unsaid(),
         }))
     }
 
@@ -171,6 +177,7 @@ impl Upstream {
     /// very first resolution; `None` where that does not come.
     pub async fn peer(&self, tried: Tried, at_most: Duration) -> Option<(Box<HttpPeer>, Taken)> {
         let (mut peer, mut taken) = self.addresses.take(tried, at_most).await?;
+        self.keepalive.suit(&mut peer);
         taken.offer = self.versions.suit(&mut peer);
         Some((peer, taken))
     }
@@ -218,6 +225,11 @@ impl Upstream {
     /// No connection could be made to `taken`: others go first for a while.
     pub fn out_of_reach(&self, taken: &Taken) {
         self.addresses.out_of_reach(taken);
+    }
+
+    /// A server says in `Keep-Alive` how long it keeps an unused connection.
+    pub fn says_keep_alive(&self, value: &HeaderValue) {
+        self.keepalive.says(value);
     }
 
     /// The server at `taken` demands HTTP/1.1: requests stay off HTTP/2 for a while, or until

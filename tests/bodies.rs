@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
-use crate::support::origin::{Caller, Conduct, Origin};
+use crate::support::origin::{Caller, Conduct, Origin, hear_a_head};
 use crate::support::peers::Pki;
 use crate::support::peers::streams::Nginx;
 use crate::support::script::{Reply, Server};
@@ -655,4 +655,212 @@ async fn an_answer_that_breaks_off_is_never_ended_cleanly() {
     let mut body = response.await.unwrap().into_body();
     assert_eq!(body.data().await.unwrap().unwrap(), "some");
     assert!(body.data().await.unwrap().unwrap_err().is_reset());
+}
+
+/// Vendors that take the head of a request and nothing of its body: over HTTP/1.1 in plaintext, with
+/// TLS, with OpenSSL's TLS, and over HTTP/2 without a window.
+struct Deaf {
+    origins: [Origin; 2],
+    plaintext: String,
+    listening: tokio::task::AbortHandle,
+}
+
+const DEAF: [&str; 4] = ["plain", "tls", "late", "h2"];
+
+impl Deaf {
+    async fn start(pki: &Pki) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let plaintext = format!("http://{}", listener.local_addr().unwrap());
+        let listening = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(hear_a_head(stream));
+            }
+        });
+        let never = |exchange| async move {
+            let _kept = exchange;
+            std::future::pending::<()>().await;
+        };
+        let tls = Origin::speaking(pki, |_| &[b"http/1.1"], |_| Conduct::Deaf, never).await;
+        let h2 = Origin::conducted(pki, |_| Conduct::Window(0), never).await;
+        Self {
+            origins: [tls, h2],
+            plaintext,
+            listening: listening.abort_handle(),
+        }
+    }
+
+    /// The proxy before all of them, with `more` in each stanza.
+    fn behind(&self, pki: &Pki, more: &str) -> Proxy {
+        let [tls, h2] = &self.origins;
+        let mut yaml = "listeners: [ { bind: 127.0.0.1:0 } ]\nadmin: { bind: 127.0.0.1:0 }\ndrain: { delay: 0s }\nvendors:\n".to_owned();
+        for (name, url, tls) in [
+            ("plain", &self.plaintext, ""),
+            ("tls", &tls.url, ""),
+            ("late", &tls.url, "    tls: { late_client_auth: true }\n"),
+            ("h2", &h2.url, ""),
+        ] {
+            let _ = write!(
+                yaml,
+                "  {name}:\n    upstream: {url}\n    ca: ca.pem\n    allow_plaintext: true\n    limits: {{ body: 0 }}\n{tls}    {more}\n"
+            );
+        }
+        Proxy::start(pki.dir(), &yaml)
+    }
+}
+
+impl Drop for Deaf {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
+}
+
+/// Sends more than all buffers on the way to a vendor hold, for as long as it is taken. The sending
+/// ends with the connection.
+fn upload_for_ever(proxy: &Proxy, vendor: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(proxy.data).unwrap();
+    let head = format!(
+        "POST /{vendor}/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
+        large()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut sending = stream.try_clone().unwrap();
+    std::thread::spawn(move || {
+        let piece = [b'x'; 16384];
+        while sending.write_all(&piece).is_ok() {}
+    });
+    stream
+}
+
+/// What the stall tests allow: many times the limits that they set.
+const SOON: Duration = Duration::from_secs(10);
+
+/// Asks until it is so, for as long as [`SOON`].
+fn soon(mut so: impl FnMut() -> bool) -> bool {
+    let deadline = std::time::Instant::now() + SOON;
+    while std::time::Instant::now() < deadline {
+        if so() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    false
+}
+
+/// How many requests to `vendor` are in flight.
+fn in_flight(proxy: &Proxy, vendor: &str) -> u64 {
+    let metrics = proxy.admin("/metrics").1;
+    let series = format!("countersign_requests_in_flight{{vendor=\"{vendor}\"}} ");
+    let found = metrics.lines().find_map(|line| line.strip_prefix(&series));
+    found.unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a write to a vendor that takes nothing has no limit: the request loop of ours mends this"]
+async fn an_upload_of_which_the_vendor_takes_nothing_is_a_504_after_the_idle_time() {
+    let pki = Pki::new();
+    let deaf = Deaf::start(&pki).await;
+    let proxy = deaf.behind(&pki, "timeouts: { idle: 1s, first_byte: 5s }");
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let proxy = &proxy;
+        let asking = DEAF.map(|vendor| {
+            scope.spawn(move || {
+                let mut stream = upload_for_ever(proxy, vendor);
+                stream.set_read_timeout(Some(SOON)).unwrap();
+                let mut answer = [0; 4096];
+                let read = stream.read(&mut answer).unwrap_or(0);
+                let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
+                let told = answer.contains("\"upstream_timeout\"");
+                (vendor, status_of(&answer), told)
+            })
+        });
+        asking.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    assert_eq!(outcomes, DEAF.map(|vendor| (vendor, 504, true)));
+    let left = DEAF.map(|vendor| (vendor, soon(|| in_flight(&proxy, vendor) == 0)));
+    assert_eq!(left, DEAF.map(|vendor| (vendor, true)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a caller is not listened to while a vendor takes nothing: the request loop of ours mends this"]
+async fn a_caller_that_leaves_an_upload_of_which_the_vendor_takes_nothing_frees_its_place() {
+    let pki = Pki::new();
+    let deaf = Deaf::start(&pki).await;
+    let proxy = deaf.behind(&pki, "timeouts: { idle: 1h, first_byte: 1h }");
+    let uploads = DEAF.map(|vendor| upload_for_ever(&proxy, vendor));
+    let begun = DEAF.map(|vendor| (vendor, soon(|| in_flight(&proxy, vendor) == 1)));
+    assert_eq!(begun, DEAF.map(|vendor| (vendor, true)));
+    // Until every buffer on the way is full.
+    std::thread::sleep(Duration::from_secs(2));
+    for upload in uploads {
+        // An end in good order would wait behind what is not read: they are killed. The first wakes
+        // whoever is writing, and fails where something else has ended the connection.
+        let _ = upload.shutdown(std::net::Shutdown::Both);
+        upload.set_nonblocking(true).unwrap();
+        let upload = tokio::net::TcpStream::from_std(upload).unwrap();
+        upload.set_zero_linger().unwrap();
+    }
+    let proxy = &proxy;
+    let left: Vec<_> = std::thread::scope(|scope| {
+        let looking = DEAF.map(|vendor| {
+            let gone = move || soon(|| in_flight(proxy, vendor) == 0);
+            scope.spawn(move || (vendor, gone()))
+        });
+        looking.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    assert_eq!(left, DEAF.map(|vendor| (vendor, true)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_is_kept_after_the_100_that_a_caller_has_waited_for() {
+    let pki = Pki::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let serving = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        for _ in 0..2 {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            stream
+                .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+                .await
+                .unwrap();
+            let mut body = [0; 4];
+            stream.read_exact(&mut body).await.unwrap();
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nback";
+            stream.write_all(answer).await.unwrap();
+        }
+        std::future::pending::<()>().await;
+    });
+    let origin = Origin::start(&pki, |mut exchange| async move {
+        exchange.body().await;
+        exchange.answer("back");
+    })
+    .await;
+    let proxy = front(&pki, &[("h1", &url), ("h2", &origin.url)]);
+    tokio::task::block_in_place(|| {
+        for vendor in ["h1", "h2"] {
+            let mut stream = connect(proxy.data);
+            for nth in 0..2 {
+                let request = format!(
+                    "POST /{vendor}/x HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n"
+                );
+                stream.write_all(request.as_bytes()).unwrap();
+                assert_eq!(status_of(&head(&mut stream)), 100, "{vendor} {nth}");
+                stream.write_all(b"body").unwrap();
+                let head = head(&mut stream);
+                assert_eq!(status_of(&head), 200, "{vendor} {nth}: {head}");
+                assert!(
+                    !head.contains("Connection: close"),
+                    "{vendor} {nth}: {head}"
+                );
+                let mut body = [0; 4];
+                stream.read_exact(&mut body).unwrap();
+                assert_eq!(&body, b"back", "{vendor} {nth}");
+            }
+        }
+    });
+    serving.abort();
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::front::{Answer, answer};
-use crate::support::origin::Origin;
+use crate::support::origin::{Caller, Origin};
 use crate::support::peers::Pki;
 use crate::support::script::{Asked, Reply, Server};
 use crate::support::{PATIENCE, Proxy, eventually, exchange, signal, status_of};
@@ -632,4 +632,100 @@ async fn an_answer_that_stops_coming_is_broken_off_after_the_idle_time() {
         assert_eq!(setup.status()["breaker"], "closed");
     }
     stalling.abort();
+}
+
+/// A vendor that begins each answer with `begin` and then sends `more` again and again.
+async fn endless(begin: &'static str, more: &'static str) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let _ = stream.read(&mut [0; 4096]).await;
+                let _ = stream.write_all(begin.as_bytes()).await;
+                while stream.write_all(more.as_bytes()).await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            });
+        }
+    });
+    url
+}
+
+/// The status that a caller over HTTP/2 gets in time; `None`: nothing.
+async fn over_http2(url: &str, timeouts: &str) -> Option<u16> {
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = yaml(url, &format!("    timeouts: {{ {timeouts} }}\n"));
+    let yaml = yaml.replacen("bind: 127.0.0.1:0 }", "bind: 127.0.0.1:0, h2c: true }", 1);
+    let path = dir.path().to_owned();
+    let proxy = tokio::task::spawn_blocking(move || Proxy::start(&path, &yaml))
+        .await
+        .unwrap();
+    let mut caller = Caller::connect(proxy.data).await;
+    let asking = caller.ask(http::Request::get("http://localhost/v/x"), b"");
+    let got = tokio::time::timeout(Duration::from_secs(8), asking).await;
+    got.ok().map(|got| got.status)
+}
+
+const DRIBBLED: (&str, &str) = ("HTTP/1.1 200 OK\r\nX-Long: ", "x");
+const HINTS: (&str, &str) = ("", "HTTP/1.1 103 Early Hints\r\n\r\n");
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "nothing counts the time of a whole head for callers over HTTP/2: the request loop of ours mends this"]
+async fn a_dribbled_head_is_a_504_for_callers_over_http_2_too() {
+    let url = endless(DRIBBLED.0, DRIBBLED.1).await;
+    let got = tokio::join!(
+        over_http2(&url, "first_byte: 1s"),
+        over_http2(&url, "total: 1s")
+    );
+    assert_eq!(got, (Some(504), Some(504)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endless_early_hints_end_with_the_total_time_for_callers_over_http_2_too() {
+    let url = endless(HINTS.0, HINTS.1).await;
+    assert_eq!(over_http2(&url, "total: 1s").await, Some(504));
+}
+
+/// It says for how long it keeps a connection, and drops what it gets after that without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_post_meets_a_connection_that_its_vendor_has_said_to_close() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counter = connections.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            counter.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                let mut answered: Option<Instant> = None;
+                loop {
+                    let mut head = Vec::new();
+                    while !head.ends_with(b"\r\n\r\n") {
+                        if stream.read_buf(&mut head).await.unwrap_or(0) == 0 {
+                            return;
+                        }
+                    }
+                    // Closing as the request arrives, as it may on any network.
+                    if answered.is_some_and(|at| at.elapsed() > Duration::from_millis(1500)) {
+                        return;
+                    }
+                    let answer = b"HTTP/1.1 200 OK\r\nKeep-Alive: timeout=2, max=100\r\nContent-Length: 0\r\n\r\n";
+                    stream.write_all(answer).await.unwrap();
+                    answered = Some(Instant::now());
+                }
+            });
+        }
+    });
+    let setup = Setup::new(&url, "").await;
+    let post = async || setup.send("POST", "/x").await.status;
+    // What is not old yet is used again, once it is known for how long.
+    assert_eq!((post().await, post().await, post().await), (200, 200, 200));
+    assert!(connections.load(Ordering::SeqCst) <= 2);
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(1700)).await;
+        assert_eq!(post().await, 200);
+    }
 }

@@ -1,8 +1,15 @@
 //! WebSocket and gRPC: their own servers and clients, with credentials that the clients lack.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 use crate::support::peers::Pki;
 use crate::support::peers::streams::{Peer, Staying, client};
@@ -126,4 +133,125 @@ fn a_websocket_ends_with_the_drain() {
     signal(proxy.id(), "TERM");
     assert_eq!(proxy.ended(), Some(0));
     open.lasted();
+}
+
+const ACCEPTED: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+/// A text frame, as a server sends it (RFC 6455 §5.2).
+const FRAME: &[u8] = b"\x81\x05hello";
+
+/// What a vendor does once it has sent [`FRAME`].
+#[derive(Clone, Copy)]
+enum Then {
+    /// Its system resets the connection.
+    Reset,
+    /// Nothing.
+    Wait,
+}
+
+/// A vendor that accepts every WebSocket, and how often it was asked for one.
+async fn accepting(then: Then) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = asked.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            counter.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
+                stream.write_all(ACCEPTED.as_bytes()).await.unwrap();
+                stream.write_all(FRAME).await.unwrap();
+                match then {
+                    Then::Reset => {
+                        // So that what was sent has been taken.
+                        tokio::time::sleep(Duration::from_millis(300)).await;
+                        stream.set_zero_linger().unwrap();
+                    }
+                    Then::Wait => std::future::pending().await,
+                }
+            });
+        }
+    });
+    (url, asked)
+}
+
+/// Opens a WebSocket to vendor `v` and reads to its end: what came behind the head of the response,
+/// and how long that took.
+fn to_the_end(proxy: &Proxy) -> (Vec<u8>, Duration) {
+    let mut stream = TcpStream::connect(proxy.data).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    let request = "GET /v/socket HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let asked = Instant::now();
+    let mut said = Vec::new();
+    let mut some = [0; 4096];
+    loop {
+        match stream.read(&mut some) {
+            Ok(0) => break,
+            Ok(read) => said.extend_from_slice(&some[..read]),
+            Err(cause) if cause.kind() == std::io::ErrorKind::ConnectionReset => break,
+            Err(cause) => panic!("still open: {cause}; {}", String::from_utf8_lossy(&said)),
+        }
+    }
+    let took = asked.elapsed();
+    assert!(
+        said.starts_with(b"HTTP/1.1 101 "),
+        "{}",
+        String::from_utf8_lossy(&said)
+    );
+    let end = said
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .unwrap();
+    (said.split_off(end + 4), took)
+}
+
+async fn before(url: &str, more: &str) -> (Proxy, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = format!(
+        "listeners: [ {{ bind: 127.0.0.1:0 }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\nvendors:\n  v:\n    upstream: {url}\n    allow_plaintext: true\n    {more}\n"
+    );
+    let directory = dir.path().to_owned();
+    let proxy = tokio::task::spawn_blocking(move || Proxy::start(&directory, &yaml))
+        .await
+        .unwrap();
+    (proxy, dir)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vendors_reset_of_a_websocket_reaches_the_caller_at_once() {
+    let (url, asked) = accepting(Then::Reset).await;
+    let (proxy, _dir) = before(&url, "timeouts: { idle: 1h }").await;
+    let (frames, took) = tokio::task::block_in_place(|| to_the_end(&proxy));
+    assert_eq!(frames, FRAME, "{}", String::from_utf8_lossy(&frames));
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    eventually("over", || (in_flight(&proxy) == "0").then_some(()));
+    // Whoever was accepted once is not asked for again.
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_that_a_limit_ends_gets_no_bytes_of_http() {
+    let (url, _) = accepting(Then::Wait).await;
+    for limit in ["idle: 1s", "total: 1s"] {
+        let (proxy, _dir) = before(&url, &format!("timeouts: {{ {limit} }}")).await;
+        let (frames, _) = tokio::task::block_in_place(|| to_the_end(&proxy));
+        assert_eq!(
+            frames,
+            FRAME,
+            "{limit}: {}",
+            String::from_utf8_lossy(&frames)
+        );
+        eventually("said why", || {
+            let said = proxy.stderr();
+            let line = said.lines().find(|line| line.contains("request failed"))?;
+            line.contains("reason=\"upstream_timeout\"").then_some(())
+        });
+    }
 }

@@ -754,7 +754,15 @@ impl AsyncWrite for Guarded {
         if !self.head.is_complete()
             && let Some(refusal) = Unmade::written(bytes)
         {
-            let _ = self.unmade.set(refusal);
+            let status = refusal.status;
+            let refusal = self.unmade.get_or_init(|| refusal);
+            // The parser refuses with nothing but a status, in one piece.
+            if status == StatusCode::BAD_REQUEST && bytes.ends_with(b"\r\n\r\n") {
+                let stop = Error::BadFraming("The request's head cannot be parsed.");
+                let answer = Problem::new(stop, None, &refusal.request_id, false).to_http1();
+                ready!(Pin::new(&mut self.inner).poll_write(cx, &answer))?;
+                return Poll::Ready(Ok(bytes.len()));
+            }
         }
         let wrote = Pin::new(&mut self.inner).poll_write(cx, bytes);
         self.poll_taking(wrote, cx)

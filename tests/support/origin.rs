@@ -13,7 +13,7 @@ use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
@@ -84,6 +84,8 @@ pub enum Conduct {
     Window(u32),
     /// Nothing is read any more once the first request was answered; nothing is closed.
     VanishAfterOne,
+    /// Over HTTP/1.1, the first request's head is read and nothing after it; nothing is closed.
+    Deaf,
 }
 
 /// Names of ALPN, in the order of preference.
@@ -162,6 +164,7 @@ impl Origin {
                         }
                         (Some(b"h2"), Conduct::Break) => break_off(stream).await,
                         (Some(b"h2"), _) => serve(stream, nth, conduct, script).await,
+                        (_, Conduct::Deaf) => hear_a_head(stream).await,
                         (_, _) => serve_http1(stream).await,
                     }
                 });
@@ -275,6 +278,19 @@ async fn first_head(stream: &mut TlsStream<TcpStream>) -> Vec<u8> {
             return payload;
         }
     }
+}
+
+/// Reads a head over HTTP/1.1 and then nothing more, for as long as anybody cares.
+pub async fn hear_a_head(mut stream: impl AsyncRead + Unpin) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        if stream.read_exact(&mut byte).await.is_err() {
+            return;
+        }
+        head.push(byte[0]);
+    }
+    std::future::pending::<()>().await;
 }
 
 /// Says over HTTP/1.1 that it is HTTP/1.1, and how the request looked.

@@ -1,5 +1,6 @@
 //! Whether a request may be sent once more, where to, and with which credential.
 
+use http::StatusCode;
 use http::header::CONTENT_LENGTH;
 use pingora::ErrorSource;
 use pingora::prelude::{Error as PingoraError, ErrorType};
@@ -93,9 +94,7 @@ pub(in crate::request) fn once_more(
     error: &PingoraError,
     reused: bool,
 ) -> bool {
-    let answered = session
-        .response_written()
-        .is_some_and(|head| !head.status.is_informational());
+    let answered = is_answered(session);
     let refusal = Refusal::of(error);
     if let (Some(refusal), Some(way), Some(taken)) = (refusal, &ctx.way, &ctx.taken) {
         match refusal {
@@ -137,6 +136,14 @@ pub(in crate::request) fn once_more(
         way.upstream.note_broken(&mut ctx.unreached, taken);
     }
     again
+}
+
+/// Whether the caller has the head of its response. With a 101 the connection is another protocol's,
+/// which no further byte of ours may disturb (RFC 9110 §15.2.2).
+pub(in crate::request) fn is_answered(session: &Session) -> bool {
+    session.response_written().is_some_and(|head| {
+        !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS
+    })
 }
 
 /// Whether the whole body can be sent again: what has been read of it is there, and what is still

@@ -381,8 +381,8 @@ pub enum KeySource {
 /// Requests over time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// Requests per second.
-    pub per_second: NonZeroU32,
+    /// The time in which one more is let through.
+    pub every: Duration,
     /// How many may come at once.
     pub burst: NonZeroU32,
 }
@@ -510,6 +510,8 @@ pub struct Vendor {
     pub allow: Vec<PathRule>,
     /// `%2F` and `%5C` may occur in a path.
     pub encoded_slash_pass: bool,
+    /// Names of fields with more than letters, digits and `-` that callers may send.
+    pub header_names: Vec<http::HeaderName>,
     /// Calls that are answered here instead of refused; empty for `login: refuse`.
     pub logins: Vec<LoginPath>,
     /// Our own credential is masked where an answer repeats it.

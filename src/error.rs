@@ -29,6 +29,8 @@ pub enum Error {
     CrossSite,
     /// The vendor's login, token or secret-showing path.
     RefusedPath,
+    /// COPY or MOVE with a `Destination`, a path that no rule was asked about.
+    SecondPath,
     /// No vendor's prefix or host matches.
     NoVendor,
     /// TRACE or CONNECT.
@@ -139,6 +141,12 @@ impl Error {
                 StatusCode::FORBIDDEN,
                 "refused_path",
                 "This path logs in, hands out or revokes credentials, or is not on the vendor's allow list; the proxy does that itself.",
+                "http_request_denied",
+            ),
+            Self::SecondPath => (
+                StatusCode::FORBIDDEN,
+                "refused_path",
+                "COPY and MOVE name a second path in Destination, which no rule is asked about; they do not pass with it.",
                 "http_request_denied",
             ),
             Self::NoVendor => (
@@ -274,6 +282,7 @@ impl Error {
             | Self::Forbidden
             | Self::CrossSite
             | Self::RefusedPath
+            | Self::SecondPath
             | Self::NoVendor
             | Self::MethodNotAllowed
             | Self::BodyTooLarge

@@ -5,7 +5,7 @@
 //! request_filter          head → caller → vendor → allowed? → Credential.current()
 //! upstream_peer           a finished template, the next address at each attempt
 //! upstream_request_filter strip → place
-//! upstream_response_filter 401? reject, await newer, replay once · strip · rewrite Location
+//! upstream_response_filter 401? reject, await newer, replay once · strip · lead references back
 //! upstream_response_body_filter  our own credential masked, or the answer broken off
 //! fail_to_proxy           the one place where an answer of our own is written
 //! logging                 one log line, one metrics update
@@ -25,6 +25,7 @@ pub mod path;
 mod phase;
 pub mod placement;
 pub mod redact;
+pub mod references;
 pub mod retry;
 pub mod vendor;
 
@@ -36,9 +37,9 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{
-    CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, LOCATION, TRANSFER_ENCODING,
+    CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING,
 };
-use http::{HeaderMap, StatusCode, Version};
+use http::{HeaderMap, Method, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error as PingoraError, ErrorType, HttpPeer};
 use pingora::protocols::Digest;
@@ -51,8 +52,8 @@ use self::limit::Pace;
 use self::phase::admit::{Admitted, admit};
 use self::phase::again::{another_connection, is_answered, newer_credential, once_more};
 use self::phase::echo::{mask_head, needles};
+use self::phase::lead_back::lead_back;
 use self::phase::own_answer::{answer, classify, logged_in};
-use self::phase::shown::{callers_authority, callers_scheme};
 use self::phase::told::{failed, finished};
 use self::redact::{Redactor, Withheld};
 use self::vendor::{InFlight, Routes, Vendor};
@@ -143,6 +144,8 @@ pub struct Context {
     redactor: Option<Redactor>,
     /// Why we answer ourselves.
     stop: Option<Error>,
+    /// We have answered a gRPC call, whose status on the wire is always 200.
+    refused_as_grpc: bool,
     attempts: u32,
     /// This attempt's error is the 401 that is to be replayed.
     replaying: bool,
@@ -219,6 +222,7 @@ impl ProxyHttp for Proxy {
             held: None,
             redactor: None,
             stop: None,
+            refused_as_grpc: false,
             attempts: 0,
             replaying: false,
             replayed: false,
@@ -390,6 +394,12 @@ impl ProxyHttp for Proxy {
         {
             request.remove_header(&name);
         }
+        if !vendor.header_names.is_empty() {
+            let barred = &ctx.snapshot.barred;
+            for name in barred.doubles_in_request(&request.headers, vendor.cookies_pass) {
+                request.remove_header(&name);
+            }
+        }
         if h2 && !to_h2 && vendor.cookies_pass {
             // HTTP/2 may send a cookie in pieces; older servers read the first alone.
             if let Some(joined) = headers::joined_cookies(&request.headers) {
@@ -420,6 +430,15 @@ impl ProxyHttp for Proxy {
                 let path = ctx.target.split('?').next().unwrap_or("/");
                 request.set_raw_path(format!("{path}?{query}").as_bytes())?;
             }
+        }
+        // Many servers answer 411 where a method that has a body comes without one and does not say so
+        // (RFC 9110 §8.6). HTTP/2 has another way to say it.
+        if !to_h2
+            && matches!(request.method, Method::POST | Method::PUT | Method::PATCH)
+            && !request.headers.contains_key(CONTENT_LENGTH)
+            && session.as_downstream_mut().is_body_empty()
+        {
+            request.insert_header("Content-Length", HeaderValue::from_static("0"))?;
         }
         if session.as_downstream_mut().is_body_done() {
             body_is_complete(session, ctx);
@@ -496,6 +515,7 @@ impl ProxyHttp for Proxy {
         for name in headers::barred_in_answer(&answer.headers, vendor.cookies_pass, upgraded) {
             answer.remove_header(&name);
         }
+        lead_back(answer, vendor, ctx.by_prefix)?;
         if answer.status.is_informational() && !upgraded {
             // They may come without end.
             in_time(ctx)?;
@@ -562,17 +582,6 @@ impl ProxyHttp for Proxy {
         vendor
             .acceptance
             .count(now, answer.status == StatusCode::UNAUTHORIZED, generation);
-        if let Some(location) = answer.headers.get(LOCATION)
-            && let Ok(authority) = callers_authority(session)
-            && let Some(ours) = headers::rewrite_location(
-                location,
-                &vendor.upstream,
-                if ctx.by_prefix { &vendor.prefix } else { "" },
-                &format!("{}://{authority}", callers_scheme(session)),
-            )
-        {
-            answer.insert_header("Location", ours)?;
-        }
         answer.append_header("Via", answer::VIA)?;
         answer.insert_header("X-Request-Id", ctx.request_id.clone())
     }

@@ -874,15 +874,101 @@ vendors: { a: { upstream: 'https://a.example', limits: { rate: { per_second: 7 }
     );
     let rate = |nth: usize| {
         let rate = callers[nth].rate.unwrap();
-        (rate.per_second.get(), rate.burst.get())
+        (rate.every.as_millis(), rate.burst.get())
     };
-    assert_eq!((rate(2), rate(3)), ((5, 5), (5, 9)));
+    assert_eq!((rate(2), rate(3)), ((200, 5), (200, 9)));
     let jwt = callers[4].jwt.as_ref().unwrap();
     assert_eq!(jwt.subject.as_deref(), Some("a:*"));
     assert!(matches!(&jwt.keys, KeySource::Url { url, .. } if url.as_str() == "https://i/keys"));
     assert!(callers[5].api_key.is_some());
     let limit = config.vendors[0].limits.rate.unwrap();
-    assert_eq!(limit.per_second.get(), 7);
+    assert_eq!((limit.every.as_millis(), limit.burst.get()), (142, 7));
+}
+
+#[test]
+fn a_rate_may_be_a_fraction_between_one_a_day_and_any() {
+    for (written, wanted) in [
+        ("per_second: 0", None),
+        ("per_second: 0.0", None),
+        ("per_second: 0.1", Some((10_000, 1))),
+        ("per_second: 0.5, burst: 3", Some((2_000, 3))),
+        ("per_second: 2.5", Some((400, 3))),
+        ("per_second: 1e3", Some((1, 1000))),
+    ] {
+        let text = format!(
+            "vendors: {{ a: {{ upstream: 'https://a.example', limits: {{ rate: {{ {written} }} }} }} }}"
+        );
+        let rate = valid(&text).vendors[0].limits.rate;
+        let rate = rate.map(|rate| (rate.every.as_millis(), rate.burst.get()));
+        assert_eq!(rate, wanted, "{written}");
+    }
+    for (written, wanted) in [
+        (
+            "per_second: -1",
+            "limits.rate.per_second: must be 0, or between",
+        ),
+        (
+            "per_second: -0.5",
+            "limits.rate.per_second: must be 0, or between",
+        ),
+        (
+            "per_second: 1e-9",
+            "limits.rate.per_second: must be 0, or between",
+        ),
+        (
+            "per_second: 1e10",
+            "limits.rate.per_second: must be 0, or between",
+        ),
+        ("per_second: .inf", "limits.rate.per_second: "),
+        ("per_second: .nan", "limits.rate.per_second: "),
+        (
+            "per_second: fast",
+            "limits.rate.per_second: must be a number, not text",
+        ),
+        (
+            "per_second: 0.001, burst: 0",
+            "limits.rate.burst: must be at least 1",
+        ),
+        (
+            "per_second: 0.001, burst: 10000000",
+            "limits.rate.burst: would take longer",
+        ),
+    ] {
+        let text = format!(
+            "vendors: {{ a: {{ upstream: 'https://a.example', limits: {{ rate: {{ {written} }} }} }} }}"
+        );
+        let found = mistakes(&text);
+        assert!(found[0].contains(wanted), "{written}: {found:?}");
+    }
+}
+
+#[test]
+fn a_permitted_header_name_is_one_that_needs_it_and_frames_nothing() {
+    let text = |names: &str| {
+        format!("vendors: {{ a: {{ upstream: 'https://a.example', header_names: [ {names} ] }} }}")
+    };
+    let names = &valid(&text("X_Account, x.trace")).vendors[0].header_names;
+    assert_eq!(names[..], ["x_account", "x.trace"]);
+    for (name, wanted) in [
+        ("X-Account", "header_names[0]: needs no permission"),
+        (
+            "'a b'",
+            "header_names[0]: is not the name of a header field",
+        ),
+        ("'a:'", "header_names[0]: is not the name of a header field"),
+        ("''", "header_names[0]: is not the name of a header field"),
+        (
+            "Content_Length",
+            "header_names[0]: could be taken for `content-length`",
+        ),
+        (
+            "transfer.encoding",
+            "header_names[0]: could be taken for `transfer-encoding`",
+        ),
+    ] {
+        let found = mistakes(&text(name));
+        assert!(found[0].contains(wanted), "{name}: {found:?}");
+    }
 }
 
 #[test]

@@ -125,3 +125,112 @@ async fn whoever_is_not_known_learns_nothing_of_routes_and_vendors() {
     let answer = setup.known("GET /v/secret/x HTTP/1.1\nHost: localhost");
     assert_eq!(problem(&answer)["vendor"], "v", "{answer}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_asks_for_a_tunnel_is_refused_over_http_2_too() {
+    let setup = Setup::new("").await;
+    let mut caller = Caller::connect(setup.proxy.data).await;
+    let request = Request::builder()
+        .method("CONNECT")
+        .uri("vendor.example:443")
+        .header("x-countersign-key", KEY);
+    let got = caller.ask(request, b"").await;
+    assert_eq!(got.status, 405, "{got:?}");
+    let body: Value = serde_json::from_str(&got.body).unwrap();
+    assert_eq!(body["reason"], "method_not_allowed");
+}
+
+/// What a rate of one in ten seconds lets through.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_may_be_a_fraction() {
+    let setup = Setup::new("    limits: { rate: { per_second: 0.1, burst: 2 } }").await;
+    let statuses: Vec<u16> = (0..3)
+        .map(|_| status_of(&setup.known("GET /v/x HTTP/1.1\nHost: localhost")))
+        .collect();
+    assert_eq!(statuses, [200, 200, 429]);
+    let refused = setup.known("GET /v/x HTTP/1.1\nHost: localhost");
+    let seconds = refused
+        .lines()
+        .find_map(|line| line.strip_prefix("Retry-After: "))
+        .unwrap();
+    let seconds: u64 = seconds.parse().unwrap();
+    assert!((2..=10).contains(&seconds), "{refused}");
+}
+
+/// A gRPC call of a caller with these fields, and what it got.
+async fn grpc(setup: &Setup, path: &str, fields: &[(&str, &str)]) -> crate::support::origin::Got {
+    let mut request = Request::post(format!("http://localhost{path}"))
+        .header("content-type", "application/grpc+proto")
+        .header("te", "trailers");
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    let mut caller = Caller::connect(setup.proxy.data).await;
+    caller.ask(request, b"\0\0\0\0\0").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_grpc_call_gets_a_status_of_its_own_and_no_body() {
+    let more = "    limits: { body: 4B }\n  dead:\n    upstream: http://127.0.0.1:1\n    allow_plaintext: true";
+    let setup = Setup::new(more).await;
+    let known = [("x-countersign-key", KEY)];
+    for (path, fields, code, reason, status) in [
+        ("/v/x", &[][..], "16", "unknown_caller", 401),
+        ("/nowhere/x", &[], "16", "unknown_caller", 401),
+        ("/nowhere/x", &known, "12", "no_vendor", 404),
+        ("/dead/x", &known, "7", "forbidden", 403),
+        ("/v/secret/x", &known, "7", "refused_path", 403),
+        ("/v//x", &known, "13", "bad_request", 400),
+        ("/v/x", &known, "8", "body_too_large", 413),
+    ] {
+        let got = grpc(&setup, path, fields).await;
+        let field = |name: &str| {
+            let value = got.fields.get(name);
+            value.map_or("", |value| value.to_str().unwrap())
+        };
+        assert_eq!(
+            (got.status, got.body.as_str()),
+            (200, ""),
+            "{path}: {got:?}"
+        );
+        assert_eq!(field("content-type"), "application/grpc");
+        assert_eq!(field("grpc-status"), code, "{path}: {got:?}");
+        assert!(field("grpc-message").starts_with(reason), "{path}: {got:?}");
+        let details = format!("details=\"{reason}\"");
+        assert!(field("proxy-status").ends_with(&details), "{path}: {got:?}");
+
+        // Over HTTP/1.1 the same; its line and its count have the status of the reason.
+        let head = format!(
+            "POST {path} HTTP/1.1\nHost: localhost\nContent-Type: application/grpc\nX-Request-Id: id-{code}-{}\nContent-Length: 5",
+            fields.len()
+        );
+        let answer = if fields.is_empty() {
+            setup.unknown(&head)
+        } else {
+            setup.known(&head)
+        };
+        let (told, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert_eq!((status_of(&answer), body), (200, ""), "{answer}");
+        for field in [
+            format!("grpc-status: {code}"),
+            "Content-Type: application/grpc".to_owned(),
+            "Content-Length: 0".to_owned(),
+        ] {
+            assert!(told.lines().any(|line| line == field), "{field} in {told}");
+        }
+        let said = setup.proxy.said();
+        let counted = said.lines().filter(|line| {
+            line.contains(&format!("\"status\":{status},"))
+                && line.contains(&format!("\"reason\":\"{reason}\""))
+                && line.contains(path)
+        });
+        assert_eq!(counted.count(), 2, "{path} in {said}");
+    }
+    let metrics = setup.proxy.admin("/metrics").1;
+    assert!(
+        metrics.lines().any(|line| line.contains("status=\"413\"")),
+        "{metrics}"
+    );
+    assert!(!metrics.contains("status=\"200\""), "{metrics}");
+    assert!(setup.echo.requests().is_empty());
+}

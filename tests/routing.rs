@@ -122,7 +122,7 @@ async fn callers_credentials_and_overrides_never_reach_the_vendor() {
     )
     .await;
     let answer = setup.send(
-        "GET /v/x HTTP/1.1\nHost: localhost\nAuthorization: Bearer theirs\nPROXY-AUTHORIZATION: Basic theirs\nCookie: theirs\nX-Api-Key: theirs\nX-Venafi-Api-Key: theirs\nLOGIN: theirs\nPassword: theirs\nCUSTOMERURI: theirs\nX-Countersign-Key: theirs\nX-Forwarded-For: theirs\nForwarded: theirs\nX-Original-URL: /theirs\nX-Rewrite-URL: /theirs\nX-HTTP-Method-Override: theirs\nX-Private: theirs-too\nTE: theirs\nAccept: kept\nConnection: close, X-Private, Password",
+        "GET /v/x HTTP/1.1\nHost: localhost\nAuthorization: Bearer theirs\nPROXY-AUTHORIZATION: Basic theirs\nCookie: theirs\nX-Api-Key: theirs\nX-Venafi-Api-Key: theirs\nLOGIN: theirs\nPassword: theirs\nCUSTOMERURI: theirs\nX-Countersign-Key: theirs\nX-Forwarded-For: theirs\nForwarded: theirs\nX-Original-URL: /theirs\nX-Rewrite-URL: /theirs\nX-HTTP-Method-Override: theirs\nX-Real-IP: theirs\nTrue-Client-IP: theirs\nCF-Connecting-IP: theirs\nX-Client-IP: theirs\nClient-IP: theirs\nX-Original-Host: theirs\nX-Host: theirs\nX-HTTP-Host-Override: theirs\nX-HTTP-Path-Override: theirs\nRemote-User: theirs\nX-Remote-User: theirs\nX-ARR-ClientCert: theirs\nX-SSL-Client-Cert: theirs\nX-SSL-Client-S-DN: theirs\nX-Client-Cert: theirs\nX-Forwarded-Client-Cert: theirs\nX-Private: theirs-too\nTE: theirs\nAccept: kept\nConnection: close, X-Private, Password",
         "",
     );
     assert_eq!(status_of(&answer), 200, "{answer}");
@@ -201,10 +201,92 @@ async fn heads_that_can_be_read_in_two_ways_are_refused_and_reach_nobody() {
 
     let absolute = setup.send("GET http://localhost/v/x HTTP/1.1\nHost: localhost", "");
     assert!(absolute.ends_with("GET /base/x"), "{absolute}");
-    for method in ["TRACE", "CONNECT"] {
-        let answer = setup.send(&format!("{method} /v/x HTTP/1.1\nHost: localhost"), "");
-        assert_eq!(status_of(&answer), 405, "{answer}");
+    for (method, target, host) in [
+        ("TRACE", "/v/x", "localhost"),
+        ("CONNECT", "/v/x", "localhost"),
+        ("CONNECT", "localhost:443", "localhost:443"),
+        ("CONNECT", "vendor.example:443", "vendor.example:443"),
+        ("CONNECT", "[::1]:443", "[::1]:443"),
+        // As clients do that are told to use a proxy, and those that name the proxy instead.
+        ("CONNECT", "vendor.example:443", "localhost"),
+        ("CONNECT", "vendor.example", "localhost"),
+    ] {
+        let answer = setup.send(&format!("{method} {target} HTTP/1.1\nHost: {host}"), "");
+        assert_eq!(status_of(&answer), 405, "{method} {target}: {answer}");
+        assert!(answer.contains("\"method_not_allowed\""), "{answer}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_with_an_odd_name_passes_to_the_vendor_that_permits_it_alone() {
+    let more = "    header_names: [ X_Account, x.trace.id, X_Real_IP, X_Api_Key ]\n  w:\n    upstream: http://127.0.0.1:1\n    allow_plaintext: true\n";
+    let setup = Setup::new(more).await;
+    let answer = setup.send(
+        "GET /v/x HTTP/1.1\nHost: localhost\nx_account: kept\nX.Trace.Id: kept\nX_Real_IP: theirs\nX_API_KEY: theirs",
+        "",
+    );
+    assert_eq!(status_of(&answer), 200, "{answer}");
+    let arrived = setup.arrived();
+    assert_eq!(arrived.matches(": kept").count(), 2, "{arrived}");
+    // Permitted or not: no vendor is to take it for what it could be taken for.
+    assert!(!arrived.contains("theirs"), "{arrived}");
+    for (path, field) in [
+        ("/w/x", "X_Account"),
+        ("/nowhere", "X_Account"),
+        ("/v/x", "X_Other"),
+    ]
+    .into_iter()
+    .chain(
+        [
+            "X!", "X#", "X$", "X%", "X&", "X'", "X*", "X+", "X.", "X^", "X`", "X|", "X~",
+        ]
+        .map(|name| ("/v/x", name)),
+    ) {
+        let answer = setup.send(
+            &format!("GET {path} HTTP/1.1\nHost: localhost\n{field}: 1"),
+            "",
+        );
+        assert_eq!(status_of(&answer), 400, "{path}, {field}: {answer}");
+        assert!(answer.contains("\"bad_request\""), "{field}: {answer}");
+    }
+    assert_eq!(setup.echo.requests().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_path_that_no_rule_is_asked_about_does_not_pass() {
+    let setup = Setup::new("").await;
+    for method in ["COPY", "MOVE"] {
+        let head = format!("{method} /v/a HTTP/1.1\nHost: localhost");
+        let answer = setup.send(&format!("{head}\nDestination: http://localhost/v/b"), "");
+        assert_eq!(status_of(&answer), 403, "{answer}");
+        assert!(answer.contains("\"refused_path\""), "{answer}");
+        assert!(setup.echo.requests().is_empty());
+    }
+    let answer = setup.send("GET /v/a HTTP/1.1\nHost: localhost\nDestination: Rome", "");
+    assert_eq!(status_of(&answer), 200, "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_connection_may_not_name_is_the_callers_fault_alone() {
+    let setup = Setup::new("").await;
+    for options in [
+        "host",
+        "Keep-Alive, Host",
+        "X-Forwarded-For",
+        ":authority",
+        "\"close\"",
+        "a, b, c, d, e, f, g, h, i",
+    ] {
+        let answer = setup.send(
+            &format!("GET /v/x HTTP/1.1\nHost: localhost\nConnection: close, {options}"),
+            "",
+        );
+        assert_eq!(status_of(&answer), 400, "{options}: {answer}");
+        assert!(answer.contains("\"bad_request\""), "{options}: {answer}");
+    }
+    assert!(setup.echo.requests().is_empty());
+    let said = setup.proxy.said();
+    assert!(!said.contains("request failed"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -234,7 +316,7 @@ async fn answers_pass_untouched_but_for_what_belongs_to_a_connection_or_a_sessio
     let origin = setup.echo.url();
     let answer = setup.send(
         &format!(
-            "GET /v/x?status=202&reason=Well%20Done&header=Set-Cookie:s%3D1&header=Keep-Alive:timeout%3D1&header=Location:{origin}/base/next&header=Proxy-Status:countersign;%20error%3Dx&body=hello HTTP/1.1\nHost: localhost"
+            "GET /v/x?status=202&reason=Well%20Done&header=Set-Cookie:s%3D1&header=Keep-Alive:timeout%3D1&header=Location:{origin}/base/next&header=Content-Location:{origin}/base/this&header=Link:%3C{origin}/base/x%3Fpage=2%3E%3B%20rel=next,%20%3Chttps://other.example/y%3E%3B%20rel=up&header=Link:%3C/base/z%3E&header=Proxy-Status:countersign;%20error%3Dx&body=hello HTTP/1.1\nHost: localhost"
         ),
         "",
     );
@@ -242,7 +324,14 @@ async fn answers_pass_untouched_but_for_what_belongs_to_a_connection_or_a_sessio
     assert!(head.starts_with("HTTP/1.1 202 Well Done\r\n"), "{head}");
     assert_eq!(body, "hello");
     assert!(head.contains("Via: 1.1 countersign"), "{head}");
-    assert!(head.contains("Location: http://localhost/v/next"), "{head}");
+    // Relative: whatever name and scheme the proxy is reached by, they are not the vendor's.
+    for led_back in [
+        "\r\nLocation: /v/next\r\n",
+        "\r\nContent-Location: /v/this\r\n",
+        "\r\nLink: </v/x?page=2>; rel=next, <https://other.example/y>; rel=up\r\nLink: </v/z>\r\n",
+    ] {
+        assert!(head.contains(led_back), "{led_back:?} in {head}");
+    }
     let lower = head.to_lowercase();
     assert!(lower.contains("x-request-id: "), "{head}");
     for gone in ["set-cookie", "keep-alive: timeout", "proxy-status"] {
@@ -258,8 +347,12 @@ async fn answers_pass_untouched_but_for_what_belongs_to_a_connection_or_a_sessio
     for (said, followed) in [
         ("/base/y", "/y"),
         ("/y", "/y"),
-        (&*format!("{origin}/base/y"), "http://v.internal/y"),
-        ("/base//y", "http://v.internal//y"),
+        (&*format!("{origin}/base/y"), "/y"),
+        ("/base//y", "/.//y"),
+        (
+            "https://other.example/base/y",
+            "https://other.example/base/y",
+        ),
     ] {
         let by_host = setup.send(
             &format!("GET /x?status=302&header=Location:{said} HTTP/1.1\nHost: v.internal"),

@@ -58,6 +58,76 @@ fn grpc_of_every_kind_passes_over_tls_and_over_plaintext() {
     }
 }
 
+#[test]
+fn grpcs_own_client_reads_the_status_of_every_refusal() {
+    let pki = Pki::new();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let tokens = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let vendor = |name: &str, upstream: &str, more: &str| {
+        format!("  {name}:\n    upstream: {upstream}\n    allow_plaintext: true\n{more}")
+    };
+    let silent_url = format!("http://{}", silent.local_addr().unwrap());
+    let waiting = format!(
+        "    auth: {{ client_credentials: {{ token_url: \"http://{}/token\", client_id: c, client_secret: {{ value: vendor-secret }} }} }}\n    timeouts: {{ token_wait: 100ms }}\n",
+        tokens.local_addr().unwrap()
+    );
+    let vendors = [
+        vendor("gone", "http://127.0.0.1:1", ""),
+        vendor("silent", &silent_url, "    timeouts: { idle: 500ms }\n"),
+        vendor("small", &silent_url, "    limits: { body: 10B }\n"),
+        vendor(
+            "slow",
+            &silent_url,
+            "    limits: { rate: { per_second: 0.01 } }\n    timeouts: { idle: 500ms }\n",
+        ),
+        vendor("waiting", &silent_url, &waiting),
+        vendor("others", &silent_url, ""),
+        vendor("kept", &silent_url, "    refuse: [ \"/secret/**\" ]\n"),
+    ]
+    .concat();
+    let yaml = format!(
+        "listeners: [ {{ bind: 127.0.0.1:0, h2c: true }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ncallers: {{ app: {{ api_key: {{ value: the-key }}, allow: [ gone, silent, small, slow, waiting, kept ] }} }}\nvendors:\n{vendors}"
+    );
+    let proxy = Proxy::launch(pki.dir(), &yaml, &[]);
+    let target = proxy.data.to_string();
+    let refused = |key: &str, methods: &[&str]| {
+        let arguments = [&["refused", &*target, key], methods].concat();
+        let got = client("grpc_peer.py", &arguments);
+        serde_json::from_value::<Vec<Option<(String, String)>>>(got).unwrap()
+    };
+    let cases = [
+        ("/gone/t.T", "UNAVAILABLE", "upstream_unreachable"),
+        ("/silent/t.T", "DEADLINE_EXCEEDED", "upstream_timeout"),
+        ("/small/t.T", "RESOURCE_EXHAUSTED", "body_too_large"),
+        ("/waiting/t.T", "UNAVAILABLE", "credential_unavailable"),
+        ("/others/t.T", "PERMISSION_DENIED", "forbidden"),
+        ("/kept/secret/t.T", "PERMISSION_DENIED", "refused_path"),
+        ("/nowhere/t.T", "UNIMPLEMENTED", "no_vendor"),
+        ("/kept/%zz/t.T", "INTERNAL", "bad_request"),
+    ];
+    let methods = cases.map(|(path, ..)| path);
+    let got = refused("the-key", &methods);
+    for ((path, code, reason), got) in cases.iter().zip(got.chunks(2)) {
+        for got in got {
+            let (told, message) = got.as_ref().unwrap();
+            assert_eq!(told, code, "{path}: {message}");
+            assert!(
+                message.starts_with(&format!("{reason}: ")),
+                "{path}: {message}"
+            );
+        }
+    }
+    let limited = refused("the-key", &["/slow/t.T"]);
+    let limited = limited[1].as_ref().unwrap();
+    assert_eq!(limited.0, "RESOURCE_EXHAUSTED", "{limited:?}");
+    assert!(limited.1.starts_with("rate_limited: "), "{limited:?}");
+    for unknown in refused("-", &["/kept/t.T", "/nowhere/t.T"]) {
+        let (code, message) = unknown.unwrap();
+        assert_eq!(code, "UNAUTHENTICATED", "{message}");
+        assert!(message.starts_with("unknown_caller: "), "{message}");
+    }
+}
+
 /// The proxy in front of a WebSocket server, and the URL of that through it.
 fn sockets(dir: &Path, server: &Peer, more: &str) -> (Proxy, String) {
     let yaml = format!(

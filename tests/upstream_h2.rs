@@ -187,6 +187,58 @@ async fn a_cookie_in_pieces_stays_so_over_http_2_and_is_joined_for_http_1() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_comes_without_a_body_says_so_over_http_1() {
+    let pki = Pki::new();
+    let echo = demo::echo().await.unwrap();
+    let proxy = front(&pki, &echo.url(), "").await;
+    let mut caller = Caller::connect(proxy.data).await;
+    for (method, wanted) in [
+        ("POST", Some("0")),
+        ("PUT", Some("0")),
+        ("PATCH", Some("0")),
+        ("GET", None),
+        ("DELETE", None),
+    ] {
+        let request = Request::builder()
+            .method(method)
+            .uri("http://localhost/v/by-2");
+        assert_eq!(caller.ask(request, b"").await.status, 200, "{method}");
+        for head in [
+            "HTTP/1.1\r\nHost: localhost\r\nConnection: close",
+            "HTTP/1.1\r\nHost: localhost\r\nConnection: close, content-length\r\nContent-Length: 0",
+            "HTTP/1.0\r\nHost: localhost",
+        ] {
+            let answer = raw(&proxy, format!("{method} /v/by-1 {head}\r\n\r\n")).await;
+            assert_eq!(status_of(&answer), 200, "{method}: {answer}");
+        }
+        let seen = echo.requests();
+        let (_, last) = seen.split_at(seen.len() - 4);
+        for one in last {
+            let framed = (one.field("content-length"), one.field("transfer-encoding"));
+            assert_eq!(framed, (wanted, None), "{method} {}", one.target);
+        }
+    }
+
+    // Its end may come in a frame of its own, which says no more of a body.
+    for _ in 0..5 {
+        let request = Request::post("http://localhost/v/later").body(()).unwrap();
+        let (response, mut body) = caller.sender().send_request(request, false).unwrap();
+        body.send_data(Bytes::new(), true).unwrap();
+        assert_eq!(response.await.unwrap().status(), 200);
+        let seen = echo.requests().pop().unwrap();
+        assert!(seen.body.is_empty());
+        let framed = [
+            seen.field("content-length"),
+            seen.field("transfer-encoding"),
+        ];
+        assert!(
+            [[Some("0"), None], [None, Some("chunked")]].contains(&framed),
+            "{framed:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_401_is_replayed_with_its_body() {
     let pki = Pki::new();
     let origin = Origin::start(&pki, |mut exchange| async move {

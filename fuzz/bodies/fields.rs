@@ -2,12 +2,11 @@
 
 use countersign::config::Upstream;
 use countersign::request::headers::{
-    Barred, HOP_BY_HOP, authority, barred_in_answer, check_fields, check_raw_head, request_id,
-    rewrite_location,
+    Barred, HOP_BY_HOP, authority, barred_in_answer, check_fields, check_names, check_raw_head,
+    request_id,
 };
-use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, LOCATION};
-
-const ORIGIN: &str = "http://localhost:8080";
+use countersign::request::references::{link, location};
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, LINK, LOCATION};
 
 /// `data` is the head of a request, or of an answer, from the first line on.
 ///
@@ -55,7 +54,12 @@ pub fn run(data: &[u8]) {
 }
 
 fn request(fields: &HeaderMap) {
-    if check_fields(fields).is_err() {
+    // What one vendor permits.
+    let permitted = [
+        HeaderName::from_static("x_real_ip"),
+        HeaderName::from_static("x_y"),
+    ];
+    if check_fields(fields).is_err() || check_names(fields, &permitted).is_err() {
         return;
     }
     let codings = fields.get_all("transfer-encoding").iter().count();
@@ -64,8 +68,9 @@ fn request(fields: &HeaderMap) {
     let barred = Barred::new([HeaderName::from_static("customeruri")]);
     for h2 in [false, true] {
         let mut left = fields.clone();
-        for name in barred.in_request(fields, false, h2) {
-            left.remove(&name);
+        let doubles = barred.doubles_in_request(fields, false);
+        for name in barred.in_request(fields, false, h2).iter().chain(&doubles) {
+            left.remove(name);
         }
         for name in left.keys() {
             // As a CGI server spells it.
@@ -85,9 +90,14 @@ fn request(fields: &HeaderMap) {
                     | "x-original-url"
                     | "x-rewrite-url"
                     | "x-http-method-override"
+                    | "x-real-ip"
+                    | "x-host"
+                    | "remote-user"
             );
             assert!(
-                !secret && !plain.starts_with("x-forwarded-"),
+                !secret
+                    && !plain.starts_with("x-forwarded-")
+                    && !plain.starts_with("x-ssl-client-"),
                 "{name} passes"
             );
             let of_connection = *name == CONNECTION || HOP_BY_HOP.contains(name);
@@ -126,17 +136,25 @@ fn answer(fields: &HeaderMap, prefix: &str) {
         port: 443,
         base: "/base".into(),
     };
-    for location in fields.get_all(LOCATION) {
-        let Some(ours) = rewrite_location(location, &upstream, prefix, ORIGIN) else {
+    for value in fields.get_all(LOCATION) {
+        let Some(ours) = location(value, &upstream, prefix) else {
             continue;
         };
-        let ours = ours.to_str().unwrap();
-        let path = ours.strip_prefix(ORIGIN).unwrap_or(ours);
-        let leaves = path == ours && path.starts_with("//");
+        let (path, prefix) = (ours.as_bytes(), prefix.as_bytes());
+        let leaves = matches!(path, [b'/' | b'\\', b'/' | b'\\', ..]);
         assert!(
-            !leaves && path.starts_with('/'),
-            "{location:?} became {ours}"
+            !leaves && path.starts_with(b"/"),
+            "{value:?} became {ours:?}"
         );
-        assert!(path.starts_with(prefix), "{location:?} became {ours}");
+        assert!(path.starts_with(prefix), "{value:?} became {ours:?}");
+    }
+    for value in fields.get_all(LINK) {
+        if let Some(ours) = link(value, &upstream, prefix) {
+            // What leads back leads nowhere else when it is read again.
+            assert!(
+                link(&ours, &upstream, prefix).is_none() || prefix.is_empty(),
+                "{value:?} became {ours:?}"
+            );
+        }
     }
 }

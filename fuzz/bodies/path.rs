@@ -118,8 +118,9 @@ pub fn misread(vendor: &str, method: &str, sent: &str) -> Option<String> {
     })
 }
 
-/// The path as servers are known to read it: decoded or not, parameters dropped before or after or
-/// not at all, empty and dot segments resolved, without case and without a slash at the end.
+/// The path as servers are known to read it: decoded or not or twice, up to a `?` or `#` that shows
+/// then, parameters dropped before or after or not at all, empty and dot segments resolved, without
+/// case and without a slash at the end.
 #[must_use]
 pub fn readings(path: &str) -> Vec<String> {
     // RFC 3986 §6.2.2.2: these are the same.
@@ -128,13 +129,19 @@ pub fn readings(path: &str) -> Vec<String> {
     });
     let all = |_: u8| true;
     let decoded = decode(&raw, all);
-    let mut paths = vec![
-        raw.clone(),
-        without_parameters(&raw),
-        decoded.clone(),
-        without_parameters(&decoded),
-        decode(&without_parameters(&raw), all),
-    ];
+    let bare = decode(&without_parameters(&raw), all);
+    let mut paths = vec![raw.clone(), without_parameters(&raw)];
+    for once in [decoded, bare] {
+        let twice = decode(&once, all);
+        let bare_twice = decode(&without_parameters(&once), all);
+        for read in [once, twice, bare_twice] {
+            let ends = read.iter().position(|byte| matches!(byte, b'?' | b'#'));
+            let cut = read[..ends.unwrap_or(read.len())].to_vec();
+            for read in [cut, read] {
+                paths.extend([without_parameters(&read), read]);
+            }
+        }
+    }
     for path in &mut paths {
         *path = resolved(path);
     }
@@ -142,6 +149,7 @@ pub fn readings(path: &str) -> Vec<String> {
         .iter()
         .map(|path| String::from_utf8_lossy(path).to_lowercase())
         .collect();
+    texts.sort_unstable();
     texts.dedup();
     texts
 }

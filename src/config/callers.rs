@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use url::Host;
 
@@ -265,17 +266,30 @@ fn jwks_url(
 
 /// Reads a `rate:`. `None`: no limit, or something is wrong, which has been reported.
 pub(super) fn rate(written: &file::Rate, at: &Spot, context: &mut Context<'_>) -> Option<Rate> {
-    let per_second = written.per_second.and_then(NonZeroU32::new);
     if written.per_second.is_none() && written.burst.is_some() {
         let hint = "a burst is what may exceed the rate for a moment";
         context.report.missing(&at.key("per_second"), hint);
     }
-    let per_second = per_second?;
+    let per_second = written.per_second.filter(|rate| *rate > 0.0)?;
+    // Between the bounds of the schema: from a nanosecond to a day.
+    let every = Duration::try_from_secs_f64(per_second.recip()).ok()?;
     let burst = written.burst.and_then(NonZeroU32::new);
-    Some(Rate {
-        per_second,
-        burst: burst.unwrap_or(per_second),
-    })
+    // The number between one and what 32 bits hold: there is no other conversion that is checked.
+    let burst = burst.map_or_else(|| per_second.ceil().to_string().parse().ok(), Some)?;
+    // The bucket counts in nanoseconds of 64 bits.
+    let longest = Duration::from_nanos(u64::MAX / 4);
+    if every
+        .checked_mul(burst.get())
+        .is_none_or(|all| all > longest)
+    {
+        context.report.wrong(
+            &at.key("burst"),
+            "would take longer than a century to come back at this rate",
+            "",
+        );
+        return None;
+    }
+    Some(Rate { every, burst })
 }
 
 fn grants(

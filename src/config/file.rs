@@ -423,6 +423,10 @@ pub(super) struct Vendor {
     /// Whether %2F and %5C may occur in a path.
     #[schemars(extend("default" = "refuse"))]
     pub(super) encoded_slash: Option<EncodedSlash>,
+    /// Names of header fields that callers may send though they hold more than letters, digits and
+    /// `-`, for example `X_Account`. Any other such name is refused: servers take `_` and the like
+    /// for `-`. Whatever a credential could be taken for is removed still.
+    pub(super) header_names: Option<List<String>>,
     /// Masks our own credential where the vendor's answer repeats it: raw, base64, URL-encoded,
     /// JSON-escaped or escaped for HTML or XML, at the same length. A compressed answer is broken off
     /// instead, and so is one that decompresses to too much to be searched.
@@ -504,10 +508,10 @@ pub(super) struct Breaker {
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Rate {
-    /// Requests per second; 0: no limit.
-    #[schemars(extend("default" = 0))]
-    pub(super) per_second: Option<u32>,
-    /// How many may come at once. Default: as many as in a second.
+    /// Requests per second, fractions included: `0.2` is one in five seconds. 0: no limit.
+    #[schemars(extend("default" = 0, "format" = "rate", "minimum" = 0))]
+    pub(super) per_second: Option<f64>,
+    /// How many may come at once. Default: as many as in a second, and at least 1.
     #[schemars(range(min = 1))]
     pub(super) burst: Option<u32>,
 }

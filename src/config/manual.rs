@@ -276,6 +276,7 @@ fn value(schema: &Value) -> String {
             (Some(least), None) if least > 0 => format!("number, at least {least}"),
             _ => "number".to_owned(),
         },
+        Some("number") => "number, also with a decimal point".to_owned(),
         _ => match schema["format"].as_str() {
             Some("socket-address") => "IP:PORT",
             Some("sha256") => "64 hex digits",

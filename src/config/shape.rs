@@ -178,6 +178,12 @@ fn scalar(schema: &Value, value: &mut Value, at: &Spot, hint: &str, report: &mut
         verdict
             .err()
             .map(|message| (message.to_owned(), hint.to_owned()))
+    } else if let (Some("rate"), Some(rate)) = (schema["format"].as_str(), value.as_f64()) {
+        let within = rate == 0.0 || (SLOWEST..=FASTEST).contains(&rate);
+        (!within).then(|| {
+            let message = format!("must be 0, or between {SLOWEST} (one a day) and {FASTEST}");
+            (message, hint.to_owned())
+        })
     } else if let Some(number) = value.as_u64() {
         let least = schema["minimum"].as_u64().unwrap_or(0);
         let most = schema["maximum"].as_u64().unwrap_or(u64::MAX);
@@ -202,6 +208,10 @@ fn scalar(schema: &Value, value: &mut Value, at: &Spot, hint: &str, report: &mut
         *value = Value::Null;
     }
 }
+
+/// Bounds of a rate, per second.
+const SLOWEST: f64 = 0.000_011_5;
+const FASTEST: f64 = 1e9;
 
 /// The formats of [`super::file`]: whether `text` has this one, and how it is written.
 fn formatted(format: &str, text: &str) -> (Result<(), &'static str>, &'static str) {
@@ -347,6 +357,7 @@ fn nouns(schema: &Value, into: &mut Vec<String>) {
                 "array" => "a list",
                 "string" => "text",
                 "integer" => "a whole number",
+                "number" => "a number",
                 "boolean" => "`true` or `false`",
                 other => other,
             };
@@ -444,6 +455,7 @@ mod tests {
             "format environment-variable",
             "format object-name",
             "format namespace",
+            "format rate",
         ];
         // Said elsewhere: `pattern` is what `format` checks, for editors; the unsigned formats are
         // `minimum` and the type's size.

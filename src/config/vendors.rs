@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use http::HeaderName;
 use url::Url;
 
 use super::auth;
@@ -17,6 +18,7 @@ use super::upstream::{plain_path, upstream};
 use crate::config::{Auth, Breaker, Callers, Jwt, KeySource, Limits, Secrets, Timeouts, Vendor};
 use crate::endpoint::{self, Wrong};
 use crate::outbound::{Outbound, Unusable};
+use crate::request::headers::{is_of_the_connection, is_tchar};
 
 /// Reads `vendors:`, presets already merged. What was wrong is left out.
 pub(super) fn vendors(
@@ -149,6 +151,7 @@ fn vendor<'f>(
         refuse,
         allow,
         encoded_slash_pass: matches!(entry.encoded_slash, Some(file::EncodedSlash::Pass)),
+        header_names: header_names(entry, &at.key("header_names"), context),
         logins: answered,
         redact_echo: entry.redact_echo.unwrap_or(true),
         trailing_dots_ignored: preset.is_some_and(|preset| preset.trailing_dots_ignored),
@@ -313,6 +316,39 @@ fn hosts<'f>(
         hosts.push(host);
     }
     hosts
+}
+
+/// Reads `header_names:`. What frames a request, or belongs to its connection, has one spelling.
+fn header_names(entry: &file::Vendor, at: &Spot, context: &mut Context<'_>) -> Vec<HeaderName> {
+    let mut names = Vec::new();
+    for (nth, written) in entry.header_names.iter().flatten().enumerate() {
+        let Some(written) = written else { continue };
+        let at = at.index(nth);
+        let name = HeaderName::from_bytes(written.as_bytes());
+        let Some(name) = name.ok().filter(|_| written.bytes().all(is_tchar)) else {
+            let hint = "names are written as callers send them, for example `X_Account`";
+            context
+                .report
+                .wrong(&at, "is not the name of a header field", hint);
+            continue;
+        };
+        let dashed = name
+            .as_str()
+            .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        if dashed == name.as_str() {
+            let hint = "letters, digits and `-` may be in every name";
+            context.report.wrong(&at, "needs no permission", hint);
+        } else if is_of_the_connection(&dashed) {
+            context.report.wrong(
+                &at,
+                format!("could be taken for `{dashed}`"),
+                "that field says where a request ends or how it travels, and has one spelling",
+            );
+        } else {
+            names.push(name);
+        }
+    }
+    names
 }
 
 fn timeouts(written: Option<&file::Timeouts>) -> Timeouts {

@@ -238,6 +238,7 @@ pub(crate) fn vendor(auth: Auth) -> Vendor {
         refuse: Vec::new(),
         allow: Vec::new(),
         encoded_slash_pass: false,
+        header_names: Vec::new(),
         trailing_dots_ignored: false,
     }
 }

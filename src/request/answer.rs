@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use percent_encoding::{AsciiSet, CONTROLS};
 
 use crate::error::Error;
 
@@ -21,10 +22,9 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// What a caller is told of `stop`. `vendor` is the one that matched; `grpc` adds what gRPC
-    /// clients look for instead of a status.
+    /// What a caller is told of `stop`. `vendor` is the one that matched.
     #[must_use]
-    pub fn new(stop: Error, vendor: Option<&str>, request_id: &HeaderValue, grpc: bool) -> Self {
+    pub fn new(stop: Error, vendor: Option<&str>, request_id: &HeaderValue) -> Self {
         let verdict = stop.verdict();
         let body = serde_json::json!({
             "type": format!("urn:countersign:{}", verdict.reason),
@@ -36,25 +36,8 @@ impl Problem {
             "request_id": request_id.to_str().unwrap_or_default(),
         })
         .to_string();
-        let proxy_status = format!(
-            "countersign; error={}; details=\"{}\"",
-            verdict.proxy_error, verdict.reason
-        );
-        let mut fields = vec![
-            (
-                "Content-Type",
-                HeaderValue::from_static("application/problem+json"),
-            ),
-            ("Content-Length", HeaderValue::from(body.len())),
-            ("Cache-Control", HeaderValue::from_static("no-store")),
-            ("Via", VIA),
-            ("X-Request-Id", request_id.clone()),
-        ];
-        // Made of constants of the table: always a field value.
-        fields.extend(HeaderValue::from_str(&proxy_status).map(|value| ("Proxy-Status", value)));
-        if let Some(seconds) = stop.retry_after() {
-            fields.push(("Retry-After", HeaderValue::from(seconds)));
-        }
+        let json = HeaderValue::from_static("application/problem+json");
+        let mut fields = fields(stop, json, body.len(), request_id);
         if stop == Error::UnknownCaller {
             let challenge = HeaderValue::from_static("Bearer realm=\"countersign\"");
             fields.push(("WWW-Authenticate", challenge));
@@ -63,15 +46,30 @@ impl Problem {
             let methods = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
             fields.push(("Allow", methods));
         }
-        if grpc {
-            let status = grpc_status(verdict.status.as_u16());
-            fields.push(("grpc-status", HeaderValue::from(status)));
-            fields.push(("grpc-message", HeaderValue::from_static(verdict.reason)));
-        }
         Self {
             status: verdict.status,
             fields,
             body: Bytes::from(body),
+        }
+    }
+
+    /// The same for a gRPC call: its clients read a status of theirs from the trailers, or from the
+    /// head of a response that has nothing else
+    /// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>, Trailers-Only).
+    #[must_use]
+    pub fn for_grpc(stop: Error, request_id: &HeaderValue) -> Self {
+        let verdict = stop.verdict();
+        let grpc = HeaderValue::from_static("application/grpc");
+        let mut fields = fields(stop, grpc, 0, request_id);
+        let status = grpc_status(verdict.status.as_u16());
+        fields.push(("grpc-status", HeaderValue::from(status)));
+        let message = format!("{}: {}", verdict.reason, verdict.detail);
+        let message = percent_encoding::utf8_percent_encode(&message, IN_MESSAGES).to_string();
+        fields.extend(HeaderValue::from_str(&message).map(|message| ("grpc-message", message)));
+        Self {
+            status: StatusCode::OK,
+            fields,
+            body: Bytes::new(),
         }
     }
 
@@ -91,23 +89,62 @@ impl Problem {
     }
 }
 
-/// Whether a request is a gRPC call.
-#[must_use]
-pub fn is_grpc(headers: &HeaderMap) -> bool {
-    headers
-        .get(CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+/// The fields of every answer of our own.
+fn fields(
+    stop: Error,
+    content_type: HeaderValue,
+    length: usize,
+    request_id: &HeaderValue,
+) -> Vec<(&'static str, HeaderValue)> {
+    let verdict = stop.verdict();
+    let proxy_status = format!(
+        "countersign; error={}; details=\"{}\"",
+        verdict.proxy_error, verdict.reason
+    );
+    let mut fields = vec![
+        ("Content-Type", content_type),
+        ("Content-Length", HeaderValue::from(length)),
+        ("Cache-Control", HeaderValue::from_static("no-store")),
+        ("Via", VIA),
+        ("X-Request-Id", request_id.clone()),
+    ];
+    // Made of constants of the table: always a field value.
+    fields.extend(HeaderValue::from_str(&proxy_status).map(|value| ("Proxy-Status", value)));
+    if let Some(seconds) = stop.retry_after() {
+        fields.push(("Retry-After", HeaderValue::from(seconds)));
+    }
+    fields
 }
 
-/// <https://grpc.github.io/grpc/core/md_doc_http-grpc-status-mapping.html>
+/// Whether a request is a gRPC call. Not gRPC-Web, whose clients go by the status of HTTP.
+#[must_use]
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    const KIND: &[u8] = b"application/grpc";
+    headers.get(CONTENT_TYPE).is_some_and(|kind| {
+        let kind = kind.as_bytes();
+        kind.get(..KIND.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(KIND))
+            && matches!(kind.get(KIND.len()), None | Some(b'+' | b';' | b' '))
+    })
+}
+
+/// What `grpc-message` escapes: everything but printable ASCII, and the escape itself.
+const IN_MESSAGES: &AsciiSet = &CONTROLS.add(b'%');
+
+/// The status of gRPC for one of HTTP, as clients map it themselves
+/// (<https://grpc.github.io/grpc/core/md_doc_http-grpc-status-mapping.html>), but more exact where a
+/// refusal of ours says more: what is limited is `RESOURCE_EXHAUSTED`, what took too long is
+/// `DEADLINE_EXCEEDED`, and a method that never passes is `UNIMPLEMENTED`.
 fn grpc_status(status: u16) -> u16 {
     match status {
-        400 => 13,
         401 => 16,
         403 => 7,
-        404 => 12,
-        429 | 502 | 503 | 504 => 14,
-        _ => 2,
+        404 | 405 => 12,
+        408 | 504 => 4,
+        413 | 414 | 429 | 431 => 8,
+        421 | 502 | 503 => 14,
+        // 400, and our own failure: INTERNAL.
+        _ => 13,
     }
 }
 
@@ -123,7 +160,7 @@ mod tests {
             retry_after: Duration::from_millis(200),
         };
         let id = HeaderValue::from_static("id-1");
-        let problem = Problem::new(stop, Some("v"), &id, true);
+        let problem = Problem::new(stop, Some("v"), &id);
         let field = |name: &str| {
             let (_, value) = problem.fields.iter().find(|(field, _)| *field == name)?;
             value.to_str().ok()
@@ -135,10 +172,59 @@ mod tests {
         assert_eq!(body["vendor"], "v");
         assert_eq!(body["request_id"], "id-1");
         assert_eq!(field("Retry-After"), Some("1"));
-        assert_eq!(field("grpc-status"), Some("14"));
         assert_eq!(
             field("Proxy-Status"),
             Some("countersign; error=proxy_internal_response; details=\"credential_unavailable\"")
         );
+    }
+    #[test]
+    fn a_grpc_call_gets_its_status_in_fields_and_no_body() {
+        let id = HeaderValue::from_static("id-1");
+        for (stop, status) in [
+            (Error::UnknownCaller, "16"),
+            (Error::Forbidden, "7"),
+            (Error::RefusedPath, "7"),
+            (Error::NoVendor, "12"),
+            (Error::MethodNotAllowed, "12"),
+            (Error::BadRequest("100 % wrong, é"), "13"),
+            (Error::BodyTooLarge, "8"),
+            (Error::HeadTooLarge, "8"),
+            (Error::Overloaded, "14"),
+            (Error::UpstreamUnreachable, "14"),
+            (Error::UpstreamTimeout, "4"),
+            (Error::BodyTimeout, "4"),
+            (Error::Internal, "13"),
+        ] {
+            let problem = Problem::for_grpc(stop, &id);
+            let field = |name: &str| {
+                let (_, value) = problem.fields.iter().find(|(field, _)| *field == name)?;
+                value.to_str().ok()
+            };
+            assert_eq!(field("grpc-status"), Some(status), "{stop:?}");
+            assert_eq!((problem.status, problem.body.len()), (StatusCode::OK, 0));
+            assert_eq!(field("Content-Type"), Some("application/grpc"));
+            let reason = format!("details=\"{}\"", stop.verdict().reason);
+            assert!(field("Proxy-Status").is_some_and(|told| told.ends_with(&reason)));
+            if let Error::BadRequest(_) = stop {
+                let message = "bad_request: 100 %25 wrong, %C3%A9";
+                assert_eq!(field("grpc-message"), Some(message));
+            }
+        }
+    }
+
+    #[test]
+    fn grpc_is_told_by_its_whole_media_type() {
+        for (kind, grpc) in [
+            ("application/grpc", true),
+            ("Application/gRPC+proto", true),
+            ("application/grpc; charset=utf-8", true),
+            ("application/grpc-web+proto", false),
+            ("application/grpcx", false),
+            ("application/json", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+            assert_eq!(is_grpc(&headers), grpc, "{kind}");
+        }
     }
 }

@@ -30,7 +30,7 @@ use crate::error::Error;
 use crate::jwks::Keys;
 use crate::metrics::MAX_CALLERS;
 use crate::request::limit::Limiter;
-use crate::request::path::glob;
+use crate::request::path::{glob, readings};
 use crate::tls::sha256;
 
 /// The fields a caller's key may stand in by itself, beside the two authorization fields.
@@ -126,15 +126,32 @@ impl Caller {
     /// The text of the grant that lets `method` on `path` (after the vendor's prefix) pass, if any.
     #[must_use]
     pub fn grant(&self, vendor: &str, method: &str, path: &str) -> Option<&Arc<str>> {
-        let permission = self.allow.iter().find(|Permission { grant, .. }| {
-            grant.vendor.as_deref().is_none_or(|only| only == vendor)
-                && (grant.methods.is_empty() || grant.methods.iter().any(|only| only == method))
-                && grant
-                    .path
-                    .as_deref()
-                    .is_none_or(|pattern| glob(pattern, path))
+        let mut permissions = self.permissions(vendor, method);
+        let permission = permissions.find(|Permission { grant, .. }| {
+            let pattern = grant.path.as_deref();
+            pattern.is_none_or(|pattern| glob(pattern, path))
         });
         permission.map(|permission| &permission.text)
+    }
+
+    /// Whether some grant covers what a server may read a path as (see [`readings::of`]).
+    #[must_use]
+    pub fn grants_reading(&self, vendor: &str, method: &str, reading: &str) -> bool {
+        let mut permissions = self.permissions(vendor, method);
+        permissions.any(|Permission { grant, .. }| {
+            grant.path.as_deref().is_none_or(|pattern| {
+                let mut forms = readings::of_pattern(pattern).into_iter();
+                glob(pattern, reading) || forms.any(|form| glob(&form, reading))
+            })
+        })
+    }
+
+    /// The grants that concern a vendor and a method.
+    fn permissions(&self, vendor: &str, method: &str) -> impl Iterator<Item = &Permission> {
+        self.allow.iter().filter(move |Permission { grant, .. }| {
+            grant.vendor.as_deref().is_none_or(|only| only == vendor)
+                && (grant.methods.is_empty() || grant.methods.iter().any(|only| only == method))
+        })
     }
 }
 
@@ -932,7 +949,7 @@ mod tests {
     fn a_reload_does_not_fill_a_callers_bucket() {
         let one = std::num::NonZeroU32::MIN;
         let rate = config::Rate {
-            per_second: one,
+            every: std::time::Duration::from_secs(1),
             burst: one,
         };
         let configured = |rate| {

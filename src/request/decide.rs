@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 use crate::config::LoginShape;
 use crate::error::Error;
 use crate::request::caller::{self, Caller};
-use crate::request::path::{self, Target};
+use crate::request::path::{Target, readings};
 use crate::request::vendor::{Routes, Vendor};
 
 /// What a request asks for, as far as the decision needs to know.
@@ -36,8 +36,8 @@ pub struct Decision<'a, V> {
     /// It is a login call that is answered here, whatever `path` says, once its body was looked at.
     pub login: Option<LoginShape>,
     /// What decided: the caller's grant where the request may pass; the vendor's pattern that
-    /// refused its path, or `allow` when none of that list matched; `login: stub`. `None`: nothing
-    /// permits it.
+    /// refused its path, `allow` when none of that list matched, or `upstream` when the path leaves
+    /// its base; `login: stub`. `None`: nothing permits it.
     pub rule: Option<Arc<str>>,
 }
 
@@ -98,12 +98,11 @@ pub fn decide<'a, V: AsRef<Vendor>>(
         "" => "/",
         inner => inner,
     };
-    // A server that decodes slashes first sees more segments than a glob's star covers.
     let granted = caller.grant(&vendor.name, ask.method, inner).filter(|_| {
-        !ask.target.encoded_slash || {
-            let decoded = path::decode_slashes(inner);
-            caller.grant(&vendor.name, ask.method, &decoded).is_some()
-        }
+        let readings = readings::of(inner);
+        readings
+            .iter()
+            .all(|reading| caller.grants_reading(&vendor.name, ask.method, reading))
     });
     let Some(grant) = granted else {
         decision.path = Err(Error::Forbidden);
@@ -114,9 +113,8 @@ pub fn decide<'a, V: AsRef<Vendor>>(
             decision.rule.get_or_insert_with(|| grant.clone());
             decision.path = Ok(path);
         }
-        Err(rule) => {
-            let pattern = rule.map_or("allow", |rule| &rule.pattern);
-            decision.rule.get_or_insert_with(|| pattern.into());
+        Err(refusal) => {
+            decision.rule.get_or_insert_with(|| refusal.rule().into());
             decision.path = Err(Error::RefusedPath);
         }
     }

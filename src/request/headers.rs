@@ -9,7 +9,7 @@ use http::header::{
 use memchr::memchr;
 use smallvec::SmallVec;
 
-use crate::config::{self, Upstream};
+use crate::config;
 use crate::error::Error;
 use crate::request::caller::KEY_FIELDS;
 
@@ -29,16 +29,42 @@ pub static HOP_BY_HOP: [HeaderName; 9] = [
     UPGRADE,
 ];
 
-/// Fields by which a caller could make a vendor see another request than the one we authorised.
-static OVERRIDES: [HeaderName; 7] = [
+/// Whether a field of this name, lower-case, frames a message or belongs to its connection.
+pub(crate) fn is_of_the_connection(name: &str) -> bool {
+    [CONTENT_LENGTH, CONNECTION, HOST]
+        .iter()
+        .chain(&HOP_BY_HOP)
+        .any(|known| known == name)
+}
+
+/// Fields by which a caller could make a vendor see another request than the one we authorised, or
+/// somebody else behind it: proxies set them, so servers behind proxies believe them.
+static OVERRIDES: [HeaderName; 21] = [
     HeaderName::from_static("x-original-url"),
     HeaderName::from_static("x-rewrite-url"),
     HeaderName::from_static("x-http-method"),
     HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-http-path-override"),
+    HeaderName::from_static("x-http-host-override"),
     HeaderName::from_static("x-method-override"),
     HeaderName::from_static("x-original-method"),
+    HeaderName::from_static("x-original-host"),
+    HeaderName::from_static("x-host"),
+    HeaderName::from_static("x-real-ip"),
+    HeaderName::from_static("x-client-ip"),
+    HeaderName::from_static("client-ip"),
+    HeaderName::from_static("true-client-ip"),
+    HeaderName::from_static("cf-connecting-ip"),
+    HeaderName::from_static("remote-user"),
+    HeaderName::from_static("x-remote-user"),
+    HeaderName::from_static("x-client-cert"),
+    HeaderName::from_static("x-arr-clientcert"),
+    HeaderName::from_static("x-ssl-client"),
     FORWARDED,
 ];
+
+/// The same, each name beginning so.
+pub static OVERRIDE_PREFIXES: [&str; 2] = ["x-forwarded-", "x-ssl-client-"];
 
 /// See RFC 9112 §3.
 pub const ODD_REQUEST_LINE: &str =
@@ -117,8 +143,8 @@ fn is_named(line: &[u8], name: &[u8]) -> bool {
 /// Checks the parsed fields.
 ///
 /// # Errors
-/// [`Error::BadFraming`] for framing that is conflicting or odd, [`Error::BadRequest`] for names
-/// with an underscore.
+/// [`Error::BadFraming`] for framing that is conflicting or odd, [`Error::BadRequest`] for options of
+/// the connection that would take a field of the request away.
 pub fn check_fields(headers: &HeaderMap) -> Result<(), Error> {
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     if let Some(length) = lengths.next() {
@@ -135,12 +161,74 @@ pub fn check_fields(headers: &HeaderMap) -> Result<(), Error> {
     {
         return Err(Error::BadFraming("Transfer-Encoding is not just chunked."));
     }
-    if headers.keys().any(|name| name.as_str().contains('_')) {
-        return Err(Error::BadRequest(
-            "A header name holds an underscore; servers confuse it with a hyphen.",
-        ));
+    check_connection(headers)
+}
+
+/// What `Connection` names is removed on the way (RFC 9110 §7.6.1): pingora refuses what follows, as
+/// the failure of an attempt to reach the vendor.
+fn check_connection(headers: &HeaderMap) -> Result<(), Error> {
+    const MOST_OPTIONS: usize = 9;
+    let values = headers.get_all(CONNECTION).iter();
+    let options = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let mut count = 0;
+    for option in options.map(<[u8]>::trim_ascii) {
+        if option.is_empty() {
+            continue;
+        }
+        count += 1;
+        let ours = option.eq_ignore_ascii_case(b"host")
+            || [
+                &b"x-forwarded-for"[..],
+                b"x-forwarded-host",
+                b"x-forwarded-proto",
+            ]
+            .iter()
+            .any(|name| option.eq_ignore_ascii_case(name));
+        if ours || count > MOST_OPTIONS || !option.iter().copied().all(is_tchar) {
+            return Err(Error::BadRequest(
+                "Connection names Host or X-Forwarded-*, more than nine options, or something that is none.",
+            ));
+        }
     }
     Ok(())
+}
+
+/// Of a token (RFC 9110 §5.6.2).
+pub(crate) fn is_tchar(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// Checks the names of the fields: letters, digits and `-`, unless `permitted` lists one. Servers that
+/// make variables of fields take others for `-` or `_`, or drop them.
+///
+/// # Errors
+/// [`Error::BadRequest`].
+pub fn check_names(headers: &HeaderMap, permitted: &[HeaderName]) -> Result<(), Error> {
+    let odd = |name: &&HeaderName| !name.as_str().bytes().all(is_plain);
+    if headers
+        .keys()
+        .filter(odd)
+        .all(|name| permitted.contains(name))
+    {
+        return Ok(());
+    }
+    Err(Error::BadRequest(
+        "A header name holds something else than letters, digits and hyphens, which servers confuse; the vendor's header_names would permit it.",
+    ))
+}
+
+/// Of an ordinary field name, as the parsers give it.
+fn is_plain(byte: u8) -> bool {
+    matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-')
+}
+
+/// The name of the field that servers may take a field of this name for.
+fn dashed(name: &HeaderName) -> Option<HeaderName> {
+    let name = name.as_str().bytes();
+    let dashed: SmallVec<[u8; 64]> = name
+        .map(|byte| if is_plain(byte) { byte } else { b'-' })
+        .collect();
+    HeaderName::from_bytes(&dashed).ok()
 }
 
 /// Methods are case-sensitive (RFC 9110 §9.1), and servers that take `get` for GET would pass by
@@ -226,14 +314,8 @@ impl Barred {
     /// `credential_fields`: the field names of all vendors' credentials.
     pub fn new(credential_fields: impl IntoIterator<Item = HeaderName>) -> Self {
         let mut names: HashSet<_> = credential_fields.into_iter().collect();
-        // Servers that make variables of fields take `a-b` for `a_b`. From callers, nothing with `_`
-        // is accepted in the first place.
-        let dashed: Vec<_> = names
-            .iter()
-            .filter_map(|name| {
-                HeaderName::from_bytes(name.as_str().replace('_', "-").as_bytes()).ok()
-            })
-            .collect();
+        // Servers that make variables of fields take `a-b` for `a_b`.
+        let dashed: Vec<_> = names.iter().filter_map(dashed).collect();
         names.extend(dashed);
         names.extend(KEY_FIELDS.iter().cloned());
         // A vendor with several ways to log in must not be offered another of them by the caller.
@@ -245,7 +327,7 @@ impl Barred {
         Self { names }
     }
 
-    /// The barred names, for people; `Cookie` and `X-Forwarded-*` come on top.
+    /// The barred names, for people; `Cookie` and [`OVERRIDE_PREFIXES`] come on top.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         self.names.iter().map(ToString::to_string).collect()
@@ -257,14 +339,31 @@ impl Barred {
     pub fn in_request(&self, headers: &HeaderMap, cookies_pass: bool, h2: bool) -> Names {
         headers
             .keys()
+            .filter(|name| self.bars(name, cookies_pass) || (h2 && is_h2_hop(name, headers)))
+            .cloned()
+            .collect()
+    }
+
+    /// The same of names that [`check_names`] permits one by one: what servers may take for a barred
+    /// name.
+    #[must_use]
+    pub fn doubles_in_request(&self, headers: &HeaderMap, cookies_pass: bool) -> Names {
+        headers
+            .keys()
             .filter(|name| {
-                self.names.contains(*name)
-                    || (*name == COOKIE && !cookies_pass)
-                    || name.as_str().starts_with("x-forwarded-")
-                    || (h2 && is_h2_hop(name, headers))
+                let odd = !name.as_str().bytes().all(is_plain);
+                odd && dashed(name).is_none_or(|name| self.bars(&name, cookies_pass))
             })
             .cloned()
             .collect()
+    }
+
+    fn bars(&self, name: &HeaderName, cookies_pass: bool) -> bool {
+        self.names.contains(name)
+            || (*name == COOKIE && !cookies_pass)
+            || OVERRIDE_PREFIXES
+                .iter()
+                .any(|prefix| name.as_str().starts_with(prefix))
     }
 }
 
@@ -347,60 +446,6 @@ fn claims_to_be_us(headers: &HeaderMap) -> bool {
     })
 }
 
-/// A vendor's `Location` as the caller must follow it: through the proxy again. `None` when it
-/// points elsewhere and stays as it is.
-#[must_use]
-pub fn rewrite_location(
-    location: &HeaderValue,
-    upstream: &Upstream,
-    prefix: &str,
-    callers_origin: &str,
-) -> Option<HeaderValue> {
-    let location = location.to_str().ok()?;
-    let (path, origin) = if location.starts_with('/') && !location.starts_with("//") {
-        (location, "")
-    } else {
-        (at_upstream(location, upstream)?, callers_origin)
-    };
-    let rest = path.strip_prefix(&upstream.base)?;
-    if !rest.is_empty() && !rest.starts_with(['/', '?', '#']) {
-        return None;
-    }
-    // Without a prefix before it, `//host` would be another origin.
-    let origin = if prefix.is_empty() && rest.starts_with("//") {
-        callers_origin
-    } else {
-        origin
-    };
-    let slash = if rest.starts_with('/') || !prefix.is_empty() {
-        ""
-    } else {
-        "/"
-    };
-    HeaderValue::from_str(&format!("{origin}{prefix}{slash}{rest}")).ok()
-}
-
-/// The path of a URL on the upstream's origin.
-fn at_upstream<'a>(location: &'a str, upstream: &Upstream) -> Option<&'a str> {
-    let url = match location.strip_prefix("//") {
-        Some(_) => location,
-        None => location.split_once(':').and_then(|(scheme, rest)| {
-            let ours = if upstream.tls { "https" } else { "http" };
-            scheme.eq_ignore_ascii_case(ours).then_some(rest)
-        })?,
-    };
-    let rest = url.strip_prefix("//")?;
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(end);
-    let default = if upstream.tls { ":443" } else { ":80" };
-    let ours = upstream.authority();
-    let same = authority.eq_ignore_ascii_case(&ours)
-        || authority
-            .strip_suffix(default)
-            .is_some_and(|host| host.eq_ignore_ascii_case(&ours));
-    same.then_some(path)
-}
-
 /// The caller's own id where it is harmless in a log, else a new one: 128 random bits.
 #[must_use]
 pub fn request_id(headers: &HeaderMap) -> HeaderValue {
@@ -469,15 +514,58 @@ mod tests {
                 ("transfer-encoding", "chunked"),
                 ("transfer-encoding", "chunked"),
             ],
-            &[("x_forwarded_for", "1")],
+            &[("connection", "close, Host")],
+            &[("connection", "x-forwarded-for")],
+            &[("connection", "\"close\"")],
+            &[("connection", ":authority")],
+            &[("connection", "a,b,c,d,e,f"), ("connection", "g,h,i,j")],
         ] {
             assert!(check_fields(&headers(fields)).is_err(), "{fields:?}");
         }
         assert_eq!(check_fields(&headers(&[("content-length", "3")])), Ok(()));
+        for fields in [
+            ("transfer-encoding", "Chunked"),
+            ("connection", "keep-alive, , Upgrade, x-mine,"),
+        ] {
+            assert_eq!(check_fields(&headers(&[fields])), Ok(()));
+        }
+    }
+
+    #[test]
+    fn names_are_letters_digits_and_hyphens_unless_they_are_permitted() {
+        let permitted = [HeaderName::from_static("x_private.id")];
         assert_eq!(
-            check_fields(&headers(&[("transfer-encoding", "Chunked")])),
+            check_names(
+                &headers(&[("x-fine-1", "1"), ("x_private.id", "1")]),
+                &permitted
+            ),
             Ok(())
         );
+        for name in [
+            "x_y", "x.y", "x!", "x#", "x$y", "x%y", "x&y", "x'y", "x*", "x+y", "x^", "x`", "x|y",
+            "x~",
+        ] {
+            let sent = headers(&[(name, "1")]);
+            assert!(check_names(&sent, &[]).is_err(), "{name}");
+            assert!(check_names(&sent, &permitted).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_a_server_may_take_for_a_barred_name_is_barred() {
+        let barred = Barred::new([HeaderName::from_static("customer_uri")]);
+        let sent = headers(&[
+            ("customer.uri", "x"),
+            ("x_real_ip", "x"),
+            ("x_ssl_client_cert", "x"),
+            ("x.forwarded.for", "x"),
+            ("x_countersign_key", "x"),
+            ("cookie", "not odd"),
+            ("x_fine", "kept"),
+        ]);
+        let gone = barred.doubles_in_request(&sent, false);
+        let kept: Vec<_> = sent.keys().filter(|name| !gone.contains(name)).collect();
+        assert_eq!(kept, ["cookie", "x_fine"]);
     }
 
     #[test]
@@ -522,6 +610,8 @@ mod tests {
             ("forwarded", "x"),
             ("x-original-url", "x"),
             ("x-countersign-key", "x"),
+            ("x-ssl-client-s-dn", "x"),
+            ("x-real-ip", "x"),
             ("accept", "kept"),
             ("te", "gzip"),
             ("connection", "x"),
@@ -562,68 +652,5 @@ mod tests {
         let gone = barred_in_answer(&answer, false, false);
         let kept: Vec<_> = answer.keys().filter(|name| !gone.contains(name)).collect();
         assert_eq!(kept, ["etag", "content-length"]);
-    }
-
-    #[test]
-    fn a_location_at_the_vendor_leads_through_the_proxy_again() {
-        let upstream = Upstream {
-            tls: true,
-            host: "api.example".into(),
-            port: 443,
-            base: "/base".into(),
-        };
-        let rewritten = |location: &'static str| {
-            rewrite_location(
-                &HeaderValue::from_static(location),
-                &upstream,
-                "/v",
-                "http://localhost:8080",
-            )
-            .map(|value| value.to_str().unwrap().to_owned())
-        };
-        for (location, want) in [
-            (
-                "https://api.example/base/x?y",
-                Some("http://localhost:8080/v/x?y"),
-            ),
-            (
-                "https://API.example:443/base",
-                Some("http://localhost:8080/v"),
-            ),
-            ("//api.example/base/x", Some("http://localhost:8080/v/x")),
-            ("/base/x", Some("/v/x")),
-            ("/basement", None),
-            ("https://api.example/other", None),
-            ("http://api.example/base/x", None),
-            ("https://api.example.evil/base/x", None),
-            ("https://api.example@evil/base/x", None),
-            ("relative", None),
-        ] {
-            assert_eq!(rewritten(location).as_deref(), want, "{location}");
-        }
-    }
-
-    #[test]
-    fn a_location_of_a_vendor_without_a_prefix_leads_to_no_other_origin() {
-        let upstream = Upstream {
-            tls: true,
-            host: "api.example".into(),
-            port: 443,
-            base: "/base".into(),
-        };
-        for (location, want) in [
-            ("/base//evil.example/x", "http://localhost//evil.example/x"),
-            (
-                "https://api.example/base//evil.example",
-                "http://localhost//evil.example",
-            ),
-            ("/base", "/"),
-            ("/base?x", "/?x"),
-            ("/base/x", "/x"),
-        ] {
-            let location = HeaderValue::from_static(location);
-            let ours = rewrite_location(&location, &upstream, "", "http://localhost");
-            assert_eq!(ours.unwrap(), want, "{location:?}");
-        }
     }
 }

@@ -22,9 +22,14 @@ pub struct Limiter {
 
 impl Limiter {
     /// A full bucket.
+    ///
+    /// # Panics
+    /// Never: the configuration admits no rate of no time.
     #[must_use]
     pub fn new(rate: Rate) -> Self {
-        let quota = Quota::per_second(rate.per_second).allow_burst(rate.burst);
+        let quota = Quota::with_period(rate.every)
+            .expect("the configuration admits no rate of no time")
+            .allow_burst(rate.burst);
         Self {
             rate,
             bucket: RateLimiter::direct(quota),
@@ -168,16 +173,18 @@ mod tests {
     #[test]
     fn a_burst_passes_and_the_next_is_told_when_to_come_back() {
         let number = |n| std::num::NonZeroU32::new(n).unwrap();
-        let limiter = Limiter::new(Rate {
-            per_second: number(1),
-            burst: number(3),
-        });
-        for _ in 0..3 {
-            assert_eq!(limiter.take(), Ok(()));
+        for (every, seconds) in [(1000, 1), (5000, 5), (2500, 3)] {
+            let limiter = Limiter::new(Rate {
+                every: Duration::from_millis(every),
+                burst: number(3),
+            });
+            for _ in 0..3 {
+                assert_eq!(limiter.take(), Ok(()));
+            }
+            let refused = limiter.take().unwrap_err();
+            assert_eq!(refused.verdict().reason, "rate_limited");
+            assert_eq!(refused.retry_after(), Some(seconds));
         }
-        let refused = limiter.take().unwrap_err();
-        assert_eq!(refused.verdict().reason, "rate_limited");
-        assert_eq!(refused.retry_after(), Some(1));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub(super) mod admit;
 pub(super) mod again;
 pub(super) mod echo;
+pub(super) mod lead_back;
 pub(super) mod log_in;
 pub(super) mod own_answer;
 pub(super) mod shown;

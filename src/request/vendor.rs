@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use foldhash::{HashMap, HashMapExt};
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 
 use crate::config::{self, Limits, Timeouts};
 use crate::credential::Credential;
@@ -53,6 +53,8 @@ pub struct Vendor {
     pub cookies_pass: bool,
     /// `true`: `%2F` and `%5C` pass.
     pub encoded_slash_pass: bool,
+    /// Names of fields with more than letters, digits and `-` that pass.
+    pub header_names: Vec<HeaderName>,
     /// `true`: a 401 renews the credential and replays the request.
     pub retry_on_401: bool,
     /// How it receives our credential.
@@ -82,7 +84,8 @@ impl Vendor {
             upstream: vendor.upstream.clone(),
             host: HeaderValue::from_str(&vendor.upstream.authority())
                 .expect("the configuration admits only hosts that are field values"),
-            rules: Rules::new(&vendor.refuse, &vendor.allow, vendor.trailing_dots_ignored),
+            rules: Rules::new(&vendor.refuse, &vendor.allow, vendor.trailing_dots_ignored)
+                .below(&vendor.upstream.base),
             credential: vendor.auth.as_ref().map(Placement::of).zip(credential),
             timeouts: vendor.timeouts,
             limits: vendor.limits,
@@ -93,6 +96,7 @@ impl Vendor {
             logins: Logins::new(&vendor.logins, vendor.trailing_dots_ignored),
             cookies_pass: vendor.cookies_pass,
             encoded_slash_pass: vendor.encoded_slash_pass,
+            header_names: vendor.header_names.clone(),
             retry_on_401: vendor.retry_on_401,
             acceptance: Arc::default(),
             echo: vendor.redact_echo.then(Prepared::default),

@@ -445,7 +445,7 @@ impl Guarded {
         );
         self.refused = true;
         let unmade = self.unmade.get_or_init(|| Unmade::stopped(stop));
-        let answer = Problem::new(stop, None, &unmade.request_id, false).to_http1();
+        let answer = Problem::new(stop, None, &unmade.request_id).to_http1();
         let mut now = Context::from_waker(Waker::noop());
         // Nothing else has been written: there is room for it.
         let _ = Pin::new(&mut self.inner).poll_write(&mut now, &answer);
@@ -754,12 +754,22 @@ impl AsyncWrite for Guarded {
         if !self.head.is_complete()
             && let Some(refusal) = Unmade::written(bytes)
         {
-            let status = refusal.status;
+            // The parser refuses with nothing but a status, in one piece. It wants the target of a
+            // CONNECT to be the Host, and nobody is given a tunnel either way.
+            let parsers = refusal.status == StatusCode::BAD_REQUEST && bytes.ends_with(b"\r\n\r\n");
+            let stop = if self.head.is_connect() {
+                Error::MethodNotAllowed
+            } else {
+                Error::BadFraming("The request's head cannot be parsed.")
+            };
+            let refusal = if parsers {
+                Unmade::stopped(stop)
+            } else {
+                refusal
+            };
             let refusal = self.unmade.get_or_init(|| refusal);
-            // The parser refuses with nothing but a status, in one piece.
-            if status == StatusCode::BAD_REQUEST && bytes.ends_with(b"\r\n\r\n") {
-                let stop = Error::BadFraming("The request's head cannot be parsed.");
-                let answer = Problem::new(stop, None, &refusal.request_id, false).to_http1();
+            if parsers {
+                let answer = Problem::new(stop, None, &refusal.request_id).to_http1();
                 ready!(Pin::new(&mut self.inner).poll_write(cx, &answer))?;
                 return Poll::Ready(Ok(bytes.len()));
             }

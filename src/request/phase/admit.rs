@@ -60,6 +60,12 @@ pub(in crate::request) async fn admit(
     ctx.way = decision.vendor.cloned();
     ctx.rule = decision.rule;
     ctx.by_prefix = decision.by_prefix;
+    // What a vendor permits is nothing for whoever is not known.
+    let permitted = match (&decision.caller, decision.vendor) {
+        (Some(_), Some(way)) => way.vendor.header_names.as_slice(),
+        (_, _) => &[],
+    };
+    headers::check_names(&head.headers, permitted)?;
     if let (Some(shape), Some(way)) = (decision.login, ctx.way.clone()) {
         return log_in(session, ctx, shape, &way.vendor, found?).await;
     }
@@ -69,6 +75,9 @@ pub(in crate::request) async fn admit(
     let mut path = decision.path?;
     let way = ctx.way.clone().ok_or(Error::NoVendor)?;
     let vendor = &way.vendor;
+    if matches!(head.method.as_str(), "COPY" | "MOVE") && head.headers.contains_key("destination") {
+        return Err(Error::SecondPath);
+    }
 
     if let Some(query) = target.query {
         path.push('?');

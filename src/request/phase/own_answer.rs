@@ -5,6 +5,7 @@ use http::{Method, StatusCode, Version};
 use pingora::ErrorSource;
 use pingora::http::ResponseHeader;
 use pingora::prelude::{Error as PingoraError, ErrorType};
+use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 
 use crate::error::Error;
@@ -19,15 +20,16 @@ pub(in crate::request) async fn answer(
     stop: Error,
 ) -> pingora::Result<()> {
     ctx.stop = Some(stop);
-    let request = session.req_header();
+    let grpc = answer::is_grpc(&session.req_header().headers);
+    ctx.refused_as_grpc = grpc;
     // Whoever is not known learns nothing about routes, vendors' names included.
     let vendor = ctx.caller.as_ref().and(ctx.way.as_ref());
-    let problem = Problem::new(
-        stop,
-        vendor.map(|way| &*way.vendor.name),
-        &ctx.request_id,
-        answer::is_grpc(&request.headers),
-    );
+    let vendor = vendor.map(|way| &*way.vendor.name);
+    let problem = if grpc {
+        Problem::for_grpc(stop, &ctx.request_id)
+    } else {
+        Problem::new(stop, vendor, &ctx.request_id)
+    };
     let mut head = ResponseHeader::build(problem.status, Some(problem.fields.len()))?;
     for (name, value) in problem.fields {
         head.insert_header(name, value)?;
@@ -73,8 +75,17 @@ async fn write(
         session.set_keepalive(None);
     }
     let downstream = session.as_downstream_mut();
-    downstream.write_response_header(Box::new(head)).await?;
-    if is_head || body.is_empty() {
+    let head = Box::new(head);
+    let ends = is_head || body.is_empty();
+    match downstream {
+        // gRPC takes the fields of a head for trailers where that head ends the stream.
+        ServerSession::H2(http2) if ends => http2.write_response_header(head, true)?,
+        ServerSession::H1(_)
+        | ServerSession::H2(_)
+        | ServerSession::Subrequest(_)
+        | ServerSession::Custom(_) => downstream.write_response_header(head).await?,
+    }
+    if ends {
         downstream.finish_body().await?;
     } else {
         downstream.write_response_body(body, true).await?;

@@ -83,9 +83,12 @@ pub(in crate::request) fn failed(ctx: &Context, error: &PingoraError, stop: Opti
 pub(in crate::request) fn finished(log: &AccessLog, session: &Session, ctx: &mut Context) {
     let took = ctx.started.elapsed();
     // As nginx has it: 499, the caller left before there was an answer.
-    let status = session
-        .response_written()
-        .map_or(499, |head| head.status.as_u16());
+    let written = session.response_written();
+    let status = match ctx.stop {
+        // Whoever counts failures looks for their status, and not for the 200 around a grpc-status.
+        Some(stop) if ctx.refused_as_grpc => stop.verdict().status.as_u16(),
+        Some(_) | None => written.map_or(499, |head| head.status.as_u16()),
+    };
     let metrics = ctx
         .way
         .as_ref()

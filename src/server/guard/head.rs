@@ -15,6 +15,8 @@ pub(super) struct Head {
     /// Counted in its first line.
     blanks: AtomicU8,
     odd_line: AtomicBool,
+    /// Its method is CONNECT.
+    connect: AtomicBool,
     /// Bytes passed on, and the last three of them.
     length: usize,
     tail: [u8; 3],
@@ -51,6 +53,7 @@ impl Head {
             phase: AtomicU8::new(phase),
             blanks: AtomicU8::new(0),
             odd_line: AtomicBool::new(false),
+            connect: AtomicBool::new(false),
             length: 0,
             tail: [0; 3],
         }
@@ -65,6 +68,7 @@ impl Head {
         self.phase.store(BETWEEN, Ordering::Relaxed);
         self.blanks.store(0, Ordering::Relaxed);
         self.odd_line.store(false, Ordering::Relaxed);
+        self.connect.store(false, Ordering::Relaxed);
     }
 
     /// The same, of what only `&mut self` may touch.
@@ -118,13 +122,22 @@ impl Head {
         self.odd_line.load(Ordering::Relaxed)
     }
 
+    /// Whether it asks for a tunnel, as far as that came in one piece.
+    pub(super) fn is_connect(&self) -> bool {
+        self.connect.load(Ordering::Relaxed)
+    }
+
     /// Looks at what has come, as far as it is of the first line.
     pub(super) fn look_at(&self, bytes: &[u8]) {
-        for byte in bytes {
+        for (at, byte) in bytes.iter().enumerate() {
             match (self.phase(), byte) {
                 // Empty lines before a head are skipped (RFC 9112 §2.2).
                 (BEFORE, b'\r' | b'\n') | (IN_LINE, b'\r' | b'!'..=b'~') => {}
-                (BEFORE, b'!'..=b'~') => self.phase.store(IN_LINE, Ordering::Relaxed),
+                (BEFORE, b'!'..=b'~') => {
+                    self.phase.store(IN_LINE, Ordering::Relaxed);
+                    let connect = bytes[at..].starts_with(b"CONNECT ");
+                    self.connect.store(connect, Ordering::Relaxed);
+                }
                 (IN_LINE, b' ') => {
                     if self.blanks.fetch_add(1, Ordering::Relaxed) >= 2 {
                         self.odd_line.store(true, Ordering::Relaxed);

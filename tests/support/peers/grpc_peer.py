@@ -2,6 +2,7 @@
 
     grpc_peer.py serve CERT KEY           prints its port; ends with its standard input
     grpc_peer.py call TARGET [CA]         prints what it got as JSON; plaintext without CA
+    grpc_peer.py refused TARGET KEY METHOD…   the same of calls that are refused, each of a KEY, `-`: without
 """
 
 import json
@@ -119,4 +120,23 @@ def call(target, ca=None):
     print(json.dumps(got))
 
 
-{"serve": serve, "call": call}[sys.argv[1]](*sys.argv[2:])
+def refused(target, key, *methods):
+    channel = grpc.insecure_channel(target, UNLIMITED)
+    metadata = [] if key == "-" else [("x-countersign-key", key)]
+    got = []
+    for method in methods:
+        calls = [
+            channel.unary_unary(method),
+            channel.stream_stream(method),
+        ]
+        for call, request in zip(calls, [b"x" * 100, iter([b"x" * 100])]):
+            try:
+                answer = call(request, metadata=metadata, timeout=20)
+                list(answer) if not isinstance(answer, bytes) else None
+                got.append(None)
+            except grpc.RpcError as error:
+                got.append([error.code().name, error.details()])
+    print(json.dumps(got))
+
+
+{"serve": serve, "call": call, "refused": refused}[sys.argv[1]](*sys.argv[2:])

@@ -156,6 +156,7 @@ fn run(command: Command) -> ExitCode {
         Command::Schema { markdown } => schema::run(markdown),
         Command::Completions { shell } => completions(shell),
         Command::Demo(arguments) => {
+            demo::leave_out_proxies();
             logs::init(logs::LevelFilter::WARN);
             on_threads(2, demo::run(&arguments)).unwrap_or_else(|cause| failed_or_done(Err(cause)))
         }

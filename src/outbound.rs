@@ -18,6 +18,9 @@ use url::{Host, Url};
 
 use crate::endpoint::{self, Wrong};
 
+/// The environment variables that name a proxy, in the order they count.
+pub const VARIABLES: [&str; 4] = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
+
 /// The proxies in force for one vendor.
 #[derive(Debug)]
 pub struct Outbound {
@@ -102,8 +105,8 @@ impl Outbound {
         Self {
             fixed: fixed.cloned().map(Proxy::new),
             environment: Environment {
-                https: proxy(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]),
-                http: proxy(&["all_proxy", "ALL_PROXY"]),
+                https: proxy(&VARIABLES),
+                http: proxy(&VARIABLES[2..]),
                 direct: direct.map_or_else(Direct::default, |(_, list)| Direct::read(&list)),
             },
         }

@@ -98,6 +98,7 @@ async fn the_environments_proxy_is_used_with_its_password_and_its_exceptions() {
     let plan = Plan::new().await.vendor("certn");
     let front = plan
         .environment("HTTPS_PROXY", Box::leak(url.into_boxed_str()))
+        .environment("RUST_LOG", "trace")
         .start();
     assert_eq!(front.answer("/certn/hr/v1/applicants/").await.status, 200);
     let heads = egress.heads();
@@ -108,6 +109,11 @@ async fn the_environments_proxy_is_used_with_its_password_and_its_exceptions() {
             lower.contains("proxy-authorization: basic dxm6cebzcw=="),
             "{head}"
         );
+    }
+    let said = front.proxy.said() + &front.proxy.admin("/status").1 + &front.proxy.admin("/").1;
+    for secret in ["p%40ss", "p@ss", "dXM6cEBzcw"] {
+        let lines: Vec<_> = said.lines().filter(|line| line.contains(secret)).collect();
+        assert!(lines.is_empty(), "{lines:#?}");
     }
 
     let egress = Egress::start("200 OK").await;

@@ -187,8 +187,14 @@ pub struct Ran {
 /// # Panics
 /// When it goes on for longer than [`PATIENCE`].
 pub fn run(dir: &Path, arguments: &[&str]) -> Ran {
+    run_with(dir, arguments, &[])
+}
+
+/// The same, with more in its environment.
+pub fn run_with(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
     let child = countersign()
         .args(arguments)
+        .envs(environment.iter().copied())
         .current_dir(dir)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

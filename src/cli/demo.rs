@@ -9,6 +9,7 @@ use std::process::{ExitCode, Stdio};
 use super::progress;
 use crate::config::{Config, Secrets};
 use crate::demo::{CALLS, Row, Stands};
+use crate::outbound::VARIABLES;
 use crate::server::{self, Running, logs};
 use crate::tls::Roots;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -37,6 +38,34 @@ pub(crate) async fn run(arguments: &Arguments) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Begins this process anew without the environment's outbound proxies, if there are any: everything
+/// the demo speaks to is on loopback, where a company's proxy does not lead. The demo runs as it is
+/// where that fails.
+pub(super) fn leave_out_proxies() {
+    use std::os::unix::process::CommandExt;
+
+    let mut command = match std::env::current_exe() {
+        Ok(program) => std::process::Command::new(program),
+        Err(_) => return,
+    };
+    let set: Vec<&str> = VARIABLES
+        .into_iter()
+        .filter(|name| std::env::var_os(name).is_some())
+        .collect();
+    if set.is_empty() {
+        return;
+    }
+    for name in set {
+        command.env_remove(name);
+    }
+    let mut arguments = std::env::args_os();
+    if let Some(name) = arguments.next() {
+        command.arg0(name);
+    }
+    // Returns only when it has failed.
+    let _ = command.args(arguments).exec();
 }
 
 async fn demonstrate(once: bool) -> Result<bool, Box<dyn Error>> {

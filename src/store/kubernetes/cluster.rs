@@ -412,6 +412,24 @@ users:
     }
 
     #[test]
+    fn a_server_with_a_login_in_its_url_is_refused_and_not_repeated() {
+        for login in ["us:hunter2@", "us:hunter2/x@", "us:6443/hunter2@"] {
+            let config = serde_json::json!({
+                "current-context": "c",
+                "contexts": [{ "name": "c", "context": { "cluster": "c", "user": "u" } }],
+                "clusters": [{
+                    "name": "c",
+                    "cluster": { "server": format!("https://{login}api.example:6443") },
+                }],
+                "users": [{ "name": "u", "user": { "token": "t" } }],
+            });
+            let error = current_context(&config, Path::new("")).err().unwrap();
+            assert!(error.contains("`server`"), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
     fn what_a_kubeconfig_asks_for_and_cannot_be_done_is_named() {
         let dir = tempfile::tempdir().unwrap();
         for (cluster, user, named) in [

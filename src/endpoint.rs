@@ -27,6 +27,8 @@ pub enum Wrong {
     Unencoded,
     /// A user name or password where none may stand.
     Login,
+    /// The same, not percent-encoded.
+    RawLogin,
     /// Not a URL with a host, or not one of the schemes that are possible here.
     NotUrl,
     /// Not the URL of a Redis server.
@@ -53,6 +55,10 @@ impl Wrong {
                  is `%5C`; the same goes for an `@` in a path"
             }
             Self::Login => "remove them: credentials have settings of their own",
+            Self::RawLogin => {
+                "remove them: credentials have settings of their own; an `@` in a path is \
+                 percent-encoded: `%40`"
+            }
             Self::NotUrl => "written `https://HOST[:PORT][/PATH]`",
             Self::NotRedis => {
                 "it reads `redis://[USER:PASSWORD@]HOST[:PORT][/DB]`, `rediss://` for TLS"
@@ -83,6 +89,10 @@ impl fmt::Display for Wrong {
                  what they seem"
             }
             Self::Login => "must not have a user or password in it",
+            Self::RawLogin => {
+                "must not have a user or password in it, least of all with a raw `@`, `/`, `?` or \
+                 `#`"
+            }
             Self::NotUrl => "is not a URL with a host",
             Self::NotRedis => "is no URL of a Redis",
             Self::RedisFragment => "has a `#` part",
@@ -101,7 +111,13 @@ impl fmt::Display for Wrong {
 /// # Errors
 /// [`Wrong`].
 pub fn web(text: &str) -> Result<Url, Wrong> {
-    let url = read(text, false)?;
+    let url = read(text, false).map_err(|wrong| {
+        if wrong == Wrong::Unencoded {
+            Wrong::RawLogin
+        } else {
+            wrong
+        }
+    })?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(Wrong::NotUrl);
     }
@@ -277,7 +293,7 @@ mod tests {
                     }
                     let url = format!("https://{login}{host}/v1");
                     assert_eq!(web_with_login(&url), Err(Wrong::Unencoded), "{url}");
-                    assert_eq!(web(&url), Err(Wrong::Unencoded), "{url}");
+                    assert_eq!(web(&url), Err(Wrong::RawLogin), "{url}");
                 }
             }
         }
@@ -310,7 +326,7 @@ mod tests {
             "https://us/er@h",
             "https://us?er@h",
         ] {
-            assert_eq!(web(url), Err(Wrong::Unencoded), "{url}");
+            assert_eq!(web(url), Err(Wrong::RawLogin), "{url}");
         }
     }
 

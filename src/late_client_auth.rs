@@ -10,6 +10,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -21,7 +22,8 @@ use openssl::pkey::PKey;
 use openssl::ssl::{self, ErrorCode, SslConnector, SslMethod, SslVerifyMode, SslVersion};
 use openssl::x509::store::X509StoreBuilder;
 use openssl::x509::verify::{X509CheckFlags, X509VerifyFlags};
-use openssl::x509::{X509, X509VerifyResult};
+use openssl::x509::{X509, X509StoreContextRef, X509VerifyResult};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -29,6 +31,7 @@ use tokio_openssl::SslStream;
 use url::Url;
 
 use crate::outbound::{TunnelError, Via};
+use crate::tls::pinned::vouches;
 use crate::tls::{self, Identity, Roots};
 
 /// A verified connection.
@@ -38,6 +41,8 @@ pub struct Stream(SslStream<TcpStream>);
 /// The client side of one vendor's connections: whom it trusts, and what it shows when asked.
 pub struct LateClientAuth {
     connector: SslConnector,
+    /// Accepted from the server itself, too.
+    trusted: Arc<Vec<CertificateDer<'static>>>,
 }
 
 /// Why there is no connection. Nothing of a request has been sent.
@@ -74,7 +79,10 @@ impl LateClientAuth {
     pub fn new(roots: &Roots, identity: Option<&Identity>) -> Result<Self, tls::Error> {
         let connector = connector(roots, identity);
         let connector = connector.map_err(|cause| tls::Error::OpenSsl(reasons(&cause)))?;
-        Ok(Self { connector })
+        Ok(Self {
+            connector,
+            trusted: Arc::new(roots.certificates.clone()),
+        })
     }
 
     /// Speaks TLS on `stream` and verifies that `host`, a name or an address without brackets, is
@@ -92,6 +100,14 @@ impl LateClientAuth {
                 X509CheckFlags::NO_PARTIAL_WILDCARDS | X509CheckFlags::NEVER_CHECK_SUBJECT,
             );
             param.set_flags(X509VerifyFlags::PARTIAL_CHAIN)?;
+            let (trusted, host) = (self.trusted.clone(), host.to_owned());
+            ssl.set_verify_callback(SslVerifyMode::PEER, move |is_good, context| {
+                if is_good || !is_pinned(context, &trusted, &host) {
+                    return is_good;
+                }
+                context.set_error(X509VerifyResult::OK);
+                true
+            });
             SslStream::new(ssl, stream)
         };
         let mut stream = prepare().map_err(|cause| Error::Handshake(reasons(&cause)))?;
@@ -251,6 +267,20 @@ fn told(error: hyper::Error) -> String {
     }
 }
 
+/// Whether what OpenSSL has something against is the server's own certificate, and a pinned one
+/// (see [`crate::tls::pinned`]).
+fn is_pinned(context: &X509StoreContextRef, trusted: &[CertificateDer<'_>], host: &str) -> bool {
+    if context.error_depth() != 0 {
+        return false;
+    }
+    let shown = context.current_cert().and_then(|shown| shown.to_der().ok());
+    let (Some(shown), Ok(name)) = (shown, ServerName::try_from(host)) else {
+        return false;
+    };
+    let shown = CertificateDer::from(shown);
+    trusted.contains(&shown) && vouches(&shown, &name, UnixTime::now()).is_ok()
+}
+
 fn connector(roots: &Roots, identity: Option<&Identity>) -> Result<SslConnector, ErrorStack> {
     let mut builder = SslConnector::builder(SslMethod::tls_client())?;
     builder.set_min_proto_version(Some(SslVersion::TLS1_2))?;
@@ -312,10 +342,8 @@ fn reasons(stack: &ErrorStack) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-    use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+    use rustls::pki_types::PrivatePkcs8KeyDer;
     use rustls::version::{TLS12, TLS13};
     use tokio::net::TcpListener;
     use tokio_rustls::TlsAcceptor;

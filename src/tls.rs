@@ -3,6 +3,7 @@
 //! Everything that speaks TLS starts here: listeners, upstream peers and token requests.
 
 pub(crate) mod pem;
+pub(crate) mod pinned;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use parking_lot::Mutex;
 use rustls::client::{WantsClientCert, WebPkiServerVerifier};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
@@ -24,6 +25,7 @@ use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 pub use self::pem::Fault;
+use self::pinned::IssuedOrPinned;
 use crate::config::{CertFiles, San};
 
 /// A certificate or key file that cannot be used. No text of a parser is in it: those hold the
@@ -114,6 +116,12 @@ impl Identity {
             not_before,
             not_after,
         })
+    }
+
+    /// Whether rustls' own check of a certificate and its key has nothing against it. It refuses
+    /// version 1 and unknown critical extensions, which are for the peer to judge.
+    pub(crate) fn is_ordinary(&self) -> bool {
+        CertifiedKey::from_der(self.chain.clone(), self.key.clone_key(), &provider()).is_ok()
     }
 
     /// The form rustls listeners and clients want.
@@ -234,7 +242,7 @@ impl Roots {
         WebPkiClientVerifier::builder_with_provider(Arc::new(self.store()?), Arc::new(provider()))
             .allow_unauthenticated()
             .build()
-            .map_err(|cause| rustls::Error::General(cause.to_string()))
+            .map_err(|_| rustls::Error::General("no trusted issuer is known".into()))
     }
 
     /// A client's TLS settings: this trust, and the identity shown when the server asks for one.
@@ -274,14 +282,31 @@ impl Roots {
     fn config_builder(
         &self,
     ) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, rustls::Error> {
-        let provider = Arc::new(provider());
-        let verifier =
-            WebPkiServerVerifier::builder_with_provider(Arc::new(self.store()?), provider.clone())
-                .build()
-                .map_err(|cause| rustls::Error::General(cause.to_string()))?;
-        let builder = ClientConfig::builder_with_provider(provider);
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider()));
         let builder = builder.with_safe_default_protocol_versions()?;
-        Ok(builder.with_webpki_verifier(verifier))
+        Ok(builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(self.verifier()?)))
+    }
+
+    /// Verifies servers' certificates against this trust.
+    fn verifier(&self) -> Result<IssuedOrPinned, rustls::Error> {
+        let store = Arc::new(self.store()?);
+        let issued = WebPkiServerVerifier::builder_with_provider(store, Arc::new(provider()))
+            .build()
+            .map_err(|_| rustls::Error::General("no trusted issuer is known".into()))?;
+        Ok(IssuedOrPinned {
+            issued,
+            trusted: self.certificates.clone(),
+        })
+    }
+
+    /// Whether `host`, a name or an address, is to show one of these certificates itself, in a form
+    /// that only [`pinned`] accepts.
+    #[must_use]
+    pub(crate) fn pins(&self, host: &str) -> bool {
+        let name = ServerName::try_from(host);
+        name.is_ok_and(|name| self.verifier().is_ok_and(|verifier| verifier.pins(&name)))
     }
 }
 

@@ -95,10 +95,10 @@ impl Upstream {
             || (vendor.upstream.host.clone(), vendor.upstream.port),
             |via| (via.host, via.port),
         );
-        let bridge = tls::late(vendor)?.map(|tls| Bridge {
+        let bridge = tls::ours(vendor)?.map(|tls| Bridge {
             vendor: vendor.name.as_str().into(),
             host: vendor.upstream.host.as_str().into(),
-            tls: Arc::new(tls),
+            tls,
             tunnel,
             tcp_keepalive: template.options.tcp_keepalive.clone(),
         });
@@ -292,7 +292,7 @@ fn template(vendor: &Vendor, generation: u64) -> Result<HttpPeer, crate::tls::Er
     let upstream = &vendor.upstream;
     let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
     // A bridge's far end is where TLS is.
-    let tls = upstream.tls && !vendor.late_client_auth;
+    let tls = upstream.tls && tls::ours(vendor)?.is_none();
     // A name that nobody is shown is copied for every request all the same.
     let server_name = if tls {
         upstream.host.clone()

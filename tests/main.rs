@@ -29,6 +29,7 @@ mod operating;
 mod outbound;
 mod page;
 mod peers;
+mod pinned;
 mod prometheus;
 mod refusals;
 mod reload;

@@ -386,7 +386,8 @@ pub(super) struct Vendor {
     /// Presented to the upstream in the TLS handshake; reloaded when the files change.
     pub(super) client_cert: Option<CertFiles>,
     /// PEM bundle that is trusted instead of the system's roots, for the upstream and for token
-    /// URLs.
+    /// URLs: issuers, or the vendor's own certificate. A self-signed one with `CA:TRUE` is accepted
+    /// when the vendor shows exactly it, over HTTP/1.1.
     pub(super) ca: Option<String>,
     /// How TLS to the upstream is spoken.
     pub(super) tls: Option<VendorTls>,

@@ -1,5 +1,5 @@
-//! Connections of ours for pingora to use as its own: TLS by [`crate::late_client_auth`], behind one
-//! end of a socket pair.
+//! Connections of ours for pingora to use as its own: TLS of ours ([`Ours`]) behind one end of a
+//! socket pair.
 //!
 //! pingora pools sockets it can ask for their peer, which a stream of our own (`custom_l4` with a
 //! virtual socket) is not. A pair of connected Unix sockets is: it has no name, so nobody else on
@@ -21,13 +21,15 @@ use pingora::protocols::l4::stream::Stream as PingoraStream;
 use pingora::protocols::{ALPN, TcpKeepalive};
 use pingora::upstreams::peer::{HttpPeer, Tracer, Tracing};
 use pingora::{Error, ErrorType, Result};
-use tokio::io::{AsyncWriteExt, copy, split};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy, split};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use super::tls::Ours;
 use super::tunnel::Tunnel;
-use crate::late_client_auth::{self, LateClientAuth, Stream, described};
+use crate::late_client_auth::{self, described};
 use crate::tls::sha256;
 
 /// How connections to one vendor are made.
@@ -36,7 +38,7 @@ pub(super) struct Bridge {
     pub(super) vendor: Arc<str>,
     /// The name that must be on the other end.
     pub(super) host: Arc<str>,
-    pub(super) tls: Arc<LateClientAuth>,
+    pub(super) tls: Ours,
     /// The way through an outbound proxy, if there is one.
     pub(super) tunnel: Option<Tunnel>,
     pub(super) tcp_keepalive: Option<TcpKeepalive>,
@@ -95,10 +97,22 @@ impl Connect for Leading {
         if let Some(keepalive) = tcp_keepalive {
             set_tcp_keepalive(&stream, keepalive)?;
         }
-        let stream = tls
-            .handshake(host, stream)
-            .await
-            .map_err(|cause| Error::explain(kind(&cause), cause.to_string()))?;
+        let stream: Box<dyn Duplex> = match tls {
+            Ours::Late(late) => Box::new(
+                late.handshake(host, stream)
+                    .await
+                    .map_err(|cause| Error::explain(kind(&cause), cause.to_string()))?,
+            ),
+            Ours::Usual(connector) => {
+                let name = ServerName::try_from(host.to_string())
+                    .map_err(|_| Error::explain(ErrorType::InvalidCert, "no name to verify"))?;
+                let connected = connector.connect(name, stream).await;
+                Box::new(connected.map_err(|cause| {
+                    let (kind, said) = refused(&cause);
+                    Error::explain(kind, said)
+                })?)
+            }
+        };
 
         let (ours, theirs) = UnixStream::pair().map_err(broken)?;
         let spare = theirs.as_fd().try_clone_to_owned().map_err(broken)?;
@@ -114,6 +128,23 @@ impl Connect for Leading {
         stream.tracer = Some(Tracer(Box::new(Watch(gone))));
         Ok(stream)
     }
+}
+
+/// A connection that carries bytes both ways.
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// Why rustls made no connection.
+fn refused(cause: &io::Error) -> (ErrorType, String) {
+    let inner = cause.get_ref();
+    let inner = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let kind = match inner {
+        Some(rustls::Error::InvalidCertificate(_)) => ErrorType::InvalidCert,
+        Some(_) | None => ErrorType::TLSHandshakeFailure,
+    };
+    let said = inner.map_or_else(|| cause.to_string(), ToString::to_string);
+    (kind, said)
 }
 
 fn kind(cause: &late_client_auth::Error) -> ErrorType {
@@ -138,7 +169,7 @@ struct Carried {
 }
 
 impl Carried {
-    async fn run(mut self, stream: Stream) {
+    async fn run(mut self, stream: impl Duplex) {
         let (mut from_vendor, mut to_vendor) = split(stream);
         let (mut from_us, mut to_us) = self.ours.split();
         let answers = async {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 use rustls::RootCertStore;
+use tokio_rustls::TlsConnector;
 
 use crate::config::Vendor;
 use crate::late_client_auth::LateClientAuth;
@@ -54,9 +55,28 @@ pub(super) fn equip(peer: &mut HttpPeer, vendor: &Vendor, generation: u64) -> Re
     Ok(())
 }
 
-/// The TLS of a vendor that asks for the certificate late; `None` for all others.
-pub(super) fn late(vendor: &Vendor) -> Result<Option<LateClientAuth>, Error> {
-    if !(vendor.upstream.tls && vendor.late_client_auth) {
+/// What speaks TLS to a vendor where pingora's own connector cannot.
+#[derive(Clone)]
+pub(super) enum Ours {
+    /// The vendor asks for the certificate late.
+    Late(Arc<LateClientAuth>),
+    /// The vendor's own certificate is pinned, or ours is of a form that rustls' check refuses:
+    /// pingora builds its settings from the parts each time, and takes neither.
+    Usual(TlsConnector),
+}
+
+impl std::fmt::Debug for Ours {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Late(_) => "Late",
+            Self::Usual(_) => "Usual",
+        })
+    }
+}
+
+/// The TLS of ours for `vendor`; `None` where pingora's will do.
+pub(super) fn ours(vendor: &Vendor) -> Result<Option<Ours>, Error> {
+    if !vendor.upstream.tls {
         return Ok(None);
     }
     let identity = vendor
@@ -64,7 +84,24 @@ pub(super) fn late(vendor: &Vendor) -> Result<Option<LateClientAuth>, Error> {
         .as_ref()
         .map(Identity::load)
         .transpose()?;
-    let roots = vendor.ca.as_deref().map(Roots::load).transpose()?;
-    let roots = roots.unwrap_or_else(Roots::system);
-    LateClientAuth::new(&roots, identity.as_ref()).map(Some)
+    let own = vendor.ca.as_deref().map(Roots::load).transpose()?;
+    let is_odd = identity
+        .as_ref()
+        .is_some_and(|identity| !identity.is_ordinary());
+    let is_pinned = own
+        .as_ref()
+        .is_some_and(|roots| roots.pins(&vendor.upstream.host));
+    if !(vendor.late_client_auth || is_odd || is_pinned) {
+        return Ok(None);
+    }
+    let roots = own.unwrap_or_else(Roots::system);
+    if vendor.late_client_auth {
+        let late = LateClientAuth::new(&roots, identity.as_ref())?;
+        return Ok(Some(Ours::Late(Arc::new(late))));
+    }
+    let mut config = roots
+        .client_config(identity.as_ref())
+        .map_err(|_| Error::Settings("TLS with this CA and client certificate cannot be set up"))?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Some(Ours::Usual(TlsConnector::from(Arc::new(config)))))
 }

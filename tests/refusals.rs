@@ -34,6 +34,7 @@ vendors:
     allow_plaintext: true
     hosts: [ v.internal ]
     refuse: [ "/secret/**" ]
+    header_names: [ X_Odd ]
 {more}
   logs-in:
     preset: certn
@@ -117,6 +118,14 @@ async fn whoever_is_not_known_learns_nothing_of_routes_and_vendors() {
         let body: Value = serde_json::from_str(&got.body).unwrap();
         assert_eq!((got.status, &body["vendor"]), (401, &Value::Null), "{head}");
     }
+    // Nor which vendor permits what.
+    let odd = |path: &str| {
+        let answer = setup.unknown(&format!("GET {path} HTTP/1.1\nHost: localhost\nX_Odd: 1"));
+        assert_eq!(problem(&answer)["vendor"], Value::Null, "{answer}");
+        alike(&answer)
+    };
+    assert!(odd("/v/x").starts_with("HTTP/1.1 400"), "{}", odd("/v/x"));
+    assert_eq!(odd("/v/x"), odd("/nowhere"));
     assert!(setup.echo.requests().is_empty());
 
     // The operator's lines still say whom it was about, and so does a refusal of somebody known.

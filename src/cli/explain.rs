@@ -274,7 +274,7 @@ fn removed(config: &Config, vendor: Option<&config::Vendor>) -> Vec<String> {
     if vendor.is_some_and(|vendor| !vendor.cookies_pass) {
         names.push("cookie".into());
     }
-    names.push("x-forwarded-*".into());
+    names.extend(headers::OVERRIDE_PREFIXES.map(|prefix| format!("{prefix}*")));
     names.sort();
     names
 }

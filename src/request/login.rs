@@ -39,7 +39,7 @@ impl Logins {
         let found = self
             .0
             .iter()
-            .find(|(rule, _)| rule.check(method, path).is_err());
+            .find(|(rule, _)| rule.is_passed_as_sent(method, path).is_err());
         found.map(|(_, shape)| *shape)
     }
 }

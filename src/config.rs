@@ -744,6 +744,9 @@ pub struct ClientCredentials {
     pub client_id: SecretRef,
     /// How the client proves itself.
     pub client_auth: ClientAuth,
+    /// Shown at an https token endpoint that asks for a certificate, however the client proves
+    /// itself.
+    pub client_cert: Option<CertFiles>,
     /// Sent when present.
     pub scope: Option<String>,
     /// Sent when present.
@@ -767,6 +770,9 @@ pub struct AuthorizationCode {
     pub client_id: SecretRef,
     /// How the client proves itself; `None`: a public client, `client_id` in the body.
     pub client_auth: Option<ClientAuth>,
+    /// Shown at an https token endpoint that asks for a certificate, however the client proves
+    /// itself.
+    pub client_cert: Option<CertFiles>,
     /// Asked for at the authorize URL.
     pub scope: Option<String>,
     /// Where the browser is sent back to.

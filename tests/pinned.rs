@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_openssl::SslStream;
 
-use crate::support::{Proxy, eventually, status_of, write_secret};
+use crate::support::{Proxy, eventually, run, status_of, write_secret};
 
 /// What a certificate is made like.
 #[derive(Clone, Copy)]
@@ -236,4 +236,64 @@ async fn a_certificate_of_ours_is_shown_whatever_its_version_and_extensions() {
         "{}",
         proxy.stderr()
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_certificate_is_shown_at_the_token_endpoint_whatever_else_proves_the_client() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let port = server(&put(dir, "server", Kind::Named)).await.port();
+    let vendors = digest(&put(dir, "vendor", Kind::Named).0);
+    let kinds = digest(&put(dir, "kind", Kind::Named).0);
+    let mut yaml = HEAD.to_owned();
+    let secret = "client_secret: { value: s }";
+    let key = "private_key: { file: kind.key }, algorithm: ES256";
+    let ways = [
+        ("basic", secret),
+        ("post", secret),
+        ("json", secret),
+        ("private_key_jwt", key),
+        ("tls", ""),
+    ];
+    for (way, proof) in ways {
+        for (whose, own) in [
+            ("vendor", ""),
+            ("kind", "client_cert: { cert: kind.crt, key: kind.key },"),
+        ] {
+            write!(
+                yaml,
+                "  {whose}-{way}:
+    upstream: https://localhost:{port}
+    ca: server.crt
+    redact_echo: false
+    client_cert: {{ cert: vendor.crt, key: vendor.key }}
+    auth: {{ client_credentials: {{ token_url: 'https://localhost:{port}/token', client_id: us, client_auth: {way}, {own} {proof} }} }}
+"
+            )
+            .unwrap();
+        }
+    }
+    let proxy = Proxy::start(dir, &yaml);
+    for (way, _) in ways {
+        for (whose, at_the_token_endpoint) in [("vendor", &vendors), ("kind", &kinds)] {
+            let answer = ask(&proxy, &format!("{whose}-{way}"));
+            let wanted = format!("{vendors} {at_the_token_endpoint}");
+            assert!(answer.ends_with(&wanted), "{whose} {way}: {answer}");
+        }
+    }
+
+    // Over plaintext there is nothing to show it in; meant for that alone it is a mistake.
+    let plain = |own: &str| {
+        let text = format!(
+            "vendors:\n  v:\n    upstream: https://a.test\n    allow_plaintext: true\n    client_cert: {{ cert: vendor.crt, key: vendor.key }}\n    auth: {{ client_credentials: {{ token_url: 'http://a.test/', client_id: us, {own} client_secret: {{ value: s }} }} }}\n"
+        );
+        std::fs::write(dir.join("proxy.yaml"), text).unwrap();
+        run(dir, &["check"])
+    };
+    assert_eq!(plain("").code, Some(0));
+    let meant = plain("client_cert: { cert: kind.crt, key: kind.key },");
+    assert_eq!(meant.code, Some(2));
+    let what =
+        "client_credentials.client_cert: a client certificate is never shown to an `http://` URL";
+    assert!(meant.stderr.contains(what), "{meant:?}");
 }

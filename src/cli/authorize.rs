@@ -543,6 +543,7 @@ mod tests {
                 token_url: self.server.url("/token"),
                 client_id: value("my app"),
                 client_auth: Some(ClientAuth::Post(value("s"))),
+                client_cert: None,
                 scope: Some("tuser.account".into()),
                 redirect_uri: redirect_uri.parse().unwrap(),
                 send_redirect_uri: true,

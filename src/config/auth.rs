@@ -173,7 +173,8 @@ fn client_credentials(
         client_cert: written.client_cert.as_ref(),
     };
     let kind = written.client_auth.unwrap_or(file::ClientAuth::Basic);
-    let client_auth = client_auth(kind, &proof, around, at, context);
+    let client_cert = shown(&proof, token_url.as_ref(), around, at, context);
+    let client_auth = client_auth(kind, &proof, client_cert.as_ref(), at, context);
     let mut params = Vec::new();
     for (name, value) in written.params.iter().flat_map(|params| &params.0) {
         if OWN_PARAMETERS.contains(&name.as_str()) {
@@ -188,7 +189,7 @@ fn client_credentials(
         }
         params.extend(value.clone().map(|value| (name.clone(), value)));
     }
-    if let Some(ClientAuth::Tls(_)) = client_auth {
+    if kind == file::ClientAuth::Tls && proof.client_cert.is_none() {
         shown_in_tls(token_url.as_ref(), &at.key("client_auth"), context);
     }
     let times = times(
@@ -201,6 +202,7 @@ fn client_credentials(
         token_url: token_url?,
         client_id: client_id?,
         client_auth: client_auth?,
+        client_cert,
         scope: present(written.scope.as_ref()),
         audience: present(written.audience.as_ref()),
         resource: present(written.resource.as_ref()),
@@ -227,15 +229,16 @@ fn authorization_code(
         assertion_audience: written.assertion_audience.as_ref(),
         client_cert: written.client_cert.as_ref(),
     };
+    let client_cert = shown(&proof, token_url.as_ref(), around, at, context);
     let client_auth = match (written.client_auth, &written.client_secret) {
         // RFC 6749 §2.1: a public client has nothing to prove itself with.
         (None, None) if proof.private_key.is_none() && proof.client_cert.is_none() => Some(None),
         (kind, _) => {
             let kind = kind.unwrap_or(file::ClientAuth::Post);
-            client_auth(kind, &proof, around, at, context).map(Some)
+            client_auth(kind, &proof, client_cert.as_ref(), at, context).map(Some)
         }
     };
-    if let Some(Some(ClientAuth::Tls(_))) = client_auth {
+    if written.client_auth == Some(file::ClientAuth::Tls) && proof.client_cert.is_none() {
         shown_in_tls(token_url.as_ref(), &at.key("client_auth"), context);
     }
     let redirect_at = at.key("redirect_uri");
@@ -271,6 +274,7 @@ fn authorization_code(
         token_url: token_url?,
         client_id: client_id?,
         client_auth: client_auth?,
+        client_cert,
         scope: present(written.scope.as_ref()),
         redirect_uri: redirect_uri?,
         send_redirect_uri: written.send_redirect_uri.unwrap_or(true),
@@ -425,10 +429,29 @@ struct Proof<'w> {
     client_cert: Option<&'w file::CertFiles>,
 }
 
+/// The certificate for the token endpoint: the kind's own, or else the vendor's. One of the kind's
+/// own must have a handshake to be shown in.
+fn shown(
+    proof: &Proof<'_>,
+    token_url: Option<&Url>,
+    around: Around<'_>,
+    at: &Spot,
+    context: &mut Context<'_>,
+) -> Option<CertFiles> {
+    let at = at.key("client_cert");
+    let own = proof
+        .client_cert
+        .map(|files| context.cert_files(files, &at));
+    if own.is_some() {
+        shown_in_tls(token_url, &at, context);
+    }
+    own.unwrap_or_else(|| around.client_cert.cloned())
+}
+
 fn client_auth(
     kind: file::ClientAuth,
     proof: &Proof<'_>,
-    around: Around<'_>,
+    shown: Option<&CertFiles>,
     at: &Spot,
     context: &mut Context<'_>,
 ) -> Option<ClientAuth> {
@@ -452,12 +475,6 @@ fn client_auth(
             proof.assertion_audience.is_some(),
             by_key,
             BY_KEY,
-        ),
-        (
-            "client_cert",
-            proof.client_cert.is_some(),
-            kind == Tls,
-            BY_CERT,
         ),
     ] {
         if given && !used {
@@ -489,14 +506,11 @@ fn client_auth(
             })
         }
         Tls => {
-            let own = proof.client_cert;
-            let own = own.map(|files| context.cert_files(files, &at.key("client_cert")));
-            let files = own.unwrap_or_else(|| around.client_cert.cloned());
-            if files.is_none() {
+            if shown.is_none() {
                 let hint = "here, or as the vendor's own `client_cert`";
                 context.report.missing(&at.key("client_cert"), hint);
             }
-            files.map(ClientAuth::Tls)
+            shown.cloned().map(ClientAuth::Tls)
         }
     }
 }
@@ -529,7 +543,6 @@ fn present(text: Option<&String>) -> Option<String> {
 
 const BY_SECRET: &str = "`basic`, `post` and `json` use it";
 const BY_KEY: &str = "`client_auth: private_key_jwt` uses it";
-const BY_CERT: &str = "`client_auth: tls` uses it";
 
 /// Fields of the connection or of the message's framing (RFC 9110 §7.6.1, RFC 9112 §6), and those
 /// the proxy fills itself.

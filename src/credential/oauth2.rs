@@ -24,7 +24,7 @@ pub(super) struct ClientCredentials {
 
 impl ClientCredentials {
     pub(super) fn new(config: &config::ClientCredentials, vendor: &config::Vendor) -> Self {
-        let identity = identity(Some(&config.client_auth));
+        let identity = identity(config.client_cert.as_ref(), &config.token_url);
         let secrets = secrets(Some(&config.client_auth), &config.client_id);
         Self {
             inputs: Inputs::new(secrets, identity.as_ref(), vendor.ca.as_ref()),
@@ -76,7 +76,7 @@ pub(super) struct CodeServer {
 impl CodeServer {
     pub(super) fn new(config: &AuthorizationCode, vendor: &config::Vendor) -> (Self, Inputs) {
         let auth = config.client_auth.as_ref();
-        let identity = identity(auth);
+        let identity = identity(config.client_cert.as_ref(), &config.token_url);
         let secrets = secrets(auth, &config.client_id);
         let inputs = Inputs::new(secrets, identity.as_ref(), vendor.ca.as_ref());
         let client = TokenClient::new(vendor, identity, config.times);
@@ -168,17 +168,11 @@ fn account(token_url: &Url, client_id: &SecretRef) -> Option<[u8; 32]> {
     Some(sha256(&[server, b"\0", client_id.expose().as_bytes()]))
 }
 
-fn identity(auth: Option<&ClientAuth>) -> Option<CertFiles> {
-    match auth {
-        Some(ClientAuth::Tls(files)) => Some(files.clone()),
-        Some(
-            ClientAuth::Basic(_)
-            | ClientAuth::Post(_)
-            | ClientAuth::Json(_)
-            | ClientAuth::PrivateKeyJwt { .. },
-        )
-        | None => None,
-    }
+/// What is shown at `token_url`: plaintext has no handshake to show it in.
+fn identity(client_cert: Option<&CertFiles>, token_url: &Url) -> Option<CertFiles> {
+    client_cert
+        .filter(|_| token_url.scheme() == "https")
+        .cloned()
 }
 
 fn secrets<'a>(
@@ -211,6 +205,7 @@ mod tests {
             token_url: server.url("/token/"),
             client_id: value("id"),
             client_auth,
+            client_cert: None,
             scope: Some("order read".into()),
             audience: Some("https://api".into()),
             resource: None,
@@ -278,6 +273,7 @@ mod tests {
             token_url: server.url("/token"),
             client_id: value("id"),
             client_auth: Some(ClientAuth::Post(value("s"))),
+            client_cert: None,
             scope: Some("tuser.account".into()),
             redirect_uri: "http://127.0.0.1:7777/back".parse().unwrap(),
             send_redirect_uri,

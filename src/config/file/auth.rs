@@ -79,7 +79,8 @@ pub(in crate::config) struct ClientCredentials {
     pub(in crate::config) algorithm: Option<Algorithm>,
     /// `aud` of the assertion. Default: the token URL.
     pub(in crate::config) assertion_audience: Option<String>,
-    /// The certificate for `client_auth: tls`. Default: the vendor's `client_cert`.
+    /// Shown at the token endpoint when it asks for a certificate; with `client_auth: tls` the proof
+    /// itself. Default: the vendor's `client_cert`.
     pub(in crate::config) client_cert: Option<CertFiles>,
     /// Assumed when the answer names no lifetime or an unreadable one.
     #[schemars(extend("default" = "300s"))]
@@ -127,7 +128,8 @@ pub(in crate::config) struct AuthorizationCode {
     pub(in crate::config) algorithm: Option<Algorithm>,
     /// `aud` of the assertion. Default: the token URL.
     pub(in crate::config) assertion_audience: Option<String>,
-    /// The certificate for `client_auth: tls`. Default: the vendor's `client_cert`.
+    /// Shown at the token endpoint when it asks for a certificate; with `client_auth: tls` the proof
+    /// itself. Default: the vendor's `client_cert`.
     pub(in crate::config) client_cert: Option<CertFiles>,
     /// Assumed when the answer names no lifetime or an unreadable one.
     #[schemars(extend("default" = "300s"))]

@@ -39,7 +39,7 @@ use bytes::Bytes;
 use http::header::{
     CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING,
 };
-use http::{HeaderMap, Method, StatusCode, Version};
+use http::{HeaderMap, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error as PingoraError, ErrorType, HttpPeer};
 use pingora::protocols::Digest;
@@ -51,6 +51,7 @@ use self::headers::Barred;
 use self::limit::Pace;
 use self::phase::admit::{Admitted, admit};
 use self::phase::again::{another_connection, is_answered, newer_credential, once_more};
+use self::phase::bodyless::say_that_no_body_comes;
 use self::phase::echo::{mask_head, needles};
 use self::phase::lead_back::lead_back;
 use self::phase::own_answer::{answer, classify, logged_in};
@@ -431,14 +432,8 @@ impl ProxyHttp for Proxy {
                 request.set_raw_path(format!("{path}?{query}").as_bytes())?;
             }
         }
-        // Many servers answer 411 where a method that has a body comes without one and does not say so
-        // (RFC 9110 §8.6). HTTP/2 has another way to say it.
-        if !to_h2
-            && matches!(request.method, Method::POST | Method::PUT | Method::PATCH)
-            && !request.headers.contains_key(CONTENT_LENGTH)
-            && session.as_downstream_mut().is_body_empty()
-        {
-            request.insert_header("Content-Length", HeaderValue::from_static("0"))?;
+        if !to_h2 {
+            say_that_no_body_comes(session, request).await?;
         }
         if session.as_downstream_mut().is_body_done() {
             body_is_complete(session, ctx);

@@ -219,23 +219,38 @@ async fn what_comes_without_a_body_says_so_over_http_1() {
         }
     }
 
-    // Its end may come in a frame of its own, which says no more of a body.
-    for _ in 0..5 {
+    // Its end may come in a frame of its own, which says no more of a body; a body may come, too.
+    for (pieces, wanted) in [
+        (&[&b""[..]][..], [Some("0"), None]),
+        (&[b"abc"], [None, Some("chunked")]),
+        (&[b"a", b"", b"bc"], [None, Some("chunked")]),
+    ] {
         let request = Request::post("http://localhost/v/later").body(()).unwrap();
         let (response, mut body) = caller.sender().send_request(request, false).unwrap();
-        body.send_data(Bytes::new(), true).unwrap();
+        for (nth, piece) in pieces.iter().enumerate() {
+            if nth > 0 {
+                // The proxy has waited for the first alone.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            let end = nth + 1 == pieces.len();
+            body.send_data(Bytes::from_static(piece), end).unwrap();
+        }
         assert_eq!(response.await.unwrap().status(), 200);
         let seen = echo.requests().pop().unwrap();
-        assert!(seen.body.is_empty());
+        assert_eq!(seen.body, pieces.concat());
         let framed = [
             seen.field("content-length"),
             seen.field("transfer-encoding"),
         ];
-        assert!(
-            [[Some("0"), None], [None, Some("chunked")]].contains(&framed),
-            "{framed:?}"
-        );
+        assert_eq!(framed, wanted, "{pieces:?}");
     }
+    // And as late as it likes.
+    let request = Request::post("http://localhost/v/late").body(()).unwrap();
+    let (response, mut body) = caller.sender().send_request(request, false).unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    body.send_data(Bytes::from_static(b"late"), true).unwrap();
+    assert_eq!(response.await.unwrap().status(), 200);
+    assert_eq!(echo.requests().pop().unwrap().body, b"late");
 }
 
 #[tokio::test(flavor = "multi_thread")]

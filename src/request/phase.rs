@@ -2,6 +2,7 @@
 
 pub(super) mod admit;
 pub(super) mod again;
+pub(super) mod bodyless;
 pub(super) mod echo;
 pub(super) mod lead_back;
 pub(super) mod log_in;

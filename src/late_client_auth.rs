@@ -81,7 +81,7 @@ impl LateClientAuth {
         let connector = connector.map_err(|cause| tls::Error::OpenSsl(reasons(&cause)))?;
         Ok(Self {
             connector,
-            trusted: Arc::new(roots.certificates.clone()),
+            trusted: Arc::new(roots.pinnable().to_vec()),
         })
     }
 

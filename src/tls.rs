@@ -146,6 +146,10 @@ pub struct Roots {
     pub certificates: Vec<CertificateDer<'static>>,
     /// SHA-256 over the sorted certificates.
     pub sha256: [u8; 32],
+    /// Read from a file of the configuration's: among them may be the server's own certificate.
+    /// Nobody pins one by installing it in the system, and a copy of all of those for each vendor
+    /// would be large.
+    pinned: bool,
 }
 
 impl std::fmt::Debug for Roots {
@@ -178,7 +182,10 @@ impl Roots {
     /// a bare container image; then nothing verifies.
     #[must_use]
     pub fn system() -> Self {
-        Self::of(rustls_native_certs::load_native_certs().certs)
+        Self {
+            pinned: false,
+            ..Self::of(rustls_native_certs::load_native_certs().certs)
+        }
     }
 
     pub(crate) fn of(certificates: Vec<CertificateDer<'static>>) -> Self {
@@ -188,7 +195,13 @@ impl Roots {
         Self {
             certificates,
             sha256,
+            pinned: true,
         }
+    }
+
+    /// Those that a server itself may show.
+    pub(crate) fn pinnable(&self) -> &[CertificateDer<'static>] {
+        if self.pinned { &self.certificates } else { &[] }
     }
 
     /// The form rustls wants.
@@ -297,7 +310,7 @@ impl Roots {
             .map_err(|_| rustls::Error::General("no trusted issuer is known".into()))?;
         Ok(IssuedOrPinned {
             issued,
-            trusted: self.certificates.clone(),
+            trusted: self.pinnable().to_vec(),
         })
     }
 

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use saphyr_parser::{Event, Marker, Parser};
+use saphyr_parser::{Event, Marker, Parser, ScanError};
 use serde_json::Value;
 
 use super::report::{Place, Report, Spot};
@@ -54,6 +54,8 @@ enum Open {
         /// The key whose value comes next.
         key: Option<String>,
         seen: HashMap<String, Place>,
+        /// Where that key stood first, and where it stands now.
+        twice: Option<(Place, Place)>,
     },
     Sequence {
         at: Spot,
@@ -72,9 +74,7 @@ fn locate(text: &str, report: &mut Report<'_>) -> bool {
         let (event, span) = match event {
             Ok(event) => event,
             Err(error) => {
-                let place = place(*error.marker());
-                let (message, hint) = in_our_words(error.info());
-                report.wrong_in(place, &top, format!("not YAML: {message}"), hint);
+                not_yaml(&error, report);
                 return false;
             }
         };
@@ -113,23 +113,27 @@ fn locate(text: &str, report: &mut Report<'_>) -> bool {
                 *next += 1;
                 at.index(*next - 1)
             }
-            Some(Open::Mapping { at, key, seen }) => {
+            Some(Open::Mapping {
+                at,
+                key,
+                seen,
+                twice,
+            }) => {
                 if let Some(key) = key.take() {
-                    at.key(&key)
+                    let here = at.key(&key);
+                    if let Some(twice) = twice.take() {
+                        let is_bare = matches!(&event, Event::Scalar(text, ..) if text.is_empty());
+                        repeated(twice, if is_bare { at } else { &here }, report);
+                    }
+                    here
                 } else {
                     let Event::Scalar(written, ..) = event else {
                         report.wrong_in(here, at, "a key must be text", "");
                         return false;
                     };
                     let at = at.key(&written);
-                    if let Some(first) = seen.insert(written.to_string(), here) {
-                        report.wrong_in(
-                            here,
-                            &at,
-                            format!("occurs twice, first in line {}", first.line),
-                            "",
-                        );
-                    }
+                    let first = seen.insert(written.to_string(), here);
+                    *twice = first.map(|first| (first, here));
                     report.places.keys.insert(at, here);
                     *key = Some(written.into_owned());
                     continue;
@@ -142,6 +146,7 @@ fn locate(text: &str, report: &mut Report<'_>) -> bool {
                 at,
                 key: None,
                 seen: HashMap::new(),
+                twice: None,
             }),
             Event::SequenceStart(..) => open.push(Open::Sequence { at, next: 0 }),
             Event::Nothing
@@ -160,6 +165,19 @@ fn locate(text: &str, report: &mut Report<'_>) -> bool {
         }
     }
     readable
+}
+
+fn not_yaml(error: &ScanError, report: &mut Report<'_>) {
+    let (message, hint) = in_our_words(error.info());
+    let message = format!("not YAML: {message}");
+    report.wrong_in(place(*error.marker()), &Spot::default(), message, hint);
+}
+
+/// Says that a key occurs a second time. One without a value may be a secret in the wrong place, as in
+/// `{ abc, abc }`: `named` is then what it stands in.
+fn repeated((first, again): (Place, Place), named: &Spot, report: &mut Report<'_>) {
+    let message = format!("occurs twice, first in line {}", first.line);
+    report.wrong_in(again, named, message, "");
 }
 
 /// What the parser means. Its own text is not shown: it may hold a piece of the document.

@@ -104,13 +104,14 @@ fn is_anchor(before: &[u8]) -> bool {
 fn leading_back(reference: &[u8], upstream: &Upstream, prefix: &str) -> Option<Vec<u8>> {
     let reference = reference.trim_ascii();
     let path = match reference {
-        [b'/', b'/' | b'\\', ..] => at_upstream(reference, upstream)?,
+        [b'/', b'/' | b'\\', ..] => at_upstream(reference, upstream.tls, upstream)?,
         [b'/', ..] => reference,
         _ => {
             let colon = reference.iter().position(|byte| *byte == b':')?;
             let (scheme, rest) = (&reference[..colon], &reference[colon + 1..]);
-            let web = scheme.eq_ignore_ascii_case(b"https") || scheme.eq_ignore_ascii_case(b"http");
-            at_upstream(web.then_some(rest)?, upstream)?
+            let tls = scheme.eq_ignore_ascii_case(b"https");
+            let web = tls || scheme.eq_ignore_ascii_case(b"http");
+            at_upstream(web.then_some(rest)?, tls, upstream)?
         }
     };
     let rest = path.strip_prefix(upstream.base.as_bytes())?;
@@ -124,9 +125,9 @@ fn leading_back(reference: &[u8], upstream: &Upstream, prefix: &str) -> Option<V
     Some([prefix.as_bytes(), between, rest].concat())
 }
 
-/// The path of `//host[:port]…` on the upstream's server. Its two usual ports are one server, and
-/// browsers take backslashes for slashes.
-fn at_upstream<'a>(reference: &'a [u8], upstream: &Upstream) -> Option<&'a [u8]> {
+/// The path of `//host[:port]…` on the upstream's server, by `https` if `tls`. `http` and `https` of a
+/// host on their usual ports are one server, and browsers take backslashes for slashes.
+fn at_upstream<'a>(reference: &'a [u8], tls: bool, upstream: &Upstream) -> Option<&'a [u8]> {
     let [b'/' | b'\\', b'/' | b'\\', rest @ ..] = reference else {
         return None;
     };
@@ -144,13 +145,14 @@ fn at_upstream<'a>(reference: &'a [u8], upstream: &Upstream) -> Option<&'a [u8]>
     };
     let host = host.trim_matches(['[', ']']);
     let host = host.strip_suffix('.').unwrap_or(host);
-    let usual = |port: u16| if port == 80 { 443 } else { port };
+    let usual = |tls: bool| if tls { 443 } else { 80 };
     let port = match port {
-        "" => 443,
+        "" => usual(tls),
         digits => digits.parse().ok()?,
     };
-    let same = host.eq_ignore_ascii_case(&upstream.host) && usual(port) == usual(upstream.port);
-    same.then_some(path)
+    let same = (tls, port) == (upstream.tls, upstream.port)
+        || (port == usual(tls) && upstream.port == usual(upstream.tls));
+    (same && host.eq_ignore_ascii_case(&upstream.host)).then_some(path)
 }
 
 #[cfg(test)]
@@ -185,6 +187,7 @@ mod tests {
             ("/basement", None),
             ("https://api.example/other", None),
             ("https://api.example:8443/base/x", None),
+            ("http://api.example:443/base/x", None),
             ("https://api.example:no/base/x", None),
             ("https://api.example.evil/base/x", None),
             ("https://api.example@evil/base/x", None),

@@ -131,6 +131,24 @@ async fn a_host_other_than_the_name_asked_for_is_misdirected_when_either_is_a_ve
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn which_names_are_vendors_is_nothing_for_whoever_is_not_known() {
+    let setup = Setup::new("  app: { api_key: { value: the-key }, allow: [ v ] }\n").await;
+    for (name, host) in [
+        ("one.test", "one.test"),
+        ("one.test", "two.test"),
+        ("two.test", "one.test"),
+        ("two.test", "two.test"),
+    ] {
+        let h1 = setup.over_h1(name, host, "/no-prefix").await;
+        assert_eq!(h1.status, 401, "{name} {host}: {h1:?}");
+        assert!(h1.json()["vendor"].is_null(), "{name} {host}: {h1:?}");
+        let (status, body) = setup.over_h2(name, host, "/no-prefix").await;
+        assert_eq!(status, 401, "{name} {host}: {body}");
+        assert!(body.contains("\"vendor\":null"), "{name} {host}: {body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_handshake_that_never_ends_is_ended_and_nobody_waits_for_it() {
     use std::io::{Read, Write};
 

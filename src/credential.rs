@@ -30,7 +30,7 @@ mod vedauth;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
@@ -40,6 +40,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
+use crate::clock::{End, Moment};
 use crate::config::{self, Auth};
 use crate::metrics::FetchMetrics;
 use crate::store::Store;
@@ -148,7 +149,7 @@ impl Credential {
     /// [`Unavailable`] when there is none, or only one past its end.
     pub fn current(&self) -> Result<Arc<Held>, Unavailable> {
         match self.current.load_full() {
-            Some(held) if held.usable(Instant::now()) => Ok(held),
+            Some(held) if held.usable() => Ok(held),
             _ => Err(self.unavailable()),
         }
     }
@@ -204,7 +205,7 @@ impl Credential {
         let board = self.board.borrow();
         Status {
             state: self.state(held.as_deref(), &board),
-            expires_at: held.as_ref().and_then(|held| held.ends),
+            expires_at: held.as_ref().and_then(|held| held.expires_at()),
             refresh_at: board.refresh_at,
             last_refresh: board.last_refresh,
             last_error: board.last_error.clone(),
@@ -245,7 +246,7 @@ impl Credential {
             (Outcome::Reauthorize, _) => State::Reauthorize,
             (Outcome::Rejected, _) | (Outcome::Temporary, None) => State::Failed,
             (Outcome::None | Outcome::Ok, None) => State::Pending,
-            (_, Some(held)) if !held.usable(Instant::now()) => State::Expired,
+            (_, Some(held)) if !held.usable() => State::Expired,
             (Outcome::Temporary, Some(_)) => State::Refreshing,
             (Outcome::None | Outcome::Ok, Some(_)) if board.attempting => State::Refreshing,
             (Outcome::None | Outcome::Ok, Some(_)) => State::Fresh,
@@ -254,10 +255,26 @@ impl Credential {
 
     /// How long what is in hand can still be used; `None`: for ever.
     fn usable_for(&self) -> Option<Duration> {
+        match self.current.load_full() {
+            Some(held) => held.until.map(|until| until.left()),
+            None => Some(Duration::ZERO),
+        }
+    }
+
+    /// Looks at the wall clock after it was set. By it a token may have ended that `CLOCK_BOOTTIME`
+    /// says is good: the virtual machine was paused, or the clock was wrong before. Such a token is
+    /// held back until an attempt has ended; `true`: there is one.
+    fn doubt(&self) -> bool {
         let held = self.current.load_full();
-        let now = Instant::now();
-        held.map_or(Some(now), |held| held.until)
-            .map(|until| until.saturating_duration_since(now))
+        held.is_some_and(|held| held.doubt())
+    }
+
+    /// Ends what [`Credential::doubt`] began, because there is nothing better.
+    fn trust(&self) {
+        if let Some(held) = self.current.load_full() {
+            let doubted = &held.trust;
+            let _ = doubted.compare_exchange(DOUBTED, TRUSTED, Ordering::AcqRel, Ordering::Acquire);
+        }
     }
 
     fn unavailable(&self) -> Unavailable {
@@ -289,15 +306,18 @@ impl Credential {
             generation: self.generation.fetch_add(1, Ordering::AcqRel) + 1,
             account,
             renewable: self.renewable,
-            ends: issued
+            since: Moment::now(),
+            expires_at: issued
                 .lifetime
                 .and_then(|lifetime| wall_clock(lifetime.end)),
+            ends: issued.lifetime.map(|lifetime| End::at(lifetime.end)),
             until: issued.lifetime.map(|lifetime| {
                 let unused = lifetime
                     .total
                     .saturating_sub(pace::usable_for(lifetime.total));
-                lifetime.end.checked_sub(unused).unwrap_or(lifetime.end)
+                End::at(lifetime.end.checked_sub(unused).unwrap_or(lifetime.end))
             }),
+            trust: AtomicU8::new(UNDOUBTED),
             rejection: Notify::new(),
             rejected: AtomicBool::new(false),
         });
@@ -321,10 +341,16 @@ pub struct Held {
     /// See [`Source::account`].
     account: Option<[u8; 32]>,
     renewable: bool,
-    /// The vendor's stated end, for people and dashboards.
-    ends: Option<SystemTime>,
+    /// When it was published.
+    since: Moment,
+    /// The vendor's stated end, on the wall clock as that stood then.
+    expires_at: Option<SystemTime>,
+    /// The vendor's stated end.
+    ends: Option<End>,
     /// No longer used from here on.
-    until: Option<Instant>,
+    until: Option<End>,
+    /// What the wall clock says against it: see [`Credential::doubt`].
+    trust: AtomicU8,
     rejection: Notify,
     rejected: AtomicBool,
 }
@@ -359,8 +385,37 @@ impl Held {
         }
     }
 
-    fn usable(&self, now: Instant) -> bool {
-        self.until.is_none_or(|until| now < until)
+    /// Whether it may be sent. A suspended machine is seen here, by every single request; what the
+    /// wall clock says is looked at by the refresh task.
+    fn usable(&self) -> bool {
+        self.until.is_none_or(|until| !until.has_come())
+            && self.trust.load(Ordering::Acquire) != DOUBTED
+    }
+
+    /// See [`Credential::doubt`].
+    fn doubt(&self) -> bool {
+        let forward = self.since.set_forward_until(&Moment::now());
+        let ended = self.until.is_some_and(|until| until.has_come_in(forward));
+        let trust = &self.trust;
+        !forward.is_zero()
+            && ended
+            && trust
+                .compare_exchange(UNDOUBTED, DOUBTED, Ordering::AcqRel, Ordering::Acquire)
+                .is_ok()
+    }
+
+    /// The vendor's stated end, for people and dashboards, on the wall clock as it stands now.
+    fn expires_at(&self) -> Option<SystemTime> {
+        let (then, now) = (self.expires_at?, self.ends?.on_the_wall()?);
+        let moved = now
+            .duration_since(then)
+            .unwrap_or_else(|back| back.duration());
+        // Two readings of two clocks are never quite the same.
+        if moved < Duration::from_secs(2) {
+            Some(then)
+        } else {
+            Some(now)
+        }
     }
 }
 
@@ -604,6 +659,12 @@ pub fn start(
     };
     Ok((credential, keeper))
 }
+
+/// Values of [`Held::trust`]: nothing speaks against it; the wall clock does; it does, and an
+/// attempt for something better has failed.
+const UNDOUBTED: u8 = 0;
+const DOUBTED: u8 = 1;
+const TRUSTED: u8 = 2;
 
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
 

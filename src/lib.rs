@@ -26,6 +26,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod credential;
 pub mod demo;

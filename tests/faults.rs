@@ -3,6 +3,7 @@
 
 mod answers;
 mod changes;
+mod clocks;
 mod replay;
 mod rotation;
 mod words;
@@ -94,6 +95,23 @@ impl Setup {
         G: Fn(Asked, Arc<Ledger>) -> B + Send + Sync + 'static,
         B: Future<Output = Reply> + Send + 'static,
     {
+        Self::start_in(vendors, more, script, api, &[]).await
+    }
+
+    /// The same with more in the proxy's environment.
+    async fn start_in<F, A, G, B>(
+        vendors: &[&str],
+        more: &str,
+        script: F,
+        api: G,
+        environment: &[(&str, &str)],
+    ) -> Self
+    where
+        F: Fn(Asked, Arc<Ledger>) -> A + Send + Sync + 'static,
+        A: Future<Output = Reply> + Send + 'static,
+        G: Fn(Asked, Arc<Ledger>) -> B + Send + Sync + 'static,
+        B: Future<Output = Reply> + Send + 'static,
+    {
         countersign::tls::install_provider();
         let stalls = Stalls::watch();
         let ledger = Arc::new(Ledger::default());
@@ -127,7 +145,17 @@ impl Setup {
             .unwrap();
         }
         let path = dir.path().to_owned();
-        let proxy = tokio::task::spawn_blocking(move || Proxy::start(&path, &yaml));
+        let environment: Vec<_> = environment
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        let proxy = tokio::task::spawn_blocking(move || {
+            let environment: Vec<_> = environment
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_str()))
+                .collect();
+            Proxy::start_with(&path, &yaml, &environment)
+        });
         Self {
             proxy: proxy.await.unwrap(),
             tokens,

@@ -8,6 +8,7 @@ use tracing::{info, warn};
 
 use super::pace::{self, Forced, MIN_PAUSE};
 use super::{Credential, FetchError, Held, Issued, Lifetime, Source};
+use crate::clock::{self, Moment};
 use crate::metrics::FetchMetrics;
 
 /// What the refresh task tells those who wait and those who look.
@@ -139,6 +140,7 @@ pub(super) async fn keep_fresh(
                     retry_in_s = pause.map(|pause| pause.as_secs_f64()),
                     "credential not obtained: {cause}"
                 );
+                credential.trust();
                 credential.board.send_modify(|board| {
                     board.outcome = outcome;
                     board.patient = patience.is_some();
@@ -184,7 +186,17 @@ async fn attempt(source: &dyn Source, request_timeout: Duration) -> Result<Issue
         .saturating_mul(4)
         .saturating_add(Duration::from_secs(30));
     let temporary = |cause, retry_after| FetchError::Temporary { cause, retry_after };
-    let outcome = timeout(limit, source.fetch()).await;
+    let (begun, now) = (Moment::now(), Instant::now());
+    let mut outcome = timeout(limit, source.fetch()).await;
+    if let Ok(Ok(Issued {
+        lifetime: Some(lifetime),
+        ..
+    })) = &mut outcome
+    {
+        // What the machine has slept through since then is gone from it.
+        let slept = begun.suspended_until(&Moment::now());
+        lifetime.end = lifetime.end.checked_sub(slept).unwrap_or(now);
+    }
     if source.outdated() {
         let cause = "a secret was changed while the answer was under way; it is not used";
         return Err(temporary(cause.into(), Some(Duration::ZERO)));
@@ -204,6 +216,8 @@ async fn pause_until_due(
     next: Option<Instant>,
     forced: &mut Forced,
 ) -> bool {
+    let mut moves = clock::moves();
+    let mut seen = Moment::now();
     let mut due = next.map(|next| next.max(floor));
     // After most failures the next attempt is on its way, and the server's wish to be left alone
     // counts more than one more 401.
@@ -259,6 +273,16 @@ async fn pause_until_due(
                 due = Some(due.map_or(floor, |due| due.min(floor)));
             }
             () = alarm => break,
+            // Never an error: the other side lives as long as the process.
+            _ = moves.changed() => {
+                let now = Moment::now();
+                let missed = seen.suspended_until(&now) + seen.set_forward_until(&now);
+                seen = now;
+                due = due.map(|due| due.checked_sub(missed).unwrap_or(floor).max(floor));
+                if credential.doubt() {
+                    due = Some(floor);
+                }
+            }
         }
     }
     if rejected {

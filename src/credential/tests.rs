@@ -10,6 +10,7 @@ use tokio::time::{advance, sleep, sleep_until};
 
 use super::fakes::{TokenServer, answer, json, metrics, value, vendor};
 use super::*;
+use crate::clock;
 use crate::config::SecretRef;
 
 const MINUTE: Duration = Duration::from_mins(1);
@@ -850,4 +851,96 @@ fn nothing_printed_holds_a_value() {
     let held = credential.publish(issued, None);
     let printed = format!("{credential:?} {held:?} {:?}", credential.status());
     assert!(!printed.contains("hunter2"), "{printed}");
+}
+
+/// A credential whose token of an hour has just come, and its script.
+async fn of_an_hour() -> (Arc<Script>, Arc<Credential>) {
+    let script = script();
+    script.then(token("old", 3600));
+    let credential = Script::start(&script);
+    settle().await;
+    assert_eq!(in_use(&credential), Ok("old".into()));
+    // The pause between two attempts, and the one after a failure.
+    sleep(Duration::from_secs(2)).await;
+    (script, credential)
+}
+
+const HOUR: Duration = Duration::from_hours(1);
+
+#[tokio::test(start_paused = true)]
+async fn after_a_suspend_no_token_is_sent_past_its_end_and_a_new_one_comes_at_once() {
+    let (script, credential) = of_an_hour().await;
+    let expires_at = credential.status().expires_at.unwrap();
+    script.then(token("new", 3600));
+    clock::tests::shift(HOUR, HOUR);
+    // Before anybody has looked at the clocks.
+    assert_eq!(in_use(&credential), Err(State::Expired));
+    assert_eq!(credential.status().expires_at, Some(expires_at));
+
+    clock::tests::tell();
+    settle().await;
+    assert_eq!(in_use(&credential), Ok("new".into()));
+    assert_eq!(script.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_suspend_brings_the_renewal_forward_by_as_much() {
+    let (script, credential) = of_an_hour().await;
+    script.then(token("new", 3600));
+    clock::tests::shift(HOUR / 2, HOUR / 2);
+    clock::tests::tell();
+    settle().await;
+    assert_eq!(in_use(&credential), Ok("old".into()));
+    // It is due after three quarters of the hour at the latest.
+    sleep(HOUR / 4 + Duration::from_secs(10)).await;
+    assert_eq!(in_use(&credential), Ok("new".into()));
+    assert_eq!(script.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspend_while_the_answer_is_under_way_shortens_the_token() {
+    let script = script();
+    script.after(Duration::from_secs(5), token("old", 3600));
+    let credential = Script::start(&script);
+    sleep(Duration::from_secs(1)).await;
+    clock::tests::shift(HOUR / 2, HOUR / 2);
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(in_use(&credential), Ok("old".into()));
+    sleep(HOUR / 2).await;
+    assert_ne!(in_use(&credential), Ok("old".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wall_clock_set_past_the_end_holds_a_token_back_for_one_attempt_only() {
+    let (script, credential) = of_an_hour().await;
+    script.after(Duration::from_secs(3), token("new", 3600));
+    clock::tests::shift(Duration::ZERO, HOUR * 2);
+    clock::tests::tell();
+    settle().await;
+    assert_eq!(in_use(&credential), Err(State::Expired));
+    let waited = credential.wait(Duration::from_secs(5)).await;
+    assert_eq!(text(&waited.unwrap()), "new");
+
+    // The token server is down: then the clock was wrong before, for all anybody knows.
+    sleep(Duration::from_secs(2)).await;
+    script.after(Duration::from_secs(3), Err(down()));
+    clock::tests::shift(Duration::ZERO, HOUR * 2);
+    clock::tests::tell();
+    settle().await;
+    assert_eq!(in_use(&credential), Err(State::Expired));
+    let waited = credential.wait(Duration::from_secs(5)).await;
+    assert_eq!(text(&waited.unwrap()), "new");
+    assert_eq!(in_use(&credential), Ok("new".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wall_clock_that_is_corrected_costs_no_token() {
+    let (script, credential) = of_an_hour().await;
+    for forward in [2, 1, 1200] {
+        clock::tests::shift(Duration::ZERO, Duration::from_secs(forward));
+        clock::tests::tell();
+        settle().await;
+        assert_eq!(in_use(&credential), Ok("old".into()));
+    }
+    assert_eq!(script.calls(), 1);
 }

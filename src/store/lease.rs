@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use super::StoreError;
+use crate::clock::End;
 
 /// What a store must be able to do with a lock that `holder` once got.
 #[async_trait]
@@ -29,7 +30,7 @@ pub(super) trait Leases: Send + Sync + 'static {
 
 /// A lock that is being prolonged. Given up when dropped, a moment later.
 pub(super) struct Held {
-    until: Arc<Mutex<Instant>>,
+    until: Arc<Mutex<End>>,
     /// Dropping it ends the keeper.
     letting_go: oneshot::Sender<()>,
     keeper: JoinHandle<()>,
@@ -45,7 +46,7 @@ impl Held {
         lease: Duration,
         asked: Instant,
     ) -> Self {
-        let until = Arc::new(Mutex::new(asked + lease));
+        let until = Arc::new(Mutex::new(End::at(asked + lease)));
         let (letting_go, let_go) = oneshot::channel();
         let keeping = keep(
             leases,
@@ -63,7 +64,7 @@ impl Held {
     }
 
     pub(super) fn lapsed(&self) -> bool {
-        Instant::now() >= *self.until.lock()
+        self.until.lock().has_come()
     }
 
     pub(super) async fn release(self) {
@@ -78,7 +79,7 @@ async fn keep(
     vendor: String,
     holder: String,
     lease: Duration,
-    until: Arc<Mutex<Instant>>,
+    until: Arc<Mutex<End>>,
     mut let_go: oneshot::Receiver<()>,
 ) {
     let mut pause = lease / 3;
@@ -87,18 +88,19 @@ async fn keep(
             _ = &mut let_go => break,
             () = sleep(pause) => {}
         }
-        let asked = Instant::now();
         // Once lapsed it never becomes ours again: somebody may have had it since.
-        if asked >= *until.lock() {
+        if until.lock().has_come() {
             return;
         }
+        let asked = Instant::now();
+        let prolonged = End::at(asked + lease);
         match leases.prolong(&vendor, &holder, lease).await {
             Ok(true) => {
-                *until.lock() = asked + lease;
+                *until.lock() = prolonged;
                 pause = lease / 3;
             }
             Ok(false) => {
-                *until.lock() = asked;
+                *until.lock() = End::at(asked);
                 return;
             }
             // The store may be back before the lease is over.

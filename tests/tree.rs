@@ -176,6 +176,11 @@ fn nothing_is_printed_the_way_debug_prints_it() {
         ("config/report.rs", "{key:?}"),
         // Hashed, not shown.
         ("request/caller.rs", "{:?} {:?}"),
+        ("request/caller.rs", "rule(&format!("),
+        (
+            "request/caller.rs",
+            "(&jwt.issuer, &jwt.audience, &jwt.subject)",
+        ),
         // The format's words for its own kinds, in lower case.
         ("metrics.rs", "{:?}\", family.get_field_type()"),
         // Durations print as people write them: 10s, 250ms.

@@ -58,7 +58,7 @@ impl ConfigFile {
                 names.push(word.clone());
             } else if let Some(other) = file.replace(word) {
                 return Err(format!(
-                    "both {other:?} and {word:?} look like the configuration file: write \
+                    "both `{other}` and `{word}` look like the configuration file: write \
                      `--config FILE`"
                 ));
             }
@@ -127,7 +127,7 @@ impl ConfigFile {
                 return Ok(false);
             }
             return Err(format!(
-                "{word:?} is no vendor's name, and the configuration file is given already: \
+                "`{word}` is no vendor's name, and the configuration file is given already: \
                  --config {}",
                 config.display()
             ));
@@ -143,7 +143,7 @@ impl ConfigFile {
         });
         if known && Path::new(word).is_file() {
             return Err(format!(
-                "{word:?} is a file and a vendor of {default}: write `--config {word}` for the file, \
+                "`{word}` is a file and a vendor of {default}: write `--config {word}` for the file, \
                  `--config {default} {word}` for the vendor",
                 default = default.display()
             ));

@@ -174,6 +174,8 @@ fn nothing_is_printed_the_way_debug_prints_it() {
         ("config/reference.rs", "{algorithm:?}"),
         // Quotes and escapes a key of the file.
         ("config/report.rs", "{key:?}"),
+        // The same of words of the command line.
+        ("cli/config_file.rs", "{word:?}"),
         // Hashed, not shown.
         ("request/caller.rs", "{:?} {:?}"),
         ("request/caller.rs", "rule(&format!("),

@@ -19,7 +19,7 @@ pub(super) fn oddities(secret: &SecretRef, bytes: &[u8]) -> Vec<(&'static str, &
             )
         } else {
             (
-                "begins with a byte order mark, which is sent with it",
+                "begins with a byte order mark, which is part of it",
                 "set it without one",
             )
         });
@@ -27,23 +27,28 @@ pub(super) fn oddities(secret: &SecretRef, bytes: &[u8]) -> Vec<(&'static str, &
     let trimmed = without.trim();
     if !is_file && trimmed.len() < without.len() {
         found.push((
-            "has white space around it, which is sent with it",
-            "only files are trimmed; remove it where the value is set, a line break at the end most \
-             likely",
+            "has white space around it",
+            "only files are trimmed: remove it where it is set, a line break at the end most likely",
         ));
     }
     let quoted =
         |quote: char| trimmed.len() > 1 && trimmed.starts_with(quote) && trimmed.ends_with(quote);
     if quoted('"') || quoted('\'') {
         found.push((
-            "stands in quotes, which are sent with it",
+            "stands in quotes, which are part of it",
             "remove them, unless they belong to it: files and `--env-file` are taken literally",
         ));
     }
     if is_assignment(trimmed) {
         found.push((
-            "looks like `NAME=value`, and the name is sent with it",
+            "looks like `NAME=value`, and the name is part of it",
             "leave the secret alone in there, unless it is meant so",
+        ));
+    }
+    if trimmed.contains('\n') {
+        found.push((
+            "holds several lines, which are all part of it",
+            "leave the secret alone in there",
         ));
     }
     if is_placeholder(trimmed) {
@@ -120,6 +125,7 @@ mod tests {
             ("\u{feff}hunter2", "byte order mark"),
             ("hunter2\n", "white space"),
             (" hunter2", "white space"),
+            ("hunter2\n# of the test account\n", "several lines"),
             ("\"hunter2\"", "quotes"),
             ("'hunter2'", "quotes"),
             ("API_KEY=hunter2", "NAME=value"),

@@ -44,6 +44,7 @@ use zeroize::Zeroizing;
 use self::file::{Entries, File};
 use self::reference::Context;
 use self::report::{Place, Report, Spot};
+pub(crate) use self::store::kept_from_others;
 pub(crate) use self::upstream::is_link_local;
 use crate::secret::Secret;
 use crate::tls;
@@ -177,6 +178,7 @@ impl Config {
         let vendors = vendors::vendors(written, &mut context);
         let store = store::store(file.store.as_ref(), &mut context);
         store::warn_of_shared_ends(&store, &vendors, &mut context);
+        store::check_directory(&store, &vendors, &mut context);
         vendors::check_environment_proxies(&vendors, &callers, &mut context);
         let or = |span: Option<file::Span>, seconds| {
             span.map_or(Duration::from_secs(seconds), |span| span.0)

@@ -216,6 +216,16 @@ pub enum StoreError {
         /// What the system said.
         cause: std::io::Error,
     },
+    /// A directory that others can get into. Neither read nor written.
+    #[error("{path} {what}; run `{cure}`", path = .path.display())]
+    Exposed {
+        /// The directory.
+        path: PathBuf,
+        /// Who can.
+        what: String,
+        /// The command that mends it.
+        cure: String,
+    },
     /// A server was not reached, did not answer in time, or said no.
     #[error("{place}: {cause}")]
     Remote {

@@ -490,6 +490,18 @@ fn each_mistake_has_its_place() {
             "3:15: vendors.a.upstream: is a link-local address",
         ),
         (
+            "upstream: 'https://[2002:a9fe:a9fe::1]'",
+            "3:15: vendors.a.upstream: is a link-local address",
+        ),
+        (
+            "upstream: https://168.63.129.16",
+            "3:15: vendors.a.upstream: is a link-local address or another where clouds",
+        ),
+        (
+            "upstream: https://x.example\nauth: { client_credentials: { token_url: \"https://100.100.100.200/t\", client_id: a, client_secret: { env: A } } }",
+            "4:46: vendors.a.auth.client_credentials.token_url: is a link-local address",
+        ),
+        (
             "upstream: https://0xa9fea9fe/",
             "3:15: vendors.a.upstream: is a link-local address",
         ),

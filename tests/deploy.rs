@@ -650,3 +650,14 @@ fn the_connections_that_security_md_promises_fit_the_shipped_memory_limit() {
         }
     }
 }
+
+#[test]
+fn the_way_to_the_api_server_is_closed_until_somebody_writes_its_address() {
+    let object = rendered("kubernetes/overlays/replicas")
+        .into_iter()
+        .find(|object| object["metadata"]["name"] == "countersign-to-api-server")
+        .unwrap();
+    assert_eq!(object["spec"]["policyTypes"], json!(["Egress"]));
+    let egress = &object["spec"]["egress"];
+    assert!(egress.as_array().is_none_or(Vec::is_empty), "{egress}");
+}

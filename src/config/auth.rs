@@ -7,7 +7,7 @@ use url::Url;
 use super::file::{self, Entries};
 use super::reference::Context;
 use super::report::{Spot, list};
-use super::upstream::web_url;
+use super::upstream::{refuse_link_local, web_url};
 use crate::config::{
     Auth, AuthorizationCode, CertFiles, ClientAuth, ClientCredentials, RedirectUri, SecretRef,
     TokenTimes, Upstream, Vedauth, VedauthGrant,
@@ -21,6 +21,8 @@ pub(super) struct Around<'a> {
     pub(super) upstream: Option<&'a Upstream>,
     pub(super) client_cert: Option<&'a CertFiles>,
     pub(super) allow_plaintext: bool,
+    /// The vendor's, likewise.
+    pub(super) allow_link_local: bool,
 }
 
 /// Reads `auth:`. `None`: something is wrong, which has been reported.
@@ -393,6 +395,9 @@ fn login_url(
     let text = need(written, &at, context)?;
     let clear = "the client's secret and the tokens travel";
     let url = web_url(text, around.allow_plaintext, clear, &at, context)?;
+    if !around.allow_link_local {
+        refuse_link_local(&url, &at, context);
+    }
     // RFC 6749 §3.1, §3.2: a query may stand there, a fragment may not.
     if url.fragment().is_some() {
         context.report.wrong(&at, "must not have a fragment", "");

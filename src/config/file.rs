@@ -399,7 +399,8 @@ pub(super) struct Vendor {
     /// Default: `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` of the environment, in either case, as curl
     /// reads them.
     pub(super) proxy: Option<String>,
-    /// Accepts link-local addresses (169.254.0.0/16 and the like) as upstream.
+    /// Accepts link-local addresses (169.254.0.0/16 and the like), and others where clouds keep their
+    /// metadata services, as upstream and in token URLs.
     #[schemars(extend("default" = false))]
     pub(super) allow_link_local: Option<bool>,
     /// Whether Cookie and Set-Cookie pass; the vendor's session would be the caller's.

@@ -1,6 +1,7 @@
 //! Where rotating refresh tokens live: `store:`.
 
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use super::file;
 use super::reference::Context;
@@ -111,6 +112,84 @@ pub(super) fn warn_of_shared_ends(store: &Store, vendors: &[Vendor], context: &m
     }
 }
 
+/// Complains about a directory for refresh tokens that others can get into, where one is needed.
+pub(super) fn check_directory(store: &Store, vendors: &[Vendor], context: &mut Context<'_>) {
+    let needed = vendors.iter().any(|vendor| match &vendor.auth {
+        Some(Auth::AuthorizationCode(_)) => true,
+        Some(Auth::Vedauth(vedauth)) => vedauth.refresh,
+        Some(
+            Auth::Bearer { .. }
+            | Auth::Basic { .. }
+            | Auth::Headers(_)
+            | Auth::Query(_)
+            | Auth::ClientCredentials(_),
+        )
+        | None => false,
+    });
+    if let Store::File { dir, .. } = store
+        && needed
+        && context.secrets == Secrets::Resolve
+        && let Err(exposed) = kept_from_others(dir)
+    {
+        let at = Spot::default().key("store").key("file").key("dir");
+        let message = format!("{} {}", dir.display(), exposed.what);
+        let hint = format!("run `{}`", exposed.cure);
+        context.report.wrong(&at, message, hint);
+    }
+}
+
+/// Why a directory is no place for refresh tokens.
+#[derive(Debug)]
+pub(crate) struct Exposed {
+    /// Completes a sentence that begins with its path.
+    pub(crate) what: String,
+    /// The command that mends it.
+    pub(crate) cure: String,
+}
+
+/// Whether nobody but us, and root, can get into `dir`. One that is not there, or that we cannot look
+/// at, is a matter for whoever uses it.
+///
+/// # Errors
+/// When others can: they could put files in the place of ours.
+pub(crate) fn kept_from_others(dir: &Path) -> Result<(), Exposed> {
+    let Ok(found) = std::fs::metadata(dir) else {
+        return Ok(());
+    };
+    let us = rustix::process::geteuid().as_raw();
+    let (owner, mode) = (found.uid(), found.mode() & 0o7777);
+    let dir = quoted(dir);
+    if owner != us && owner != 0 {
+        Err(Exposed {
+            what: format!(
+                "belongs to another user (number {owner}, this process runs as {us}), who can read and \
+                 replace the refresh tokens in it"
+            ),
+            cure: format!("chown -R {us} {dir} && chmod 700 {dir}"),
+        })
+    } else if mode & 0o077 != 0 {
+        Err(Exposed {
+            what: format!("is open to other users (mode {mode:04o}), and holds refresh tokens"),
+            cure: format!("chmod 700 {dir}"),
+        })
+    } else {
+        Ok(())
+    }
+}
+
+/// For a shell.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    if text
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte))
+    {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
 fn default_dir(context: &Context<'_>, encryption_key: Option<SecretRef>) -> Store {
     Store::File {
         dir: context.path("./state"),
@@ -147,4 +226,39 @@ fn redis_url(
         );
     }
     Some(secret)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_that_others_can_get_into_is_known_and_the_cure_fits_a_shell() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("it's");
+        assert!(kept_from_others(&path).is_ok(), "not there yet");
+        fs::create_dir(&path).unwrap();
+        for (mode, open) in [
+            (0o700, false),
+            (0o2700, false),
+            (0o500, false),
+            (0o750, true),
+            (0o701, true),
+            (0o2770, true),
+            (0o1777, true),
+        ] {
+            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            assert_eq!(kept_from_others(&path).is_err(), open, "{mode:o}");
+        }
+        let exposed = kept_from_others(&path).unwrap_err();
+        assert!(exposed.what.contains("(mode 1777)"), "{exposed:?}");
+        let mended = std::process::Command::new("sh")
+            .args(["-c", &exposed.cure])
+            .status();
+        assert!(mended.unwrap().success(), "{exposed:?}");
+        assert!(kept_from_others(&path).is_ok());
+    }
 }

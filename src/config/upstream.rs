@@ -1,6 +1,6 @@
 //! Where a vendor's requests and its token requests go: URLs that may be given a credential.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use url::{Host, Url};
 
@@ -53,15 +53,8 @@ pub(super) fn upstream(
         Host::Ipv4(address) => address.to_string(),
         Host::Ipv6(address) => address.to_string(),
     };
-    if let Ok(address) = host.parse()
-        && is_link_local(address)
-        && !entry.allow_link_local.unwrap_or(false)
-    {
-        context.report.wrong(
-            &at,
-            "is a link-local address, where clouds keep their machines' credentials",
-            "if it is meant: `allow_link_local: true`",
-        );
+    if !entry.allow_link_local.unwrap_or(false) {
+        refuse_link_local(&url, &at, context);
     }
     Some(Upstream {
         tls: url.scheme() == "https",
@@ -110,21 +103,71 @@ pub(super) fn web_url(
     Some(url)
 }
 
-/// Where clouds keep their metadata services: 169.254.0.0/16 (RFC 3927) and `fe80::/10`, however the
-/// former is wrapped into an IPv6 address: mapped, compatible (RFC 4291 §2.5.5) or translated
-/// (RFC 6052 §2.1); and `fd00:ec2::/32`, which is Amazon's for the same.
+/// Complains about a URL whose host is written as an address of [`is_link_local`].
+pub(super) fn refuse_link_local(url: &Url, at: &Spot, context: &mut Context<'_>) {
+    let address = match url.host() {
+        Some(Host::Ipv4(address)) => IpAddr::V4(address),
+        Some(Host::Ipv6(address)) => IpAddr::V6(address),
+        Some(Host::Domain(_)) | None => return,
+    };
+    if is_link_local(address) {
+        context.report.wrong(
+            at,
+            "is a link-local address or another where clouds keep their machines' credentials",
+            "if it is meant: `allow_link_local: true`",
+        );
+    }
+}
+
+/// Whether an address is one where clouds keep their metadata services: link-local (169.254.0.0/16, RFC
+/// 3927, and `fe80::/10`), or another of [`METADATA`], however an IPv4 address is wrapped into IPv6.
 pub(crate) fn is_link_local(address: IpAddr) -> bool {
+    let v4 = |address: Ipv4Addr| address.is_link_local() || METADATA.contains(&address);
     match address {
-        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V4(address) => v4(address),
         IpAddr::V6(address) => {
-            let bits = address.to_bits();
-            let wrapped = matches!(bits >> 32, 0 | 0xffff | 0x0064_ff9b_0000_0000_0000_0000);
-            let inner = u32::try_from(bits & 0xffff_ffff).map(Ipv4Addr::from_bits);
             address.is_unicast_link_local()
-                || bits >> 96 == 0xfd00_0ec2
-                || (wrapped && inner.is_ok_and(|v4| v4.is_link_local()))
+                || METADATA_V6
+                    .iter()
+                    .any(|(network, length)| address.to_bits() >> (128 - length) == *network)
+                || wrapped(address).into_iter().flatten().any(v4)
         }
     }
+}
+
+/// Azure's and Alibaba's, which are not link-local by their numbers.
+const METADATA: [Ipv4Addr; 2] = [
+    Ipv4Addr::new(168, 63, 129, 16),
+    Ipv4Addr::new(100, 100, 100, 200),
+];
+/// Amazon's `fd00:ec2::/32`, Google's `fd20:ce::/32`: the bits of a network, and how many they are.
+const METADATA_V6: [(u128, u32); 2] = [(0xfd00_0ec2, 32), (0xfd20_00ce, 32)];
+
+/// The IPv4 addresses that packets to `address` may end up at.
+fn wrapped(address: Ipv6Addr) -> [Option<Ipv4Addr>; 3] {
+    let bits = address.to_bits();
+    #[expect(clippy::cast_possible_truncation, reason = "32 of the bits")]
+    let at = |shift: u32| Ipv4Addr::from_bits((bits >> shift) as u32);
+    let last = matches!(
+        bits >> 32,
+        // Compatible and mapped (RFC 4291 §2.5.5), translated (RFC 2765 §2.1).
+        0 | 0xffff | 0xffff_0000
+        // NAT64 (RFC 6052 §2.1).
+        | 0x0064_ff9b_0000_0000_0000_0000
+    )
+        // The same within a network (RFC 8215 §5).
+        || bits >> 80 == 0x0064_ff9b_0001
+        // ISATAP (RFC 5214 §6.1).
+        || matches!((bits >> 32) & 0xffff_ffff, 0x0000_5efe | 0x0200_5efe);
+    let six_to_four = bits >> 112 == 0x2002;
+    let teredo = bits >> 96 == 0x2001_0000;
+    [
+        last.then(|| at(0)),
+        // RFC 3056 §2; of Teredo the server (RFC 4380 §4).
+        (six_to_four || teredo).then(|| at(if six_to_four { 80 } else { 64 })),
+        // Of Teredo the client, its bits turned over.
+        teredo.then(|| Ipv4Addr::from_bits(!at(0).to_bits())),
+    ]
 }
 
 /// What is wrong with a path of which every segment counts.
@@ -157,6 +200,25 @@ mod tests {
             ("::169.254.169.254", true),
             ("64:ff9b::a9fe:a9fe", true),
             ("fd00:ec2::254", true),
+            ("fd20:ce::254", true),
+            ("168.63.129.16", true),
+            ("100.100.100.200", true),
+            ("::ffff:168.63.129.16", true),
+            ("::ffff:0:100.100.100.200", true),
+            ("64:ff9b::6464:64c8", true),
+            ("64:ff9b:1::a9fe:a9fe", true),
+            ("2002:a9fe:a9fe::1", true),
+            ("2002:a9fe::", true),
+            ("2002:a83f:8110:1:2:3:4:5", true),
+            ("2001::a9fe:a9fe", false),
+            ("2001:0:a9fe:a9fe::1", true),
+            ("2001:0:c000:201:0:0:5601:5601", true),
+            ("2001:db8::5efe:a9fe:a9fe", true),
+            ("2001:db8::200:5efe:a9fe:a9fe", true),
+            ("168.63.129.17", false),
+            ("100.100.100.201", false),
+            ("2002:808:808::a9fe:a9fe", false),
+            ("2001:0:c000:201::1", false),
             ("fd00:ec3::254", false),
             ("169.253.0.1", false),
             ("10.0.0.1", false),

@@ -105,6 +105,7 @@ fn vendor<'f>(
                 upstream: upstream.as_ref(),
                 client_cert: client_cert.as_ref(),
                 allow_plaintext,
+                allow_link_local: entry.allow_link_local.unwrap_or(false),
             },
             &at.key("auth"),
             context,

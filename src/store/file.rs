@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::seal::{KEY_LEN, Seal};
 use super::{Grant, Kind, Lock, Store, StoreError};
-use crate::config::SecretRef;
+use crate::config::{SecretRef, kept_from_others};
 
 /// The file store.
 pub(super) struct FileStore(Arc<Directory>);
@@ -93,6 +93,7 @@ impl Store for FileStore {
 
 impl Directory {
     fn load(&self, vendor: &str) -> Result<Option<Grant>, StoreError> {
+        self.is_ours()?;
         let path = self.file(vendor, "grant");
         let sealed = match fs::read(&path) {
             Ok(sealed) => sealed,
@@ -180,12 +181,12 @@ impl Directory {
     /// `path` holds either what it held or all of `bytes`, even after a power cut.
     fn replace(&self, path: &Path, temporary: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         let write = || {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(temporary)?;
+            // What a killed writer left.
+            match fs::remove_file(temporary) {
+                Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
+                Ok(()) | Err(_) => {}
+            }
+            let mut file = new_file().write(true).open(temporary)?;
             file.write_all(bytes)?;
             file.sync_all()
         };
@@ -202,7 +203,18 @@ impl Directory {
             .recursive(true)
             .mode(0o700)
             .create(&self.path)
-            .map_err(io_error(&self.path))
+            .map_err(io_error(&self.path))?;
+        self.is_ours()
+    }
+
+    /// Others who can get into the directory could read the key beside the grants, or put files of
+    /// theirs in the place of ours.
+    fn is_ours(&self) -> Result<(), StoreError> {
+        kept_from_others(&self.path).map_err(|exposed| StoreError::Exposed {
+            path: self.path.clone(),
+            what: exposed.what,
+            cure: exposed.cure,
+        })
     }
 
     fn file(&self, vendor: &str, extension: &str) -> PathBuf {
@@ -224,13 +236,30 @@ fn try_lock(path: &Path) -> Result<Option<File>, StoreError> {
 /// Lock files are never removed: whoever had opened the removed one would hold a lock that
 /// nobody else sees.
 fn open_lock(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
+    let mut there_is = OpenOptions::new();
+    there_is.write(true).custom_flags(NO_FOLLOW);
+    loop {
+        match there_is.open(path) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
+            opened => return opened,
+        }
+        match new_file().write(true).open(path) {
+            // Another process was faster.
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
+            made => return made,
+        }
+    }
 }
+
+/// Makes a file of our own, and never writes to what somebody else has put there: a link, say.
+fn new_file() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.create_new(true).mode(0o600).custom_flags(NO_FOLLOW);
+    options
+}
+
+#[expect(clippy::cast_possible_wrap, reason = "a flag that fits")]
+const NO_FOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
@@ -252,6 +281,13 @@ mod tests {
     use crate::secret::Secret;
 
     const LEASE: Duration = Duration::from_secs(15);
+
+    /// A directory that others cannot get into, whatever the umask.
+    fn private() -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        dir
+    }
 
     fn open(dir: &Path) -> FileStore {
         open_with(dir, None)
@@ -280,7 +316,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_grant_is_there_for_the_next_process_and_only_for_its_owner() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = private();
         let path = state(&dir);
         assert!(open(&path).load("maxmd").await.unwrap().is_none());
         assert!(!path.exists(), "looking created something");
@@ -316,7 +352,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_somebody_else_stored_is_not_overwritten() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = private();
         let (one, two) = (open(dir.path()), open(dir.path()));
         let mut ours = grant("r1");
         one.save("v", &mut ours).await.unwrap();
@@ -332,7 +368,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_holder_at_a_time_per_vendor() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = private();
         let (one, two) = (open(dir.path()), open(dir.path()));
         let held = one.lock("v", LEASE, Duration::ZERO).await.unwrap();
         two.lock("other", LEASE, Duration::ZERO).await.unwrap();
@@ -351,7 +387,7 @@ mod tests {
 
     #[tokio::test]
     async fn another_key_or_a_damaged_file_is_named_and_left_as_it_is() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = private();
         let keys = ["11".repeat(32), "22".repeat(32)];
         let file = dir.path().join("v.grant");
         let ours = open_with(dir.path(), Some(&keys[0]));
@@ -381,7 +417,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_lost_key_is_not_replaced_while_grants_need_it() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = private();
         open(dir.path()).save("v", &mut grant("r1")).await.unwrap();
         fs::remove_file(dir.path().join("encryption.key")).unwrap();
         let error = open(dir.path()).load("v").await.unwrap_err().to_string();
@@ -391,7 +427,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_bad_key_is_named_and_not_shown() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = private();
         let store = open_with(dir.path(), Some("hunter2"));
         let error = store
             .save("v", &mut grant("r"))
@@ -407,7 +443,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_directory_that_cannot_be_written_is_named() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = private();
         let path = dir.path().join("state");
         fs::write(&path, "a file").unwrap();
         let error = open(&path)
@@ -420,7 +456,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_killed_writer_left_is_neither_read_nor_in_the_way() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = private();
         let store = open(dir.path());
         let mut held = grant("r1");
         store.save("v", &mut held).await.unwrap();
@@ -433,8 +469,53 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_directory_that_others_can_get_into_is_neither_read_nor_written() {
+        let dir = private();
+        let path = dir.path().join("state");
+        let store = open(&path);
+        store.save("v", &mut grant("r1")).await.unwrap();
+        for mode in [0o755, 0o770] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let errors = [
+                open(&path).load("v").await.unwrap_err(),
+                open(&path).save("w", &mut grant("r")).await.unwrap_err(),
+                open(&path)
+                    .lock("v", LEASE, Duration::ZERO)
+                    .await
+                    .unwrap_err(),
+            ];
+            for error in errors {
+                let cure = format!("run `chmod 700 {}`", path.display());
+                assert!(error.to_string().contains(&cure), "{error}");
+            }
+            assert!(!path.join("w.grant").exists());
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(stored(&open(&path), "v").await, "r1");
+    }
+
+    #[tokio::test]
+    async fn a_link_in_the_place_of_a_new_file_is_not_followed() {
+        let dir = private();
+        let (path, outside) = (dir.path().join("state"), dir.path().join("outside"));
+        let store = open(&path);
+        store.save("v", &mut grant("r1")).await.unwrap();
+        fs::write(&outside, "not ours").unwrap();
+        let link = |name: &str| std::os::unix::fs::symlink(&outside, path.join(name)).unwrap();
+        link("v.new");
+        let mut next = store.load("v").await.unwrap().unwrap();
+        next.refresh_token = Some(Secret::new("r2"));
+        store.save("v", &mut next).await.unwrap();
+        assert_eq!(stored(&store, "v").await, "r2");
+        link("w.lock");
+        let refused = store.lock("w", LEASE, Duration::ZERO).await.unwrap_err();
+        assert!(refused.to_string().contains("w.lock"), "{refused}");
+        assert_eq!(fs::read_to_string(&outside).unwrap(), "not ours");
+    }
+
+    #[tokio::test]
     async fn no_vendors_name_leads_out_of_the_directory_or_onto_another_file() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = private();
         let path = dir.path().join("state");
         let store = open(&path);
         let names = [
@@ -462,7 +543,7 @@ mod tests {
 
     #[test]
     fn stores_that_start_together_make_one_key() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = private();
         let path = state(&dir);
         std::thread::scope(|scope| {
             for n in 0..8 {

@@ -1,7 +1,9 @@
 //! Refresh tokens that work once, at a server that kills the grant when one is shown again.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -377,29 +379,32 @@ async fn nothing_is_spent_while_the_store_cannot_be_written() {
     let proxy = Proxy::start(dir.path(), &by_password(&server));
     let temporary = dir.path().join("state/v.new");
 
-    // Full: whatever is written there does not fit. Then: cannot be opened for writing.
-    for round in 0..2 {
-        let before = grants.shown();
-        if round == 0 {
-            std::os::unix::fs::symlink("/dev/full", &temporary).unwrap();
-        } else {
-            std::fs::create_dir(&temporary).unwrap();
-        }
-        eventually("failing", || {
-            let said = status(&proxy)["last_error"].to_string();
-            said.contains("store: ").then_some(())
-        });
-        eventually("expired", || (call(&proxy) == 503).then_some(()));
-        assert_eq!(grants.shown().len(), before.len(), "{}", status(&proxy));
-        assert_eq!(status(&proxy)["state"], "expired");
+    // What is in the way of a new file is no file of ours, so it cannot be taken away.
+    let before = grants.shown();
+    std::fs::create_dir(&temporary).unwrap();
+    eventually("failing", || {
+        let said = status(&proxy)["last_error"].to_string();
+        said.contains("store: ").then_some(())
+    });
+    eventually("expired", || (call(&proxy) == 503).then_some(()));
+    assert_eq!(grants.shown().len(), before.len(), "{}", status(&proxy));
+    assert_eq!(status(&proxy)["state"], "expired");
+    std::fs::remove_dir(&temporary).unwrap();
+    eventually("serving", || (call(&proxy) == 200).then_some(()));
 
-        if round == 0 {
-            std::fs::remove_file(&temporary).unwrap();
-        } else {
-            std::fs::remove_dir(&temporary).unwrap();
-        }
-        eventually("serving", || (call(&proxy) == 200).then_some(()));
-    }
+    // Nor is anything spent while others can get into the directory.
+    let state = dir.path().join("state");
+    let mode = |mode| std::fs::set_permissions(&state, Permissions::from_mode(mode)).unwrap();
+    let before = grants.shown().len();
+    mode(0o755);
+    eventually("refusing the directory", || {
+        let said = status(&proxy)["last_error"].to_string();
+        said.contains("run `chmod 700 ").then_some(())
+    });
+    // One may have been under way.
+    assert!(grants.shown().len() <= before + 1, "{}", status(&proxy));
+    mode(0o700);
+    eventually("serving", || (call(&proxy) == 200).then_some(()));
     let shown: Vec<_> = grants
         .shown()
         .into_iter()

@@ -692,6 +692,32 @@ impl Auth {
         }
     }
 
+    /// Whether all replicas have one token by `share: true`, rather than by its refresh token.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        match self {
+            Self::ClientCredentials(client) => client.share,
+            Self::Vedauth(server) => server.share && !server.refresh,
+            Self::AuthorizationCode(_)
+            | Self::Bearer { .. }
+            | Self::Basic { .. }
+            | Self::Headers(_)
+            | Self::Query(_) => false,
+        }
+    }
+
+    /// Whether what replicas hold comes from the store, be it by `share: true` or with a refresh
+    /// token.
+    #[must_use]
+    pub fn is_in_store(&self) -> bool {
+        match self {
+            Self::AuthorizationCode(_) => true,
+            Self::Vedauth(server) => server.refresh || server.share,
+            Self::ClientCredentials(client) => client.share,
+            Self::Bearer { .. } | Self::Basic { .. } | Self::Headers(_) | Self::Query(_) => false,
+        }
+    }
+
     /// The server that this kind asks for tokens.
     #[must_use]
     pub fn token_url(&self) -> Option<&url::Url> {
@@ -757,6 +783,8 @@ pub struct ClientCredentials {
     pub resource: Option<String>,
     /// Further parameters, sent as they are.
     pub params: Vec<(String, String)>,
+    /// Whether all replicas have one token, through the store.
+    pub share: bool,
     /// Lifetimes and limits.
     pub times: TokenTimes,
 }
@@ -852,6 +880,8 @@ pub struct Vedauth {
     pub grant: VedauthGrant,
     /// Whether refresh tokens are used.
     pub refresh: bool,
+    /// Whether all replicas have one token, through the store, even without refresh tokens.
+    pub share: bool,
     /// Whether a clean stop ends the grant.
     pub revoke_on_exit: bool,
     /// Lifetimes and limits.

@@ -18,6 +18,7 @@ mod fixed;
 #[cfg(test)]
 mod fleet;
 mod inputs;
+mod losses;
 mod oauth2;
 mod pace;
 mod probe;
@@ -25,6 +26,7 @@ mod quote;
 mod renewal;
 mod revocation;
 mod rotation;
+mod shared;
 mod token_request;
 mod vedauth;
 
@@ -45,6 +47,7 @@ use crate::config::{self, Auth};
 use crate::metrics::FetchMetrics;
 use crate::store::Store;
 use fixed::{Fixed, Shape};
+use losses::Losses;
 use oauth2::{ClientCredentials, CodeServer};
 use pace::MIN_PAUSE;
 pub use probe::{Probed, probe};
@@ -70,6 +73,11 @@ trait Source: Send + Sync + 'static {
     /// the moment, or nothing the like.
     fn account(&self) -> Option<[u8; 32]> {
         None
+    }
+
+    /// Whether the last attempt brought what another replica had obtained.
+    fn took_from_store(&self) -> bool {
+        false
     }
 
     /// Whether what the last attempt was made from has changed since it began.
@@ -140,6 +148,9 @@ pub struct Credential {
     /// Of the newest.
     generation: AtomicU64,
     renewable: bool,
+    losses: Losses,
+    /// Replicas take it from a store, and do not end each other's.
+    shared: bool,
 }
 
 impl Credential {
@@ -198,6 +209,18 @@ impl Credential {
         }
     }
 
+    /// Notes that a request for which `before` was rejected went through with a newer one. `true`:
+    /// `before` was lost long before its end, and this is the first to say so.
+    pub fn helped_by_newer(&self, before: &Held) -> bool {
+        let now = Instant::now();
+        let lost = before.half.is_some_and(|half| now < half)
+            && !before.lost.swap(true, Ordering::Relaxed);
+        if lost {
+            self.losses.add(now);
+        }
+        lost
+    }
+
     /// For `/status`, `/metrics` and `/readyz`.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -208,7 +231,8 @@ impl Credential {
             expires_at: held.as_ref().and_then(|held| held.expires_at()),
             refresh_at: board.refresh_at,
             last_refresh: board.last_refresh,
-            last_error: board.last_error.clone(),
+            last_error: (board.last_error.clone())
+                .or_else(|| self.losses.told(Instant::now(), self.shared)),
             generation: self.generation.load(Ordering::Acquire),
             settled: board.settled,
             ever_usable: self.generation.load(Ordering::Acquire) > 0,
@@ -235,6 +259,8 @@ impl Credential {
             look: Notify::new(),
             generation: AtomicU64::new(0),
             renewable,
+            losses: Losses::new(),
+            shared: false,
         }
     }
 
@@ -318,8 +344,13 @@ impl Credential {
                 End::at(lifetime.end.checked_sub(unused).unwrap_or(lifetime.end))
             }),
             trust: AtomicU8::new(UNDOUBTED),
+            half: issued.lifetime.and_then(|lifetime| {
+                let half = lifetime.total / 2;
+                lifetime.end.checked_sub(half)
+            }),
             rejection: Notify::new(),
             rejected: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
         });
         self.current.store(Some(held.clone()));
         held
@@ -351,8 +382,12 @@ pub struct Held {
     until: Option<End>,
     /// What the wall clock says against it: see [`Credential::doubt`].
     trust: AtomicU8,
+    /// Until here its end is far away.
+    half: Option<Instant>,
     rejection: Notify,
     rejected: AtomicBool,
+    /// Its early end has been counted.
+    lost: AtomicBool,
 }
 
 impl Held {
@@ -595,30 +630,26 @@ pub fn start(
             headers.iter().map(|(_, value)| value.clone()).collect(),
         ))?,
         Auth::Query(pairs) => fixed(Shape::Query(pairs.clone()))?,
+        Auth::ClientCredentials(config) if config.share => {
+            let server = ClientCredentials::shared(config, vendor);
+            token(stored(server, store, vendor, config.times))
+        }
         Auth::ClientCredentials(config) => token(Arc::new(ClientCredentials::new(config, vendor))),
         Auth::AuthorizationCode(config) => {
-            let (server, inputs) = CodeServer::new(config, vendor);
-            token(Arc::new(Rotation::new(
-                server,
-                inputs,
-                store,
-                vendor,
-                config.times,
-            )))
+            let server = CodeServer::new(config, vendor);
+            token(stored(server, store, vendor, config.times))
+        }
+        Auth::Vedauth(config) if config.refresh => {
+            let server = Vedauth::new(config, vendor);
+            token(stored(server, store, vendor, config.times))
+        }
+        Auth::Vedauth(config) if config.share => {
+            let server = Vedauth::shared(config, vendor);
+            token(stored(server, store, vendor, config.times))
         }
         Auth::Vedauth(config) => {
             let (server, inputs) = Vedauth::new(config, vendor);
-            if config.refresh {
-                token(Arc::new(Rotation::new(
-                    server,
-                    inputs,
-                    store,
-                    vendor,
-                    config.times,
-                )))
-            } else {
-                token(Arc::new(Unrefreshed { server, inputs }))
-            }
+            token(Arc::new(Unrefreshed { server, inputs }))
         }
     };
     let request_timeout = match auth {
@@ -630,6 +661,8 @@ pub fn start(
             Duration::ZERO
         }
     };
+    let mut credential = credential;
+    credential.shared = auth.is_in_store();
     if let Some(previous) = previous
         && credential.renewable
         && previous.renewable
@@ -658,6 +691,16 @@ pub fn start(
         },
     };
     Ok((credential, keeper))
+}
+
+/// The source of what goes through the store, and what a change of which renews it.
+fn stored<I: rotation::Issuer>(
+    (server, inputs): (I, inputs::Inputs),
+    store: &Arc<dyn Store>,
+    vendor: &config::Vendor,
+    times: config::TokenTimes,
+) -> Arc<dyn Source> {
+    Arc::new(Rotation::new(server, inputs, store, vendor, times))
 }
 
 /// Values of [`Held::trust`]: nothing speaks against it; the wall clock does; it does, and an

@@ -53,6 +53,7 @@ pub struct Metrics {
     fetches: IntCounterVec,
     fetch_duration: HistogramVec,
     upstream_401: IntCounterVec,
+    lost: IntCounterVec,
     echoes: IntCounterVec,
     connections: IntCounterVec,
     retries: IntCounterVec,
@@ -150,6 +151,11 @@ impl Metrics {
                 "401 answers of a vendor: replayed with a newer credential, or passed to the caller.",
                 &["vendor", "action"],
             ),
+            lost: counter(
+                "countersign_credential_lost_total",
+                "Tokens rejected in the first half of their life, where another one helped.",
+                &["vendor"],
+            ),
             echoes: counter(
                 "countersign_echo_redacted_total",
                 "Places where a vendor's answer repeated our credential: masked, or broken off.",
@@ -243,6 +249,7 @@ impl Metrics {
             in_flight: self.in_flight.with_label_values(&[name]),
             replayed: self.upstream_401.with_label_values(&[name, "replayed"]),
             passed: self.upstream_401.with_label_values(&[name, "passed"]),
+            lost: self.lost.with_label_values(&[name]),
             echoes: self.echoes.with_label_values(&[name]),
             connected: self.connections.with_label_values(&[name, "false"]),
             reused: self.connections.with_label_values(&[name, "true"]),
@@ -470,6 +477,8 @@ pub struct VendorMetrics {
     pub replayed: IntCounter,
     /// 401 answers that reached a caller.
     pub passed: IntCounter,
+    /// Tokens rejected in the first half of their life, where another one helped.
+    pub lost: IntCounter,
     /// Places where an answer repeated our credential.
     pub echoes: IntCounter,
     /// Requests that opened a connection.

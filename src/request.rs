@@ -151,6 +151,8 @@ pub struct Context {
     /// This attempt's error is the 401 that is to be replayed.
     replaying: bool,
     replayed: bool,
+    /// What the replay carries something newer than.
+    rejected: Option<Arc<Held>>,
     /// This attempt's request head is out, as far as we can know.
     head_sent: bool,
     /// Until the vendor's doing is known.
@@ -227,6 +229,7 @@ impl ProxyHttp for Proxy {
             attempts: 0,
             replaying: false,
             replayed: false,
+            rejected: None,
             head_sent: false,
             pass: None,
             kind: Kind::Ordinary,
@@ -537,6 +540,12 @@ impl ProxyHttp for Proxy {
                 return Err(again.into_up());
             }
             vendor.metrics.passed.inc();
+        } else if let (Some(before), Some((_, credential))) =
+            (ctx.rejected.take(), &vendor.credential)
+            && answer.status.as_u16() < 500
+            && credential.helped_by_newer(&before)
+        {
+            vendor.metrics.lost.inc();
         }
         // After a 101 the bytes belong to another protocol.
         ctx.redactor = needles

@@ -188,6 +188,16 @@ pub struct Access {
     pub lifetime: Duration,
 }
 
+impl Access {
+    /// How long it is still good; `None`: it has ended.
+    #[must_use]
+    pub fn left(&self, now: SystemTime) -> Option<Duration> {
+        let age = now.duration_since(self.issued).unwrap_or_default();
+        let left = self.lifetime.checked_sub(age);
+        left.filter(|left| !left.is_zero())
+    }
+}
+
 /// That a refresh token is about to be shown to its server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Intent {

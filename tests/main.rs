@@ -35,6 +35,7 @@ mod refusals;
 mod reload;
 mod resilience;
 mod routing;
+mod sharing;
 mod smuggling;
 mod spellings;
 mod stores;

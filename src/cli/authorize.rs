@@ -31,7 +31,7 @@ use crate::store::{self, StoreError};
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     /// No such vendor.
-    #[error("there is no vendor `{name}` in the configuration; those that need consent: {known}")]
+    #[error("there is no vendor \"{name}\" in the configuration; those that need consent: {known}")]
     NoVendor {
         /// What was asked for.
         name: String,

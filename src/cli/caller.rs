@@ -16,7 +16,7 @@ pub(super) fn new(name: &str) -> ExitCode {
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
     if !valid {
         return super::failed_or_done(Err(format!(
-            "a caller's name is made of letters, digits, hyphens, dots and underscores, not `{name}`"
+            "a caller's name is made of letters, digits, hyphens, dots and underscores, not \"{name}\""
         )));
     }
     let mut random = Zeroizing::new([0; 32]);

@@ -129,6 +129,7 @@ fn explain(config: &Config, arguments: &Arguments) -> Result<Value, String> {
                 "preset": vendor.and_then(|vendor| vendor.preset.as_ref()),
                 "rule": decision.rule,
                 "auth": vendor.map(auth_kind),
+                "shared": vendor.is_some_and(is_shared),
                 "upstream": format!("{origin}{target}"),
                 "headers_added": vendor.map(added).unwrap_or_default(),
                 "headers_removed": removed(config, vendor),
@@ -213,7 +214,7 @@ fn caller(config: &Config, name: Option<&str>) -> Result<Arc<Caller>, String> {
     };
     let Callers::Known(known) = &config.callers else {
         return Err(format!(
-            "there are no callers in the configuration, so no `{name}`"
+            "there are no callers in the configuration, so no \"{name}\""
         ));
     };
     known
@@ -223,7 +224,7 @@ fn caller(config: &Config, name: Option<&str>) -> Result<Arc<Caller>, String> {
         .ok_or_else(|| {
             let names: Vec<_> = known.iter().map(|caller| caller.name.as_str()).collect();
             format!(
-                "no caller is called `{name}`; there are: {}",
+                "no caller is called \"{name}\"; there are: {}",
                 names.join(", ")
             )
         })
@@ -231,6 +232,11 @@ fn caller(config: &Config, name: Option<&str>) -> Result<Arc<Caller>, String> {
 
 fn auth_kind(vendor: &config::Vendor) -> &'static str {
     vendor.auth.as_ref().map_or("none", Auth::kind)
+}
+
+/// Whether all replicas have one token, because the vendor keeps only one alive.
+fn is_shared(vendor: &config::Vendor) -> bool {
+    vendor.auth.as_ref().is_some_and(Auth::is_shared)
 }
 
 /// The query to send, values of ours masked.
@@ -307,7 +313,13 @@ fn readable(explanation: &Value) -> String {
         line("vendor", &word("vendor"));
         line("preset", &word("preset"));
         line("rule", &word("rule"));
-        line("auth", &word("auth"));
+        let shared = explanation["shared"] == true;
+        let shared = if shared {
+            ", one token for all replicas"
+        } else {
+            ""
+        };
+        line("auth", &format!("{}{shared}", word("auth")));
         for (title, key) in [
             ("added", "headers_added"),
             ("removed", "headers_removed"),

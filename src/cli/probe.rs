@@ -26,7 +26,7 @@ pub(super) struct Arguments {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     /// No such vendor.
-    #[error("there is no vendor `{name}` in the configuration; there are: {known}")]
+    #[error("there is no vendor \"{name}\" in the configuration; there are: {known}")]
     NoVendor {
         /// What was asked for.
         name: String,
@@ -105,7 +105,17 @@ fn row(vendor: &Vendor, outcome: Option<Probed>) -> Row<5> {
     let (result, good_for, detail) = match outcome {
         None => ("none", None, "nothing is injected".to_owned()),
         Some(Probed::Static) => ("there", None, "used as it is written: not tried".to_owned()),
-        Some(Probed::Obtained(left)) => ("obtained", Some(left), "Bearer ***".to_owned()),
+        Some(Probed::Obtained(left)) => {
+            let shared = vendor.auth.as_ref().is_some_and(Auth::is_shared);
+            let stored = if shared { ", not stored" } else { "" };
+            ("obtained", Some(left), format!("Bearer ***{stored}"))
+        }
+        Some(Probed::Shared(left)) => (
+            "shared",
+            Some(left),
+            "the stored token of all replicas: no other was asked for, and nothing was written"
+                .to_owned(),
+        ),
         Some(Probed::Consented(left)) => (
             "consented",
             left,

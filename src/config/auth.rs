@@ -209,6 +209,7 @@ fn client_credentials(
         audience: present(written.audience.as_ref()),
         resource: present(written.resource.as_ref()),
         params,
+        share: written.share.unwrap_or(false),
         times,
     })
 }
@@ -264,6 +265,14 @@ fn authorization_code(
             let message = "is not an issuer identifier";
             context.report.wrong(&at.key("issuer"), message, hint);
         }
+    }
+    if written.share == Some(false) {
+        context.report.wrong(
+            &at.key("share"),
+            "cannot be false",
+            "replicas share what a refresh token brings, or they would end each other's grant; leave \
+             it out",
+        );
     }
     let times = times(
         written.default_lifetime,
@@ -379,6 +388,7 @@ fn vedauth(
         scope: present(written.scope.as_ref()),
         grant: grant?,
         refresh: written.refresh.unwrap_or(true),
+        share: written.share.unwrap_or(false),
         revoke_on_exit: written.revoke_on_exit.unwrap_or(false),
         times,
     })

@@ -59,6 +59,22 @@ impl Inputs {
         noted.is_some_and(|noted| noted != self.digest())
     }
 
+    /// Digest of what everything holds now.
+    ///
+    /// # Errors
+    /// The first that cannot be read, and why.
+    pub(super) fn read(&self) -> Result<Digest, String> {
+        for secret in &self.secrets {
+            secret.resolve_bytes().map_err(|cause| cause.to_string())?;
+        }
+        for path in &self.files {
+            std::fs::read(path)
+                .map(zeroize::Zeroizing::new)
+                .map_err(|cause| format!("{} cannot be read: {cause}", path.display()))?;
+        }
+        Ok(self.digest())
+    }
+
     fn digest(&self) -> Digest {
         let mut context = digest::Context::new(&digest::SHA256);
         let mut add = |bytes: Option<&[u8]>| {

@@ -9,6 +9,7 @@ use super::client_auth::prove;
 use super::explanation::Verdict;
 use super::inputs::Inputs;
 use super::rotation::{Asking, Issuer};
+use super::shared::{Asks, OneForAll};
 use super::token_request::{Answer, TokenClient, TokenError, TokenRequest};
 use super::{FetchError, Issued, Source};
 use crate::config::{self, AuthorizationCode, CertFiles, ClientAuth, SecretRef};
@@ -32,12 +33,26 @@ impl ClientCredentials {
             config: config.clone(),
         }
     }
+
+    /// The same with one token for all replicas, and what a change of which renews it.
+    pub(super) fn shared(
+        config: &config::ClientCredentials,
+        vendor: &config::Vendor,
+    ) -> (OneForAll<Self>, Inputs) {
+        let source = Self::new(config, vendor);
+        let shown = identity(config.client_cert.as_ref(), &config.token_url);
+        // Beside a secret, each replica may show a certificate of its own.
+        let proves = matches!(config.client_auth, ClientAuth::Tls(_));
+        let secrets = || secrets(Some(&config.client_auth), &config.client_id);
+        let proof = Inputs::new(secrets(), shown.as_ref().filter(|_| proves), None);
+        let inputs = Inputs::new(secrets(), shown.as_ref(), vendor.ca.as_ref());
+        (OneForAll::new(source, proof), inputs)
+    }
 }
 
 #[async_trait]
-impl Source for ClientCredentials {
-    async fn fetch(&self) -> Result<Issued, FetchError> {
-        self.inputs.note();
+impl Asks for ClientCredentials {
+    async fn ask(&self) -> Result<Answer, TokenError> {
         let config = &self.config;
         let mut params = vec![("grant_type", Secret::new("client_credentials"))];
         for (name, value) in [
@@ -49,9 +64,42 @@ impl Source for ClientCredentials {
         }
         let auth = Some(&config.client_auth);
         let mut request = prove(auth, &config.client_id, &config.token_url, params)
-            .map_err(FetchError::Rejected)?;
+            .map_err(TokenError::NotSent)?;
         request.extra.clone_from(&config.params);
-        self.client.post(&config.token_url, request).await?.issued()
+        self.client.post(&config.token_url, request).await
+    }
+
+    fn account(&self) -> Option<[u8; 32]> {
+        account(&self.config.token_url, &self.config.client_id)
+    }
+
+    fn request(&self) -> Vec<String> {
+        let config = &self.config;
+        let proof = match &config.client_auth {
+            ClientAuth::Basic(_) => "basic".to_owned(),
+            ClientAuth::Post(_) => "post".to_owned(),
+            ClientAuth::Json(_) => "json".to_owned(),
+            ClientAuth::PrivateKeyJwt { key_id, .. } => {
+                format!("private_key_jwt {}", key_id.as_deref().unwrap_or_default())
+            }
+            ClientAuth::Tls(_) => "tls".to_owned(),
+        };
+        let mut sent = vec![config.token_url.to_string(), proof];
+        for part in [&config.scope, &config.audience, &config.resource] {
+            sent.push(part.clone().unwrap_or_default());
+        }
+        for (name, value) in &config.params {
+            sent.extend([name.clone(), value.clone()]);
+        }
+        sent
+    }
+}
+
+#[async_trait]
+impl Source for ClientCredentials {
+    async fn fetch(&self) -> Result<Issued, FetchError> {
+        self.inputs.note();
+        self.ask().await?.issued()
     }
 
     async fn changed(&self) {
@@ -210,6 +258,7 @@ mod tests {
             audience: Some("https://api".into()),
             resource: None,
             params: vec![("tenant".into(), "7".into())],
+            share: false,
             times: times(),
         };
         let vendor = vendor(Auth::ClientCredentials(config.clone()));

@@ -58,15 +58,22 @@ pub(super) fn after_refusal() -> Duration {
 /// would otherwise have us fetch a token per request.
 #[derive(Debug)]
 pub(super) struct Forced {
+    /// Doubles while renewals follow each other.
     interval: Duration,
+    /// The interval as it was drawn for the next one.
+    pause: Duration,
     last: Option<Instant>,
+    /// What all of it was before the renewal that is under way.
+    before: Option<(Duration, Duration, Option<Instant>)>,
 }
 
 impl Default for Forced {
     fn default() -> Self {
         Self {
             interval: MIN_FORCED,
+            pause: MIN_FORCED,
             last: None,
+            before: None,
         }
     }
 }
@@ -74,23 +81,44 @@ impl Default for Forced {
 impl Forced {
     /// From when on the next forced renewal may start.
     pub(super) fn earliest(&self, now: Instant) -> Instant {
-        self.last
-            .map_or(now, |last| (last + self.interval).max(now))
+        self.last.map_or(now, |last| (last + self.pause).max(now))
     }
 
     /// Counts a forced renewal that starts now. One that starts as soon as it may follows a
     /// renewal that did not help: the interval doubles.
     pub(super) fn start(&mut self, now: Instant) {
+        self.before = Some((self.interval, self.pause, self.last));
         let in_a_row = self
             .last
-            .is_some_and(|last| now.duration_since(last) < self.interval * 2);
+            .is_some_and(|last| now.duration_since(last) < self.pause * 2);
         self.interval = if in_a_row {
             (self.interval * 2).min(MAX_FORCED)
         } else {
             MIN_FORCED
         };
+        self.pause = jittered(self.interval);
         self.last = Some(now);
     }
+
+    /// A renewal starts that no 401 has asked for.
+    pub(super) fn start_another(&mut self) {
+        self.before = None;
+    }
+
+    /// The forced renewal that is under way found a newer token in the store: it does not count.
+    pub(super) fn forgive(&mut self) {
+        if let Some((interval, pause, last)) = self.before.take() {
+            (self.interval, self.pause, self.last) = (interval, pause, last);
+        }
+    }
+}
+
+/// `interval` and up to 15 % more, at least [`MIN_FORCED`] and at most [`MAX_FORCED`]: replicas
+/// whose tokens end each other must not take turns at the same moments for ever.
+fn jittered(interval: Duration) -> Duration {
+    let longest = interval.mul_f64(1.15).min(MAX_FORCED);
+    let shortest = interval.min(longest.mul_f64(0.87)).max(MIN_FORCED);
+    shortest + longest.saturating_sub(shortest).mul_f64(fastrand::f64())
 }
 
 fn back_off_bound(failures: u32) -> Duration {
@@ -202,14 +230,61 @@ mod tests {
         let mut pauses = Vec::new();
         for _ in 0..9 {
             forced.start(now);
-            pauses.push(forced.earliest(now).duration_since(now).as_secs());
+            pauses.push(forced.earliest(now).duration_since(now));
             now = forced.earliest(now);
         }
-        assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 600, 600, 600]);
+        let bounds = [
+            (10, 12),
+            (20, 23),
+            (40, 46),
+            (80, 92),
+            (160, 184),
+            (320, 368),
+            (520, 600),
+            (520, 600),
+            (520, 600),
+        ];
+        for (pause, (least, most)) in pauses.iter().zip(bounds) {
+            let bounds = seconds(least)..=seconds(most);
+            assert!(bounds.contains(pause), "{pauses:?}");
+        }
 
-        forced.start(now + seconds(3600));
         let later = now + seconds(3600);
-        assert_eq!(forced.earliest(later), later + seconds(10));
+        forced.start(later);
+        let pause = forced.earliest(later).duration_since(later);
+        assert!((seconds(10)..=seconds(12)).contains(&pause), "{pause:?}");
+    }
+
+    #[test]
+    fn a_token_from_the_store_is_no_forced_renewal() {
+        let now = Instant::now();
+        let mut forced = Forced::default();
+        forced.start(now);
+        forced.forgive();
+        assert_eq!(forced.earliest(now), now);
+        forced.start(now);
+        let earliest = forced.earliest(now);
+        forced.start_another();
+        forced.forgive();
+        assert_eq!(forced.earliest(now), earliest, "of another renewal");
+    }
+
+    #[test]
+    fn replicas_that_are_forced_at_the_same_moment_are_not_forced_again_at_the_same_moment() {
+        let now = Instant::now();
+        let drawn: Vec<_> = (0..100)
+            .map(|_| {
+                let mut forced = Forced::default();
+                forced.start(now);
+                forced.earliest(now).duration_since(now)
+            })
+            .collect();
+        assert!(
+            drawn
+                .iter()
+                .any(|pause| *pause < Duration::from_millis(10_500))
+        );
+        assert!(drawn.iter().any(|pause| *pause > seconds(11)));
     }
 
     proptest! {

@@ -20,6 +20,9 @@ pub enum Probed {
     Static,
     /// The token server gave a token, good for so long. It is used for nothing.
     Obtained(Duration),
+    /// All replicas share the stored token, good for so long. No other was asked for: that might end
+    /// it.
+    Shared(Duration),
     /// A person's consent is stored, with an access token good for so long, if any. Its refresh
     /// token works once, so it was not tried.
     Consented(Option<Duration>),
@@ -35,12 +38,20 @@ pub async fn probe(vendor: &Vendor, store: &Arc<dyn Store>) -> Option<Probed> {
         Auth::Bearer { .. } | Auth::Basic { .. } | Auth::Headers(_) | Auth::Query(_) => {
             Ok(Probed::Static)
         }
+        Auth::ClientCredentials(config) if config.share => {
+            let server = ClientCredentials::shared(config, vendor).0;
+            shared(&server, store, &vendor.name).await
+        }
         Auth::ClientCredentials(config) => {
             let fetched = ClientCredentials::new(config, vendor).fetch().await;
             let lifetime = fetched.map(|issued| issued.lifetime);
             lifetime
                 .map(|lifetime| Probed::Obtained(left(lifetime.map(|lifetime| lifetime.end))))
                 .map_err(|cause: FetchError| cause.to_string())
+        }
+        Auth::Vedauth(config) if config.share && !config.refresh => {
+            let server = Vedauth::shared(config, vendor).0;
+            shared(&server, store, &vendor.name).await
         }
         // A grant of its own: the stored one stays as it is.
         Auth::Vedauth(config) => Vedauth::new(config, vendor)
@@ -61,6 +72,30 @@ pub async fn probe(vendor: &Vendor, store: &Arc<dyn Store>) -> Option<Probed> {
     Some(outcome.unwrap_or_else(Probed::Failed))
 }
 
+/// Looks for the token that all replicas share, and asks for one, to be used for nothing, only where
+/// none is in use.
+async fn shared(
+    server: &impl Issuer,
+    store: &Arc<dyn Store>,
+    vendor: &str,
+) -> Result<Probed, String> {
+    let binding = server.binding()?;
+    let stored = store.load(vendor).await;
+    let stored = stored.map_err(|cause| format!("store: {cause}"))?;
+    if let Some(left) = stored
+        .filter(|grant| grant.binding == binding)
+        .and_then(|grant| grant.access)
+        .and_then(|access| access.left(SystemTime::now()))
+    {
+        return Ok(Probed::Shared(left));
+    }
+    let Some(asking) = server.grant() else {
+        return Err("no token can be asked for".to_owned());
+    };
+    let answer = asking.await.map_err(|cause| cause.to_string())?;
+    Ok(Probed::Obtained(left(Some(answer.lifetime.end))))
+}
+
 fn consented(vendor: &str, grant: Option<Grant>, binding: &str) -> Result<Probed, String> {
     let hint = format!("run `countersign authorize {vendor}`");
     let Some(grant) = grant else {
@@ -72,13 +107,7 @@ fn consented(vendor: &str, grant: Option<Grant>, binding: &str) -> Result<Probed
         ));
     }
     let now = SystemTime::now();
-    let access = grant.access.and_then(|access| {
-        let age = now.duration_since(access.issued).unwrap_or_default();
-        access
-            .lifetime
-            .checked_sub(age)
-            .filter(|left| !left.is_zero())
-    });
+    let access = grant.access.and_then(|access| access.left(now));
     let over = grant.refresh_until.is_some_and(|until| until <= now);
     if access.is_none() && (over || grant.refresh_token.is_none()) {
         return Err(format!("the stored consent has ended; {hint}"));

@@ -98,6 +98,9 @@ pub(super) async fn keep_fresh(
             Ok(issued) => {
                 failures = 0;
                 urgent = false;
+                if source.took_from_store() {
+                    forced.forgive();
+                }
                 metrics.ok.inc();
                 let lifetime = issued.lifetime;
                 let held = credential.publish(issued, account);
@@ -287,6 +290,8 @@ async fn pause_until_due(
     }
     if rejected {
         forced.start(Instant::now());
+    } else {
+        forced.start_another();
     }
     rejected || asked
 }

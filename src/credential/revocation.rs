@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use super::Credential;
 use super::rotation::Issuer;
+use super::shared::OneForAll;
 use super::vedauth::Vedauth;
 use crate::config;
 use crate::store::{Grant, Store, StoreError};
@@ -17,6 +18,8 @@ use crate::store::{Grant, Store, StoreError};
 pub(super) struct Revocation {
     server: Vedauth,
     /// `None`: nothing of the grant is stored.
+    /// Where all replicas have one token without refresh tokens.
+    shared: Option<OneForAll<Vedauth>>,
     store: Option<Arc<dyn Store>>,
     vendor: String,
     credential: Arc<Credential>,
@@ -31,7 +34,8 @@ impl Revocation {
     ) -> Self {
         Self {
             server: Vedauth::new(config, vendor).0,
-            store: config.refresh.then(|| store.clone()),
+            shared: (config.share && !config.refresh).then(|| Vedauth::shared(config, vendor).0),
+            store: (config.refresh || config.share).then(|| store.clone()),
             vendor: vendor.name.clone(),
             credential,
         }
@@ -104,7 +108,10 @@ impl Revocation {
     }
 
     fn is_ours(&self, grant: &Grant) -> bool {
-        let binding = self.server.binding();
+        let binding = match &self.shared {
+            Some(shared) => shared.binding(),
+            None => self.server.binding(),
+        };
         binding.is_ok_and(|binding| binding == grant.binding)
     }
 }

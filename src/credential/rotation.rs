@@ -53,6 +53,11 @@ pub(super) trait Issuer: Send + Sync + 'static {
     /// that we are refused.
     fn ends_grant(&self, status: StatusCode, verdict: Verdict) -> bool;
 
+    /// Whether there are no refresh tokens, so that each renewal is a new grant.
+    fn asks_anew(&self) -> bool {
+        false
+    }
+
     /// Asks for a new grant once awaited; `None`: only a person can.
     fn grant(&self) -> Option<Asking<'_>>;
 }
@@ -75,6 +80,8 @@ struct Shared<I> {
 struct Known {
     /// The access token that was last handed out: handing it out again helps nobody.
     handed_out: Option<[u8; 32]>,
+    /// It was in the store, for somebody else to use as well.
+    adopted: bool,
     /// What the store held when an attempt last looked.
     stored: Option<[u8; 32]>,
     /// The newest that was ever seen there.
@@ -121,6 +128,10 @@ impl<I: Issuer> Rotation<I> {
 impl<I: Issuer> Source for Rotation<I> {
     fn account(&self) -> Option<[u8; 32]> {
         self.0.issuer.account()
+    }
+
+    fn took_from_store(&self) -> bool {
+        self.0.known.lock().adopted
     }
 
     fn outdated(&self) -> bool {
@@ -177,8 +188,10 @@ impl<I: Issuer> Source for Rotation<I> {
                 // to be stored.
                 match shared.look().await {
                     Ok(Seen::Stored(grant)) => {
+                        let of_use = shared.may_be_of_use(grant.as_ref());
                         let known = shared.known.lock();
-                        if known.unsaved.is_some() || known.stored != digest(grant.as_ref()) {
+                        let news = of_use && known.stored != digest(grant.as_ref());
+                        if known.unsaved.is_some() || news {
                             return;
                         }
                     }
@@ -324,6 +337,16 @@ impl<I: Issuer> Shared<I> {
                 .is_some_and(|failed| failed.elapsed() < STORE_POLL * 5)
     }
 
+    /// Whether to look closer when this turns up in the store. Of a replica with another secret it
+    /// is not, or the two would take turns at overwriting each other's.
+    fn may_be_of_use(&self, grant: Option<&Grant>) -> bool {
+        let ours = |grant: &Grant| {
+            let binding = self.issuer.binding();
+            binding.is_ok_and(|binding| binding == grant.binding)
+        };
+        !self.issuer.asks_anew() || grant.is_none_or(ours)
+    }
+
     async fn save(&self, grant: &mut Grant) -> Result<(), StoreError> {
         self.store.save(&self.vendor, grant).await?;
         self.note(grant);
@@ -341,7 +364,9 @@ impl<I: Issuer> Shared<I> {
         if self.known.lock().handed_out == Some(token) {
             return None;
         }
-        self.hand_out(access)
+        let issued = self.hand_out(access)?;
+        self.known.lock().adopted = true;
+        Some(issued)
     }
 
     fn hand_out(&self, access: &Access) -> Option<Issued> {
@@ -354,7 +379,10 @@ impl<I: Issuer> Shared<I> {
         }
         let values = vec![access.token.to_header("Bearer ").ok()?];
         let token = sha256(&[access.token.expose().as_bytes()]);
-        self.known.lock().handed_out = Some(token);
+        let mut known = self.known.lock();
+        known.handed_out = Some(token);
+        known.adopted = false;
+        drop(known);
         Some(Issued {
             values,
             lifetime: Some(Lifetime {
@@ -371,6 +399,9 @@ impl<I: Issuer> Shared<I> {
         mut grant: Grant,
         binding: String,
     ) -> Result<Issued, FetchError> {
+        if self.issuer.asks_anew() {
+            return self.ask_anew(lock, grant, binding).await;
+        }
         let mut why_none = "no consent is stored".to_owned();
         if grant.binding != binding {
             if !grant.binding.is_empty() {
@@ -564,6 +595,36 @@ impl<I: Issuer> Shared<I> {
                 error.into()
             }
         }
+    }
+
+    /// Asks for a token, and stores it in place of the one that is there.
+    async fn ask_anew(
+        &self,
+        lock: Lock,
+        mut grant: Grant,
+        binding: String,
+    ) -> Result<Issued, FetchError> {
+        let Some(asking) = self.issuer.grant() else {
+            return Err(FetchError::Rejected("no token can be asked for".to_owned()));
+        };
+        // Proves that the store can be written: the server may end the token in use when it issues
+        // another, which must then reach the others. Until it does they go on with what is there.
+        grant.intent = Some(Intent {
+            refresh_token: None,
+            at: SystemTime::now(),
+            tries: 1,
+        });
+        self.save(&mut grant).await?;
+        if lock.lapsed() {
+            return Err(temporary(
+                "the lock has lapsed before it was used".to_owned(),
+            ));
+        }
+        let answer = asking.await?;
+        grant.binding = binding;
+        grant.refresh_token = None;
+        grant.refresh_until = None;
+        self.store_answer(lock, grant, answer, None).await
     }
 
     async fn new_grant(

@@ -8,6 +8,7 @@ use url::Url;
 use super::explanation::Verdict;
 use super::inputs::Inputs;
 use super::rotation::{Asking, Issuer};
+use super::shared::{Asks, OneForAll};
 use super::token_request::{Answer, TokenClient, TokenError, TokenRequest};
 use super::{FetchError, Issued, Source};
 use crate::config::{self, SecretRef, VedauthGrant};
@@ -39,6 +40,21 @@ impl Vedauth {
         (Self { config, client }, inputs)
     }
 
+    /// The same with one token for all replicas, and what a change of which renews it.
+    pub(super) fn shared(
+        config: &config::Vedauth,
+        vendor: &config::Vendor,
+    ) -> (OneForAll<Self>, Inputs) {
+        // What is trusted is no part of who we are.
+        let without_ca = config::Vendor {
+            ca: None,
+            ..vendor.clone()
+        };
+        let proof = Self::new(config, &without_ca).1;
+        let (server, inputs) = Self::new(config, vendor);
+        (OneForAll::new(server, proof), inputs)
+    }
+
     /// Ends the grant that this access token belongs to, its refresh token included.
     pub(super) async fn revoke(&self, authorization: HeaderValue) -> Result<(), TokenError> {
         let url = self.url(["revoke", "token"]);
@@ -54,6 +70,7 @@ impl Vedauth {
         })
     }
 
+    /// Asks for a grant.
     pub(super) async fn ask(&self) -> Result<Answer, TokenError> {
         let (method, params) = match &self.config.grant {
             VedauthGrant::Certificate(_) => ("certificate", vec![]),
@@ -154,6 +171,27 @@ impl Issuer for Vedauth {
     }
 }
 
+#[async_trait]
+impl Asks for Vedauth {
+    async fn ask(&self) -> Result<Answer, TokenError> {
+        Self::ask(self).await
+    }
+
+    fn account(&self) -> Option<[u8; 32]> {
+        Issuer::account(self)
+    }
+
+    fn request(&self) -> Vec<String> {
+        let method = match &self.config.grant {
+            VedauthGrant::Certificate(_) => "certificate",
+            VedauthGrant::Password { .. } => "oauth",
+            VedauthGrant::Jwt(_) => "jwt",
+        };
+        let scope = self.config.scope.clone().unwrap_or_default();
+        vec![self.config.url.to_string(), method.to_owned(), scope]
+    }
+}
+
 /// The same server without refresh tokens: a new grant each time, nothing to store.
 pub(super) struct Unrefreshed {
     pub(super) server: Vedauth,
@@ -172,7 +210,7 @@ impl Source for Unrefreshed {
     }
 
     fn account(&self) -> Option<[u8; 32]> {
-        self.server.account()
+        Issuer::account(&self.server)
     }
 
     fn outdated(&self) -> bool {
@@ -209,6 +247,7 @@ mod tests {
             scope: Some("certificate:discover,manage;configuration".into()),
             grant,
             refresh: true,
+            share: false,
             revoke_on_exit: false,
             times: times(),
         }

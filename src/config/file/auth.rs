@@ -82,6 +82,11 @@ pub(in crate::config) struct ClientCredentials {
     /// Shown at the token endpoint when it asks for a certificate; with `client_auth: tls` the proof
     /// itself. Default: the vendor's `client_cert`.
     pub(in crate::config) client_cert: Option<CertFiles>,
+    /// One token for all replicas, through the `store`, encrypted: for vendors that keep only one token
+    /// of a client alive. A token is asked for by one replica at a time, and the others take it from
+    /// there.
+    #[schemars(extend("default" = false))]
+    pub(in crate::config) share: Option<bool>,
     /// Assumed when the answer names no lifetime or an unreadable one.
     #[schemars(extend("default" = "300s"))]
     pub(in crate::config) default_lifetime: Option<Span>,
@@ -131,6 +136,9 @@ pub(in crate::config) struct AuthorizationCode {
     /// Shown at the token endpoint when it asks for a certificate; with `client_auth: tls` the proof
     /// itself. Default: the vendor's `client_cert`.
     pub(in crate::config) client_cert: Option<CertFiles>,
+    /// One token for all replicas, through the `store`: always so with refresh tokens.
+    #[schemars(extend("default" = true))]
+    pub(in crate::config) share: Option<bool>,
     /// Assumed when the answer names no lifetime or an unreadable one.
     #[schemars(extend("default" = "300s"))]
     pub(in crate::config) default_lifetime: Option<Span>,
@@ -166,6 +174,10 @@ pub(in crate::config) struct Vedauth {
     /// that shares the store.
     #[schemars(extend("default" = false))]
     pub(in crate::config) revoke_on_exit: Option<bool>,
+    /// One token for all replicas, through the `store`, encrypted: always so with refresh tokens, and
+    /// with `refresh: false` for servers that keep only one token of a client alive.
+    #[schemars(extend("default" = false))]
+    pub(in crate::config) share: Option<bool>,
     /// Assumed when the answer names no lifetime or an unreadable one.
     #[schemars(extend("default" = "300s"))]
     pub(in crate::config) default_lifetime: Option<Span>,

@@ -43,6 +43,7 @@ pub(in crate::request) async fn newer_credential(
         return false;
     }
     ctx.held = Some(newer);
+    ctx.rejected = Some(held);
     ctx.replayed = true;
     ctx.replaying = true;
     true

@@ -147,6 +147,14 @@ fn what_to_do(row: &Row, error: &str) -> Markup {
             "A person must consent again: run " code { "countersign authorize " (name) }
             " with this proxy's configuration and store. The new tokens are in use within 10 s, \
              without a restart."
+        } @else if says(&["keeps only one alive"]) {
+            @if says(&["`share: true`"]) {
+                "Set " code { "share: true" } " under " (place) ", and have all replicas use one " code { "store" }
+                " (Redis or Kubernetes; for processes of one host a directory): they then share one \
+                 token. Whatever else uses this client needs one of its own."
+            } @else {
+                "Find out what else obtains tokens with this client, and give it a client of its own."
+            }
         } @else if says(&["store:", "cannot be stored"]) {
             "The store of refresh tokens does not work: see that it is there, reachable and \
              writable (" code { "store" } " in the configuration). Tried again by itself."
@@ -217,6 +225,14 @@ mod tests {
                 "Tried again by itself",
             ),
             ("store: not writable", "The store of refresh tokens"),
+            (
+                "2 tokens or more: the vendor keeps only one alive; `share: true` in",
+                "<code>share: true</code> under",
+            ),
+            (
+                "4 tokens: the vendor keeps only one alive; give each",
+                "a client of its own",
+            ),
         ] {
             let advice = of(&row(State::Failed, Some(error)), now).unwrap();
             let advice = advice.into_string();

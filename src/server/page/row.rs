@@ -112,7 +112,7 @@ impl Row {
             Some(State::Expired) => Level::Down,
             Some(State::Failed | State::Reauthorize) if !self.usable => Level::Down,
             Some(State::Failed | State::Reauthorize) => Level::Risk,
-            Some(State::Refreshing) if self.last_error().is_some() => Level::Risk,
+            Some(State::Fresh | State::Refreshing) if self.last_error().is_some() => Level::Risk,
             None | Some(State::Fresh | State::Refreshing | State::Static) => Level::Well,
         };
         if self.breaker == "open" || self.rejected() {
@@ -356,6 +356,7 @@ pub(super) mod tests {
             (State::Static, None, Level::Well),
             (State::Refreshing, None, Level::Well),
             (State::Refreshing, Some("late"), Level::Risk),
+            (State::Fresh, Some("lost"), Level::Risk),
             (State::Failed, Some("no"), Level::Risk),
             (State::Reauthorize, Some("no"), Level::Risk),
             (State::Expired, Some("no"), Level::Down),

@@ -1,0 +1,105 @@
+//! Tokens that stopped working long before their end, although asking for another helped: what it looks
+//! like when a vendor keeps one token alive for each client, and two obtain tokens in turn.
+//!
+//! Written by the requests that noticed, without a lock; read by whoever looks at the status.
+
+use std::array;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The newest losses of one credential.
+#[derive(Debug)]
+pub(super) struct Losses {
+    since: Instant,
+    /// Seconds after `since`, from 1; 0: none. A ring.
+    at: [AtomicU64; KEPT],
+    next: AtomicUsize,
+}
+
+impl Losses {
+    pub(super) fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            at: array::from_fn(|_| AtomicU64::new(0)),
+            next: AtomicUsize::new(0),
+        }
+    }
+
+    /// Counts a token that was lost now.
+    pub(super) fn add(&self, now: Instant) {
+        let next = self.next.fetch_add(1, Ordering::Relaxed) % KEPT;
+        self.at[next].store(self.seconds(now), Ordering::Relaxed);
+    }
+
+    /// What to tell an operator; `None`: nothing, so far. `shared`: replicas take the token from a
+    /// store, and so do not end each other's.
+    pub(super) fn told(&self, now: Instant, shared: bool) -> Option<String> {
+        let now = self.seconds(now);
+        let recent = |at: &&AtomicU64| {
+            let at = at.load(Ordering::Relaxed);
+            at > 0 && at + RECENT.as_secs() > now
+        };
+        let lost = self.at.iter().filter(recent).count();
+        let enough = if shared { KEPT } else { SUSPICIOUS };
+        if lost < enough {
+            return None;
+        }
+        let begin = format!(
+            "{lost} tokens or more were rejected within the last hour soon after they were issued, and \
+             another one helped: "
+        );
+        let end = if shared {
+            "somebody who does not use this store obtains tokens with the same client, and the vendor \
+             keeps only one alive; give each a client of its own"
+        } else {
+            "another replica or program obtains tokens with the same client, and the vendor keeps only \
+             one alive; `share: true` in the auth stanza makes replicas share one through the store"
+        };
+        Some(begin + end)
+    }
+
+    fn seconds(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.since).as_secs() + 1
+    }
+}
+
+/// What is older is forgotten.
+const RECENT: Duration = Duration::from_hours(1);
+/// One may be the vendor's doing: it was restarted, or somebody revoked a token by hand.
+const SUSPICIOUS: usize = 2;
+/// More than renewals by hand in an hour, which end the tokens of other replicas of a store, too.
+const KEPT: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn two_losses_within_an_hour_are_told_with_the_cure_and_forgotten_after_it() {
+        let losses = Losses::new();
+        losses.add(Instant::now());
+        assert_eq!(losses.told(Instant::now(), false), None);
+        advance(RECENT / 2).await;
+        losses.add(Instant::now());
+        let told = losses.told(Instant::now(), false).unwrap();
+        assert!(told.starts_with("2 tokens"), "{told}");
+        assert!(told.contains("`share: true`"), "{told}");
+        advance(RECENT / 2).await;
+        assert_eq!(losses.told(Instant::now(), false), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_replicas_share_already_somebody_else_is_blamed_and_later() {
+        let losses = Losses::new();
+        for nth in 1..=KEPT * 2 {
+            losses.add(Instant::now());
+            let told = losses.told(Instant::now(), true);
+            assert_eq!(told.is_some(), nth >= KEPT, "{nth}");
+            assert!(told.is_none_or(|told| !told.contains("share: true")));
+        }
+    }
+}

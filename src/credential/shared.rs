@@ -1,0 +1,90 @@
+//! One token for all replicas, for vendors that keep only one alive for each client: `share: true`.
+//!
+//! Tokens that are asked for anew each time have nothing to lose, so replicas otherwise hold one
+//! each. Here they go through the store as grants with refresh tokens do, by the same [`Rotation`]:
+//! a stored token that is good is taken; otherwise whoever has the lock asks for one and stores it,
+//! and the others find it there.
+//!
+//! [`Rotation`]: super::rotation::Rotation
+
+use async_trait::async_trait;
+use http::StatusCode;
+
+use super::explanation::Verdict;
+use super::inputs::Inputs;
+use super::rotation::{Asking, Issuer};
+use super::token_request::{Answer, TokenError};
+use crate::secret::Secret;
+use crate::tls::sha256;
+
+/// A server that is asked for a token anew each time.
+#[async_trait]
+pub(super) trait Asks: Send + Sync + 'static {
+    /// Asks for a token.
+    async fn ask(&self) -> Result<Answer, TokenError>;
+
+    /// See [`super::Source::account`].
+    fn account(&self) -> Option<[u8; 32]>;
+
+    /// Everything that is sent, but what proves who we are: each part once, in a fixed order.
+    fn request(&self) -> Vec<String>;
+}
+
+/// An [`Issuer`] whose tokens are shared.
+pub(super) struct OneForAll<A> {
+    asks: A,
+    /// What proves who we are.
+    proof: Inputs,
+}
+
+impl<A: Asks> OneForAll<A> {
+    pub(super) fn new(asks: A, proof: Inputs) -> Self {
+        Self { asks, proof }
+    }
+}
+
+#[async_trait]
+impl<A: Asks> Issuer for OneForAll<A> {
+    /// A token that was obtained with another secret, for another scope or from another server is
+    /// not ours.
+    fn binding(&self) -> Result<String, String> {
+        let proof = self.proof.read()?;
+        let parts = self.asks.request();
+        let parts: Vec<_> = parts
+            .iter()
+            .map(|part| sha256(&[part.as_bytes()]))
+            .collect();
+        let mut all: Vec<&[u8]> = vec![b"one token for all replicas", &proof];
+        all.extend(parts.iter().map(<[u8; 32]>::as_slice));
+        Ok(hex::encode(sha256(&all)))
+    }
+
+    fn account(&self) -> Option<[u8; 32]> {
+        self.asks.account()
+    }
+
+    fn asks_anew(&self) -> bool {
+        true
+    }
+
+    async fn refresh(&self, _refresh_token: &Secret) -> Result<Answer, TokenError> {
+        // None is ever stored.
+        Err(TokenError::NotSent("there is no refresh token".to_owned()))
+    }
+
+    fn ends_grant(&self, _status: StatusCode, _verdict: Verdict) -> bool {
+        false
+    }
+
+    fn grant(&self) -> Option<Asking<'_>> {
+        Some(Box::pin(async {
+            let mut answer = self.asks.ask().await?;
+            answer.refresh_token = None;
+            answer.refresh_until = None;
+            Ok(answer)
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests;

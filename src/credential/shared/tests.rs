@@ -1,0 +1,284 @@
+//! Replicas of a vendor that keeps one token alive for each client.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+
+use tempfile::TempDir;
+use tokio::time::{Instant, timeout};
+
+use super::super::fakes::{times, value, vendor};
+use super::super::rotation::Rotation;
+use super::super::{FetchError, Issued, Lifetime, Source};
+use super::*;
+use crate::config::{self, Auth, SecretRef};
+use crate::store::{self, Access, Grant, Lock, Store, StoreError};
+
+/// Counts what it is asked for.
+#[derive(Default)]
+struct Server {
+    asked: AtomicU32,
+    refuses: AtomicBool,
+}
+
+impl Server {
+    fn asked(&self) -> u32 {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+struct Client {
+    server: Arc<Server>,
+    scope: &'static str,
+}
+
+#[async_trait]
+impl Asks for Client {
+    async fn ask(&self) -> Result<Answer, TokenError> {
+        if self.server.refuses.load(Ordering::SeqCst) {
+            return Err(TokenError::NotSent("refused".to_owned()));
+        }
+        let nth = self.server.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        let total = Duration::from_hours(1);
+        Ok(Answer {
+            access_token: Secret::new(format!("t{nth}")),
+            lifetime: Lifetime {
+                total,
+                end: Instant::now() + total,
+            },
+            // Some servers give one, against RFC 6749 §4.4.3.
+            refresh_token: Some(Secret::new("not to be stored")),
+            refresh_until: None,
+        })
+    }
+
+    fn account(&self) -> Option<[u8; 32]> {
+        None
+    }
+
+    fn request(&self) -> Vec<String> {
+        vec![self.scope.to_owned()]
+    }
+}
+
+struct Scene {
+    server: Arc<Server>,
+    dir: TempDir,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("secret"), "one").unwrap();
+        Self {
+            server: Arc::default(),
+            dir,
+        }
+    }
+
+    fn secret(&self) -> PathBuf {
+        self.dir.path().join("secret")
+    }
+
+    fn store_in(&self, dir: &str, key: Option<&str>) -> Arc<dyn Store> {
+        let dir = self.dir.path().join(dir);
+        let encryption_key = key.map(value);
+        store::open(&config::Store::File {
+            dir,
+            encryption_key,
+        })
+        .unwrap()
+    }
+
+    fn store(&self) -> Arc<dyn Store> {
+        self.store_in("state", None)
+    }
+
+    fn process(&self) -> Rotation<OneForAll<Client>> {
+        self.process_with(&self.store(), "read", &self.secret())
+    }
+
+    fn process_with(
+        &self,
+        store: &Arc<dyn Store>,
+        scope: &'static str,
+        secret: &std::path::Path,
+    ) -> Rotation<OneForAll<Client>> {
+        let client = Client {
+            server: self.server.clone(),
+            scope,
+        };
+        let inputs = || Inputs::new(&[SecretRef::File(secret.to_owned())], None, None);
+        let vendor = vendor(Auth::Bearer { token: value("x") });
+        let issuer = OneForAll::new(client, inputs());
+        Rotation::new(issuer, inputs(), store, &vendor, times())
+    }
+
+    async fn stored(&self) -> Grant {
+        self.store().load("acme").await.unwrap().unwrap()
+    }
+}
+
+fn token(fetched: Result<Issued, FetchError>) -> String {
+    let value = fetched.unwrap().values.remove(0);
+    let value = value.to_str().unwrap().to_owned();
+    value.trim_start_matches("Bearer ").to_owned()
+}
+
+#[tokio::test]
+async fn whoever_comes_later_takes_the_stored_token_and_nobody_stores_a_refresh_token() {
+    let scene = Scene::new();
+    assert_eq!(token(scene.process().fetch().await), "t1");
+    assert_eq!(token(scene.process().fetch().await), "t1");
+    assert_eq!(scene.server.asked(), 1);
+    assert!(scene.stored().await.refresh_token.is_none());
+}
+
+#[tokio::test]
+async fn after_a_rejection_one_asks_and_the_others_take_what_it_got() {
+    let scene = Scene::new();
+    let (one, two, three) = (scene.process(), scene.process(), scene.process());
+    for process in [&one, &two, &three] {
+        assert_eq!(token(process.fetch().await), "t1");
+    }
+    // All of them were told 401 at the same moment.
+    let (a, b, c) = tokio::join!(one.fetch(), two.fetch(), three.fetch());
+    assert_eq!([token(a), token(b), token(c)], ["t2", "t2", "t2"]);
+    assert_eq!(scene.server.asked(), 2);
+}
+
+#[tokio::test]
+async fn a_newer_token_in_the_store_is_noticed_without_a_rejection() {
+    let scene = Scene::new();
+    let (one, two) = (scene.process(), scene.process());
+    one.fetch().await.unwrap();
+    two.fetch().await.unwrap();
+    assert_eq!(token(one.fetch().await), "t2");
+
+    tokio::time::pause();
+    let soon = timeout(Duration::from_secs(10), two.changed());
+    soon.await.expect("the newer token goes unnoticed");
+    assert_eq!(token(two.fetch().await), "t2");
+    assert_eq!(scene.server.asked(), 2);
+}
+
+#[tokio::test]
+async fn a_stored_token_past_its_use_is_replaced() {
+    let scene = Scene::new();
+    scene.process().fetch().await.unwrap();
+    let mut grant = scene.stored().await;
+    grant.access = Some(Access {
+        token: Secret::new("t1"),
+        issued: SystemTime::now() - Duration::from_hours(1),
+        lifetime: Duration::from_hours(1),
+    });
+    scene.store().save("acme", &mut grant).await.unwrap();
+    assert_eq!(token(scene.process().fetch().await), "t2");
+}
+
+#[tokio::test]
+async fn a_token_of_another_secret_or_scope_is_not_used_and_stays_until_there_is_one_of_ours() {
+    let scene = Scene::new();
+    let ours = scene.process();
+    assert_eq!(token(ours.fetch().await), "t1");
+    let other = scene.dir.path().join("other");
+    std::fs::write(&other, "two").unwrap();
+    let others = scene.process_with(&scene.store(), "read", &other);
+
+    // A wrong secret takes nothing away from those who have the right one.
+    scene.server.refuses.store(true, Ordering::SeqCst);
+    assert_eq!(others.fetch().await.unwrap_err().to_string(), "refused");
+    assert_eq!(token(scene.process().fetch().await), "t1");
+    scene.server.refuses.store(false, Ordering::SeqCst);
+    assert_eq!(token(others.fetch().await), "t2");
+    let wider = scene.process_with(&scene.store(), "read write", &scene.secret());
+    assert_eq!(token(wider.fetch().await), "t3");
+
+    // While secrets are being replaced the two do not take turns.
+    tokio::time::pause();
+    let long = timeout(Duration::from_mins(1), ours.changed());
+    assert!(long.await.is_err(), "another's token is no news");
+    tokio::time::resume();
+    // One that cannot read its secret touches nothing.
+    std::fs::remove_file(&other).unwrap();
+    let error = others.fetch().await.unwrap_err();
+    assert!(error.to_string().contains("cannot be read"), "{error}");
+    assert_eq!(scene.server.asked(), 3);
+}
+
+#[tokio::test]
+async fn a_changed_secret_asks_for_a_token_of_its_own() {
+    let scene = Scene::new();
+    let process = scene.process();
+    process.fetch().await.unwrap();
+    std::fs::write(scene.secret(), "two").unwrap();
+    tokio::time::pause();
+    let soon = timeout(Duration::from_secs(10), process.changed());
+    soon.await.expect("the changed secret goes unnoticed");
+    assert_eq!(token(process.fetch().await), "t2");
+}
+
+#[tokio::test]
+async fn a_store_that_is_down_or_sealed_with_another_key_says_so_and_nothing_is_asked_for() {
+    let scene = Scene::new();
+    std::fs::write(scene.dir.path().join("file"), "").unwrap();
+    let nowhere = scene.store_in("file", None);
+    let process = scene.process_with(&nowhere, "read", &scene.secret());
+    let error = process.fetch().await.unwrap_err().to_string();
+    assert!(error.starts_with("store: "), "{error}");
+
+    let keys = ["1", "2"].map(|digit| digit.repeat(64));
+    let [first, second] = keys.map(|key| scene.store_in("keyed", Some(&key)));
+    let process = scene.process_with(&first, "read", &scene.secret());
+    assert_eq!(token(process.fetch().await), "t1");
+    let process = scene.process_with(&second, "read", &scene.secret());
+    let error = process.fetch().await.unwrap_err();
+    assert!(matches!(error, FetchError::Temporary { .. }));
+    assert!(error.to_string().contains("encryption_key"), "{error}");
+    assert_eq!(scene.server.asked(), 1);
+}
+
+#[tokio::test]
+async fn who_waits_for_the_lock_takes_what_its_holder_stored() {
+    let scene = Scene::new();
+    let store = scene.store();
+    let (lease, patience) = (Duration::from_secs(5), Duration::ZERO);
+    let held = store.lock("acme", lease, patience).await.unwrap();
+    let process = scene.process();
+    let mut waiting = std::pin::pin!(process.fetch());
+    let soon = timeout(Duration::from_millis(300), &mut waiting);
+    assert!(soon.await.is_err(), "the lock is another's");
+    assert_eq!(scene.server.asked(), 0);
+    // Its holder dies: the system lets go.
+    drop(held);
+    assert_eq!(token(waiting.await), "t1");
+}
+
+/// A store whose locks lapse as soon as they are taken.
+struct Slow(Arc<dyn Store>);
+
+#[async_trait]
+impl Store for Slow {
+    async fn lock(&self, _: &str, _: Duration, _: Duration) -> Result<Lock, StoreError> {
+        Ok(Lock::new_lapsed())
+    }
+
+    async fn load(&self, vendor: &str) -> Result<Option<Grant>, StoreError> {
+        self.0.load(vendor).await
+    }
+
+    async fn replace(&self, vendor: &str, over: u64, next: &Grant) -> Result<(), StoreError> {
+        self.0.replace(vendor, over, next).await
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_was_paused_beyond_its_lease_asks_for_nothing() {
+    let scene = Scene::new();
+    let store: Arc<dyn Store> = Arc::new(Slow(scene.store()));
+    let process = scene.process_with(&store, "read", &scene.secret());
+    let error = process.fetch().await.unwrap_err().to_string();
+    assert!(error.contains("lapsed"), "{error}");
+    assert_eq!(scene.server.asked(), 0);
+}

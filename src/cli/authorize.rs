@@ -380,12 +380,10 @@ async fn answer(
     }
     let parameters = match method {
         Method::GET => uri.query().unwrap_or_default().to_owned(),
-        Method::POST if is_form(&headers) => {
-            let Ok(body) = to_bytes(body, LONGEST_FORM).await else {
-                return (StatusCode::PAYLOAD_TOO_LARGE, Html("Too long."));
-            };
-            String::from_utf8_lossy(&body).into_owned()
-        }
+        Method::POST if is_form(&headers) => match to_bytes(body, READ_OF_FORM).await {
+            Ok(body) if body.len() <= LONGEST_FORM => String::from_utf8_lossy(&body).into_owned(),
+            Ok(_) | Err(_) => return (StatusCode::PAYLOAD_TOO_LARGE, Html("Too long.")),
+        },
         Method::POST => return (StatusCode::UNSUPPORTED_MEDIA_TYPE, Html("Not a form.")),
         _ => return (StatusCode::METHOD_NOT_ALLOWED, Html("Not here.")),
     };
@@ -432,6 +430,9 @@ const PAIRS: [(char, char); 8] = [
 
 /// Bytes of a posted form: codes of a few kilobytes occur.
 const LONGEST_FORM: usize = 256 * 1024;
+/// Bytes of a posted form that are read before it is refused: a connection that is closed while its
+/// browser still sends shows no page.
+const READ_OF_FORM: usize = 16 * LONGEST_FORM;
 
 const NO_ISSUER: &str = "It names no issuer (`iss`), and `issuer` in the configuration asks for one: \
                          if the server sends none, remove `issuer`.";

@@ -2,7 +2,8 @@
 //! current.
 //!
 //! One task per source reads them again and again; requests only load what is there. A source that
-//! is down or broken changes nothing: the keys it gave last go on verifying.
+//! is down or broken changes nothing for a day: the keys it gave last go on verifying. One that gives
+//! no keys any more has taken them back.
 
 use std::fmt;
 use std::path::Path;
@@ -112,6 +113,18 @@ impl KeySet {
     /// # Errors
     /// What is wrong with it, for people; nothing of the text is repeated.
     pub fn parse(text: &[u8]) -> Result<Self, &'static str> {
+        let set = Self::parse_any(text)?;
+        if set.keys.is_empty() {
+            return Err("holds no key that could verify a token (RSA, P-256, P-384, Ed25519)");
+        }
+        Ok(set)
+    }
+
+    /// The same, where having no keys is what a source may say.
+    fn parse_any(text: &[u8]) -> Result<Self, &'static str> {
+        if text.trim_ascii().is_empty() {
+            return Err(BLANK);
+        }
         let set: Value = serde_json::from_slice(text).map_err(|_| "is not JSON")?;
         let keys = set["keys"].as_array().ok_or("is not a JWK set")?;
         let mut nameless = 0;
@@ -131,14 +144,20 @@ impl KeySet {
                 "a JWK set has more keys without a kid than are tried; give each key a kid"
             );
         }
-        if keys.is_empty() {
-            return Err("holds no key that could verify a token (RSA, P-256, P-384, Ed25519)");
-        }
         Ok(Self {
             keys,
             digest: sha256(&[text]),
             generation: 0,
         })
+    }
+
+    /// No keys.
+    fn gone(why: &str) -> Self {
+        Self {
+            keys: Vec::new(),
+            digest: sha256(&[why.as_bytes()]),
+            generation: 0,
+        }
     }
 
     /// The keys that may have signed by `algorithm` what names `id`: those of that name, or, where
@@ -222,7 +241,11 @@ impl Keys {
             return false;
         }
         set.generation = before.generation + 1;
-        info!(keys = set.keys.len(), "an issuer's keys are read");
+        if set.keys.is_empty() {
+            warn!("an issuer has no keys any more: nobody gets in by its tokens");
+        } else {
+            info!(keys = set.keys.len(), "an issuer's keys are read");
+        }
         self.current.store(Arc::new(set));
         true
     }
@@ -272,12 +295,18 @@ const EVERY: Duration = Duration::from_mins(5);
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// How often, at most, tokens that name unknown keys make a URL be asked: anyone can send such.
 const AT_MOST_EVERY: Duration = Duration::from_secs(30);
+/// How long keys are used whose source cannot be read.
+const KEPT_FOR: Duration = Duration::from_hours(24);
+/// What is wrong with a source that says nothing at all: it may be about to be written.
+const BLANK: &str = "is empty";
 /// Between failures: doubled from the first to the second.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 
 async fn keep_current(keys: Arc<Keys>, source: KeySource) {
     let mut failures = 0_u32;
     let mut forced_from = Instant::now();
+    let mut read_last = Instant::now();
+    let mut blank = false;
     loop {
         let outcome = match &source {
             KeySource::File(path) => {
@@ -287,9 +316,19 @@ async fn keep_current(keys: Arc<Keys>, source: KeySource) {
             }
             KeySource::Url { url, ca, token } => fetch(url, ca.as_deref(), token.as_ref()).await,
         };
+        let was_blank = std::mem::replace(
+            &mut blank,
+            outcome.as_ref().is_err_and(|cause| cause == BLANK),
+        );
+        let outcome = match outcome {
+            // Twice is no accident.
+            Err(_) if blank && was_blank => Ok(KeySet::gone(BLANK)),
+            outcome => outcome,
+        };
         let pause = match outcome {
             Ok(set) => {
                 failures = 0;
+                read_last = Instant::now();
                 keys.publish(set);
                 EVERY.mul_f64(0.9 + fastrand::f64() / 5.0)
             }
@@ -300,8 +339,15 @@ async fn keep_current(keys: Arc<Keys>, source: KeySource) {
                     let source = describe(&source);
                     warn!(
                         source,
-                        cause, "an issuer's keys cannot be read; those at hand go on"
+                        cause, "an issuer's keys cannot be read; those at hand go on for a day"
                     );
+                }
+                if read_last.elapsed() >= KEPT_FOR && !keys.current().keys.is_empty() {
+                    warn!(
+                        source = describe(&source),
+                        "an issuer's keys could not be read for a day: they are used no longer"
+                    );
+                    keys.publish(KeySet::gone("too old"));
                 }
                 let pause = BACK_OFF.0.saturating_mul(2_u32.saturating_pow(failures));
                 failures += 1;
@@ -333,7 +379,7 @@ fn describe(source: &KeySource) -> String {
 
 fn read(path: &Path) -> Result<KeySet, String> {
     let text = std::fs::read(path).map_err(|cause| cause.to_string())?;
-    KeySet::parse(&text).map_err(ToOwned::to_owned)
+    KeySet::parse_any(&text).map_err(ToOwned::to_owned)
 }
 
 async fn fetch(url: &Url, ca: Option<&Path>, token: Option<&SecretRef>) -> Result<KeySet, String> {
@@ -364,7 +410,7 @@ async fn fetch(url: &Url, ca: Option<&Path>, token: Option<&SecretRef>) -> Resul
             return Err("longer than 1 MiB".into());
         }
     }
-    KeySet::parse(&body).map_err(ToOwned::to_owned)
+    KeySet::parse_any(&body).map_err(ToOwned::to_owned)
 }
 
 /// A client for one request: the CA may have changed since the last.
@@ -391,4 +437,65 @@ fn client(url: &Url, ca: Option<&Path>) -> Result<Client, String> {
             .tls_backend_preconfigured(tls)
     };
     builder.build().map_err(|cause| cause.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    const SET: &str = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"a","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+
+    fn keys_of(dir: &tempfile::TempDir) -> (PathBuf, Arc<Keys>, Keeper) {
+        let path = dir.path().join("jwks.json");
+        std::fs::write(&path, SET).unwrap();
+        let (keys, keeper) = start(&KeySource::File(path.clone()));
+        assert!(keys.current().has("a"));
+        (path, keys, keeper)
+    }
+
+    async fn eventually(keys: &Keys, there: bool) -> bool {
+        let until = Instant::now() + Duration::from_secs(15);
+        while keys.current().has("a") != there && Instant::now() < until {
+            sleep(Duration::from_millis(500)).await;
+        }
+        keys.current().has("a") == there
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_set_that_was_emptied_takes_its_keys_back_within_15_s() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, keys, _keeper) = keys_of(&dir);
+        for empty in [
+            r#"{"keys":[]}"#,
+            r#"{"keys":[{"kty":"oct","k":"c2VjcmV0"}]}"#,
+            "",
+        ] {
+            std::fs::write(&path, empty).unwrap();
+            assert!(eventually(&keys, false).await, "{empty}");
+            std::fs::write(&path, SET).unwrap();
+            assert!(eventually(&keys, true).await, "{empty}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_whose_source_is_gone_or_broken_are_used_for_a_day() {
+        for broken in [None, Some("{")] {
+            let dir = tempfile::tempdir().unwrap();
+            let (path, keys, _keeper) = keys_of(&dir);
+            sleep(Duration::from_secs(10)).await;
+            match broken {
+                None => std::fs::remove_file(&path).unwrap(),
+                Some(text) => std::fs::write(&path, text).unwrap(),
+            }
+            tokio::time::advance(KEPT_FOR - Duration::from_mins(1)).await;
+            sleep(Duration::from_secs(10)).await;
+            assert!(keys.current().has("a"), "{broken:?}");
+            tokio::time::advance(Duration::from_mins(1)).await;
+            assert!(eventually(&keys, false).await, "{broken:?}");
+            std::fs::write(&path, SET).unwrap();
+            assert!(eventually(&keys, true).await, "{broken:?}");
+        }
+    }
 }

@@ -489,7 +489,7 @@ mod tests {
                 None => std::fs::remove_file(&path).unwrap(),
                 Some(text) => std::fs::write(&path, text).unwrap(),
             }
-            tokio::time::advance(KEPT_FOR - Duration::from_mins(1)).await;
+            tokio::time::advance(Duration::from_mins(24 * 60 - 1)).await;
             sleep(Duration::from_secs(10)).await;
             assert!(keys.current().has("a"), "{broken:?}");
             tokio::time::advance(Duration::from_mins(1)).await;

@@ -716,6 +716,8 @@ impl ProxyHttp for Proxy {
         let stop = ctx.stop.or_else(|| {
             if overdue {
                 Some(Error::UpstreamTimeout)
+            } else if guard(session).is_some_and(Guarded::caller_has_left) {
+                Some(Error::UnknownCaller)
             } else if session.as_downstream().was_upgraded()
                 && matches!(error.etype(), ErrorType::ReadTimedout)
             {
@@ -836,6 +838,10 @@ fn stopped(ctx: &mut Context, stop: Error) -> Box<PingoraError> {
 }
 
 fn in_time(ctx: &mut Context) -> pingora::Result<()> {
+    let leave = ctx.caller.as_ref().and_then(|caller| caller.leave().at());
+    if leave.is_some_and(|at| Instant::now() > at) {
+        return Err(stopped(ctx, Error::UnknownCaller));
+    }
     match ctx.deadline {
         Some(deadline) if Instant::now() > deadline => Err(stopped(ctx, Error::UpstreamTimeout)),
         Some(_) | None => Ok(()),

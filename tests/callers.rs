@@ -213,6 +213,150 @@ async fn a_certificate_gets_in_by_its_exact_name_and_type_under_our_ca() {
     });
 }
 
+/// A client over TLS that keeps its one connection.
+fn kept(to: SocketAddr, ca: &Path, files: &CertFiles) -> reqwest::Client {
+    let identity = Identity::load(files).unwrap();
+    let tls = Roots::load(ca).unwrap().client_config(Some(&identity));
+    reqwest::Client::builder()
+        .no_proxy()
+        .tls_backend_preconfigured(tls.unwrap())
+        .resolve("proxy.test", to)
+        .build()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_connection_ends_with_its_authority() {
+    countersign::tls::install_provider();
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().to_owned();
+    let (ours, other) = (authority("ours"), authority("other"));
+    let both = ours.pem() + &other.pem();
+    fs::write(at.join("ca.pem"), &both).unwrap();
+    fs::write(at.join("ours.pem"), ours.pem()).unwrap();
+    issue(&at, "server", &ours, "", &[dns("proxy.test")]);
+    let files = issue(&at, "client", &other, "", &[dns("ci.corp")]);
+    let stays = issue(&at, "stays", &ours, "", &[dns("ci.corp")]);
+    let setup = Setup::new(
+        dir,
+        "{ bind: 127.0.0.1:0, tls: { cert: server.crt, key: server.key, client_ca: ca.pem } }",
+        "callers:\n  ci: { certificate: { san: ci.corp }, allow: [ v ] }",
+        "",
+    )
+    .await;
+    let to = setup.proxy.data;
+    let url = format!("https://proxy.test:{}/v/x", to.port());
+    let trusted = at.join("ours.pem");
+    let clients = [
+        (kept(to, &trusted, &files), 401),
+        (kept(to, &trusted, &stays), 200),
+    ];
+    let ask = async |client: &reqwest::Client| {
+        let answer = client.get(&url).send().await;
+        answer.map_or(0, |answer| answer.status().as_u16())
+    };
+    for (client, _) in &clients {
+        assert_eq!(ask(client).await, 200);
+    }
+    for (bundle, then) in [(ours.pem(), true), (both, false)] {
+        fs::write(at.join("ca.pem"), bundle).unwrap();
+        signal(setup.proxy.id(), "HUP");
+        for (client, gone) in &clients {
+            let want = if then { *gone } else { 200 };
+            let mut last = 0;
+            for _ in 0..100 {
+                last = ask(client).await;
+                if last == want {
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+            // A new connection would not come about: its handshake fails.
+            assert_eq!(last, want, "{}", setup.proxy.stderr());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_callers_streams_end_and_the_others_go_on() {
+    // Answers a head with a 101, or an answer that does not end, and is silent from then on.
+    let vendor = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = vendor.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in vendor.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut head = Vec::new();
+                let mut byte = [0];
+                while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap_or(0) > 0 {
+                    head.push(byte[0]);
+                }
+                let upgrade = head.windows(9).any(|part| part == b"websocket");
+                let answer = if upgrade {
+                    "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+                } else {
+                    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n: \r\n"
+                };
+                let _ = stream.write_all(answer.as_bytes());
+                // Until the proxy closes it.
+                let _ = stream.read_to_end(&mut Vec::new());
+            });
+        }
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = format!(
+        "listeners: [ {PLAIN} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s, timeout: 1s }}\ncallers:\n  goes: {{ api_key: {{ value: goes }}, allow: [ v ] }}\n  stays: {{ api_key: {{ value: stays }}, allow: [ v ] }}\nvendors:\n  v: {{ upstream: 'http://{address}', allow_plaintext: true, timeouts: {{ idle: 0s, first_byte: 0s }} }}\n"
+    );
+    let proxy = Proxy::start(dir.path(), &yaml);
+    let open = |key: &str, upgrade: &str| {
+        let mut stream = std::net::TcpStream::connect(proxy.data).unwrap();
+        let head = format!(
+            "GET /v/x HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: {key}\r\n{upgrade}\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut begun = [0; 12];
+        stream.read_exact(&mut begun).unwrap();
+        (String::from_utf8_lossy(&begun).into_owned(), stream)
+    };
+    let upgrade = "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let mut gone = [open("goes", upgrade), open("goes", "")];
+    let mut stay = [open("stays", upgrade), open("stays", "")];
+    assert_eq!(gone[0].0, "HTTP/1.1 101");
+    assert_eq!(gone[1].0, "HTTP/1.1 200");
+    let without: Vec<&str> = yaml
+        .lines()
+        .filter(|line| !line.contains("goes:"))
+        .collect();
+    fs::write(dir.path().join("proxy.yaml"), without.join("\n")).unwrap();
+    signal(proxy.id(), "HUP");
+    for (what, stream) in &mut gone {
+        let patience = std::time::Duration::from_secs(20);
+        stream.set_read_timeout(Some(patience)).unwrap();
+        let mut rest = Vec::new();
+        let ended = stream.read_to_end(&mut rest);
+        let reset = ended
+            .as_ref()
+            .is_err_and(|cause| cause.kind() == std::io::ErrorKind::ConnectionReset);
+        assert!(ended.is_ok() || reset, "{what}: {ended:?}");
+        assert!(!rest.ends_with(b"0\r\n\r\n"), "{what}: ended cleanly");
+        let rest = String::from_utf8_lossy(&rest).into_owned();
+        assert!(!rest.contains("problem+json"), "{what}: {rest}");
+    }
+    for (what, stream) in &mut stay {
+        let a_moment = std::time::Duration::from_millis(200);
+        stream.set_read_timeout(Some(a_moment)).unwrap();
+        // What is left of the head, and then nothing.
+        let mut byte = [0];
+        let ended = loop {
+            match stream.read(&mut byte) {
+                Ok(0) => break true,
+                Ok(_) => {}
+                Err(cause) => break cause.kind() != std::io::ErrorKind::WouldBlock,
+            }
+        };
+        assert!(!ended, "{what}");
+    }
+}
+
 /// Signs tokens by ES256.
 pub struct Issuer {
     key: EncodingKey,

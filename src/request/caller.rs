@@ -2,6 +2,7 @@
 //! certificate. A hundred thousand callers cost no more than one, and comparing digests tells a
 //! guesser nothing about a key.
 
+mod certificate;
 pub mod ended;
 mod found;
 mod jwt;
@@ -10,15 +11,16 @@ pub mod token;
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::{Arc, LazyLock};
-use std::time::SystemTime;
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use foldhash::HashMapExt;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, PROXY_AUTHORIZATION};
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+pub use self::certificate::{Authorities, Certificate, Standing};
 pub use self::found::{Found, Identified, Unfinished};
 
 use self::ended::Full;
@@ -51,12 +53,27 @@ pub struct Caller {
     pub label: Arc<str>,
     allow: Vec<Permission>,
     rate: Option<Arc<Limiter>>,
+    /// Of this name, as long as what it can show is the same.
+    leave: Arc<Leave>,
     /// SHA-256 of its key.
     key: Option<[u8; 32]>,
     /// Of the rule that names its certificate.
     certified: Option<[u8; 32]>,
     /// Of the rule that names its tokens, and the keys that sign those.
     issued: Option<([u8; 32], Arc<Keys>)>,
+}
+
+/// That a caller was taken out of the configuration, or can show something else now: what it has begun
+/// before has an end.
+#[derive(Debug, Default)]
+pub struct Leave(OnceLock<Instant>);
+
+impl Leave {
+    /// When that is; `None`: it stays.
+    #[must_use]
+    pub fn at(&self) -> Option<Instant> {
+        self.0.get().copied()
+    }
 }
 
 /// One entry of a caller's `allow:`.
@@ -82,6 +99,7 @@ impl Caller {
             name: Arc::from("anyone"),
             label: Arc::from("anyone"),
             rate: None,
+            leave: Arc::default(),
             key: None,
             certified: None,
             issued: None,
@@ -102,6 +120,7 @@ impl Caller {
             name,
             allow: caller.allow.iter().cloned().map(Permission::from).collect(),
             rate: caller.rate.map(|rate| Arc::new(Limiter::new(rate))),
+            leave: Arc::default(),
             key: None,
             certified: None,
             issued: None,
@@ -113,6 +132,18 @@ impl Caller {
     pub fn may_use(&self, vendor: &str) -> bool {
         let mut grants = self.allow.iter().map(|permission| &permission.grant);
         grants.any(|grant| grant.vendor.as_deref().is_none_or(|only| only == vendor))
+    }
+
+    /// Whether, and when, what it has begun ends.
+    #[must_use]
+    pub fn leave(&self) -> &Arc<Leave> {
+        &self.leave
+    }
+
+    /// Whether it can show what `other` can.
+    fn shows_what(&self, other: &Self) -> bool {
+        let rule = |caller: &Self| caller.issued.as_ref().map(|(rule, _)| *rule);
+        self.key == other.key && self.certified == other.certified && rule(self) == rule(other)
     }
 
     /// Counts one request.
@@ -194,30 +225,6 @@ pub struct Shown<'a> {
     pub known_host: bool,
 }
 
-/// A verified client certificate.
-#[derive(Clone, Debug)]
-pub struct Certificate {
-    /// Its subject alternative names of the types that callers may have.
-    pub names: Vec<San>,
-    /// The end of its validity.
-    pub until: SystemTime,
-    /// Who vouches for it, by [`crate::tls::Roots::authorities`].
-    pub authority: [u8; 8],
-}
-
-impl Certificate {
-    /// What a login of `caller` would rest on.
-    fn evidence(&self, caller: &Caller) -> Option<Evidence> {
-        let until = self.until.duration_since(SystemTime::UNIX_EPOCH);
-        Some(Evidence {
-            kind: Kind::Certificate,
-            rule: caller.certified?,
-            signer: self.authority,
-            until: until.map_or(0, |until| until.as_secs()),
-        })
-    }
-}
-
 impl Callers {
     /// Reads the keys that the configuration refers to. `mint` makes tokens of our own, `issuer`
     /// gives the keys of those who sign others, and `authorities` are those of callers' certificates. What `before` has counted of a caller's rate counts on.
@@ -272,13 +279,22 @@ impl Callers {
                 ),
             };
             caller.key = digest;
-            let rule = |text: &str| sha256(&[text.as_bytes()]);
-            let named = configured.certificate.as_ref();
-            caller.certified = named.map(|name| rule(&format!("{name:?}")));
-            caller.issued = configured.jwt.as_ref().map(|jwt| {
-                let text = format!("{:?}", (&jwt.issuer, &jwt.audience, &jwt.subject));
-                (rule(&text), issuer(&jwt.keys))
+            caller.certified = configured.certificate.as_ref().map(|name| match name {
+                San::Uri(name) => sha256(&[b"uri:", name.as_bytes()]),
+                San::Dns(name) => sha256(&[b"dns:", name.as_bytes()]),
+                San::Email(name) => sha256(&[b"email:", name.as_bytes()]),
             });
+            caller.issued = configured.jwt.as_ref().map(|jwt| {
+                let part = |text: &str| sha256(&[text.as_bytes()]);
+                let (issued, meant) = (part(&jwt.issuer), part(&jwt.audience));
+                let about = jwt.subject.as_deref().map(part).unwrap_or_default();
+                (sha256(&[&issued, &meant, &about]), issuer(&jwt.keys))
+            });
+            if let Some(before) = counting.and_then(|all| all.get(&caller.name))
+                && before.shows_what(&caller)
+            {
+                caller.leave = before.leave.clone();
+            }
             let caller = Arc::new(caller);
             known.all.insert(caller.name.clone(), caller.clone());
             if let Some(digest) = digest {
@@ -334,6 +350,27 @@ impl Callers {
         match self {
             Self::Anyone(_) | Self::Loopback(_) => Ok(()),
             Self::Known(known) => known.identify_posted(found, posted, ends),
+        }
+    }
+
+    /// Gives what callers have begun an end `at`, who are not among `after` or can show something else
+    /// there.
+    pub fn leave(&self, after: &Self, at: Instant) {
+        let stays = |caller: &Arc<Caller>| match after {
+            Self::Known(known) => {
+                let now = known.all.get(&caller.name);
+                now.is_some_and(|now| Arc::ptr_eq(&now.leave, &caller.leave))
+            }
+            Self::Anyone(_) => true,
+            Self::Loopback(_) => matches!(self, Self::Loopback(_)),
+        };
+        let everybody: Vec<&Arc<Caller>> = match self {
+            Self::Anyone(caller) | Self::Loopback(caller) => vec![caller],
+            Self::Known(known) => known.all.values().collect(),
+        };
+        for caller in everybody.into_iter().filter(|caller| !stays(caller)) {
+            // Whoever has left already keeps the earlier end.
+            let _ = caller.leave.0.set(at);
         }
     }
 
@@ -413,11 +450,11 @@ impl Known {
         })?;
         // A connection may outlive the certificate that it began with.
         if let Some(certificate) = shown.certificate
-            && SystemTime::now() < certificate.until
+            && let Some(authority) = certificate.authority()
         {
             for name in &certificate.names {
                 if let Some(caller) = self.names.get(name) {
-                    found.prove(caller, certificate.evidence(caller))?;
+                    found.prove(caller, certificate.evidence(caller, authority))?;
                 }
             }
         }
@@ -612,6 +649,8 @@ pub fn lower(host: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     fn headers(fields: &[(&'static str, &str)]) -> HeaderMap {
@@ -882,11 +921,8 @@ mod tests {
             by_key,
         ]);
         let headers = headers(fields);
-        let certificate = Certificate {
-            names: names.to_vec(),
-            until,
-            authority: [0; 8],
-        };
+        let authorities = Arc::new(certificate::tests::Fickle::default());
+        let certificate = Certificate::new(names.to_vec(), until, vec![], authorities);
         let shown = Shown {
             certificate: Some(&certificate),
             ..shown(&headers)
@@ -943,6 +979,62 @@ mod tests {
             let caller = identified(&callers, shown(&headers)).unwrap();
             assert_eq!((&*caller.name, &*caller.label), (name, label));
         }
+    }
+
+    #[test]
+    fn who_is_taken_out_leaves_and_who_stays_does_not_however_often_it_is_reloaded() {
+        let keyed = |name: &str, key: &str| config::Caller {
+            name: name.into(),
+            api_key: Some(ApiKey::Sha256(sha256(&[key.as_bytes()]))),
+            ..nobody()
+        };
+        let no_issuer = |_: &KeySource| unreachable!();
+        let at = Instant::now();
+        let mut all = vec![callers(vec![
+            keyed("stays", "1"),
+            keyed("goes", "2"),
+            keyed("changes", "3"),
+        ])];
+        for next in [
+            vec![
+                keyed("stays", "1"),
+                keyed("goes", "2"),
+                keyed("changes", "3"),
+            ],
+            vec![
+                keyed("stays", "1"),
+                keyed("changes", "4"),
+                keyed("new", "5"),
+            ],
+        ] {
+            let before = all.last().unwrap();
+            let configured = config::Callers::Known(next);
+            let after = Callers::new(
+                &configured,
+                Some(before),
+                &mint(),
+                HashSet::new(),
+                no_issuer,
+            );
+            let after = after.unwrap();
+            before.leave(&after, at);
+            all.push(after);
+        }
+        let leaves = |nth: usize, name: &str| {
+            let Callers::Known(known) = &all[nth] else {
+                unreachable!()
+            };
+            known.all[name].leave().at() == Some(at)
+        };
+        // A request may have begun two configurations ago.
+        for nth in [0, 1] {
+            assert!(leaves(nth, "goes") && leaves(nth, "changes"), "{nth}");
+            assert!(!leaves(nth, "stays"), "{nth}");
+        }
+        assert!(!leaves(2, "stays") && !leaves(2, "changes") && !leaves(2, "new"));
+        let anyone = Callers::Anyone(Arc::new(Caller::anyone()));
+        all[2].leave(&anyone, at);
+        assert!(!leaves(2, "stays"), "everybody may stay");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use pingora::protocols::tls::{ALPN, SslDigest};
@@ -35,6 +36,7 @@ use self::head::Head;
 use super::budget::Holding;
 use crate::error::{BAD_REQUEST, Error};
 use crate::request::answer::Problem;
+use crate::request::caller::Leave;
 use crate::request::headers::request_id;
 use crate::request::limit::Pace;
 
@@ -53,6 +55,8 @@ const KEPT: usize = 1024;
 /// How many streams a caller may reset on a connection over HTTP/2 at once, and how many a second.
 const RESETS: f64 = 500.0;
 const RESETS_A_SECOND: f64 = 100.0;
+/// How often a wait looks whether its caller was taken out of the configuration.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long a connection may idle between requests. Longer than common clients keep a connection, so
 /// that the client is the one to close.
 const KEEPALIVE: Duration = Duration::from_secs(75);
@@ -100,6 +104,9 @@ pub struct Guarded {
     heard: AtomicU64,
     /// One of these two limits was passed.
     late: AtomicBool,
+    /// Whether the caller of the last request was taken out of the configuration.
+    leave: ArcSwapOption<Leave>,
+    left: AtomicBool,
     /// While a body is awaited: the longest pause in it, milliseconds; 0: no limit.
     longest_pause: AtomicU64,
     /// Something was to be read since the body's end was passed on.
@@ -194,6 +201,8 @@ impl Guarded {
             longest_silence: AtomicU64::new(0),
             heard: AtomicU64::new(0),
             late: AtomicBool::new(false),
+            leave: ArcSwapOption::empty(),
+            left: AtomicBool::new(false),
             longest_pause: AtomicU64::new(0),
             listened: AtomicBool::new(false),
             longest_stall: AtomicU64::new(milliseconds(longest_stall)),
@@ -516,6 +525,24 @@ impl Guarded {
         self.ended.store(true, Ordering::Relaxed);
     }
 
+    /// Tells whose request is being served, and so when it ends at the latest.
+    pub fn serve(&self, caller: &Arc<Leave>) {
+        let known = self.leave.load();
+        // Most connections are one caller's.
+        if known
+            .as_ref()
+            .is_none_or(|known| !Arc::ptr_eq(known, caller))
+        {
+            self.leave.store(Some(caller.clone()));
+        }
+    }
+
+    /// Whether reading has failed because the caller was taken out of the configuration.
+    #[must_use]
+    pub fn caller_has_left(&self) -> bool {
+        self.left.load(Ordering::Relaxed)
+    }
+
     /// Whether pingora has looked for more from the caller since then. It does unless passing on
     /// the body has failed, and then it closes this connection behind the answer.
     #[must_use]
@@ -598,6 +625,25 @@ impl Guarded {
         self.late.store(false, Ordering::Relaxed);
         self.longest_pause.store(0, Ordering::Relaxed);
         self.head.expect_next();
+    }
+
+    /// Ends the wait when the caller was taken out of the configuration and its time is over. Nobody
+    /// tells a connection, so it looks every now and then.
+    fn look_whether_caller_left(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let at = match self.leave.load().as_ref() {
+            Some(leave) => leave.at(),
+            None => return Ok(()),
+        };
+        let now = Instant::now();
+        if at.is_some_and(|at| at <= now) {
+            self.left.store(true, Ordering::Relaxed);
+            let left = "the caller is no longer in the configuration";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, left));
+        }
+        // Not over before then: the alarm only makes us come back.
+        let again = now + LOOK_EVERY;
+        let _ = self.poll_until(at.map_or(again, |at| at.min(again)), cx);
+        Ok(())
     }
 
     /// A read of a body has come to nothing yet: the time for it runs.
@@ -706,6 +752,9 @@ impl AsyncRead for Guarded {
             if let (Some(since), Some(pace)) = (self.waiting.take(), &mut self.pace) {
                 // In time: late is what the timer says, and it did not.
                 let _ = pace.heard(since.elapsed(), buffer.filled().len() - before);
+            }
+            if read.is_pending() {
+                self.look_whether_caller_left(cx)?;
             }
             let Some(at) = self.vendors_limit() else {
                 return read;

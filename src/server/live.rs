@@ -287,6 +287,8 @@ impl Live {
         self.ends.show(&config.presented, &self.metrics);
         share_logins(&config, &self.logins, &self.mint, &self.store);
         let sha256 = config.sha256.clone();
+        let last = tokio::time::Instant::now() + config.drain.timeout;
+        before.callers.leave(&made.snapshot.callers, last);
         self.snapshot.store(Arc::new(made.snapshot));
         self.view.store(Arc::new(made.view));
         *state = State {

@@ -19,7 +19,7 @@ use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 
 use crate::config::{CertFiles, Listener, San};
 use crate::request::Handshake;
-use crate::request::caller::Certificate;
+use crate::request::caller::{Authorities, Certificate, Standing};
 use crate::tls::{Error, Identity, Roots};
 
 /// A TLS listener's settings: HTTP/2 and HTTP/1.1 by ALPN, TLS 1.2 and 1.3.
@@ -58,7 +58,11 @@ impl ListenerCertificates {
     }
 
     /// Serves `certificates` from now on.
-    pub(super) fn swap(&self, certificates: Certificates) {
+    pub(super) fn swap(&self, mut certificates: Certificates) {
+        let before = self.0.load();
+        let digest = |of: &Certificates| of.callers.as_ref().map(|callers| callers.sha256);
+        let changed = digest(&before) != digest(&certificates);
+        certificates.generation = before.generation + u64::from(changed);
         self.0.store(Arc::new(certificates));
     }
 }
@@ -149,14 +153,30 @@ impl NoteHandshake {
     /// ended or have lost its issuer since.
     fn certificate(&self, chain: &[CertificateDer<'_>]) -> Option<Certificate> {
         let (leaf, _) = chain.split_first()?;
-        let authority = self.0.0.load().callers.as_ref()?.authority_of(chain)?;
         let names = crate::tls::names(leaf).ok()?;
         let until = crate::tls::not_after(leaf).ok()?;
-        Some(Certificate {
+        let chain = chain.iter().map(|one| one.clone().into_owned());
+        Some(Certificate::new(
             names,
             until,
-            authority,
-        })
+            chain.collect(),
+            self.0.clone(),
+        ))
+    }
+}
+
+impl Authorities for ListenerCertificates {
+    fn generation(&self) -> u64 {
+        self.0.load().generation
+    }
+
+    fn verify(&self, chain: &[CertificateDer<'static>]) -> Standing {
+        let certificates = self.0.load();
+        let callers = certificates.callers.as_ref();
+        Standing {
+            generation: certificates.generation,
+            authority: callers.and_then(|callers| callers.authority_of(chain)),
+        }
     }
 }
 
@@ -167,6 +187,8 @@ struct CallersCertificates {
     verifier: Arc<dyn ClientCertVerifier>,
     /// Under each.
     each: Vec<([u8; 8], Arc<dyn ClientCertVerifier>)>,
+    /// Of the file's certificates.
+    sha256: [u8; 32],
 }
 
 impl CallersCertificates {
@@ -178,6 +200,7 @@ impl CallersCertificates {
         Ok(Self {
             verifier: roots.client_verifier()?,
             each: each.collect::<Result<_, rustls::Error>>()?,
+            sha256: roots.sha256,
         })
     }
 
@@ -205,6 +228,8 @@ pub(super) struct Certificates {
     default: Option<Arc<CertifiedKey>>,
     /// `None`: callers' certificates are not asked for.
     callers: Option<CallersCertificates>,
+    /// Counts the changes of `callers`.
+    generation: u64,
 }
 
 impl Certificates {

@@ -152,6 +152,9 @@ fn limit_body(session: &mut Session, ctx: &mut Context, vendor: &Vendor, announc
         }
     };
     if let Some(guarded) = guard(session) {
+        if let Some(caller) = &ctx.caller {
+            guarded.serve(caller.leave());
+        }
         guarded.expect_body(longest_pause);
         // What comes behind a request to upgrade belongs to the other protocol.
         if ctx.kind != Kind::Upgrade {

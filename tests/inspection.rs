@@ -100,7 +100,7 @@ async fn probe_tries_every_login_for_real_and_shows_and_uses_and_stores_nothing(
     let (code, _, said) = run(plan.dir(), &["probe", "nobody"]).await;
     assert_eq!(code, Some(1));
     assert!(
-        said.contains("`nobody`") && said.contains("certn"),
+        said.contains("\"nobody\"") && said.contains("certn"),
         "{said}"
     );
 }

@@ -112,20 +112,12 @@ pub(super) fn warn_of_shared_ends(store: &Store, vendors: &[Vendor], context: &m
     }
 }
 
-/// Complains about a directory for refresh tokens that others can get into, where one is needed.
+/// Complains about a directory for refresh tokens that others can write to, where one is needed, and warns
+/// of one that they can read.
 pub(super) fn check_directory(store: &Store, vendors: &[Vendor], context: &mut Context<'_>) {
-    let needed = vendors.iter().any(|vendor| match &vendor.auth {
-        Some(Auth::AuthorizationCode(_)) => true,
-        Some(Auth::Vedauth(vedauth)) => vedauth.refresh,
-        Some(
-            Auth::Bearer { .. }
-            | Auth::Basic { .. }
-            | Auth::Headers(_)
-            | Auth::Query(_)
-            | Auth::ClientCredentials(_),
-        )
-        | None => false,
-    });
+    let needed = vendors
+        .iter()
+        .any(|vendor| vendor.auth.as_ref().is_some_and(Auth::is_in_store));
     if let Store::File { dir, .. } = store
         && needed
         && context.secrets == Secrets::Resolve
@@ -135,6 +127,16 @@ pub(super) fn check_directory(store: &Store, vendors: &[Vendor], context: &mut C
         let message = format!("{} {}", dir.display(), exposed.what);
         let hint = format!("run `{}`", exposed.cure);
         context.report.wrong(&at, message, hint);
+    } else if let Store::File { dir, .. } = store
+        && needed
+        && context.secrets == Secrets::Resolve
+        && let Ok(found) = std::fs::metadata(dir)
+        && found.mode() & 0o055 != 0
+    {
+        let at = Spot::default().key("store").key("file").key("dir");
+        let message = format!("{} can be read by other users", dir.display());
+        let hint = format!("run `chmod 700 {}`", quoted(dir));
+        context.report.warn(&at, message, hint);
     }
 }
 
@@ -147,11 +149,12 @@ pub(crate) struct Exposed {
     pub(crate) cure: String,
 }
 
-/// Whether nobody but us, and root, can get into `dir`. One that is not there, or that we cannot look
-/// at, is a matter for whoever uses it.
+/// Checks that nobody but us, and root, can put files into `dir`. Others may read it: what is in it is
+/// encrypted, and its files are ours alone. A directory that is not there, or that we cannot look at,
+/// is a matter for whoever uses it.
 ///
 /// # Errors
-/// When others can: they could put files in the place of ours.
+/// When others can: they could replace our files.
 pub(crate) fn kept_from_others(dir: &Path) -> Result<(), Exposed> {
     let Ok(found) = std::fs::metadata(dir) else {
         return Ok(());
@@ -167,9 +170,11 @@ pub(crate) fn kept_from_others(dir: &Path) -> Result<(), Exposed> {
             ),
             cure: format!("chown -R {us} {dir} && chmod 700 {dir}"),
         })
-    } else if mode & 0o077 != 0 {
+    } else if mode & 0o022 != 0 {
         Err(Exposed {
-            what: format!("is open to other users (mode {mode:04o}), and holds refresh tokens"),
+            what: format!(
+                "can be written to by other users (mode {mode:04o}), and holds refresh tokens"
+            ),
             cure: format!("chmod 700 {dir}"),
         })
     } else {
@@ -236,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_that_others_can_get_into_is_known_and_the_cure_fits_a_shell() {
+    fn a_directory_that_others_can_write_to_is_known_and_the_cure_fits_a_shell() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("it's");
         assert!(kept_from_others(&path).is_ok(), "not there yet");
@@ -245,8 +250,9 @@ mod tests {
             (0o700, false),
             (0o2700, false),
             (0o500, false),
-            (0o750, true),
-            (0o701, true),
+            (0o755, false),
+            (0o720, true),
+            (0o702, true),
             (0o2770, true),
             (0o1777, true),
         ] {

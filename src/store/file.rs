@@ -469,12 +469,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_directory_that_others_can_get_into_is_neither_read_nor_written() {
+    async fn a_directory_that_others_can_write_to_is_neither_read_nor_written() {
         let dir = private();
         let path = dir.path().join("state");
         let store = open(&path);
         store.save("v", &mut grant("r1")).await.unwrap();
-        for mode in [0o755, 0o770] {
+        for mode in [0o775, 0o702] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             let errors = [
                 open(&path).load("v").await.unwrap_err(),

@@ -432,14 +432,14 @@ vendors:
 }
 
 #[test]
-fn a_state_directory_that_others_can_get_into_is_refused_with_the_command_that_mends_it() {
+fn a_state_directory_that_others_can_write_to_is_refused_with_the_command_that_mends_it() {
     use std::fs::{Permissions, create_dir, set_permissions};
     use std::os::unix::fs::PermissionsExt;
 
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     create_dir(&state).unwrap();
-    set_permissions(&state, Permissions::from_mode(0o755)).unwrap();
+    set_permissions(&state, Permissions::from_mode(0o777)).unwrap();
     let listen = "listeners: [ { bind: 127.0.0.1:0 } ]\nadmin: { bind: 127.0.0.1:0 }\ndrain: { delay: 0s }\n";
     let vendor = |auth: &str| {
         format!("{listen}vendors:\n  v:\n    upstream: https://127.0.0.1:1\n    auth: {auth}\n")
@@ -451,12 +451,20 @@ fn a_state_directory_that_others_can_get_into_is_refused_with_the_command_that_m
         let ran = run(dir.path(), &[command]);
         assert_eq!(ran.code, Some(2), "{ran:?}");
         assert!(
-            ran.stderr.contains("mode 0755") && ran.stderr.contains("run `chmod 700 ./state`"),
+            ran.stderr.contains("mode 0777") && ran.stderr.contains("run `chmod 700 ./state`"),
             "{ran:?}"
         );
     }
-    set_permissions(&state, Permissions::from_mode(0o700)).unwrap();
-    assert_eq!(run(dir.path(), &["check"]).code, Some(0));
+    for (mode, warned) in [(0o755, true), (0o700, false)] {
+        set_permissions(&state, Permissions::from_mode(mode)).unwrap();
+        let ran = run(dir.path(), &["check"]);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        assert_eq!(
+            ran.stderr.contains("can be read by other users"),
+            warned,
+            "{ran:?}"
+        );
+    }
 
     // Whoever stores nothing has no such directory, whatever is called so.
     set_permissions(&state, Permissions::from_mode(0o777)).unwrap();

@@ -392,11 +392,11 @@ async fn nothing_is_spent_while_the_store_cannot_be_written() {
     std::fs::remove_dir(&temporary).unwrap();
     eventually("serving", || (call(&proxy) == 200).then_some(()));
 
-    // Nor is anything spent while others can get into the directory.
+    // Nor is anything spent while others can write to the directory.
     let state = dir.path().join("state");
     let mode = |mode| std::fs::set_permissions(&state, Permissions::from_mode(mode)).unwrap();
     let before = grants.shown().len();
-    mode(0o755);
+    mode(0o777);
     eventually("refusing the directory", || {
         let said = status(&proxy)["last_error"].to_string();
         said.contains("run `chmod 700 ").then_some(())

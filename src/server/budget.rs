@@ -2,9 +2,9 @@
 //! can make us keep must fit into the memory that we were given.
 //!
 //! Two bounds together. A connection costs little as long as its heads are short, and the number of
-//! connections follows from the memory limit by [`CONNECTION`], the most that one may cost on
+//! connections follows from the memory limit by `CONNECTION`, the most that one may cost on
 //! average. What is long, or comes in great number over HTTP/2, draws on one account of all
-//! connections ([`Room`]), which is that average's share for heads: so a few may be long, and not
+//! connections (`Room`), which is that average's share for heads: so a few may be long, and not
 //! all of them. The other way, a bound on connections by the worst that a single one can do
 //! (100 streams of 64 KiB), would leave a small pod two dozen of them.
 

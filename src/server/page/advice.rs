@@ -180,10 +180,14 @@ fn what_to_do(row: &Row, error: &str) -> Markup {
         } @else if status == "429" {
             "The vendor wants fewer token requests, and has them: wait. Do other programs use the \
              same client id?"
-        } @else if matches!(status, "400" | "403" | "404") {
+        } @else if is_refusal(status) {
             "The vendor refused: compare " (place) " with what the vendor gave you, its address \
              included. It is asked again every 5 minutes, and at once when a secret changes or with "
             code { "curl -X POST …/vendors/" (name) "/refresh" } " on this listener."
+        } @else if status.len() == 3 && status.starts_with('2') {
+            "The server answered, and not with a token: is the token URL under " (place) " the right one, \
+             and do the client id, the secret and the parameters there belong to it? It is asked again by \
+             itself; " (probe) " asks at once."
         } @else if !error.is_empty() {
             "Tried again by itself, so nothing may be left to do: look at the vendor's status page, \
              at DNS, and at the network or outbound proxy on the way to its token server."
@@ -191,6 +195,12 @@ fn what_to_do(row: &Row, error: &str) -> Markup {
             (probe) " tries it once, and says what comes of it."
         }
     }
+}
+
+/// Whether asking again without a change will bring the same. Of the others, 408 and 425 are about the
+/// moment, and 429 has an advice of its own.
+fn is_refusal(status: &str) -> bool {
+    status.len() == 3 && status.starts_with('4') && !matches!(status, "408" | "425")
 }
 
 #[cfg(test)]
@@ -222,6 +232,18 @@ mod tests {
             ),
             (
                 "https://tls.example/t: connection refused",
+                "Tried again by itself",
+            ),
+            (
+                "https://v.example/t: 422 Unprocessable Entity: no such tenant",
+                "The vendor refused",
+            ),
+            (
+                "https://v.example/t: 200 OK: invalid_team: No such team",
+                "answered, and not with a token",
+            ),
+            (
+                "https://v.example/t: 503 Service Unavailable",
                 "Tried again by itself",
             ),
             ("store: not writable", "The store of refresh tokens"),

@@ -6,6 +6,7 @@
 """
 
 import json
+import os
 import sys
 import threading
 import time
@@ -117,7 +118,7 @@ def call(target, ca=None):
     got["in_time"] = time.monotonic() - began < 10
     got["cancelled"] = unary("WasCancelled", b"", 25).decode()
     got["no_such"] = refused("Nothing").code().name
-    print(json.dumps(got))
+    done(channel, got)
 
 
 def refused(target, key, *methods):
@@ -136,7 +137,14 @@ def refused(target, key, *methods):
                 got.append(None)
             except grpc.RpcError as error:
                 got.append([error.code().name, error.details()])
-    print(json.dumps(got))
+    done(channel, got)
+
+
+def done(channel, got):
+    channel.close()
+    print(json.dumps(got), flush=True)
+    # Threads of the library have kept the interpreter from ending, once in a while.
+    os._exit(0)
 
 
 {"serve": serve, "call": call, "refused": refused}[sys.argv[1]](*sys.argv[2:])

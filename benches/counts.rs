@@ -17,7 +17,8 @@ use std::path::Path;
 
 use self::pass_through::USAGE;
 use countersign::config::{Config, Secrets};
-use countersign::server::{self, logs};
+use countersign::logs;
+use countersign::server;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
 // What C libraries take from malloc themselves is not seen here; `counts.py --sites` shows it.

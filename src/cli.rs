@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use self::config_file::{ConfigFile, OnlyConfigFile};
 use crate::config::{Config, Secrets};
-use crate::server::logs;
+use crate::logs;
 use clap::{CommandFactory, Parser, Subcommand};
 
 /// An authenticating reverse proxy: callers prove who they are to it, it proves who it is to each

@@ -34,6 +34,7 @@ pub mod endpoint;
 pub mod error;
 pub mod jwks;
 pub mod late_client_auth;
+pub mod logs;
 pub mod metrics;
 pub mod outbound;
 pub mod request;

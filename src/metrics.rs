@@ -15,6 +15,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::logs::LINES_DROPPED;
 use crate::traces::Traces;
 
 /// Seconds; from a cache hit on the same network to a vendor that thinks for a minute.
@@ -24,20 +25,6 @@ const BUCKETS: [f64; 14] = [
 
 /// Beyond this many callers the rest share the label `other`.
 pub const MAX_CALLERS: usize = 200;
-
-/// Lines of stdout and stderr that were dropped, by `stream`. One of the whole process, as the
-/// streams are.
-pub static LOG_LINES_DROPPED: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    let options = Opts::new(
-        "countersign_log_lines_dropped_total",
-        "Lines that were not written because nobody read the stream fast enough, or it failed.",
-    );
-    let dropped = IntCounterVec::new(options, &["stream"]).expect("valid name");
-    for stream in ["stderr", "stdout"] {
-        dropped.with_label_values(&[stream]);
-    }
-    dropped
-});
 
 /// The series of one process. A registry of its own, so that tests can run several.
 #[derive(Debug)]
@@ -216,7 +203,7 @@ impl Metrics {
         // The one that the process starts with was not refused.
         metrics.last_reload.set(1);
         registry
-            .register(Box::new(LOG_LINES_DROPPED.clone()))
+            .register(Box::new(LINES_DROPPED.clone()))
             .expect("distinct name");
         #[cfg(target_os = "linux")]
         registry

@@ -32,8 +32,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
 use crate::endpoint::{self, Wrong};
+use crate::logs::Line;
 use crate::outbound::Outbound;
-use crate::server::logs::Line;
 use crate::tls::Roots;
 use crate::wording::in_words;
 
@@ -237,7 +237,7 @@ impl RequestSpan {
             KeyValue::new("countersign.attempts", i64::from(line.attempts)),
             text("countersign.request_id", line.request_id),
         ];
-        let client = line.client.and_then(|address| address.as_inet());
+        let client = line.client;
         attributes.extend(host.map(|host| text("server.address", host)));
         attributes.extend(client.map(|from| text("client.address", &from.ip().to_string())));
         attributes.extend(line.vendor.map(|name| text("countersign.vendor", name)));

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use countersign::logs::{AccessLog, Line};
 use countersign::metrics::Metrics;
 use countersign::request::redact::{Needles, Redactor};
-use countersign::server::logs::{AccessLog, Line};
 use criterion::{Criterion, Throughput};
 use flate2::Compression;
 use flate2::read::GzEncoder;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::config::{Callers, Config, Mistake, Secrets};
-use crate::server::logs;
+use crate::logs;
 
 /// Reads the file, and every secret and certificate it refers to unless `without_secrets`.
 ///

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::config::Config;
+use crate::logs;
 use crate::server::handover::{self, Inherited};
-use crate::server::{self, Running, logs};
+use crate::server::{self, Running};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 

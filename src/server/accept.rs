@@ -34,8 +34,8 @@ use tokio::time::{sleep, timeout};
 
 use super::budget::{Holding, Room};
 use super::guard::{Guarded, HEAD_TIME, TOO_MANY_HEADS, Unmade};
-use super::logs::{AccessLog, Line};
 use super::preamble;
+use crate::logs::{AccessLog, Line};
 use crate::request::{Proxy, Snapshot};
 use crate::wording::in_words;
 
@@ -82,7 +82,7 @@ impl Ledger {
                 request_id: head.request_id.to_str().unwrap_or_default(),
                 status,
                 reason: Some(head.reason),
-                client: Some(&client.into()),
+                client: Some(&client),
                 ..Line::default()
             });
         }

@@ -4,10 +4,10 @@ use pingora::prelude::{Error as PingoraError, ErrorType};
 use pingora::proxy::Session;
 
 use crate::error::Error;
+use crate::logs::{AccessLog, Line};
 use crate::metrics::NO_CALLER;
 use crate::request::phase::shown::{callers_authority, callers_scheme};
 use crate::request::{Context, caller, path};
-use crate::server::logs::{AccessLog, Line};
 use crate::traces;
 use crate::wording::{self, in_words};
 
@@ -117,7 +117,7 @@ pub(in crate::request) fn finished(log: &AccessLog, session: &Session, ctx: &mut
         path: path::to_log(head.raw_path()),
         status,
         reason,
-        client: session.client_addr(),
+        client: session.client_addr().and_then(|address| address.as_inet()),
         attempts: ctx.attempts,
         generation: ctx.held.as_ref().map(|held| held.generation()),
         duration: took,

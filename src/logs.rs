@@ -4,18 +4,18 @@ mod outlet;
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
-use std::net::SocketAddr as InetAddr;
+use std::net::SocketAddr;
 use std::panic::PanicHookInfo;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
-use pingora::protocols::l4::socket::SocketAddr;
 use tracing::Level;
 pub use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
+pub(crate) use self::outlet::LINES_DROPPED;
 use self::outlet::{Kind, Outlet, Raw};
 
 /// Libraries that would print whole heads, credentials included, below this level.
@@ -231,7 +231,7 @@ fn json(line: &Line<'_>, at: SystemTime, mut room: Vec<u8>) -> Vec<u8> {
     object.text("path", given(&path));
     object.number("status", Some(line.status.into()));
     object.text("reason", line.reason);
-    object.address("client", line.client.and_then(|address| address.as_inet()));
+    object.address("client", line.client);
     object.number("attempts", Some(line.attempts.into()));
     object.number("generation", line.generation);
     object.milliseconds("duration_ms", Some(line.duration));
@@ -300,9 +300,9 @@ impl Object {
         }
     }
 
-    fn address(&mut self, name: &str, value: Option<&InetAddr>) {
+    fn address(&mut self, name: &str, value: Option<&SocketAddr>) {
         match value {
-            Some(InetAddr::V4(address)) => {
+            Some(SocketAddr::V4(address)) => {
                 self.key(name);
                 let mut digits = itoa::Buffer::new();
                 let mut before = "\"";
@@ -315,7 +315,7 @@ impl Object {
                 self.raw(digits.format(address.port()));
                 self.raw("\"");
             }
-            Some(address @ InetAddr::V6(_)) => self.shown(name, address),
+            Some(address @ SocketAddr::V6(_)) => self.shown(name, address),
             None => self.text(name, None),
         }
     }

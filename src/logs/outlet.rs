@@ -3,15 +3,27 @@
 
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_queue::ArrayQueue;
-use prometheus::IntCounter;
+use prometheus::{IntCounter, IntCounterVec, Opts};
 
-use crate::metrics::LOG_LINES_DROPPED;
+/// Lines of stdout and stderr that were dropped, by `stream`. One of the whole process, as the
+/// streams are.
+pub(crate) static LINES_DROPPED: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    let options = Opts::new(
+        "countersign_log_lines_dropped_total",
+        "Lines that were not written because nobody read the stream fast enough, or it failed.",
+    );
+    let dropped = IntCounterVec::new(options, &["stream"]).expect("valid name");
+    for stream in ["stderr", "stdout"] {
+        dropped.with_label_values(&[stream]);
+    }
+    dropped
+});
 
 /// What distinguishes one stream from the other.
 #[derive(Clone, Copy, Debug)]
@@ -86,7 +98,7 @@ impl Outlet {
             spent: ArrayQueue::new(SPENT),
             queued: AtomicUsize::new(0),
             lost: AtomicU64::new(0),
-            dropped: LOG_LINES_DROPPED.with_label_values(&[kind.name]),
+            dropped: LINES_DROPPED.with_label_values(&[kind.name]),
         });
         (Self { queue, shared }, lines)
     }

@@ -4,11 +4,12 @@
 //! sentence; there is no other place to update. A cause never reaches a caller: it could name
 //! hosts, files or, from a careless library, a secret.
 
+pub mod problem;
+
+use std::fmt;
 use std::time::Duration;
 
 use http::StatusCode;
-
-use crate::upstream::breaker::Fault;
 
 /// Why a request was not forwarded, or why its answer is not the vendor's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +95,27 @@ pub struct Verdict {
 
 /// The reason of everything that is wrong with a request itself.
 pub const BAD_REQUEST: &str = "bad_request";
+
+/// What came of a request that counts against a vendor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// No connection, no TLS, or a connection that broke.
+    Unreachable,
+    /// A timeout of ours.
+    TimedOut,
+    /// The vendor's own 502, 503 or 504.
+    Answered(u16),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable => f.write_str("it could not be reached"),
+            Self::TimedOut => f.write_str("it took too long"),
+            Self::Answered(status) => write!(f, "it answered {status}"),
+        }
+    }
+}
 
 impl Error {
     /// What the caller is told.

@@ -15,7 +15,6 @@
 //! other `request/*`.
 
 pub mod acceptance;
-pub mod answer;
 pub mod caller;
 pub mod decide;
 pub mod headers;
@@ -59,14 +58,14 @@ use self::phase::told::{failed, finished};
 use self::redact::{Redactor, Withheld};
 use self::vendor::{InFlight, Routes, Vendor};
 use crate::credential::Held;
-use crate::error::Error;
+use crate::error::{Error, Fault, problem};
 use crate::logs::AccessLog;
 use crate::metrics::VendorMetrics;
 use crate::server::guard::Guarded;
 use crate::traces::{RequestSpan, Traces};
 use crate::upstream::Upstream;
 use crate::upstream::addresses::{Taken, Tried};
-use crate::upstream::breaker::{Fault, Pass};
+use crate::upstream::breaker::Pass;
 use crate::upstream::http2::{Kind, Need};
 use crate::upstream::unreached::Unreached;
 
@@ -586,7 +585,7 @@ impl ProxyHttp for Proxy {
         vendor
             .acceptance
             .count(now, answer.status == StatusCode::UNAUTHORIZED, generation);
-        answer.append_header("Via", answer::VIA)?;
+        answer.append_header("Via", problem::VIA)?;
         answer.insert_header("X-Request-Id", ctx.request_id.clone())
     }
 

@@ -12,7 +12,6 @@
 //! no connection, a broken one, a timeout. Every other answer proves the vendor alive, 4xx and 500
 //! included. A request whose caller left, stalled or was refused says nothing either way.
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -20,28 +19,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config;
-use crate::error::Error;
-
-/// What came of a request that counts against a vendor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// No connection, no TLS, or a connection that broke.
-    Unreachable,
-    /// A timeout of ours.
-    TimedOut,
-    /// The vendor's own 502, 503 or 504.
-    Answered(u16),
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreachable => f.write_str("it could not be reached"),
-            Self::TimedOut => f.write_str("it took too long"),
-            Self::Answered(status) => write!(f, "it answered {status}"),
-        }
-    }
-}
+use crate::error::{Error, Fault};
 
 /// One vendor's breaker. Requests pay for it with one load while all is well.
 #[derive(Debug)]

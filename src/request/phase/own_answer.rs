@@ -9,8 +9,8 @@ use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 
 use crate::error::Error;
+use crate::error::problem::{self, Problem};
 use crate::request::Context;
-use crate::request::answer::{self, Problem};
 use crate::upstream::http2;
 
 /// Writes an answer of our own.
@@ -20,7 +20,7 @@ pub(in crate::request) async fn answer(
     stop: Error,
 ) -> pingora::Result<()> {
     ctx.stop = Some(stop);
-    let grpc = answer::is_grpc(&session.req_header().headers);
+    let grpc = problem::is_grpc(&session.req_header().headers);
     ctx.refused_as_grpc = grpc;
     // Whoever is not known learns nothing about routes, vendors' names included.
     let vendor = ctx.caller.as_ref().and(ctx.way.as_ref());
@@ -55,7 +55,7 @@ pub(in crate::request) async fn logged_in(
         head.insert_header("Content-Length", body.len())?;
     }
     head.insert_header("Cache-Control", "no-store")?;
-    head.insert_header("Via", answer::VIA)?;
+    head.insert_header("Via", problem::VIA)?;
     head.insert_header("X-Request-Id", ctx.request_id.clone())?;
     write(session, head, Bytes::from(body), false).await
 }

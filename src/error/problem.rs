@@ -5,7 +5,7 @@ use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS};
 
-use crate::error::Error;
+use super::Error;
 
 /// Added to every answer (RFC 9110 §7.6.3).
 pub const VIA: HeaderValue = HeaderValue::from_static("1.1 countersign");

@@ -231,8 +231,7 @@ fn write_private(path: &Path, text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::CertFiles;
-    use crate::tls::{Identity, Roots, install_provider};
+    use crate::tls::{CertFiles, Identity, Roots, install_provider};
 
     /// The stand-ins and the directory that must live as long as they do.
     pub(super) async fn stands() -> (tempfile::TempDir, Stands) {

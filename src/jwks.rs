@@ -6,7 +6,7 @@
 //! no keys any more has taken them back.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -24,11 +24,27 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 use url::Url;
 
-use crate::config::{KeySource, SecretRef};
 use crate::endpoint;
 use crate::outbound::Outbound;
+use crate::secret::SecretRef;
 use crate::tls::{Roots, sha256};
 use crate::wording::in_words;
+
+/// Where an issuer's public keys come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum KeySource {
+    /// A JWK set in a file.
+    File(PathBuf),
+    /// A JWK set behind a URL.
+    Url {
+        /// https, or http on loopback.
+        url: url::Url,
+        /// Trusted instead of the system's roots.
+        ca: Option<PathBuf>,
+        /// Sent as a bearer token.
+        token: Option<SecretRef>,
+    },
+}
 
 /// One key that may verify tokens.
 pub struct Key {

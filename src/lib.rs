@@ -37,6 +37,7 @@ pub mod late_client_auth;
 pub mod logs;
 pub mod metrics;
 pub mod outbound;
+pub mod pattern;
 pub mod request;
 pub mod secret;
 pub mod server;

@@ -5,11 +5,15 @@
 //! that callers present are compared by digest (`request/caller.rs`). Reading one is spelled
 //! [`Secret::expose`]; searching for that word lists every place that can.
 
+pub mod reference;
+
 use std::fmt;
 
 use http::HeaderValue;
 use http::header::InvalidHeaderValue;
 use zeroize::Zeroizing;
+
+pub use self::reference::SecretRef;
 
 /// Text that must not be logged. Our copy is overwritten with zeros when dropped.
 #[derive(Clone)]

@@ -71,7 +71,7 @@ pub enum StartError {
         /// The caller.
         caller: String,
         /// What is wrong with it.
-        cause: config::secret_ref::SecretError,
+        cause: crate::secret::reference::SecretError,
     },
     /// A vendor's credential.
     #[error("vendors.{vendor}.auth: {cause}")]

@@ -26,7 +26,44 @@ use zeroize::Zeroizing;
 
 pub use self::pem::Fault;
 use self::pinned::IssuedOrPinned;
-use crate::config::{CertFiles, San};
+
+/// A certificate chain and its private key, both PEM files.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CertFiles {
+    /// The chain, leaf first.
+    pub cert: PathBuf,
+    /// The leaf's private key: PKCS#8, PKCS#1 or SEC1.
+    pub key: PathBuf,
+}
+
+/// A subject alternative name with its type (RFC 5280 §4.2.1.6). Names of different types are never
+/// the same.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum San {
+    /// `uniformResourceIdentifier`, byte for byte.
+    Uri(String),
+    /// `dNSName`, lower-case.
+    Dns(String),
+    /// `rfc822Name`, its host lower-case.
+    Email(String),
+}
+
+impl San {
+    /// A DNS name; case does not count (RFC 4343).
+    #[must_use]
+    pub fn dns(name: &str) -> Self {
+        Self::Dns(name.to_ascii_lowercase())
+    }
+
+    /// An e-mail address; case counts only before the `@` (RFC 5280 §7.5).
+    #[must_use]
+    pub fn email(address: &str) -> Self {
+        Self::Email(match address.rsplit_once('@') {
+            Some((local, host)) => format!("{local}@{}", host.to_ascii_lowercase()),
+            None => address.to_owned(),
+        })
+    }
+}
 
 /// A certificate or key file that cannot be used. No text of a parser is in it: those hold the
 /// bytes that the parser stumbled over.

@@ -343,7 +343,8 @@ mod tests {
     use rcgen::{CertificateParams, KeyPair, SerialNumber};
 
     use super::*;
-    use crate::config::{CertFiles, Config, Secrets};
+    use crate::config::{Config, Secrets};
+    use crate::tls::CertFiles;
 
     fn vendor(dir: &Path, stanza: &str) -> Vendor {
         let text = format!("vendors:\n  v:\n    upstream: https://a.test\n{stanza}");

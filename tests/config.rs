@@ -6,9 +6,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use countersign::config::{
-    Auth, Callers, ClientAuth, Config, KeySource, PathRule, ReadyWhen, San, SecretRef, Secrets,
-    Store, VedauthGrant,
+    Auth, Callers, ClientAuth, Config, ReadyWhen, Secrets, Store, VedauthGrant,
 };
+use countersign::jwks::KeySource;
+use countersign::pattern::PathRule;
+use countersign::secret::SecretRef;
+use countersign::tls::San;
 use proptest::prelude::*;
 
 fn parse(text: &str) -> Result<Config, Vec<String>> {

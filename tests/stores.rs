@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use countersign::config::{self, SecretRef};
+use countersign::config;
 use countersign::demo::Stands;
-use countersign::secret::Secret;
+use countersign::secret::{Secret, SecretRef};
 use countersign::store::{self, Grant, Lock, Store, StoreError};
 use serde_json::Value;
 use tempfile::TempDir;

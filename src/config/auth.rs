@@ -1,591 +1,247 @@
 //! What is shown to a vendor: `auth:`, exactly one kind.
 
-use http::HeaderName;
+mod parse;
+
 use std::time::Duration;
-use url::Url;
 
-use super::file::{self, Entries};
-use super::reference::Context;
-use super::report::{Spot, list};
-use super::upstream::{refuse_link_local, web_url};
-use crate::config::{
-    Auth, AuthorizationCode, CertFiles, ClientAuth, ClientCredentials, RedirectUri, SecretRef,
-    TokenTimes, Upstream, Vedauth, VedauthGrant,
-};
-use crate::endpoint;
-use crate::secret::Secret;
+pub(super) use self::parse::{Around, auth};
+use crate::secret::SecretRef;
+use crate::tls::CertFiles;
 
-/// What of the vendor its credential depends on.
-#[derive(Clone, Copy)]
-pub(super) struct Around<'a> {
-    pub(super) upstream: Option<&'a Upstream>,
-    pub(super) client_cert: Option<&'a CertFiles>,
-    pub(super) allow_plaintext: bool,
-    /// The vendor's, likewise.
-    pub(super) allow_link_local: bool,
+/// One credential, by kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Auth {
+    /// A fixed bearer token (RFC 6750 §2.1).
+    Bearer {
+        /// The token.
+        token: SecretRef,
+    },
+    /// HTTP Basic (RFC 7617).
+    Basic {
+        /// User name.
+        username: SecretRef,
+        /// Password.
+        password: SecretRef,
+    },
+    /// Header fields by exact name.
+    Headers(Vec<(String, SecretRef)>),
+    /// Query parameters by name.
+    Query(Vec<(String, SecretRef)>),
+    /// RFC 6749 §4.4.
+    ClientCredentials(ClientCredentials),
+    /// RFC 6749 §4.1, then §6.
+    AuthorizationCode(AuthorizationCode),
+    /// A vedauth token server.
+    Vedauth(Vedauth),
 }
 
-/// Reads `auth:`. `None`: something is wrong, which has been reported.
-pub(super) fn auth(
-    written: &file::Auth,
-    around: Around<'_>,
-    at: &Spot,
-    context: &mut Context<'_>,
-) -> Option<Auth> {
-    if let Some(bearer) = &written.bearer {
-        let at = at.key("bearer").key("token");
-        let token = need(bearer.token.as_ref(), &at, context)?;
-        let token = context.secret(token, &at)?;
-        context.bearer_token(&token, &at);
-        Some(Auth::Bearer { token })
-    } else if let Some(basic) = &written.basic {
-        self::basic(basic, &at.key("basic"), context)
-    } else if let Some(Entries(headers)) = &written.headers {
-        Some(self::headers(headers, &at.key("headers"), context))
-    } else if let Some(Entries(query)) = &written.query {
-        let at = at.key("query");
-        let mut read = Vec::with_capacity(query.len());
-        for (name, secret) in query {
-            let at = at.key(name);
-            if name.is_empty() {
-                context
-                    .report
-                    .wrong_key(&at, "a parameter needs a name", "");
-            }
-            if let Some(secret) = secret {
-                read.extend(
-                    context
-                        .secret(secret, &at)
-                        .map(|secret| (name.clone(), secret)),
-                );
-            }
+impl Auth {
+    /// The kind's name in proxy.yaml, `/status` and `explain`.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Bearer { .. } => "bearer",
+            Self::Basic { .. } => "basic",
+            Self::Headers(_) => "headers",
+            Self::Query(_) => "query",
+            Self::ClientCredentials(_) => "client_credentials",
+            Self::AuthorizationCode(_) => "authorization_code",
+            Self::Vedauth(_) => "vedauth",
         }
-        Some(Auth::Query(read))
-    } else if let Some(client) = &written.client_credentials {
-        let at = at.key("client_credentials");
-        client_credentials(client, around, &at, context).map(Auth::ClientCredentials)
-    } else if let Some(client) = &written.authorization_code {
-        let at = at.key("authorization_code");
-        authorization_code(client, around, &at, context).map(Auth::AuthorizationCode)
-    } else if let Some(server) = &written.vedauth {
-        vedauth(server, around, &at.key("vedauth"), context).map(Auth::Vedauth)
-    } else {
-        None
     }
-}
 
-fn need<'w, T>(written: Option<&'w T>, at: &Spot, context: &mut Context<'_>) -> Option<&'w T> {
-    if written.is_none() {
-        context.report.missing(at, "");
+    /// Whether all replicas have one token by `share: true`, rather than by its refresh token.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        match self {
+            Self::ClientCredentials(client) => client.share,
+            Self::Vedauth(server) => server.share && !server.refresh,
+            Self::AuthorizationCode(_)
+            | Self::Bearer { .. }
+            | Self::Basic { .. }
+            | Self::Headers(_)
+            | Self::Query(_) => false,
+        }
     }
-    written
-}
 
-fn basic(written: &file::Basic, at: &Spot, context: &mut Context<'_>) -> Option<Auth> {
-    let name_at = at.key("username");
-    let username = need(written.username.as_ref(), &name_at, context)
-        .and_then(|username| context.plain_or_secret(username, &name_at));
-    let known = match &username {
-        Some(SecretRef::Value(name)) => name.expose(),
-        Some(SecretRef::Plain(name)) => name,
-        Some(SecretRef::Env(_) | SecretRef::File(_)) | None => "",
-    };
-    if known.contains(':') {
-        let hint = "Basic puts a colon between user name and password (RFC 7617 §2)";
-        context
-            .report
-            .wrong(&name_at, "must not hold a colon", hint);
+    /// Whether what replicas hold comes from the store, be it by `share: true` or with a refresh
+    /// token.
+    #[must_use]
+    pub fn is_in_store(&self) -> bool {
+        match self {
+            Self::AuthorizationCode(_) => true,
+            Self::Vedauth(server) => server.refresh || server.share,
+            Self::ClientCredentials(client) => client.share,
+            Self::Bearer { .. } | Self::Basic { .. } | Self::Headers(_) | Self::Query(_) => false,
+        }
     }
-    let at = at.key("password");
-    let password = need(written.password.as_ref(), &at, context)
-        .and_then(|password| context.secret(password, &at));
-    Some(Auth::Basic {
-        username: username?,
-        password: password?,
-    })
-}
 
-fn headers(
-    written: &[(String, Option<file::PlainOrSecret>)],
-    at: &Spot,
-    context: &mut Context<'_>,
-) -> Auth {
-    let mut read: Vec<(String, SecretRef)> = Vec::with_capacity(written.len());
-    for (name, value) in written {
-        let at = at.key(name);
-        let lower = name.to_ascii_lowercase();
-        if HeaderName::from_bytes(name.as_bytes()).is_err() {
-            context.report.wrong_key(&at, "is not a header's name", "");
-            continue;
-        }
-        if FRAMING.contains(&lower.as_str()) {
-            context.report.wrong_key(
-                &at,
-                "cannot carry a credential",
-                "it belongs to the connection, not to the request",
-            );
-            continue;
-        }
-        if read
-            .iter()
-            .any(|(other, _)| other.eq_ignore_ascii_case(name))
-        {
-            context.report.wrong_key(
-                &at,
-                "is given twice",
-                "case does not count in a header's name",
-            );
-        }
-        let Some(value) = value else { continue };
-        let looks_secret = ["authorization", "key", "password", "secret", "token"]
-            .iter()
-            .any(|word| lower.contains(word));
-        if looks_secret && matches!(value, file::PlainOrSecret::Plain(_)) {
-            context.report.warn(
-                &at,
-                "looks like a secret and is written into the configuration",
-                "`{ env: NAME }` or `{ file: PATH }` keep it out",
-            );
-        }
-        if let Some(mut secret) = context.plain_or_secret(value, &at) {
-            context.header_value(&secret, &at);
-            if looks_secret && let SecretRef::Plain(text) = secret {
-                secret = SecretRef::Value(Secret::new(text));
-            }
-            read.push((name.clone(), secret));
-        }
-    }
-    Auth::Headers(read)
-}
-
-fn client_credentials(
-    written: &file::ClientCredentials,
-    around: Around<'_>,
-    at: &Spot,
-    context: &mut Context<'_>,
-) -> Option<ClientCredentials> {
-    let token_url = login_url(written.token_url.as_ref(), "token_url", around, at, context);
-    let client_id = client_id(written.client_id.as_ref(), at, context);
-    let proof = Proof {
-        client_secret: written.client_secret.as_ref(),
-        private_key: written.private_key.as_ref(),
-        key_id: written.key_id.as_ref(),
-        algorithm: written.algorithm,
-        assertion_audience: written.assertion_audience.as_ref(),
-        client_cert: written.client_cert.as_ref(),
-    };
-    let kind = written.client_auth.unwrap_or(file::ClientAuth::Basic);
-    let client_cert = shown(&proof, token_url.as_ref(), around, at, context);
-    let client_auth = client_auth(kind, &proof, client_cert.as_ref(), at, context);
-    let mut params = Vec::new();
-    for (name, value) in written.params.iter().flat_map(|params| &params.0) {
-        if OWN_PARAMETERS.contains(&name.as_str()) {
-            context.report.wrong_key(
-                &at.key("params").key(name),
-                "is a parameter of our own",
-                format!(
-                    "further parameters only; ours are {}",
-                    list(&OWN_PARAMETERS)
-                ),
-            );
-        }
-        params.extend(value.clone().map(|value| (name.clone(), value)));
-    }
-    if kind == file::ClientAuth::Tls && proof.client_cert.is_none() {
-        shown_in_tls(token_url.as_ref(), &at.key("client_auth"), context);
-    }
-    let times = times(
-        written.default_lifetime,
-        written.request_timeout,
-        at,
-        context,
-    );
-    Some(ClientCredentials {
-        token_url: token_url?,
-        client_id: client_id?,
-        client_auth: client_auth?,
-        client_cert,
-        scope: present(written.scope.as_ref()),
-        audience: present(written.audience.as_ref()),
-        resource: present(written.resource.as_ref()),
-        params,
-        share: written.share.unwrap_or(false),
-        times,
-    })
-}
-
-fn authorization_code(
-    written: &file::AuthorizationCode,
-    around: Around<'_>,
-    at: &Spot,
-    context: &mut Context<'_>,
-) -> Option<AuthorizationCode> {
-    let authorize_url = written.authorize_url.as_ref();
-    let authorize_url = login_url(authorize_url, "authorize_url", around, at, context);
-    let token_url = login_url(written.token_url.as_ref(), "token_url", around, at, context);
-    let client_id = client_id(written.client_id.as_ref(), at, context);
-    let proof = Proof {
-        client_secret: written.client_secret.as_ref(),
-        private_key: written.private_key.as_ref(),
-        key_id: written.key_id.as_ref(),
-        algorithm: written.algorithm,
-        assertion_audience: written.assertion_audience.as_ref(),
-        client_cert: written.client_cert.as_ref(),
-    };
-    let client_cert = shown(&proof, token_url.as_ref(), around, at, context);
-    let client_auth = match (written.client_auth, &written.client_secret) {
-        // RFC 6749 §2.1: a public client has nothing to prove itself with.
-        (None, None) if proof.private_key.is_none() && proof.client_cert.is_none() => Some(None),
-        (kind, _) => {
-            let kind = kind.unwrap_or(file::ClientAuth::Post);
-            client_auth(kind, &proof, client_cert.as_ref(), at, context).map(Some)
-        }
-    };
-    if written.client_auth == Some(file::ClientAuth::Tls) && proof.client_cert.is_none() {
-        shown_in_tls(token_url.as_ref(), &at.key("client_auth"), context);
-    }
-    let redirect_at = at.key("redirect_uri");
-    let redirect_uri = match &written.redirect_uri {
-        None => {
-            context.report.missing(
-                &redirect_at,
-                "as registered with the vendor, for example `http://127.0.0.1:8765/callback`",
-            );
-            None
-        }
-        Some(text) => redirect_uri(text, &redirect_at, context),
-    };
-    let issuer = present(written.issuer.as_ref());
-    if let Some(issuer) = &issuer {
-        let url = endpoint::web(issuer);
-        // RFC 8414 §2: a URL without query and fragment.
-        if !url.is_ok_and(|url| url.query().is_none() && url.fragment().is_none()) {
-            let hint = "written as the server's redirects name it in `iss`, for example \
-                        `https://login.example/realms/a`";
-            let message = "is not an issuer identifier";
-            context.report.wrong(&at.key("issuer"), message, hint);
-        }
-    }
-    if written.share == Some(false) {
-        context.report.wrong(
-            &at.key("share"),
-            "cannot be false",
-            "replicas share what a refresh token brings, or they would end each other's grant; leave \
-             it out",
-        );
-    }
-    let times = times(
-        written.default_lifetime,
-        written.request_timeout,
-        at,
-        context,
-    );
-    Some(AuthorizationCode {
-        authorize_url: authorize_url?,
-        token_url: token_url?,
-        client_id: client_id?,
-        client_auth: client_auth?,
-        client_cert,
-        scope: present(written.scope.as_ref()),
-        redirect_uri: redirect_uri?,
-        send_redirect_uri: written.send_redirect_uri.unwrap_or(true),
-        pkce: written.pkce.unwrap_or(true),
-        issuer,
-        times,
-    })
-}
-
-/// RFC 6749 §3.1.2: absolute, without a fragment.
-fn redirect_uri(text: &str, at: &Spot, context: &mut Context<'_>) -> Option<RedirectUri> {
-    let blank = |c: char| c.is_whitespace() || c.is_control();
-    let message = match text.parse::<RedirectUri>() {
-        // A parser drops some of these, a server does not.
-        Ok(_) if text.contains(blank) => "has a character that no URL may have",
-        Ok(uri) if uri.url().fragment().is_none() => return Some(uri),
-        Ok(_) => "must not have a fragment",
-        Err(_) => "is not an absolute URL",
-    };
-    context.report.wrong(at, message, "");
-    None
-}
-
-fn vedauth(
-    written: &file::Vedauth,
-    around: Around<'_>,
-    at: &Spot,
-    context: &mut Context<'_>,
-) -> Option<Vedauth> {
-    let url = match (&written.url, around.upstream) {
-        (Some(_), _) => login_url(written.url.as_ref(), "url", around, at, context),
-        (None, Some(upstream)) => Url::parse(&upstream.origin()).ok(),
-        // Reported as a missing or wrong upstream.
-        (None, None) => None,
-    };
-    let url = url.map(|mut url| {
-        let path = url.path().trim_end_matches('/').to_owned();
-        let last = path.rsplit('/').next().unwrap_or_default();
-        if last.eq_ignore_ascii_case("vedauth") {
-            url.set_path(&path);
-        } else {
-            url.set_path(&format!("{path}/vedauth"));
-        }
-        url
-    });
-    let client_id = client_id(written.client_id.as_ref(), at, context);
-    let user = written.username.is_some() || written.password.is_some();
-    let ways = [written.certificate.is_some(), user, written.jwt.is_some()];
-    let grant = match ways {
-        [true, false, false] => written
-            .certificate
-            .as_ref()
-            .and_then(|files| context.cert_files(files, &at.key("certificate")))
-            .map(VedauthGrant::Certificate),
-        [false, true, false] => {
-            let name_at = at.key("username");
-            let username = need(written.username.as_ref(), &name_at, context)
-                .and_then(|username| context.plain_or_secret(username, &name_at));
-            let at = at.key("password");
-            let password = need(written.password.as_ref(), &at, context)
-                .and_then(|password| context.secret(password, &at));
-            username
-                .zip(password)
-                .map(|(username, password)| VedauthGrant::Password { username, password })
-        }
-        [false, false, true] => written
-            .jwt
-            .as_ref()
-            .and_then(|jwt| context.secret(jwt, &at.key("jwt")))
-            .map(VedauthGrant::Jwt),
-        [false, false, false] => {
-            let certificate = at.key("certificate");
-            context.report.missing(
-                &certificate,
-                "or `username` and `password`, or `jwt`: one of them obtains the grant",
-            );
-            None
-        }
-        [_, _, _] => {
-            context.report.wrong(
-                at,
-                "says more than one way to obtain the grant",
-                "give exactly one of `certificate`, `username` with `password`, and `jwt`",
-            );
-            None
-        }
-    };
-    if let Some(VedauthGrant::Certificate(_)) = grant {
-        shown_in_tls(url.as_ref(), &at.key("certificate"), context);
-    }
-    let times = times(
-        written.default_lifetime,
-        written.request_timeout,
-        at,
-        context,
-    );
-    Some(Vedauth {
-        url: url?,
-        client_id: client_id?,
-        scope: present(written.scope.as_ref()),
-        grant: grant?,
-        refresh: written.refresh.unwrap_or(true),
-        share: written.share.unwrap_or(false),
-        revoke_on_exit: written.revoke_on_exit.unwrap_or(false),
-        times,
-    })
-}
-
-fn login_url(
-    written: Option<&String>,
-    name: &str,
-    around: Around<'_>,
-    at: &Spot,
-    context: &mut Context<'_>,
-) -> Option<Url> {
-    let at = at.key(name);
-    let text = need(written, &at, context)?;
-    let clear = "the client's secret and the tokens travel";
-    let url = web_url(text, around.allow_plaintext, clear, &at, context)?;
-    if !around.allow_link_local {
-        refuse_link_local(&url, &at, context);
-    }
-    // RFC 6749 §3.1, §3.2: a query may stand there, a fragment may not.
-    if url.fragment().is_some() {
-        context.report.wrong(&at, "must not have a fragment", "");
-    }
-    Some(url)
-}
-
-/// A client certificate proves nothing where there is no handshake.
-fn shown_in_tls(url: Option<&Url>, at: &Spot, context: &mut Context<'_>) {
-    if url.is_some_and(|url| url.scheme() != "https") {
-        let message = "a client certificate is never shown to an `http://` URL";
-        let hint = "a certificate is part of the TLS handshake: use https://";
-        context.report.wrong_key(at, message, hint);
-    }
-}
-
-fn client_id(
-    written: Option<&file::PlainOrSecret>,
-    at: &Spot,
-    context: &mut Context<'_>,
-) -> Option<SecretRef> {
-    let at = at.key("client_id");
-    let written = need(written, &at, context)?;
-    context.plain_or_secret(written, &at)
-}
-
-/// All that a client may prove itself with.
-struct Proof<'w> {
-    client_secret: Option<&'w file::Secret>,
-    private_key: Option<&'w file::Secret>,
-    key_id: Option<&'w String>,
-    algorithm: Option<file::Algorithm>,
-    assertion_audience: Option<&'w String>,
-    client_cert: Option<&'w file::CertFiles>,
-}
-
-/// The certificate for the token endpoint: the kind's own, or else the vendor's. One of the kind's
-/// own must have a handshake to be shown in.
-fn shown(
-    proof: &Proof<'_>,
-    token_url: Option<&Url>,
-    around: Around<'_>,
-    at: &Spot,
-    context: &mut Context<'_>,
-) -> Option<CertFiles> {
-    let at = at.key("client_cert");
-    let own = proof
-        .client_cert
-        .map(|files| context.cert_files(files, &at));
-    if own.is_some() {
-        shown_in_tls(token_url, &at, context);
-    }
-    own.unwrap_or_else(|| around.client_cert.cloned())
-}
-
-fn client_auth(
-    kind: file::ClientAuth,
-    proof: &Proof<'_>,
-    shown: Option<&CertFiles>,
-    at: &Spot,
-    context: &mut Context<'_>,
-) -> Option<ClientAuth> {
-    use file::ClientAuth::{Basic, Json, Post, PrivateKeyJwt, Tls};
-
-    // What the chosen way does not use is a misunderstanding, not a spare.
-    let by_secret = matches!(kind, Basic | Post | Json);
-    let by_key = kind == PrivateKeyJwt;
-    for (name, given, used, hint) in [
-        (
-            "client_secret",
-            proof.client_secret.is_some(),
-            by_secret,
-            BY_SECRET,
-        ),
-        ("private_key", proof.private_key.is_some(), by_key, BY_KEY),
-        ("key_id", proof.key_id.is_some(), by_key, BY_KEY),
-        ("algorithm", proof.algorithm.is_some(), by_key, BY_KEY),
-        (
-            "assertion_audience",
-            proof.assertion_audience.is_some(),
-            by_key,
-            BY_KEY,
-        ),
-    ] {
-        if given && !used {
-            context
-                .report
-                .wrong_key(&at.key(name), "is not used by this `client_auth`", hint);
-        }
-    }
-    match kind {
-        Basic | Post | Json => {
-            let at = at.key("client_secret");
-            let secret = need(proof.client_secret, &at, context)?;
-            let secret = context.secret(secret, &at)?;
-            Some(match kind {
-                Post => ClientAuth::Post(secret),
-                Json => ClientAuth::Json(secret),
-                Basic | PrivateKeyJwt | Tls => ClientAuth::Basic(secret),
-            })
-        }
-        PrivateKeyJwt => {
-            let at = at.key("private_key");
-            let algorithm = proof.algorithm.unwrap_or(file::Algorithm::RS256);
-            let key = need(proof.private_key, &at, context)?;
-            Some(ClientAuth::PrivateKeyJwt {
-                private_key: context.signing_key(key, algorithm, &at)?,
-                key_id: proof.key_id.cloned(),
-                algorithm: format!("{algorithm:?}"),
-                audience: proof.assertion_audience.cloned(),
-            })
-        }
-        Tls => {
-            if shown.is_none() {
-                let hint = "here, or as the vendor's own `client_cert`";
-                context.report.missing(&at.key("client_cert"), hint);
-            }
-            shown.cloned().map(ClientAuth::Tls)
+    /// The server that this kind asks for tokens.
+    #[must_use]
+    pub fn token_url(&self) -> Option<&url::Url> {
+        match self {
+            Self::Bearer { .. } | Self::Basic { .. } | Self::Headers(_) | Self::Query(_) => None,
+            Self::ClientCredentials(client) => Some(&client.token_url),
+            Self::AuthorizationCode(client) => Some(&client.token_url),
+            Self::Vedauth(server) => Some(&server.url),
         }
     }
 }
 
-fn times(
-    default_lifetime: Option<file::Span>,
-    request_timeout: Option<file::Span>,
-    at: &Spot,
-    context: &mut Context<'_>,
-) -> TokenTimes {
-    let mut positive = |span: Option<file::Span>, name: &str, default: u64| {
-        let span = span.map_or(Duration::from_secs(default), |span| span.0);
-        if span.is_zero() {
-            context
-                .report
-                .wrong(&at.key(name), "must be more than 0", "");
-        }
-        span
-    };
-    TokenTimes {
-        default_lifetime: positive(default_lifetime, "default_lifetime", 300),
-        request_timeout: positive(request_timeout, "request_timeout", 10),
+/// How long token requests may take and what an answer without a lifetime means.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenTimes {
+    /// Assumed when the answer names no lifetime or an unreadable one.
+    pub default_lifetime: Duration,
+    /// Total, body included.
+    pub request_timeout: Duration,
+}
+
+/// How a client shows its secret at the token endpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ClientAuth {
+    /// HTTP Basic, both halves form-encoded (RFC 6749 §2.3.1).
+    Basic(SecretRef),
+    /// `client_id` and `client_secret` in the form body (RFC 6749 §2.3.1).
+    Post(SecretRef),
+    /// The whole request as one JSON object.
+    Json(SecretRef),
+    /// A signed assertion (RFC 7523 §2.2).
+    PrivateKeyJwt {
+        /// PEM: PKCS#8, PKCS#1 or SEC1.
+        private_key: SecretRef,
+        /// `kid` of the assertion's header.
+        key_id: Option<String>,
+        /// RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 or `EdDSA`.
+        algorithm: String,
+        /// `aud`; `None`: the token URL.
+        audience: Option<String>,
+    },
+    /// The TLS client certificate alone (RFC 8705 §2).
+    Tls(CertFiles),
+}
+
+/// `client_credentials`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientCredentials {
+    /// Absolute https URL, or http where `allow_plaintext` permits it.
+    pub token_url: url::Url,
+    /// RFC 6749 §2.2.
+    pub client_id: SecretRef,
+    /// How the client proves itself.
+    pub client_auth: ClientAuth,
+    /// Shown at an https token endpoint that asks for a certificate, however the client proves
+    /// itself.
+    pub client_cert: Option<CertFiles>,
+    /// Sent when present.
+    pub scope: Option<String>,
+    /// Sent when present.
+    pub audience: Option<String>,
+    /// RFC 8707, sent when present.
+    pub resource: Option<String>,
+    /// Further parameters, sent as they are.
+    pub params: Vec<(String, String)>,
+    /// Whether all replicas have one token, through the store.
+    pub share: bool,
+    /// Lifetimes and limits.
+    pub times: TokenTimes,
+}
+
+/// `authorization_code`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AuthorizationCode {
+    /// Where a person consents.
+    pub authorize_url: url::Url,
+    /// Where codes and refresh tokens are exchanged.
+    pub token_url: url::Url,
+    /// RFC 6749 §2.2.
+    pub client_id: SecretRef,
+    /// How the client proves itself; `None`: a public client, `client_id` in the body.
+    pub client_auth: Option<ClientAuth>,
+    /// Shown at an https token endpoint that asks for a certificate, however the client proves
+    /// itself.
+    pub client_cert: Option<CertFiles>,
+    /// Asked for at the authorize URL.
+    pub scope: Option<String>,
+    /// Where the browser is sent back to.
+    pub redirect_uri: RedirectUri,
+    /// Whether the exchange repeats `redirect_uri` (RFC 6749 §4.1.3 wants it; some vendors do not).
+    pub send_redirect_uri: bool,
+    /// RFC 7636, method S256.
+    pub pkce: bool,
+    /// The server's issuer identifier (RFC 8414 §2), which a redirect must then name as `iss`
+    /// (RFC 9207); `None`: a redirect that names one must name the origin of `authorize_url`.
+    pub issuer: Option<String>,
+    /// Lifetimes and limits.
+    pub times: TokenTimes,
+}
+
+/// A redirect URI. Servers compare it with the registered one character by character (RFC 6749
+/// §3.1.2.3), so it is sent exactly as it is written, whatever a URL parser would make of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedirectUri {
+    text: String,
+    url: url::Url,
+}
+
+impl RedirectUri {
+    /// As it is written, and sent.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// As a browser follows it.
+    #[must_use]
+    pub fn url(&self) -> &url::Url {
+        &self.url
     }
 }
 
-/// An empty text is how the file takes back what a preset says.
-fn present(text: Option<&String>) -> Option<String> {
-    text.filter(|text| !text.is_empty()).cloned()
+/// An absolute URI; what else it must be is for the reader of the configuration to say.
+impl std::str::FromStr for RedirectUri {
+    type Err = url::ParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let url = url::Url::parse(text)?;
+        let text = text.to_owned();
+        Ok(Self { text, url })
+    }
 }
 
-const BY_SECRET: &str = "`basic`, `post` and `json` use it";
-const BY_KEY: &str = "`client_auth: private_key_jwt` uses it";
+/// How a grant is first obtained from a vedauth server.
+#[derive(Clone, Debug, PartialEq)]
+pub enum VedauthGrant {
+    /// `POST authorize/certificate` with this client certificate.
+    Certificate(CertFiles),
+    /// `POST authorize/oauth`.
+    Password {
+        /// User name.
+        username: SecretRef,
+        /// Password.
+        password: SecretRef,
+    },
+    /// `POST authorize/jwt`.
+    Jwt(SecretRef),
+}
 
-/// Fields of the connection or of the message's framing (RFC 9110 §7.6.1, RFC 9112 §6), and those
-/// the proxy fills itself.
-const FRAMING: [&str; 14] = [
-    "connection",
-    "content-length",
-    "expect",
-    "host",
-    "http2-settings",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "via",
-];
-
-/// RFC 6749, RFC 7521 §4.2, RFC 8707.
-const OWN_PARAMETERS: [&str; 8] = [
-    "grant_type",
-    "client_id",
-    "client_secret",
-    "client_assertion",
-    "client_assertion_type",
-    "scope",
-    "audience",
-    "resource",
-];
+/// `vedauth`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vedauth {
+    /// Ends in `/vedauth`.
+    pub url: url::Url,
+    /// Case-sensitive.
+    pub client_id: SecretRef,
+    /// Sent as it is.
+    pub scope: Option<String>,
+    /// How the grant is obtained.
+    pub grant: VedauthGrant,
+    /// Whether refresh tokens are used.
+    pub refresh: bool,
+    /// Whether all replicas have one token, through the store, even without refresh tokens.
+    pub share: bool,
+    /// Whether a clean stop ends the grant.
+    pub revoke_on_exit: bool,
+    /// Lifetimes and limits.
+    pub times: TokenTimes,
+}

@@ -7,14 +7,73 @@ use std::time::Duration;
 use url::Host;
 
 use super::file;
-use super::reference::Context;
+use super::reference::{Context, Secrets};
 use super::report::{Spot, suggest};
-use super::rules;
+use super::rules::{self, Grant};
 use super::upstream::web_url;
-use crate::config::{
-    ApiKey, Caller, Callers, Grant, Jwt, KeySource, Rate, San, SecretRef, Secrets,
-};
-use crate::{endpoint, tls};
+use crate::endpoint;
+use crate::jwks::KeySource;
+use crate::secret::SecretRef;
+use crate::tls::{self, San};
+
+/// Who may call.
+#[derive(Clone, Debug)]
+pub enum Callers {
+    /// No `callers:`. Loopback listeners only, and browsers' cross-site requests are refused.
+    Loopback,
+    /// `callers: anyone`.
+    Anyone,
+    /// These and nobody else.
+    Known(Vec<Caller>),
+}
+
+/// One known caller.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Its name in logs and metrics.
+    pub name: String,
+    /// A key it may show.
+    pub api_key: Option<ApiKey>,
+    /// A name in a certificate it may show.
+    pub certificate: Option<San>,
+    /// A token it may show.
+    pub jwt: Option<Jwt>,
+    /// What it may do; empty: nothing.
+    pub allow: Vec<Grant>,
+    /// How much it may do; `None`: no limit.
+    pub rate: Option<Rate>,
+}
+
+/// Which tokens prove a caller.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Jwt {
+    /// `iss`, exactly.
+    pub issuer: String,
+    /// `aud`, or one of several.
+    pub audience: String,
+    /// `sub`, `*` standing for any characters; `None`: any.
+    pub subject: Option<String>,
+    /// The issuer's public keys.
+    pub keys: KeySource,
+}
+
+/// Requests over time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// The time in which one more is let through.
+    pub every: Duration,
+    /// How many may come at once.
+    pub burst: NonZeroU32,
+}
+
+/// Where a caller's key, or the key's digest, comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ApiKey {
+    /// The key's SHA-256.
+    Sha256([u8; 32]),
+    /// The key itself.
+    Key(SecretRef),
+}
 
 /// Reads `callers:`. `vendors` are the names a grant may have.
 pub(super) fn callers(

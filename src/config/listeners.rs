@@ -1,13 +1,55 @@
 //! Where the proxy listens: `listeners:` and `admin:`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 
+use super::callers::Callers;
 use super::file;
 use super::reference::Context;
 use super::report::Spot;
-use crate::config::{Admin, Callers, CertFiles, Listener, ReadyWhen};
+use crate::tls::CertFiles;
+
+/// One place callers connect to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listener {
+    /// Address and port; port 0 lets the system choose.
+    pub bind: SocketAddr,
+    /// The certificates of a TLS listener, chosen by SNI, the first when none fits; `None`:
+    /// plaintext.
+    pub tls: Option<Vec<CertFiles>>,
+    /// Issuers of callers' certificates, which are then asked for.
+    pub client_ca: Option<PathBuf>,
+    /// Plaintext callers may speak HTTP/2 with prior knowledge (RFC 9113 §3.3).
+    pub h2c: bool,
+    /// Load balancers whose connections begin with a PROXY protocol header.
+    pub proxied_by: Vec<ipnet::IpNet>,
+    /// Connections at a time; `None`: as many as open files and memory leave room for.
+    pub max_connections: Option<usize>,
+}
+
+/// The admin listener.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Admin {
+    /// Address and port; port 0 lets the system choose.
+    pub bind: SocketAddr,
+    /// When `/readyz` turns 200.
+    pub ready_when: ReadyWhen,
+    /// SHA-256 of the key that POSTs from elsewhere than loopback must show.
+    pub key: Option<[u8; 32]>,
+}
+
+/// When a started proxy counts as ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadyWhen {
+    /// Every vendor's first attempt has ended, one way or the other, or 30 s have passed.
+    Settled,
+    /// Every vendor has had a usable credential.
+    All,
+    /// One vendor has had a usable credential.
+    Any,
+}
 
 /// Reads `listeners:`. Without `callers` every one of them must be on loopback.
 pub(super) fn listeners(

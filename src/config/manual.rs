@@ -368,7 +368,8 @@ fn anchor(heading: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, Secrets};
+    use crate::config::Config;
+    use crate::config::reference::Secrets;
 
     #[test]
     fn every_example_is_a_valid_file() {

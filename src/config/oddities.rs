@@ -1,7 +1,7 @@
 //! Secrets that are there and look as if they are not the secret that was meant. They are used as
 //! they are; a warning says what looks odd, and nothing of the secret.
 
-use crate::config::SecretRef;
+use crate::secret::SecretRef;
 
 /// What looks odd about `bytes`, which `secret` holds, and what to do about each.
 pub(super) fn oddities(secret: &SecretRef, bytes: &[u8]) -> Vec<(&'static str, &'static str)> {
@@ -109,8 +109,8 @@ const YOURS: [&str; 6] = ["here", "id", "key", "password", "secret", "token"];
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::secret_ref::BOM;
     use crate::secret::Secret;
+    use crate::secret::reference::BOM;
 
     fn found(text: &str) -> String {
         let secret = SecretRef::Value(Secret::exact(text));

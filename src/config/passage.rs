@@ -2,13 +2,42 @@
 
 use url::Url;
 
+use super::auth::Auth;
 use super::file;
 use super::presets::Preset;
 use super::reference::Context;
 use super::report::{Spot, list};
 use super::rules::{is_unreserved, path_rules};
-use crate::config::{Auth, LoginPath, LoginShape, PathRule, Upstream};
+use super::upstream::Upstream;
+use crate::pattern::PathRule;
 use crate::request::path::glob;
+
+/// A login call of a vendor's own clients that we answer ourselves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoginPath {
+    /// Which calls, by the path as it would be sent upstream.
+    pub rule: PathRule,
+    /// What the answer looks like.
+    pub shape: LoginShape,
+}
+
+/// What the answer to a login call looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoginShape {
+    /// RFC 6749 §5.1.
+    Oauth,
+    /// The same with absolute times and a refresh token.
+    Vedauth,
+    /// `user_id` and `token`.
+    UserToken,
+    /// `APIKey` and `ValidUntil`.
+    ApiKey,
+    /// The token ends; 204.
+    Logout,
+    /// The token ends; 200.
+    Revoke,
+}
 
 /// The paths of the upstream's own server where tokens are asked for, handed out or revoked.
 pub(super) fn logins(auth: &Auth, upstream: &Upstream) -> Vec<Login> {

@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
+use super::passage::LoginShape;
 use super::report::{Report, Spot, suggest};
-use crate::config::LoginShape;
 
 /// One entry of presets.yaml.
 #[derive(Debug, serde::Deserialize)]

@@ -13,9 +13,27 @@ use rustls::SignatureAlgorithm;
 use super::file;
 use super::oddities::{is_placeholder, oddities};
 use super::report::{Report, Spot};
-use crate::config::{CertFiles, Presented, SecretRef, Secrets};
-use crate::secret::Secret;
-use crate::{jwks, tls};
+use crate::jwks;
+use crate::secret::{Secret, SecretRef};
+use crate::tls::{self, CertFiles};
+
+/// A certificate that somebody is shown, and where proxy.yaml names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Presented {
+    /// Its place: `listeners[0].tls`, `vendors.acme.auth.vedauth.certificate`.
+    pub place: String,
+    /// Its files.
+    pub files: CertFiles,
+}
+
+/// What of secrets, certificates and keys is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Secrets {
+    /// They are read, and must be usable.
+    Resolve,
+    /// Only how the file refers to them.
+    FormOnly,
+}
 
 /// What every part of the file is read with.
 pub(super) struct Context<'a> {

@@ -5,9 +5,36 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::config::Mistake;
+/// One thing wrong with a file, as `file:line:column: message; hint`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// File as the user named it.
+    pub file: PathBuf,
+    /// 1-based; 0 when the mistake has no place.
+    pub line: usize,
+    /// 1-based.
+    pub column: usize,
+    /// What is wrong, and where in the document (`vendors.acme.auth: …`).
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.file.display())?;
+        if self.line > 0 {
+            write!(f, "{}:{}:", self.line, self.column)?;
+        }
+        write!(f, " {}", self.message)?;
+        if let Some(hint) = &self.hint {
+            write!(f, "; {hint}")?;
+        }
+        Ok(())
+    }
+}
 
 /// A place in the document's structure: `vendors.acme.auth`, `listeners[0].bind`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

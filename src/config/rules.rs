@@ -2,7 +2,31 @@
 //! (`acme GET,HEAD /v1/**`).
 
 use super::report::suggest;
-use crate::config::{Grant, PathRule};
+use crate::pattern::PathRule;
+
+/// One entry of a caller's `allow:`.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    /// A vendor's name; `None` is `*`: every vendor.
+    pub vendor: Option<String>,
+    /// Upper-case methods; empty: every method.
+    pub methods: Vec<String>,
+    /// Glob over the path after the prefix, case-sensitive; `None`: every path.
+    pub path: Option<String>,
+}
+
+/// In one line: `certn GET,HEAD /api/**`; `*` for every vendor.
+impl std::fmt::Display for Grant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.vendor.as_deref().unwrap_or("*"))?;
+        if !self.methods.is_empty() {
+            write!(f, " {}", self.methods.join(","))?;
+        }
+        self.path
+            .as_ref()
+            .map_or(Ok(()), |path| write!(f, " {path}"))
+    }
+}
 
 /// Why a rule or grant cannot be read: the message and the hint.
 pub(super) type Wrong = (&'static str, String);

@@ -3,11 +3,43 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::auth::Auth;
 use super::file;
-use super::reference::Context;
+use super::reference::{Context, Secrets};
 use super::report::Spot;
-use crate::config::{Auth, SecretRef, Secrets, Store, Vendor};
+use super::vendors::Vendor;
 use crate::endpoint;
+use crate::secret::SecretRef;
+
+/// Where rotating refresh tokens live. An encryption key is 32 bytes as base64, hex or raw.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Store {
+    /// A directory, for the processes of one host.
+    File {
+        /// The directory.
+        dir: PathBuf,
+        /// `None`: a key is made inside `dir`.
+        encryption_key: Option<SecretRef>,
+    },
+    /// A Redis server, shared by replicas.
+    Redis {
+        /// `redis:` or `rediss:`, user and password included.
+        url: SecretRef,
+        /// Trusted instead of the system's roots.
+        ca: Option<PathBuf>,
+        /// Encrypts what is stored.
+        encryption_key: SecretRef,
+    },
+    /// A Kubernetes Secret, shared by replicas.
+    Kubernetes {
+        /// The Secret's name.
+        secret: String,
+        /// `None`: the service account's, or the context's.
+        namespace: Option<String>,
+        /// Encrypts what is stored.
+        encryption_key: SecretRef,
+    },
+}
 
 /// Reads `store:`. Where it has a mistake, what is returned is of no use, as the whole
 /// configuration.

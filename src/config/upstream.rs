@@ -8,8 +8,55 @@ use super::file;
 use super::reference::Context;
 use super::report::Spot;
 use super::rules::is_unreserved;
-use crate::config::Upstream;
+
 use crate::endpoint::{self, Wrong};
+
+/// The origin and base path requests are sent to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// TLS, or plaintext where `allow_plaintext` permits it.
+    pub tls: bool,
+    /// Host name or IP literal (IPv6 without brackets), lower-case.
+    pub host: String,
+    /// Port, the scheme's default when not written.
+    pub port: u16,
+    /// What replaces the prefix: empty, or `/…` without a trailing slash.
+    pub base: String,
+}
+
+impl Upstream {
+    /// The Host field and `:authority`: IPv6 in brackets, the scheme's default port left out.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        let host = if self.host.contains(':') {
+            format!("[{}]", self.host)
+        } else {
+            self.host.clone()
+        };
+        if self.port == if self.tls { 443 } else { 80 } {
+            host
+        } else {
+            format!("{host}:{}", self.port)
+        }
+    }
+
+    /// Host and port, the port always written: what a CONNECT asks for.
+    #[must_use]
+    pub fn host_and_port(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+
+    /// `https://host[:port]`, without the base path.
+    #[must_use]
+    pub fn origin(&self) -> String {
+        let scheme = if self.tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.authority())
+    }
+}
 
 /// Reads `upstream:`.
 pub(super) fn upstream(

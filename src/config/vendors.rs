@@ -1,24 +1,125 @@
 //! One vendor: a way in, an upstream, what may pass, one credential.
 
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::HeaderName;
 use url::Url;
 
-use super::auth;
-use super::callers;
-use super::file;
-use super::passage;
-use super::presets;
-use super::reference::Context;
+use super::auth::{self, Auth};
+use super::callers::{self, Callers, Jwt, Rate};
+use super::passage::{self, LoginPath};
+use super::reference::{Context, Secrets};
 use super::report::Spot;
 use super::rules::is_unreserved;
-use super::upstream::{plain_path, upstream};
-use crate::config::{Auth, Breaker, Callers, Jwt, KeySource, Limits, Secrets, Timeouts, Vendor};
+use super::upstream::{Upstream, plain_path, upstream};
+use super::{file, presets};
 use crate::endpoint::{self, Wrong};
+use crate::jwks::KeySource;
 use crate::outbound::{Outbound, Unusable};
+use crate::pattern::PathRule;
 use crate::request::headers::{is_of_the_connection, is_tchar};
+use crate::tls::CertFiles;
+
+/// One vendor: a way in, an upstream, what may pass, one credential.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of its own in proxy.yaml"
+)]
+pub struct Vendor {
+    /// Its key under `vendors:`.
+    pub name: String,
+    /// The preset it started from.
+    pub preset: Option<String>,
+    /// Whole segments, starting with `/`, without a trailing `/` unless it is `/` alone.
+    pub prefix: String,
+    /// Lower-case host names (no port) that lead here with their full path.
+    pub hosts: Vec<String>,
+    /// Where requests go.
+    pub upstream: Upstream,
+    /// What is shown to the vendor; `None`: nothing is injected.
+    pub auth: Option<Auth>,
+    /// Presented to the upstream in the TLS handshake.
+    pub client_cert: Option<CertFiles>,
+    /// Trusted instead of the system's roots, for the upstream and for token URLs.
+    pub ca: Option<PathBuf>,
+    /// The server asks for the certificate after reading the path; `https://` only.
+    pub late_client_auth: bool,
+    /// `http://` is accepted for upstream and token URLs.
+    pub allow_plaintext: bool,
+    /// Outbound CONNECT proxy for the upstream and for token URLs; `None`: as the environment says.
+    pub proxy: Option<url::Url>,
+    /// Link-local addresses (169.254.0.0/16, `fe80::/10`) are accepted as upstream.
+    pub allow_link_local: bool,
+    /// How long anything may take.
+    pub timeouts: Timeouts,
+    /// How much anything may take.
+    pub limits: Limits,
+    /// When a failing vendor is given a rest.
+    pub breaker: Breaker,
+    /// `true`: Cookie and Set-Cookie pass.
+    pub cookies_pass: bool,
+    /// A vendor's 401 renews the credential and replays the request once.
+    pub retry_on_401: bool,
+    /// Paths (as sent upstream) that never pass; the preset's, then the file's.
+    pub refuse: Vec<PathRule>,
+    /// When not empty, nothing else passes.
+    pub allow: Vec<PathRule>,
+    /// `%2F` and `%5C` may occur in a path.
+    pub encoded_slash_pass: bool,
+    /// Names of fields with more than letters, digits and `-` that callers may send.
+    pub header_names: Vec<http::HeaderName>,
+    /// Calls that are answered here instead of refused; empty for `login: refuse`.
+    pub logins: Vec<LoginPath>,
+    /// Our own credential is masked where an answer repeats it.
+    pub redact_echo: bool,
+    /// Trailing dots and blanks of a segment are ignored when rules are compared, as the vendor's
+    /// server ignores them (Windows).
+    pub trailing_dots_ignored: bool,
+}
+
+/// How long anything may take; zero: no limit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Timeouts {
+    /// TCP connect, and again the TLS handshake.
+    pub connect: Duration,
+    /// From the request's end to the answer's first byte.
+    pub first_byte: Duration,
+    /// No byte either way.
+    pub idle: Duration,
+    /// The same on connections that are made to be silent: WebSocket and gRPC.
+    pub idle_stream: Duration,
+    /// The whole exchange.
+    pub total: Duration,
+    /// An unused pooled connection.
+    pub keepalive: Duration,
+    /// How long a request waits for a credential.
+    pub token_wait: Duration,
+}
+
+/// How much anything may take; zero: no limit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Requests of one vendor at a time.
+    pub in_flight: usize,
+    /// Request body, bytes.
+    pub body: u64,
+    /// Requests over time.
+    pub rate: Option<Rate>,
+    /// A vendor's Retry-After holds back further requests.
+    pub honour_retry_after: bool,
+}
+
+/// When a failing vendor is given a rest, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Breaker {
+    /// Failures in a row; 0: never.
+    pub failures: u32,
+    /// The first rest; each further one is twice as long.
+    pub open_for: Duration,
+}
 
 /// Reads `vendors:`, presets already merged. What was wrong is left out.
 pub(super) fn vendors(

@@ -15,8 +15,8 @@ use url::form_urlencoded;
 
 use super::fixed::basic;
 use super::token_request::TokenRequest;
-use crate::config::{ClientAuth, SecretRef};
-use crate::secret::Secret;
+use crate::config::ClientAuth;
+use crate::secret::{Secret, SecretRef};
 use crate::tls::pem::{UNUSABLE_KEY, private_key, unadorned};
 
 /// The token request with `params`, and with the proof `auth` wants added; `None` is a public

@@ -13,9 +13,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use url::Url;
 
-use crate::config::{Auth, Limits, SecretRef, Timeouts, TokenTimes, Upstream, Vendor};
+use crate::config::{Auth, Limits, Timeouts, TokenTimes, Upstream, Vendor};
 use crate::metrics::FetchMetrics;
-use crate::secret::Secret;
+use crate::secret::{Secret, SecretRef};
 
 /// Answers on loopback from a script, and remembers what it was sent.
 pub(crate) struct TokenServer {

@@ -9,9 +9,8 @@ use zeroize::Zeroizing;
 
 use super::inputs::Inputs;
 use super::{FetchError, Issued, Source};
-use crate::config::SecretRef;
-use crate::config::secret_ref::SecretError;
-use crate::secret::Secret;
+use crate::secret::reference::SecretError;
+use crate::secret::{Secret, SecretRef};
 
 /// Secrets, and the shape a vendor wants them in.
 pub(super) struct Fixed {

@@ -7,7 +7,8 @@ use aws_lc_rs::digest;
 use parking_lot::Mutex;
 use tokio::time::sleep;
 
-use crate::config::{CertFiles, SecretRef};
+use crate::secret::SecretRef;
+use crate::tls::CertFiles;
 
 /// Secrets and files, with a digest of what they held at the last fetch.
 pub(super) struct Inputs {

@@ -12,9 +12,9 @@ use super::rotation::{Asking, Issuer};
 use super::shared::{Asks, OneForAll};
 use super::token_request::{Answer, TokenClient, TokenError, TokenRequest};
 use super::{FetchError, Issued, Source};
-use crate::config::{self, AuthorizationCode, CertFiles, ClientAuth, SecretRef};
-use crate::secret::Secret;
-use crate::tls::sha256;
+use crate::config::{self, AuthorizationCode, ClientAuth};
+use crate::secret::{Secret, SecretRef};
+use crate::tls::{CertFiles, sha256};
 
 /// A token for the client itself, asked for anew each time.
 pub(super) struct ClientCredentials {

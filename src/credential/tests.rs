@@ -11,7 +11,7 @@ use tokio::time::{advance, sleep, sleep_until};
 use super::fakes::{TokenServer, answer, json, metrics, value, vendor};
 use super::*;
 use crate::clock;
-use crate::config::SecretRef;
+use crate::secret::SecretRef;
 
 const MINUTE: Duration = Duration::from_mins(1);
 

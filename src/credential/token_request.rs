@@ -23,12 +23,12 @@ use super::explanation::{self, Explanation, Verdict};
 use super::pace::MIN_PAUSE;
 use super::quote::Mask;
 use super::{FetchError, Issued, Lifetime};
-use crate::config::{self, CertFiles, TokenTimes};
+use crate::config::{self, TokenTimes};
 use crate::endpoint;
 use crate::late_client_auth::{LateClientAuth, exchange};
 use crate::outbound::Outbound;
 use crate::secret::Secret;
-use crate::tls::{Identity, Roots};
+use crate::tls::{CertFiles, Identity, Roots};
 use crate::wording::in_words;
 
 /// The client side of one vendor's token endpoints.

@@ -11,8 +11,8 @@ use super::rotation::{Asking, Issuer};
 use super::shared::{Asks, OneForAll};
 use super::token_request::{Answer, TokenClient, TokenError, TokenRequest};
 use super::{FetchError, Issued, Source};
-use crate::config::{self, SecretRef, VedauthGrant};
-use crate::secret::Secret;
+use crate::config::{self, VedauthGrant};
+use crate::secret::{Secret, SecretRef};
 use crate::tls::sha256;
 
 /// One such server, and who we are to it.
@@ -236,7 +236,8 @@ mod tests {
 
     use super::super::fakes::{TokenServer, json, times, value, vendor};
     use super::*;
-    use crate::config::{Auth, CertFiles};
+    use crate::config::Auth;
+    use crate::tls::CertFiles;
 
     const PAIR: &str = r#"{"access_token":"a==","refresh_token":"r==","expires":4102444800,"token_type":"Bearer","refresh_until":4102444800}"#;
 

@@ -19,7 +19,7 @@ use rustls::{DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::config::CertFiles;
+use crate::tls::CertFiles;
 
 /// The PEM files a client of the stand-ins needs.
 pub struct Files {

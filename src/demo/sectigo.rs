@@ -195,8 +195,7 @@ mod tests {
     use super::super::tests::{answer, client, stands};
     use super::super::{Files, Stand};
     use super::*;
-    use crate::config::CertFiles;
-    use crate::tls::{Identity, Roots};
+    use crate::tls::{CertFiles, Identity, Roots};
 
     /// Sends the fields as they are spelled here (reqwest would change that); the whole answer.
     async fn get(

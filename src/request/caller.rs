@@ -27,13 +27,14 @@ use self::ended::Full;
 use self::jwt::{Tokens, Told, Unverified};
 use self::token::{Evidence, Kind, Login, Mint, Purpose};
 
-use crate::config::{self, ApiKey, Grant, KeySource, San, secret_ref::SecretError};
+use crate::config::{self, ApiKey, Grant};
 use crate::error::Error;
-use crate::jwks::Keys;
+use crate::jwks::{KeySource, Keys};
 use crate::metrics::MAX_CALLERS;
 use crate::request::limit::Limiter;
 use crate::request::path::{glob, readings};
-use crate::tls::sha256;
+use crate::secret::reference::SecretError;
+use crate::tls::{San, sha256};
 
 /// The fields a caller's key may stand in by itself, beside the two authorization fields.
 pub static KEY_FIELDS: LazyLock<Vec<HeaderName>> = LazyLock::new(|| {

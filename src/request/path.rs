@@ -9,8 +9,8 @@ pub mod readings;
 use std::borrow::Cow;
 
 pub use self::glob::glob;
-use crate::config::PathRule;
 use crate::error::Error;
+use crate::pattern::PathRule;
 
 /// Longest request target, bytes.
 pub const MAX_TARGET: usize = 16 * 1024;

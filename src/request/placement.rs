@@ -6,8 +6,9 @@ use bytes::Bytes;
 use http::HeaderValue;
 use zeroize::Zeroizing;
 
-use crate::config::{Auth, SecretRef};
+use crate::config::Auth;
 use crate::credential::Held;
+use crate::secret::SecretRef;
 
 /// How a vendor wants to be shown what we hold. A closed set: a vendor that fits none of these
 /// needs a new variant, never a special case elsewhere.

@@ -12,23 +12,22 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::JoinSet;
 
 use super::certificates::Ends;
-use super::logins;
 use super::tls::{Certificates, ListenerCertificates};
-use super::{StartError, unix_seconds};
+use super::{StartError, logins, unix_seconds};
 use crate::config::{
-    self, ApiKey, Auth, Callers as ConfiguredCallers, CertFiles, Config, KeySource, SecretRef,
-    Secrets, Vendor as ConfiguredVendor,
+    self, ApiKey, Auth, Callers as ConfiguredCallers, Config, Secrets, Vendor as ConfiguredVendor,
 };
 use crate::credential::{self, Credential, Keeper};
-use crate::jwks::{self, Keys};
+use crate::jwks::{self, KeySource, Keys};
 use crate::metrics::Metrics;
 use crate::request::caller::Callers;
 use crate::request::caller::token::Mint;
 use crate::request::headers::Barred;
 use crate::request::vendor::{Routes, Vendor};
 use crate::request::{Snapshot, Way};
+use crate::secret::SecretRef;
 use crate::store::{self, Store};
-use crate::tls::sha256;
+use crate::tls::{CertFiles, sha256};
 use crate::upstream::Upstream;
 use crate::upstream::resolver::Resolver;
 

@@ -120,7 +120,7 @@ fn content(stored: Option<&Grant>) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::config;
-    use crate::config::SecretRef;
+    use crate::secret::SecretRef;
 
     fn file_store(dir: &std::path::Path) -> Arc<dyn Store> {
         let key = SecretRef::Value(Secret::new("0123456789abcdef".repeat(4)));

@@ -17,10 +17,10 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 
-use crate::config::{CertFiles, Listener, San};
+use crate::config::Listener;
 use crate::request::Handshake;
 use crate::request::caller::{Authorities, Certificate, Standing};
-use crate::tls::{Error, Identity, Roots};
+use crate::tls::{CertFiles, Error, Identity, Roots, San};
 
 /// A TLS listener's settings: HTTP/2 and HTTP/1.1 by ALPN, TLS 1.2 and 1.3.
 pub(super) fn settings(certificates: Arc<ListenerCertificates>) -> Result<TlsSettings, Error> {

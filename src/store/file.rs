@@ -16,7 +16,8 @@ use zeroize::Zeroizing;
 
 use super::seal::{KEY_LEN, Seal};
 use super::{Grant, Kind, Lock, Store, StoreError};
-use crate::config::{SecretRef, kept_from_others};
+use crate::config::kept_from_others;
+use crate::secret::SecretRef;
 
 /// The file store.
 pub(super) struct FileStore(Arc<Directory>);

@@ -34,7 +34,7 @@ use self::cluster::{Answer, Cluster};
 use super::lease::{Held, Leases};
 use super::seal::Seal;
 use super::{Grant, Kind, Lock, Store, StoreError, new_holder};
-use crate::config::SecretRef;
+use crate::secret::SecretRef;
 use crate::tls::sha256;
 
 /// The Kubernetes store.

@@ -22,8 +22,8 @@ use url::Url;
 use super::lease::{Held, Leases};
 use super::seal::Seal;
 use super::{Grant, Kind, Lock, Store, StoreError, new_holder};
-use crate::config::SecretRef;
 use crate::endpoint;
+use crate::secret::SecretRef;
 use crate::tls::Roots;
 use crate::wording::in_words;
 

@@ -10,8 +10,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{Access, Grant, Intent, StoreError};
-use crate::config::SecretRef;
-use crate::secret::Secret;
+use crate::secret::{Secret, SecretRef};
 
 /// Encrypts and decrypts grants.
 pub(super) struct Seal(RandomizedNonceKey);

@@ -6,9 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use countersign::config::CertFiles;
 use countersign::demo::{self, Stand};
-use countersign::tls::{Identity, Roots};
+use countersign::tls::{CertFiles, Identity, Roots};
 use serde_json::{Value, json};
 
 use crate::callers::{Issuer, PODS, authority, dns, issue};

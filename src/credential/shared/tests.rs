@@ -12,7 +12,8 @@ use super::super::fakes::{times, value, vendor};
 use super::super::rotation::Rotation;
 use super::super::{FetchError, Issued, Lifetime, Source};
 use super::*;
-use crate::config::{self, Auth, SecretRef};
+use crate::config::{self, Auth};
+use crate::secret::SecretRef;
 use crate::store::{self, Access, Grant, Lock, Store, StoreError};
 
 /// Counts what it is asked for.

@@ -9,7 +9,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::Caller;
 use super::token::{Evidence, Kind};
-use crate::config::San;
+use crate::tls::San;
 
 /// Who vouches for callers' certificates, as the configuration has it now.
 pub trait Authorities: fmt::Debug + Send + Sync {

@@ -437,7 +437,7 @@ mod tests {
                 issuer: "https://issuer".into(),
                 audience: "countersign".into(),
                 subject: Some((*subject).into()),
-                keys: config::KeySource::File("unused".into()),
+                keys: crate::jwks::KeySource::File("unused".into()),
             };
             tokens.add(&jwt, keys.clone(), caller(name));
         }

@@ -4,9 +4,21 @@ use std::path::PathBuf;
 
 use zeroize::Zeroizing;
 
-use crate::config::SecretRef;
 use crate::secret::Secret;
 use crate::tls::sha256;
+
+/// Where a secret comes from; resolved anew for every use, so that rotation is noticed.
+#[derive(Clone, Debug)]
+pub enum SecretRef {
+    /// An environment variable.
+    Env(String),
+    /// A file, absolute or already joined to the configuration's directory.
+    File(PathBuf),
+    /// Written into the configuration itself.
+    Value(Secret),
+    /// No secret, and written where a secret may stand.
+    Plain(String),
+}
 
 /// A secret that cannot be read. Names the place it should be at, never its value.
 #[derive(Debug, thiserror::Error)]

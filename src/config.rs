@@ -19,7 +19,7 @@ mod file;
 mod listeners;
 mod manual;
 mod oddities;
-mod passage;
+mod path_rules;
 mod presets;
 mod reference;
 mod report;
@@ -44,7 +44,7 @@ pub use self::auth::{
 pub use self::callers::{ApiKey, Caller, Callers, Jwt, Rate};
 use self::file::{Entries, File};
 pub use self::listeners::{Admin, Listener, ReadyWhen};
-pub use self::passage::{LoginPath, LoginShape};
+pub use self::path_rules::{LoginPath, LoginShape};
 use self::reference::Context;
 pub use self::reference::{Presented, Secrets};
 pub use self::report::Mistake;

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
-use super::passage::LoginShape;
+use super::path_rules::LoginShape;
 use super::report::{Report, Spot, suggest};
 
 /// One entry of presets.yaml.

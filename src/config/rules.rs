@@ -2,7 +2,7 @@
 //! (`acme GET,HEAD /v1/**`).
 
 use super::report::suggest;
-use crate::pattern::PathRule;
+use crate::pattern::{PathRule, is_unreserved};
 
 /// One entry of a caller's `allow:`.
 #[derive(Clone, Debug)]
@@ -170,11 +170,6 @@ fn escapes(path: &str) -> impl Iterator<Item = Option<u8>> {
             .filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))
             .and_then(|digits| u8::from_str_radix(digits, 16).ok())
     })
-}
-
-/// RFC 3986 §2.3.
-pub(super) fn is_unreserved(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
 }
 
 const RULES: &str = "rules are written `/path`, `GET /path` or `!GET /path`; `*` stands for any \

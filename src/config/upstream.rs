@@ -7,7 +7,7 @@ use url::{Host, Url};
 use super::file;
 use super::reference::Context;
 use super::report::Spot;
-use super::rules::is_unreserved;
+use crate::pattern::is_unreserved;
 
 use crate::endpoint::{self, Wrong};
 

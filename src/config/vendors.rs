@@ -9,16 +9,15 @@ use url::Url;
 
 use super::auth::{self, Auth};
 use super::callers::{self, Callers, Jwt, Rate};
-use super::passage::{self, LoginPath};
+use super::path_rules::{self, LoginPath};
 use super::reference::{Context, Secrets};
 use super::report::Spot;
-use super::rules::is_unreserved;
 use super::upstream::{Upstream, plain_path, upstream};
 use super::{file, presets};
 use crate::endpoint::{self, Wrong};
 use crate::jwks::KeySource;
 use crate::outbound::{Outbound, Unusable};
-use crate::pattern::PathRule;
+use crate::pattern::{PathRule, is_unreserved};
 use crate::request::headers::{is_of_the_connection, is_tchar};
 use crate::tls::CertFiles;
 
@@ -212,18 +211,21 @@ fn vendor<'f>(
             context,
         )
     });
+    let trailing_dots_ignored = preset.is_some_and(|preset| preset.trailing_dots_ignored);
     let logins = match (&upstream, &auth) {
-        (Some(upstream), Some(Some(auth))) => passage::logins(auth, upstream),
+        (Some(upstream), Some(Some(auth))) => {
+            path_rules::logins(auth, upstream, trailing_dots_ignored)
+        }
         (_, _) => vec![],
     };
     let answered = match (entry.login, &upstream, &auth) {
         (Some(file::Login::Stub), Some(upstream), Some(Some(auth))) => {
-            passage::answered(auth, preset, upstream, &at.key("login"), context)
+            path_rules::answered(auth, preset, upstream, &at.key("login"), context)
         }
         (_, _, _) => vec![],
     };
     let base = upstream.as_ref().map_or("", |upstream| &upstream.base);
-    let (refuse, allow) = passage::rules(entry, preset, base, logins, at, context);
+    let (refuse, allow) = path_rules::rules(entry, preset, base, logins, at, context);
     Some(Vendor {
         name: name.to_owned(),
         preset: entry.preset.clone(),
@@ -256,7 +258,7 @@ fn vendor<'f>(
         header_names: header_names(entry, &at.key("header_names"), context),
         logins: answered,
         redact_echo: entry.redact_echo.unwrap_or(true),
-        trailing_dots_ignored: preset.is_some_and(|preset| preset.trailing_dots_ignored),
+        trailing_dots_ignored,
     })
 }
 

@@ -31,8 +31,8 @@ use crate::config::{self, ApiKey, Grant};
 use crate::error::Error;
 use crate::jwks::{KeySource, Keys};
 use crate::metrics::MAX_CALLERS;
+use crate::pattern::{glob, interpretations};
 use crate::request::limit::Limiter;
-use crate::request::path::{glob, readings};
 use crate::secret::reference::SecretError;
 use crate::tls::{San, sha256};
 
@@ -166,13 +166,13 @@ impl Caller {
         permission.map(|permission| &permission.text)
     }
 
-    /// Whether some grant covers what a server may read a path as (see [`readings::of`]).
+    /// Whether some grant covers what a server may read a path as (see [`interpretations::of`]).
     #[must_use]
     pub fn grants_reading(&self, vendor: &str, method: &str, reading: &str) -> bool {
         let mut permissions = self.permissions(vendor, method);
         permissions.any(|Permission { grant, .. }| {
             grant.path.as_deref().is_none_or(|pattern| {
-                let mut forms = readings::of_pattern(pattern).into_iter();
+                let mut forms = interpretations::of_pattern(pattern).into_iter();
                 glob(pattern, reading) || forms.any(|form| glob(&form, reading))
             })
         })

@@ -5,8 +5,9 @@ use std::sync::{Arc, LazyLock};
 
 use crate::config::LoginShape;
 use crate::error::Error;
+use crate::pattern::interpretations;
 use crate::request::caller::{self, Caller};
-use crate::request::path::{Target, readings};
+use crate::request::path::Target;
 use crate::request::vendor::{Routes, Vendor};
 
 /// What a request asks for, as far as the decision needs to know.
@@ -99,7 +100,7 @@ pub fn decide<'a, V: AsRef<Vendor>>(
         inner => inner,
     };
     let granted = caller.grant(&vendor.name, ask.method, inner).filter(|_| {
-        let readings = readings::of(inner);
+        let readings = interpretations::of(inner);
         readings
             .iter()
             .all(|reading| caller.grants_reading(&vendor.name, ask.method, reading))

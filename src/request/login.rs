@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::config::{LoginPath, LoginShape};
+use crate::pattern::Rules;
 use crate::request::caller::Caller;
 use crate::request::caller::token::{Login, Mint, Purpose};
-use crate::request::path::Rules;
 
 /// Longest login body, bytes.
 pub const LONGEST: usize = 8 * 1024;

@@ -7,10 +7,11 @@ use super::file;
 use super::presets::Preset;
 use super::reference::Context;
 use super::report::{Spot, list};
-use super::rules::{is_unreserved, path_rules};
+use super::rules::path_rules;
 use super::upstream::Upstream;
-use crate::pattern::PathRule;
-use crate::request::path::glob;
+use crate::pattern::{
+    PathRule, comparable, decode_slashes, glob, is_unreserved, stands_in_segments,
+};
 
 /// A login call of a vendor's own clients that we answer ourselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +41,7 @@ pub enum LoginShape {
 }
 
 /// The paths of the upstream's own server where tokens are asked for, handed out or revoked.
-pub(super) fn logins(auth: &Auth, upstream: &Upstream) -> Vec<Login> {
+pub(super) fn logins(auth: &Auth, upstream: &Upstream, trailing_dots_ignored: bool) -> Vec<Login> {
     let on_upstream = |url: &Url| {
         // Where http:// and https:// of one host both stand on their default ports, it is one
         // server.
@@ -49,20 +50,24 @@ pub(super) fn logins(auth: &Auth, upstream: &Upstream) -> Vec<Login> {
         host.trim_matches(['[', ']']) == upstream.host
             && url.port_or_known_default().map(port) == Some(port(upstream.port))
     };
-    let path = |url: &Url| comparable(url.path().trim_end_matches('/'));
-    let exact = |url: &Url| Login {
-        rules: vec![path(url), path(url) + "/"],
-        never: vec![path(url), path(url) + "/"],
+    let exact = |url: &Url| {
+        let forms = compared_forms(url, trailing_dots_ignored).into_iter();
+        let rules: Vec<_> = forms.flat_map(|path| [path.clone(), path + "/"]).collect();
+        Login {
+            never: rules.clone(),
+            rules,
+        }
     };
     let urls = match auth {
         Auth::ClientCredentials(client) => vec![&client.token_url],
         Auth::AuthorizationCode(client) => vec![&client.token_url, &client.authorize_url],
         Auth::Vedauth(server) if on_upstream(&server.url) => {
-            let path = path(&server.url);
-            return vec![Login {
-                rules: vec![path.clone(), format!("{path}/**")],
+            let forms = compared_forms(&server.url, trailing_dots_ignored).into_iter();
+            let protected = |path: String| Login {
                 never: VEDAUTH_LOGINS.map(|login| path.clone() + login).to_vec(),
-            }];
+                rules: vec![format!("{path}/**"), path],
+            };
+            return forms.map(protected).collect();
         }
         Auth::Vedauth(_)
         | Auth::Bearer { .. }
@@ -83,12 +88,19 @@ pub(super) fn answered(
     at: &Spot,
     context: &mut Context<'_>,
 ) -> Vec<LoginPath> {
+    let trailing_dots_ignored = preset.is_some_and(|preset| preset.trailing_dots_ignored);
     let base = upstream.base.as_str();
-    let below = |path: &str| match path.strip_prefix(base) {
-        Some(rest) if rest.is_empty() || rest.starts_with('/') => path.to_owned(),
-        _ => format!("{base}{path}"),
+    let below = |path: &str| {
+        let start = path.get(..base.len());
+        let is_below = start.is_some_and(|start| start.eq_ignore_ascii_case(base))
+            && matches!(path.as_bytes().get(base.len()), None | Some(b'/'));
+        if is_below {
+            path.to_owned()
+        } else {
+            format!("{base}{path}")
+        }
     };
-    let path = |url: &Url| below(&comparable(url.path().trim_end_matches('/')));
+    let path = |url: &Url| below(&compared_form(url, trailing_dots_ignored));
     let call = |method: Option<&str>, pattern: String, shape| LoginPath {
         rule: PathRule {
             exception: false,
@@ -153,31 +165,25 @@ pub(super) struct Login {
     never: Vec<String>,
 }
 
-/// `path` as it is when paths are compared: %xx of unreserved characters decoded, parameters
-/// dropped.
-fn comparable(path: &str) -> String {
-    let mut segments = Vec::new();
-    for segment in path.split('/') {
-        let (segment, _) = segment.split_once(';').unwrap_or((segment, ""));
-        let mut decoded = String::with_capacity(segment.len());
-        let mut rest = segment;
-        while let Some(at) = rest.find('%') {
-            decoded.push_str(&rest[..at]);
-            let byte = rest
-                .get(at + 1..at + 3)
-                .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-            if let Some(byte) = byte.filter(|byte| is_unreserved(*byte)) {
-                decoded.push(char::from(byte));
-                rest = &rest[at + 3..];
-            } else {
-                decoded.push('%');
-                rest = &rest[at + 1..];
-            }
-        }
-        decoded.push_str(rest);
-        segments.push(decoded);
+/// Returns the path of `url` in the form in which rules are compared with a request's path.
+fn compared_form(url: &Url, trailing_dots_ignored: bool) -> String {
+    let path = url.path().trim_end_matches('/');
+    comparable(path, trailing_dots_ignored, is_unreserved).into_owned()
+}
+
+/// Returns every form in which a request for `url` is compared: as [`Rules`] does it, once with the
+/// escapes of unreserved characters decoded, once with all that servers decode within a segment.
+///
+/// [`Rules`]: crate::pattern::Rules
+fn compared_forms(url: &Url, trailing_dots_ignored: bool) -> Vec<String> {
+    let form = compared_form(url, trailing_dots_ignored);
+    let slashed = decode_slashes(url.path().trim_end_matches('/'));
+    let decoded = comparable(&slashed, trailing_dots_ignored, stands_in_segments).into_owned();
+    if decoded == form {
+        vec![form]
+    } else {
+        vec![form, decoded]
     }
-    segments.join("/")
 }
 
 /// `refuse` and `allow` of a vendor: the preset's, the file's, and those that protect `logins`.
@@ -296,11 +302,55 @@ const VEDAUTH_LOGINS: [&str; 9] = [
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::Path;
+
+    use crate::config::{Config, Secrets};
+    use crate::pattern::Rules;
+
+    /// The rules that protect the token endpoint of a vendor whose token URL has this path.
+    fn rules_for(path: &str, preset: &str) -> Rules {
+        let yaml = format!(
+            "vendors:\n  v:\n    prefix: /v\n{preset}    upstream: https://vendor.example\n    auth:\n      client_credentials:\n        token_url: https://vendor.example{path}\n        client_id: me\n        client_secret: {{ env: SECRET }}\n"
+        );
+        let config = Config::parse(&yaml, Path::new("proxy.yaml"), Secrets::FormOnly).unwrap();
+        let vendor = &config.vendors[0];
+        Rules::new(&vendor.refuse, &vendor.allow, vendor.trailing_dots_ignored)
+    }
 
     #[test]
-    fn paths_are_compared_decoded_and_without_parameters() {
-        assert_eq!(comparable("/%74oken;x=1/%2F%7e"), "/token/%2F~");
-        assert_eq!(comparable("/a%"), "/a%");
+    fn a_token_url_is_protected_however_its_path_is_spelled() {
+        for (written, called) in [
+            ("/%74oken", "/token"),
+            ("/token;v=1", "/token"),
+            ("/token;v=1", "/token;v=1"),
+            ("/token%3Bv=1", "/token%3Bv=1"),
+            ("/token%3bv=1", "/token"),
+            ("/oauth%2Ftoken", "/oauth%2Ftoken"),
+            ("/oauth%2Ftoken", "/oauth/token"),
+            ("/oauth%5Ctoken", "/oauth%5ctoken"),
+            ("/Token", "/token"),
+            ("/tok%21en", "/tok%21en"),
+            ("/tok%21en", "/tok!en"),
+            ("/tok!en", "/tok%21en"),
+            ("/tok%C3%A9n", "/tok%c3%a9n"),
+        ] {
+            let rules = rules_for(written, "");
+            assert!(
+                rules.check("POST", called).is_err(),
+                "{written} called as {called}"
+            );
+        }
+        for (written, called) in [
+            ("/token.", "/token."),
+            ("/token.", "/token"),
+            ("/token%20", "/token"),
+        ] {
+            let rules = rules_for(written, "    preset: venafi\n");
+            assert!(
+                rules.check("POST", called).is_err(),
+                "{written} called as {called}"
+            );
+        }
+        assert!(rules_for("/token", "").check("POST", "/tokens").is_ok());
     }
 }

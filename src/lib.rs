@@ -30,6 +30,7 @@ mod clock;
 pub mod config;
 pub mod credential;
 pub mod demo;
+pub mod downstream;
 pub mod endpoint;
 pub mod error;
 pub mod jwks;

@@ -45,9 +45,8 @@ use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use tokio::time::Instant;
 
-use self::caller::{Caller, Callers, Certificate};
+use self::caller::{Caller, Callers};
 use self::headers::Barred;
-use self::limit::Pace;
 use self::phase::admit::{Admitted, admit};
 use self::phase::again::{another_connection, is_answered, newer_credential, once_more};
 use self::phase::bodyless::say_that_no_body_comes;
@@ -58,10 +57,12 @@ use self::phase::told::{failed, finished};
 use self::redact::{Redactor, Withheld};
 use self::vendor::{InFlight, Routes, Vendor};
 use crate::credential::Held;
+use crate::downstream::body_rate::Pace;
+use crate::downstream::raw_head;
+use crate::downstream::stream::Guarded;
 use crate::error::{Error, Fault, problem};
 use crate::logs::AccessLog;
 use crate::metrics::VendorMetrics;
-use crate::server::guard::Guarded;
 use crate::traces::{RequestSpan, Traces};
 use crate::upstream::Upstream;
 use crate::upstream::addresses::{Taken, Tried};
@@ -97,15 +98,6 @@ impl AsRef<Vendor> for Way {
     fn as_ref(&self) -> &Vendor {
         &self.vendor
     }
-}
-
-/// What a TLS caller has shown in its handshake.
-#[derive(Debug)]
-pub struct Handshake {
-    /// The name it asked for, lower-case.
-    pub server_name: Option<String>,
-    /// Its certificate, where the listener asked for one.
-    pub certificate: Option<Certificate>,
 }
 
 /// The proxy as pingora drives it.
@@ -271,7 +263,7 @@ impl ProxyHttp for Proxy {
             .as_downstream_mut()
             .set_total_drain_timeout(Some(DRAIN));
         let head = session.req_header();
-        ctx.request_id = headers::request_id(&head.headers);
+        ctx.request_id = raw_head::request_id(&head.headers);
         if let Some(traces) = &self.traces {
             ctx.span = Some(traces.begin(head.method.as_str(), &head.headers));
         }

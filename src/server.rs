@@ -2,15 +2,11 @@
 
 pub mod accept;
 pub mod admin;
-pub mod budget;
 mod certificates;
-pub mod guard;
 pub mod handover;
 pub mod live;
 mod logins;
 mod page;
-mod preamble;
-mod tls;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -27,12 +23,12 @@ use tokio::task::JoinHandle;
 
 use self::accept::{Door, Ledger};
 use self::admin::Console;
-use self::budget::Room;
 use self::handover::{Inherited, Successor};
 use self::live::Live;
-use self::tls::ListenerCertificates;
 use crate::config::{self, Config};
 use crate::credential;
+use crate::downstream::budget::{self, Room};
+use crate::downstream::tls::{self, ListenerCertificates};
 use crate::logs::AccessLog;
 use crate::metrics::Metrics;
 use crate::request::Proxy;

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use countersign::server::budget;
+use countersign::downstream::budget;
 
 use crate::support::{countersign, eventually, exchange, run, signal, status_of};
 

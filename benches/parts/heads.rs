@@ -2,9 +2,8 @@
 
 use std::hint::black_box;
 
-use countersign::request::headers::{
-    Barred, authority, barred_in_answer, check_fields, check_raw_head, request_id,
-};
+use countersign::downstream::raw_head::{check_raw_head, request_id};
+use countersign::request::headers::{Barred, authority, barred_in_answer, check_fields};
 use countersign::request::path::Target;
 use countersign::request::placement::Placement;
 use criterion::{Criterion, Throughput};

@@ -1,9 +1,9 @@
 //! The head's fields in both directions: what is taken for well-formed, and what is left of it.
 
 use countersign::config::Upstream;
+use countersign::downstream::raw_head::{check_raw_head, request_id};
 use countersign::request::headers::{
-    Barred, HOP_BY_HOP, authority, barred_in_answer, check_fields, check_names, check_raw_head,
-    request_id,
+    Barred, HOP_BY_HOP, authority, barred_in_answer, check_fields, check_names,
 };
 use countersign::request::references::{link, location};
 use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, LINK, LOCATION};

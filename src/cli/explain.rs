@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use crate::config::{self, Auth, Callers, Config, Secrets};
+use crate::downstream::raw_head;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::request::caller::{Caller, Identified, Shown, host_of, lower};
@@ -183,11 +184,11 @@ fn decision<'a>(
         rule: None,
     };
     match Method::from_bytes(arguments.method.as_bytes()) {
-        Err(_) => return refused(Error::BadRequest(headers::ODD_REQUEST_LINE)),
+        Err(_) => return refused(Error::BadRequest(raw_head::ODD_REQUEST_LINE)),
         Ok(Method::TRACE | Method::CONNECT) => return refused(Error::MethodNotAllowed),
         Ok(_) => {}
     }
-    if let Err(stop) = headers::check_method(arguments.method.as_bytes()) {
+    if let Err(stop) = raw_head::check_method(arguments.method.as_bytes()) {
         return refused(stop);
     }
     let target = match Target::parse(arguments.path.as_bytes()) {

@@ -4,7 +4,7 @@ mod parse;
 
 use std::time::Duration;
 
-pub(super) use self::parse::{Around, auth};
+pub(super) use self::parse::{Around, CONNECTION_FIELDS, auth};
 use crate::secret::SecretRef;
 use crate::tls::CertFiles;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::HeaderName;
 use url::Url;
 
-use super::auth::{self, Auth};
+use super::auth::{self, Auth, CONNECTION_FIELDS};
 use super::callers::{self, Callers, Jwt, Rate};
 use super::path_rules::{self, LoginPath};
 use super::reference::{Context, Secrets};
@@ -17,8 +17,7 @@ use super::{file, presets};
 use crate::endpoint::{self, Wrong};
 use crate::jwks::KeySource;
 use crate::outbound::{Outbound, Unusable};
-use crate::pattern::{PathRule, is_unreserved};
-use crate::request::headers::{is_of_the_connection, is_tchar};
+use crate::pattern::{PathRule, is_tchar, is_unreserved};
 use crate::tls::CertFiles;
 
 /// One vendor: a way in, an upstream, what may pass, one credential.
@@ -442,7 +441,7 @@ fn header_names(entry: &file::Vendor, at: &Spot, context: &mut Context<'_>) -> V
         if dashed == name.as_str() {
             let hint = "letters, digits and `-` may be in every name";
             context.report.wrong(&at, "needs no permission", hint);
-        } else if is_of_the_connection(&dashed) {
+        } else if CONNECTION_FIELDS.contains(&dashed.as_str()) {
             context.report.wrong(
                 &at,
                 format!("could be taken for `{dashed}`"),

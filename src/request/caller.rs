@@ -2,7 +2,6 @@
 //! certificate. A hundred thousand callers cost no more than one, and comparing digests tells a
 //! guesser nothing about a key.
 
-mod certificate;
 pub mod ended;
 mod found;
 mod jwt;
@@ -11,7 +10,8 @@ pub mod token;
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::{Arc, LazyLock};
+use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -20,7 +20,6 @@ use http::header::{AUTHORIZATION, HeaderMap, HeaderName, PROXY_AUTHORIZATION};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-pub use self::certificate::{Authorities, Certificate, Standing};
 pub use self::found::{Found, Identified, Unfinished};
 
 use self::ended::Full;
@@ -28,6 +27,8 @@ use self::jwt::{Tokens, Told, Unverified};
 use self::token::{Evidence, Kind, Login, Mint, Purpose};
 
 use crate::config::{self, ApiKey, Grant};
+use crate::downstream::certificate::Certificate;
+use crate::downstream::stream::RemovalDeadline;
 use crate::error::Error;
 use crate::jwks::{KeySource, Keys};
 use crate::metrics::MAX_CALLERS;
@@ -55,26 +56,13 @@ pub struct Caller {
     allow: Vec<Permission>,
     rate: Option<Arc<Limiter>>,
     /// Of this name, as long as what it can show is the same.
-    leave: Arc<Leave>,
+    leave: Arc<RemovalDeadline>,
     /// SHA-256 of its key.
     key: Option<[u8; 32]>,
     /// Of the rule that names its certificate.
     certified: Option<[u8; 32]>,
     /// Of the rule that names its tokens, and the keys that sign those.
     issued: Option<([u8; 32], Arc<Keys>)>,
-}
-
-/// That a caller was taken out of the configuration, or can show something else now: what it has begun
-/// before has an end.
-#[derive(Debug, Default)]
-pub struct Leave(OnceLock<Instant>);
-
-impl Leave {
-    /// When that is; `None`: it stays.
-    #[must_use]
-    pub fn at(&self) -> Option<Instant> {
-        self.0.get().copied()
-    }
 }
 
 /// One entry of a caller's `allow:`.
@@ -137,8 +125,19 @@ impl Caller {
 
     /// Whether, and when, what it has begun ends.
     #[must_use]
-    pub fn leave(&self) -> &Arc<Leave> {
+    pub fn leave(&self) -> &Arc<RemovalDeadline> {
         &self.leave
+    }
+
+    /// What a login by `certificate`, which `authority` vouches for, would rest on.
+    fn evidence(&self, certificate: &Certificate, authority: [u8; 8]) -> Option<Evidence> {
+        let until = certificate.until().duration_since(SystemTime::UNIX_EPOCH);
+        Some(Evidence {
+            kind: Kind::Certificate,
+            rule: self.certified?,
+            signer: authority,
+            until: until.map_or(0, |until| until.as_secs()),
+        })
     }
 
     /// Whether it can show what `other` can.
@@ -371,7 +370,7 @@ impl Callers {
         };
         for caller in everybody.into_iter().filter(|caller| !stays(caller)) {
             // Whoever has left already keeps the earlier end.
-            let _ = caller.leave.0.set(at);
+            caller.leave.set(at);
         }
     }
 
@@ -455,7 +454,7 @@ impl Known {
         {
             for name in &certificate.names {
                 if let Some(caller) = self.names.get(name) {
-                    found.prove(caller, certificate.evidence(caller, authority))?;
+                    found.prove(caller, caller.evidence(certificate, authority))?;
                 }
             }
         }
@@ -922,7 +921,7 @@ mod tests {
             by_key,
         ]);
         let headers = headers(fields);
-        let authorities = Arc::new(certificate::tests::Fickle::default());
+        let authorities = Arc::new(crate::downstream::certificate::tests::Fickle::default());
         let certificate = Certificate::new(names.to_vec(), until, vec![], authorities);
         let shown = Shown {
             certificate: Some(&certificate),

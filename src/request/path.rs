@@ -3,11 +3,9 @@
 //! The bytes that are checked and matched here are the bytes that are forwarded: nothing is
 //! repaired. A path that two servers could read differently is refused instead.
 
+use crate::downstream::raw_head::MAX_TARGET;
 use crate::error::Error;
 use crate::pattern::{decode_slashes, escaped};
-
-/// Longest request target, bytes.
-pub const MAX_TARGET: usize = 16 * 1024;
 
 /// A request target in origin form, split at the first `?`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,6 +208,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::downstream::raw_head::MAX_TARGET;
     use crate::pattern::{PathRule, Rules};
 
     #[test]

@@ -32,9 +32,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::budget::{Holding, Room};
-use super::guard::{Guarded, HEAD_TIME, TOO_MANY_HEADS, Unmade};
-use super::preamble;
+use crate::downstream::budget::{Holding, Room};
+use crate::downstream::preamble;
+use crate::downstream::stream::{Guarded, HEAD_TIME, TOO_MANY_HEADS, Unmade};
 use crate::logs::{AccessLog, Line};
 use crate::request::{Proxy, Snapshot};
 use crate::wording::in_words;

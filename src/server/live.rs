@@ -12,12 +12,12 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::JoinSet;
 
 use super::certificates::Ends;
-use super::tls::{Certificates, ListenerCertificates};
 use super::{StartError, logins, unix_seconds};
 use crate::config::{
     self, ApiKey, Auth, Callers as ConfiguredCallers, Config, Secrets, Vendor as ConfiguredVendor,
 };
 use crate::credential::{self, Credential, Keeper};
+use crate::downstream::tls::{Certificates, ListenerCertificates};
 use crate::jwks::{self, KeySource, Keys};
 use crate::metrics::Metrics;
 use crate::request::caller::Callers;

@@ -119,7 +119,7 @@ fn headers(
             context.report.wrong_key(&at, "is not a header's name", "");
             continue;
         }
-        if FRAMING.contains(&lower.as_str()) {
+        if CONNECTION_FIELDS.contains(&lower.as_str()) {
             context.report.wrong_key(
                 &at,
                 "cannot carry a credential",
@@ -562,7 +562,7 @@ const BY_KEY: &str = "`client_auth: private_key_jwt` uses it";
 
 /// Fields of the connection or of the message's framing (RFC 9110 §7.6.1, RFC 9112 §6), and those
 /// the proxy fills itself.
-const FRAMING: [&str; 14] = [
+pub(in crate::config) const CONNECTION_FIELDS: [&str; 14] = [
     "connection",
     "content-length",
     "expect",

@@ -9,14 +9,17 @@ use pingora::proxy::Session;
 
 use super::log_in::log_in;
 use super::shown::{callers_authority, handshake};
+use crate::downstream::body_rate::Pace;
+use crate::downstream::certificate::Certificate;
+use crate::downstream::raw_head;
+use crate::downstream::stream::Guarded;
 use crate::error::Error;
-use crate::request::caller::{self, Certificate, Found, Identified, Shown};
+use crate::request::caller::{self, Found, Identified, Shown};
 use crate::request::decide::{Ask, decide};
-use crate::request::limit::{Limiter, Pace, Rest};
+use crate::request::limit::{Limiter, Rest};
 use crate::request::path::{self, Target};
 use crate::request::vendor::Vendor;
 use crate::request::{CALLER_IDLE, Context, Snapshot, guard, headers};
-use crate::server::guard::Guarded;
 use crate::upstream::http2::Kind;
 
 /// Takes a request in, or says why not: head, caller, vendor, permission, limits, credential.
@@ -25,13 +28,13 @@ pub(in crate::request) async fn admit(
     ctx: &mut Context,
 ) -> Result<Admitted, Error> {
     if let Some(http1) = session.as_downstream().as_http1() {
-        headers::check_raw_head(&http1.get_headers_raw_bytes())?;
+        raw_head::check_raw_head(&http1.get_headers_raw_bytes())?;
     } else {
         // Of HTTP/2 there is no raw head.
-        headers::check_method(session.req_header().method.as_str().as_bytes())?;
+        raw_head::check_method(session.req_header().method.as_str().as_bytes())?;
     }
     if guard(session).is_some_and(Guarded::has_odd_first_line) {
-        return Err(Error::BadFraming(headers::ODD_REQUEST_LINE));
+        return Err(Error::BadFraming(raw_head::ODD_REQUEST_LINE));
     }
     let head = session.req_header();
     headers::check_fields(&head.headers)?;

@@ -2,8 +2,9 @@
 
 use pingora::proxy::Session;
 
+use crate::downstream::tls::Handshake;
 use crate::error::Error;
-use crate::request::{Handshake, headers, path};
+use crate::request::{headers, path};
 
 /// The authority that the caller named, by its target or Host.
 pub(in crate::request) fn callers_authority(session: &Session) -> Result<&str, Error> {

@@ -19,7 +19,7 @@ const MAX_HEADER: usize = 4096;
 const MAX_TEXT_HEADER: usize = 107;
 
 /// Whether `from` is one of the load balancers whose PROXY headers are believed.
-pub(super) fn is_trusted(trusted: &[IpNet], from: SocketAddr) -> bool {
+pub(crate) fn is_trusted(trusted: &[IpNet], from: SocketAddr) -> bool {
     let address = from.ip().to_canonical();
     trusted.iter().any(|network| network.contains(&address))
 }
@@ -29,7 +29,7 @@ pub(super) fn is_trusted(trusted: &[IpNet], from: SocketAddr) -> bool {
 ///
 /// # Errors
 /// When the connection does not begin with a header.
-pub(super) async fn proxied_for(stream: &mut Stream) -> io::Result<Option<SocketAddr>> {
+pub(crate) async fn proxied_for(stream: &mut Stream) -> io::Result<Option<SocketAddr>> {
     let mut bytes = Vec::with_capacity(256);
     loop {
         if stream.read_buf(&mut bytes).await? == 0 {
@@ -77,7 +77,7 @@ fn v2_source(header: &v2::Header<'_>) -> Option<SocketAddr> {
 
 /// Whether the connection begins with HTTP/2's preface; what was read is put back. Decides at the
 /// first byte that differs, so that a short HTTP/1 request never waits for more.
-pub(super) async fn speaks_http2(stream: &mut Stream) -> io::Result<bool> {
+pub(crate) async fn speaks_http2(stream: &mut Stream) -> io::Result<bool> {
     let mut bytes = Vec::with_capacity(HTTP2_PREFACE.len());
     loop {
         if stream.read_buf(&mut bytes).await? == 0 {

@@ -4,10 +4,6 @@
 //! dribble, silence between requests, answers that nobody takes, vendors that say nothing. And small
 //! writes are gathered.
 
-mod chunks;
-mod frames;
-mod head;
-
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -30,22 +26,21 @@ use tokio::io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use self::chunks::Chunks;
-use self::frames::Frames;
-use self::head::Head;
+use super::body_rate::Pace;
 use super::budget::Holding;
+use super::chunks::Chunks;
+use super::frames::Frames;
+use super::head::Head;
+use super::raw_head::request_id;
 use crate::error::problem::Problem;
 use crate::error::{BAD_REQUEST, Error};
-use crate::request::caller::Leave;
-use crate::request::headers::request_id;
-use crate::request::limit::Pace;
 
 /// What heads of all connections hold is as much as it may be, see [`super::budget`].
-pub(super) const TOO_MANY_HEADS: Error = Error::Busy(
+pub(crate) const TOO_MANY_HEADS: Error = Error::Busy(
     "Long request heads of all callers hold as much memory as they may; shorter ones are read all the same.",
 );
 /// A whole request head, and on a new connection its first byte, must be here within this time.
-pub(super) const HEAD_TIME: Duration = Duration::from_secs(10);
+pub(crate) const HEAD_TIME: Duration = Duration::from_secs(10);
 /// What is written in one go with what follows it, bytes: a packet's.
 const SMALL: usize = 1460;
 /// How much is read before pingora reads, bytes: as much as it would, so that it reads as often.
@@ -105,7 +100,7 @@ pub struct Guarded {
     /// One of these two limits was passed.
     late: AtomicBool,
     /// Whether the caller of the last request was taken out of the configuration.
-    leave: ArcSwapOption<Leave>,
+    leave: ArcSwapOption<RemovalDeadline>,
     left: AtomicBool,
     /// While a body is awaited: the longest pause in it, milliseconds; 0: no limit.
     longest_pause: AtomicU64,
@@ -128,13 +123,31 @@ pub struct Guarded {
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
+/// That a caller was taken out of the configuration, or can show something else now: what it has begun
+/// before has an end.
+#[derive(Debug, Default)]
+pub struct RemovalDeadline(OnceLock<Instant>);
+
+impl RemovalDeadline {
+    /// Sets it; the first call counts.
+    pub(crate) fn set(&self, at: Instant) {
+        let _ = self.0.set(at);
+    }
+
+    /// When that is; `None`: it stays.
+    #[must_use]
+    pub fn at(&self) -> Option<Instant> {
+        self.0.get().copied()
+    }
+}
+
 /// A head that never became a request, be it answered or only given up: no hook of pingora's hears
 /// of it.
 #[derive(Debug)]
-pub(super) struct Unmade {
-    pub(super) status: StatusCode,
-    pub(super) reason: &'static str,
-    pub(super) request_id: HeaderValue,
+pub(crate) struct Unmade {
+    pub(crate) status: StatusCode,
+    pub(crate) reason: &'static str,
+    pub(crate) request_id: HeaderValue,
 }
 
 impl Unmade {
@@ -147,7 +160,7 @@ impl Unmade {
     }
 
     /// Because of `stop`.
-    pub(super) fn stopped(stop: Error) -> Self {
+    pub(crate) fn stopped(stop: Error) -> Self {
         let verdict = stop.verdict();
         Self {
             reason: verdict.reason,
@@ -171,7 +184,7 @@ impl fmt::Debug for Guarded {
 
 impl Guarded {
     /// HTTP/2 has streams, and limits and buffers of its own.
-    pub(super) fn new(inner: Stream, http2: bool, holding: Arc<Holding>) -> Self {
+    pub(crate) fn new(inner: Stream, http2: bool, holding: Arc<Holding>) -> Self {
         // Before a head has been read, nothing is written but the parser's refusal of it.
         let (room, head, longest_stall) = if http2 {
             (0, Head::none(), Duration::ZERO)
@@ -217,12 +230,12 @@ impl Guarded {
     }
 
     /// What is told on HTTP/2 once the caller asks for too much. Nothing more is read then.
-    pub(super) fn too_much(&self) -> Arc<Notify> {
+    pub(crate) fn too_much(&self) -> Arc<Notify> {
         self.too_much.clone()
     }
 
     /// Where it is said that the last head was no request.
-    pub(super) fn unmade(&self) -> Arc<OnceLock<Unmade>> {
+    pub(crate) fn unmade(&self) -> Arc<OnceLock<Unmade>> {
         self.unmade.clone()
     }
 
@@ -235,7 +248,7 @@ impl Guarded {
 
     /// Waits for a request to begin. pingora would wait with all made ready for one, some twenty
     /// kilobytes, and most connections are idle most of the time. `false`: none will come.
-    pub(super) async fn begins(&mut self) -> bool {
+    pub(crate) async fn begins(&mut self) -> bool {
         self.renew();
         poll_fn(|cx| {
             while self.ahead.is_empty() {
@@ -526,7 +539,7 @@ impl Guarded {
     }
 
     /// Tells whose request is being served, and so when it ends at the latest.
-    pub fn serve(&self, caller: &Arc<Leave>) {
+    pub fn serve(&self, caller: &Arc<RemovalDeadline>) {
         let known = self.leave.load();
         // Most connections are one caller's.
         if known
@@ -615,7 +628,7 @@ impl Guarded {
     }
 
     /// Tells that an answer has been sent: what comes next is another head.
-    pub(super) fn expect_head(&self) {
+    pub(crate) fn expect_head(&self) {
         self.stale.store(true, Ordering::Relaxed);
         self.ended.store(false, Ordering::Relaxed);
         self.body_left.store(u64::MAX, Ordering::Relaxed);

@@ -4,9 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use memchr::memmem;
 
+use super::raw_head::{MAX_HEAD, MAX_TARGET};
 use crate::error::Error;
-use crate::request::headers::MAX_HEAD;
-use crate::request::path::MAX_TARGET;
 
 /// The head that is coming on a connection. pingora's hooks see no more than `&self`.
 pub(super) struct Head {

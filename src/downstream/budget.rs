@@ -22,7 +22,7 @@ const OTHER_FILES: usize = 64;
 /// What a connection costs at worst before anybody is known on it, bytes, when all of them are as bad
 /// as can be: 64 KiB of a TLS handshake, or its buffers ([`OWN`] of heads included) and its share of
 /// the account.
-pub(super) const CONNECTION: usize = 128 * 1024;
+pub(crate) const CONNECTION: usize = 128 * 1024;
 /// Of that, for heads beyond [`OWN`], bytes.
 const SHARE: usize = 32 * 1024;
 /// What a connection may hold of heads without drawing on the account, bytes. Most heads are shorter:
@@ -40,7 +40,7 @@ const STREAM: usize = 40 * 1024;
 const OPEN_BLOCK: usize = 192 * 1024;
 
 /// How many files this process may have open; `None`: as many as it likes.
-pub(super) fn files_permitted() -> Option<u64> {
+pub(crate) fn files_permitted() -> Option<u64> {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current
 }
 
@@ -59,7 +59,7 @@ pub fn connections(files: Option<u64>, memory: Option<u64>) -> usize {
 
 /// How many each listener takes of `all`, where some have numbers of their own: the others share what
 /// those leave.
-pub(super) fn each(all: usize, written: &[Option<usize>]) -> Vec<usize> {
+pub(crate) fn each(all: usize, written: &[Option<usize>]) -> Vec<usize> {
     let taken: usize = written.iter().flatten().sum();
     let others = written.iter().filter(|most| most.is_none()).count();
     let share = (all.saturating_sub(taken) / others.max(1)).max(1);
@@ -155,14 +155,14 @@ impl Mount {
 
 /// What all connections together may hold of heads beyond [`OWN`] bytes each.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(crate) struct Room {
     /// Bytes.
     left: AtomicUsize,
 }
 
 impl Room {
     /// For so many connections.
-    pub(super) fn new(connections: usize) -> Arc<Self> {
+    pub(crate) fn new(connections: usize) -> Arc<Self> {
         let left = connections.saturating_mul(SHARE).max(LEAST_ROOM);
         Arc::new(Self {
             left: AtomicUsize::new(left),
@@ -183,7 +183,7 @@ impl Room {
 
 /// What one connection holds of heads. What it has drawn goes back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Holding {
+pub(crate) struct Holding {
     room: Arc<Room>,
     /// Bytes, [`OWN`] included.
     held: AtomicUsize,
@@ -191,7 +191,7 @@ pub(super) struct Holding {
 
 impl Holding {
     /// Of a connection that holds nothing.
-    pub(super) fn new(room: Arc<Room>) -> Self {
+    pub(crate) fn new(room: Arc<Room>) -> Self {
         Self {
             room,
             held: AtomicUsize::new(0),
@@ -199,7 +199,7 @@ impl Holding {
     }
 
     /// Holds so many bytes more. `false`: there is no room, and nothing has changed.
-    pub(super) fn take(&self, bytes: usize) -> bool {
+    pub(crate) fn take(&self, bytes: usize) -> bool {
         let mut before = self.held.load(Ordering::Relaxed);
         loop {
             let drawn = beyond(before + bytes) - beyond(before);
@@ -223,13 +223,13 @@ impl Holding {
     }
 
     /// Holds so many bytes less.
-    pub(super) fn give_back(&self, bytes: usize) {
+    pub(crate) fn give_back(&self, bytes: usize) {
         let before = self.held.fetch_sub(bytes, Ordering::Relaxed);
         self.room.give_back(beyond(before) - beyond(before - bytes));
     }
 
     /// Holds nothing any more.
-    pub(super) fn give_all_back(&self) {
+    pub(crate) fn give_all_back(&self) {
         // Most of the time it is nothing already, and a load costs less than a swap.
         if self.held.load(Ordering::Relaxed) > 0 {
             let held = self.held.swap(0, Ordering::Relaxed);
@@ -240,18 +240,18 @@ impl Holding {
     }
 
     /// Holds what a block of fields costs that comes in several frames.
-    pub(super) fn open_block(&self) -> bool {
+    pub(crate) fn open_block(&self) -> bool {
         self.take(OPEN_BLOCK)
     }
 
     /// That block is complete.
-    pub(super) fn close_block(&self) {
+    pub(crate) fn close_block(&self) {
         self.give_back(OPEN_BLOCK);
     }
 
     /// Holds what a request over HTTP/2 costs, for as long as it is being served; `None`: there is no
     /// room for it.
-    pub(super) fn stream(self: &Arc<Self>, fields: &HeaderMap) -> Option<Stream> {
+    pub(crate) fn stream(self: &Arc<Self>, fields: &HeaderMap) -> Option<Stream> {
         let fields: usize = fields
             .iter()
             .map(|(name, value)| name.as_str().len() + value.len() + FIELD)
@@ -276,7 +276,7 @@ fn beyond(held: usize) -> usize {
 
 /// What one request over HTTP/2 holds, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(crate) struct Stream {
     holding: Arc<Holding>,
     bytes: usize,
 }

@@ -7,8 +7,6 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 use rustls::pki_types::CertificateDer;
 
-use super::Caller;
-use super::token::{Evidence, Kind};
 use crate::tls::San;
 
 /// Who vouches for callers' certificates, as the configuration has it now.
@@ -76,20 +74,14 @@ impl Certificate {
         standing.authority
     }
 
-    /// What a login of `caller` would rest on.
-    pub(super) fn evidence(&self, caller: &Caller, authority: [u8; 8]) -> Option<Evidence> {
-        let until = self.until.duration_since(SystemTime::UNIX_EPOCH);
-        Some(Evidence {
-            kind: Kind::Certificate,
-            rule: caller.certified?,
-            signer: authority,
-            until: until.map_or(0, |until| until.as_secs()),
-        })
+    /// The end of its validity.
+    pub(crate) fn until(&self) -> SystemTime {
+        self.until
     }
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
@@ -97,7 +89,7 @@ pub(super) mod tests {
 
     /// Vouches in even generations, and counts how often it was asked.
     #[derive(Debug, Default)]
-    pub(in crate::request::caller) struct Fickle {
+    pub(crate) struct Fickle {
         generation: AtomicU64,
         asked: AtomicU64,
     }

@@ -4,9 +4,8 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::*;
-use crate::request::headers::MAX_HEAD;
-use crate::request::path::MAX_TARGET;
-use crate::server::budget::Room;
+use crate::downstream::budget::Room;
+use crate::downstream::raw_head::{MAX_HEAD, MAX_TARGET};
 
 const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 

@@ -17,13 +17,21 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 
+use super::certificate::{Authorities, Certificate, Standing};
 use crate::config::Listener;
-use crate::request::Handshake;
-use crate::request::caller::{Authorities, Certificate, Standing};
 use crate::tls::{CertFiles, Error, Identity, Roots, San};
 
+/// What a TLS caller has shown in its handshake.
+#[derive(Debug)]
+pub struct Handshake {
+    /// The name it asked for, lower-case.
+    pub server_name: Option<String>,
+    /// Its certificate, where the listener asked for one.
+    pub certificate: Option<Certificate>,
+}
+
 /// A TLS listener's settings: HTTP/2 and HTTP/1.1 by ALPN, TLS 1.2 and 1.3.
-pub(super) fn settings(certificates: Arc<ListenerCertificates>) -> Result<TlsSettings, Error> {
+pub(crate) fn settings(certificates: Arc<ListenerCertificates>) -> Result<TlsSettings, Error> {
     let note = NoteHandshake(certificates.clone());
     let mut settings = TlsSettings::with_callbacks(Box::new(note))
         .map_err(|_| Error::Settings("a TLS listener cannot be made"))?;
@@ -38,27 +46,27 @@ pub(super) fn settings(certificates: Arc<ListenerCertificates>) -> Result<TlsSet
 /// One listener's certificates, and the issuers of its callers' certificates; new handshakes use
 /// what was swapped in last.
 #[derive(Debug)]
-pub(super) struct ListenerCertificates(ArcSwap<Certificates>);
+pub(crate) struct ListenerCertificates(ArcSwap<Certificates>);
 
 impl ListenerCertificates {
     /// Reads the files for the first time.
-    pub(super) fn start(listener: &Listener) -> Result<Self, Error> {
+    pub(crate) fn start(listener: &Listener) -> Result<Self, Error> {
         Certificates::read(listener).map(|read| Self(ArcSwap::from_pointee(read)))
     }
 
     /// Reads the files again, changing nothing yet.
     #[expect(clippy::unused_self, reason = "reads for this listener")]
-    pub(super) fn read(&self, listener: &Listener) -> Result<Certificates, Error> {
+    pub(crate) fn read(&self, listener: &Listener) -> Result<Certificates, Error> {
         Certificates::read(listener)
     }
 
     /// Those whose certificates let callers in.
-    pub(super) fn authorities(&self) -> HashSet<[u8; 8]> {
+    pub(crate) fn authorities(&self) -> HashSet<[u8; 8]> {
         self.0.load().authorities()
     }
 
     /// Serves `certificates` from now on.
-    pub(super) fn swap(&self, mut certificates: Certificates) {
+    pub(crate) fn swap(&self, mut certificates: Certificates) {
         let before = self.0.load();
         let digest = |of: &Certificates| of.callers.as_ref().map(|callers| callers.sha256);
         let changed = digest(&before) != digest(&certificates);
@@ -221,7 +229,7 @@ impl CallersCertificates {
 
 /// Certificates by the DNS names in them.
 #[derive(Debug, Default)]
-pub(super) struct Certificates {
+pub(crate) struct Certificates {
     /// Lower-case; wildcards as written, `*.example.org`.
     by_name: HashMap<String, Arc<CertifiedKey>>,
     /// For callers that ask for no name or an unknown one: the first.
@@ -253,7 +261,7 @@ impl Certificates {
     }
 
     /// Those whose certificates let callers in.
-    pub(super) fn authorities(&self) -> HashSet<[u8; 8]> {
+    pub(crate) fn authorities(&self) -> HashSet<[u8; 8]> {
         let each = self.callers.iter().flat_map(|callers| &callers.each);
         each.map(|(authority, _)| *authority).collect()
     }

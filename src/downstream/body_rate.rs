@@ -1,0 +1,60 @@
+//! The rate at which a body must come.
+
+use std::time::Duration;
+
+/// The slowest that a body may come, bytes a second: what Apache's `mod_reqtimeout` permits.
+const SLOWEST: u32 = 500;
+
+/// How long a caller may go on letting us wait for its body. Waiting uses it up, bytes give some of
+/// it back: a pause is nothing, dribbling comes to an end. Only time in which we wait is counted, so
+/// that a slow vendor is not its caller's fault.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    grace: Duration,
+    left: Duration,
+}
+
+impl Pace {
+    /// A body of which nothing has come; `grace` is the longest pause.
+    #[must_use]
+    pub fn new(grace: Duration) -> Self {
+        Self { grace, left: grace }
+    }
+
+    /// How much longer the next bytes may take.
+    #[must_use]
+    pub fn left(&self) -> Duration {
+        self.left
+    }
+
+    /// After a wait of `waited`, `bytes` have come. `false`: they came too late.
+    pub fn heard(&mut self, waited: Duration, bytes: usize) -> bool {
+        let in_time = waited <= self.left;
+        // More bytes than 32 bits hold fill any bucket.
+        let earned = Duration::from_secs(u32::try_from(bytes).unwrap_or(u32::MAX).into()) / SLOWEST;
+        self.left = (self.left.saturating_sub(waited) + earned).min(self.grace);
+        in_time
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_may_pause_but_not_dribble() {
+        let second = Duration::from_secs(1);
+        let mut pace = Pace::new(60 * second);
+        assert!(pace.heard(59 * second, 1));
+        assert!(pace.heard(Duration::ZERO, 1 << 20));
+        assert_eq!(pace.left(), 60 * second);
+        let mut seconds = 0;
+        while pace.heard(second, 100) {
+            seconds += 1;
+        }
+        assert_eq!(seconds, 74);
+        let mut pace = Pace::new(10 * second);
+        assert!((0..1000).all(|_| pace.heard(second, 500)));
+        assert!(!pace.heard(11 * second, 0));
+    }
+}

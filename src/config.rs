@@ -44,7 +44,8 @@ pub use self::auth::{
 pub use self::callers::{ApiKey, Caller, Callers, Jwt, Rate};
 use self::file::{Entries, File};
 pub use self::listeners::{Admin, Listener, ReadyWhen};
-pub use self::path_rules::{LoginPath, LoginShape};
+pub use self::presets::LoginPath;
+pub use self::presets::LoginShape;
 use self::reference::Context;
 pub use self::reference::{Presented, Secrets};
 pub use self::report::Mistake;

@@ -47,7 +47,8 @@ use tokio::time::Instant;
 
 use self::caller::{Caller, Callers};
 use self::headers::Barred;
-use self::phase::admit::{Admitted, admit};
+use self::phase::Admitted;
+use self::phase::admit::admit;
 use self::phase::again::{another_connection, is_answered, newer_credential, once_more};
 use self::phase::bodyless::say_that_no_body_comes;
 use self::phase::echo::{mask_head, needles};

@@ -2,11 +2,13 @@
 
 pub mod accept;
 pub mod admin;
+mod admin_state;
 mod certificates;
 pub mod handover;
 pub mod live;
 mod logins;
 mod page;
+mod status;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -22,7 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use self::accept::{Door, Ledger};
-use self::admin::Console;
+use self::admin_state::Console;
 use self::handover::{Inherited, Successor};
 use self::live::Live;
 use crate::config::{self, Config};

@@ -4,7 +4,7 @@ use url::Url;
 
 use super::auth::Auth;
 use super::file;
-use super::presets::Preset;
+use super::presets::{LoginPath, LoginShape, Preset};
 use super::reference::Context;
 use super::report::{Spot, list};
 use super::rules::path_rules;
@@ -12,33 +12,6 @@ use super::upstream::Upstream;
 use crate::pattern::{
     PathRule, comparable, decode_slashes, glob, is_unreserved, stands_in_segments,
 };
-
-/// A login call of a vendor's own clients that we answer ourselves.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LoginPath {
-    /// Which calls, by the path as it would be sent upstream.
-    pub rule: PathRule,
-    /// What the answer looks like.
-    pub shape: LoginShape,
-}
-
-/// What the answer to a login call looks like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LoginShape {
-    /// RFC 6749 §5.1.
-    Oauth,
-    /// The same with absolute times and a refresh token.
-    Vedauth,
-    /// `user_id` and `token`.
-    UserToken,
-    /// `APIKey` and `ValidUntil`.
-    ApiKey,
-    /// The token ends; 204.
-    Logout,
-    /// The token ends; 200.
-    Revoke,
-}
 
 /// The paths of the upstream's own server where tokens are asked for, handed out or revoked.
 pub(super) fn logins(auth: &Auth, upstream: &Upstream, trailing_dots_ignored: bool) -> Vec<Login> {

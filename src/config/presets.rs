@@ -5,8 +5,35 @@ use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
-use super::path_rules::LoginShape;
 use super::report::{Report, Spot, suggest};
+use crate::pattern::PathRule;
+
+/// A login call of a vendor's own clients that we answer ourselves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoginPath {
+    /// Which calls, by the path as it would be sent upstream.
+    pub rule: PathRule,
+    /// What the answer looks like.
+    pub shape: LoginShape,
+}
+
+/// What the answer to a login call looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoginShape {
+    /// RFC 6749 §5.1.
+    Oauth,
+    /// The same with absolute times and a refresh token.
+    Vedauth,
+    /// `user_id` and `token`.
+    UserToken,
+    /// `APIKey` and `ValidUntil`.
+    ApiKey,
+    /// The token ends; 204.
+    Logout,
+    /// The token ends; 200.
+    Revoke,
+}
 
 /// One entry of presets.yaml.
 #[derive(Debug, serde::Deserialize)]

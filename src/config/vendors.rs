@@ -9,11 +9,11 @@ use url::Url;
 
 use super::auth::{self, Auth, CONNECTION_FIELDS};
 use super::callers::{self, Callers, Jwt, Rate};
-use super::path_rules::{self, LoginPath};
+use super::presets::{self, LoginPath};
 use super::reference::{Context, Secrets};
 use super::report::Spot;
 use super::upstream::{Upstream, plain_path, upstream};
-use super::{file, presets};
+use super::{file, path_rules};
 use crate::endpoint::{self, Wrong};
 use crate::jwks::KeySource;
 use crate::outbound::{Outbound, Unusable};

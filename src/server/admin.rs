@@ -9,7 +9,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -20,40 +20,17 @@ use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 
-use super::live::{Live, Watched};
+use super::admin_state::Console;
 use super::page::events::Events;
 use super::page::history::History;
 use super::page::{self, Sight};
+use super::status::{Circuit, Seen, as_json, rfc3339, states};
 use super::unix_seconds;
-use crate::config::ReadyWhen;
-use crate::credential::{State as CredentialState, Status};
-use crate::request::acceptance::Responses;
 use crate::request::caller::{host_of, is_loopback};
-use crate::request::limit::Rest;
-use crate::request::vendor::Vendor;
 use crate::tls::sha256;
-use crate::upstream::breaker::Shown;
-
-/// What the admin listener shows and moves.
-pub(super) struct Console {
-    /// What runs now.
-    pub(super) live: Arc<Live>,
-    /// A stop is under way.
-    pub(super) draining: Arc<AtomicBool>,
-    /// When we count as ready.
-    pub(super) ready_when: ReadyWhen,
-    /// SHA-256 of the key for POSTs from elsewhere than loopback.
-    pub(super) key: Option<[u8; 32]>,
-    /// When the process started.
-    pub(super) started: SystemTime,
-}
-
-/// After this long a process is as settled as it gets.
-const SETTLED_AFTER: Duration = Duration::from_secs(30);
 
 /// Open connections; further ones wait. More than the status pages that are kept up to date, and few
 /// enough for the files that callers leave.
@@ -61,11 +38,6 @@ const CONNECTIONS: usize = 128;
 /// A request's head must be here within this time, counted from the connection's start or the end
 /// of the request before it.
 const HEAD_TIME: Duration = Duration::from_secs(10);
-
-/// The state word of vendors without a credential.
-const NONE: &str = "none";
-/// The state word of vendors that do not accept their credential.
-pub(super) const REJECTED: &str = "rejected";
 
 /// hyper would keep 400 KB of each connection's head, bytes.
 const LONGEST_HEAD: usize = 32 * 1024;
@@ -240,93 +212,6 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     (kind, console.live.metrics.text()).into_response()
 }
 
-/// Every state word.
-pub(super) fn states() -> Vec<&'static str> {
-    let known = CredentialState::ALL.iter().map(|state| state.word());
-    known.chain([NONE, REJECTED]).collect()
-}
-
-/// One vendor's credential, and how the vendor receives it.
-pub(super) struct Seen {
-    /// The state word of `/status`, the page and the metrics.
-    pub(super) word: &'static str,
-    /// `None`: nothing is injected.
-    pub(super) status: Option<Status>,
-    /// Requests are sent, not answered here for want of a credential.
-    pub(super) usable: bool,
-    /// The vendor's responses of the last ten minutes.
-    pub(super) responses: Responses,
-    /// Why requests have no connection to it.
-    pub(super) unreached: Option<Arc<String>>,
-}
-
-impl Seen {
-    pub(super) fn of(watched: &Watched) -> Self {
-        let credential = watched.credential.as_ref();
-        let status = credential.map(|credential| credential.status());
-        let usable = credential.is_none_or(|credential| credential.current().is_ok());
-        let responses = watched.vendor.acceptance.recent(Instant::now());
-        Self {
-            word: state_word(
-                status.as_ref().map(|status| status.state),
-                usable,
-                responses,
-            ),
-            status,
-            usable,
-            responses,
-            unreached: watched.upstream.trouble(),
-        }
-    }
-
-    /// What went wrong last: what callers get first.
-    fn last_error(&self) -> Option<String> {
-        let of_credential = self.error_of_credential();
-        let Some(why) = &self.unreached else {
-            return of_credential;
-        };
-        Some(match of_credential {
-            Some(error) => format!("no connection to the vendor: {why}; {error}"),
-            None => format!("no connection to the vendor: {why}"),
-        })
-    }
-
-    /// The vendor's own 401 first, because callers get them.
-    fn error_of_credential(&self) -> Option<String> {
-        let of_renewal = self.status.as_ref().and_then(|it| it.last_error.clone());
-        if self.word != REJECTED {
-            return of_renewal;
-        }
-        let Responses { all, unauthorized } = self.responses;
-        let rejected = format!(
-            "the vendor itself answered 401 to {unauthorized} of the last {all} requests within \
-             10 minutes: it does not accept this credential"
-        );
-        Some(match of_renewal {
-            Some(error) => format!("{rejected}; the last renewal: {error}"),
-            None => rejected,
-        })
-    }
-}
-
-/// The state word. That a vendor rejects what requests carry says more than that it is there;
-/// where requests carry nothing, or only a person can help, that is said.
-pub(super) fn state_word(
-    state: Option<CredentialState>,
-    usable: bool,
-    responses: Responses,
-) -> &'static str {
-    use CredentialState::{Expired, Failed, Fresh, Pending, Reauthorize, Refreshing, Static};
-
-    let word = state.map_or(NONE, CredentialState::word);
-    match state {
-        None | Some(Static | Fresh | Refreshing | Failed) if usable && responses.rejected() => {
-            REJECTED
-        }
-        None | Some(Static | Fresh | Refreshing | Failed | Pending | Expired | Reauthorize) => word,
-    }
-}
-
 async fn status(State(admin): State<Arc<Admin>>) -> Response {
     let console = &admin.console;
     let view = console.live.view.load();
@@ -385,110 +270,4 @@ fn shows_key(headers: &HeaderMap, digest: [u8; 32]) -> bool {
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
         .is_some_and(|key| sha256(&[key.trim().as_bytes()]) == digest)
-}
-
-impl Console {
-    /// The vendors that keep us from being ready.
-    pub(super) fn waiting_for(&self) -> Vec<String> {
-        let waited = self.started.elapsed().unwrap_or_default();
-        if self.ready_when == ReadyWhen::Settled && waited >= SETTLED_AFTER {
-            return Vec::new();
-        }
-        let view = self.live.view.load();
-        let mut waiting: Vec<_> = view
-            .vendors
-            .iter()
-            .filter(|watched| {
-                watched.credential.as_ref().is_some_and(|credential| {
-                    let status = credential.status();
-                    match self.ready_when {
-                        ReadyWhen::Settled => !status.settled,
-                        ReadyWhen::All | ReadyWhen::Any => !status.ever_usable,
-                    }
-                })
-            })
-            .map(|watched| watched.vendor.name.to_string())
-            .collect();
-        if self.ready_when == ReadyWhen::Any && waiting.len() < view.vendors.len() {
-            return Vec::new();
-        }
-        // Callers with a token are refused until its issuer's keys are there.
-        if view.issuers.iter().any(|keys| !keys.settled()) {
-            waiting.push("the keys of callers' token issuers".to_owned());
-        }
-        // And so are tokens that another replica has given them.
-        if !self.live.knows_of_ended_logins() {
-            waiting.push("the logins that the store says were ended".to_owned());
-        }
-        waiting
-    }
-}
-
-fn as_json(watched: &Watched) -> Value {
-    let seen = Seen::of(watched);
-    let at =
-        |pick: fn(&Status) -> Option<SystemTime>| seen.status.as_ref().and_then(pick).map(rfc3339);
-    let upstream = &watched.vendor.upstream;
-    let circuit = Circuit::of(&watched.vendor);
-    let in_a = |left: Option<Duration>| left.map(|left| rfc3339(SystemTime::now() + left));
-    json!({
-        "name": &*watched.vendor.name,
-        "prefix": if watched.vendor.prefix.is_empty() { "/" } else { &watched.vendor.prefix },
-        "hosts": watched.hosts,
-        "upstream": format!("{}{}", upstream.origin(), upstream.base),
-        "auth": watched.auth,
-        "state": seen.word,
-        "expires_at": at(|status| status.expires_at),
-        "refresh_at": at(|status| status.refresh_at),
-        "last_refresh": at(|status| status.last_refresh),
-        "last_error": seen.last_error(),
-        "requests": watched.vendor.metrics.count(),
-        "in_flight": watched.vendor.in_flight.load(Ordering::Relaxed),
-        "breaker": circuit.word,
-        "breaker_reason": circuit.reason,
-        "breaker_until": in_a(circuit.left),
-        "held_back_until": in_a(circuit.held_back),
-    })
-}
-
-/// Whether requests go to a vendor, or are answered here to spare it.
-struct Circuit {
-    word: &'static str,
-    reason: Option<String>,
-    left: Option<Duration>,
-    /// What is left of the rest it asked for.
-    held_back: Option<Duration>,
-}
-
-impl Circuit {
-    fn of(vendor: &Vendor) -> Self {
-        let Shown { word, reason, left } = vendor.breaker.shown();
-        let rest = vendor.rest.as_ref().and_then(Rest::left);
-        let held_back = rest.map(|(left, _)| left);
-        match rest {
-            // Callers see the same reason.
-            Some((left, true)) if reason.is_none() => Self {
-                word: "open",
-                reason: Some("it answered 503 with Retry-After".to_owned()),
-                left: Some(left),
-                held_back,
-            },
-            Some(_) | None => Self {
-                word,
-                reason,
-                left,
-                held_back,
-            },
-        }
-    }
-}
-
-/// The breaker's word, and why it is not closed.
-pub(super) fn breaker(watched: &Watched) -> (&'static str, Option<String>) {
-    let circuit = Circuit::of(&watched.vendor);
-    (circuit.word, circuit.reason)
-}
-
-fn rfc3339(at: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(at).to_string()
 }

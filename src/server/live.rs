@@ -12,6 +12,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::JoinSet;
 
 use super::certificates::Ends;
+use super::status::{View, Watched};
 use super::{StartError, logins, unix_seconds};
 use crate::config::{
     self, ApiKey, Auth, Callers as ConfiguredCallers, Config, Secrets, Vendor as ConfiguredVendor,
@@ -83,34 +84,6 @@ struct Part {
     way: Arc<Way>,
     watched: Arc<Watched>,
     keeper: Option<Arc<Keeper>>,
-}
-
-/// What the admin listener shows of a configuration.
-#[derive(Debug)]
-pub struct View {
-    /// Every vendor, in the file's order.
-    pub vendors: Vec<Arc<Watched>>,
-    /// The keys that verify callers' tokens.
-    pub issuers: Vec<Arc<Keys>>,
-    /// SHA-256 of the file's bytes, hex.
-    pub sha256: String,
-    /// When it came into use.
-    pub loaded: SystemTime,
-}
-
-/// One vendor as the admin listener sees it.
-#[derive(Debug)]
-pub struct Watched {
-    /// As the request path has it.
-    pub vendor: Arc<Vendor>,
-    /// Its `hosts:`.
-    pub hosts: Vec<String>,
-    /// The kind of its credential, or `none`.
-    pub auth: &'static str,
-    /// Its credential.
-    pub credential: Option<Arc<Credential>>,
-    /// The way to its servers.
-    pub upstream: Arc<Upstream>,
 }
 
 /// Why a new configuration was not taken into use. The one before goes on.
@@ -244,7 +217,9 @@ impl Live {
 
     /// Takes `config` into use, whole or not at all.
     fn take(&self, state: &mut State, config: Config) -> Result<String, ReloadError> {
-        crate::cli::check::warn(&config.warnings);
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
         needs_restart(&state.config, &config)?;
         let generation = state.generation + 1;
         // Everything that can fail comes before the first that takes effect.
@@ -275,7 +250,7 @@ impl Live {
         for (served, read) in certificates {
             served.swap(read);
         }
-        let states = super::admin::states();
+        let states = super::status::states();
         for gone in state
             .parts
             .keys()

@@ -21,7 +21,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use self::history::History;
 use self::row::{HEADS, Level, Row, covered};
 use self::words::{clock, counted, date, grouped, when};
-use super::admin::Console;
+use super::admin_state::Console;
 use crate::metrics::{Answered, COMMIT};
 use crate::tls::sha256;
 
@@ -98,6 +98,10 @@ impl Sight {
         }
     }
 
+    fn rows(&self, vendor: &Row) -> Markup {
+        vendor.rows(advice::of(vendor, self.now), self.now)
+    }
+
     /// The whole page.
     pub(super) fn page(&self) -> String {
         let page = html! {
@@ -132,7 +136,7 @@ impl Sight {
                                         }
                                     }
                                 }
-                                @for vendor in &self.vendors { (vendor.rows(self.now)) }
+                                @for vendor in &self.vendors { (self.rows(vendor)) }
                             }
                         }
                         (self.certificates())
@@ -153,7 +157,7 @@ impl Sight {
             ("process".to_owned(), self.process().into_string()),
         ];
         let rows = self.vendors.iter();
-        parts.extend(rows.map(|row| (row.id(), row.rows(self.now).into_string())));
+        parts.extend(rows.map(|row| (row.id(), self.rows(row).into_string())));
         parts
     }
 

@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
-use http::{HeaderMap, Method, StatusCode, Version};
+use http::{HeaderMap, Method, Version};
 use pingora::proxy::Session;
 
+use super::Admitted;
 use super::log_in::log_in;
 use super::shown::{callers_authority, handshake};
 use crate::downstream::body_rate::Pace;
@@ -174,11 +175,4 @@ fn limit_body(session: &mut Session, ctx: &mut Context, vendor: &Vendor, announc
     if http2 && ctx.kind != Kind::Grpc {
         ctx.pace = Some((Pace::new(longest_pause), None));
     }
-}
-
-/// What becomes of a request that was taken in.
-pub(in crate::request) enum Admitted {
-    Forward,
-    /// It was a login, and this is the answer.
-    LoggedIn(StatusCode, Option<serde_json::Value>),
 }

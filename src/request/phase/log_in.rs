@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use super::admit::Admitted;
+use super::Admitted;
 use crate::config::LoginShape;
 use crate::error::Error;
 use crate::request::caller::Found;

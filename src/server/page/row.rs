@@ -6,14 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use maud::{Markup, html};
 
-use super::advice;
 use super::history::{SAMPLES, STEP};
 use super::words::{counted, grouped, span, when};
 use crate::credential;
 use crate::metrics::Answered;
 use crate::request::acceptance::Responses;
-use crate::server::admin::{REJECTED, Seen, breaker, state_word};
-use crate::server::live::Watched;
+use crate::server::status::{REJECTED, Seen, Watched, breaker, state_word};
 
 /// One vendor.
 pub(super) struct Row {
@@ -143,9 +141,8 @@ impl Row {
     }
 
     /// The vendor's line, and beneath it what is wrong and what to do.
-    pub(super) fn rows(&self, now: SystemTime) -> Markup {
+    pub(super) fn rows(&self, advice: Option<Markup>, now: SystemTime) -> Markup {
         let level = self.level();
-        let advice = advice::of(self, now);
         html! {
             tbody #(self.id()) role="rowgroup" .(level.class()) {
                 tr role="row" {

@@ -1,0 +1,206 @@
+//! What operators see of a vendor: the model that `/status`, the page and `/metrics` render.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::credential::{Credential, State as CredentialState, Status};
+use crate::jwks::Keys;
+use crate::request::acceptance::Responses;
+use crate::request::limit::Rest;
+use crate::request::vendor::Vendor;
+use crate::upstream::Upstream;
+use crate::upstream::breaker::Shown;
+
+/// What the admin listener shows of a configuration.
+#[derive(Debug)]
+pub(super) struct View {
+    /// Every vendor, in the file's order.
+    pub vendors: Vec<Arc<Watched>>,
+    /// The keys that verify callers' tokens.
+    pub issuers: Vec<Arc<Keys>>,
+    /// SHA-256 of the file's bytes, hex.
+    pub sha256: String,
+    /// When it came into use.
+    pub loaded: SystemTime,
+}
+
+/// One vendor as the admin listener sees it.
+#[derive(Debug)]
+pub(super) struct Watched {
+    /// As the request path has it.
+    pub vendor: Arc<Vendor>,
+    /// Its `hosts:`.
+    pub hosts: Vec<String>,
+    /// The kind of its credential, or `none`.
+    pub auth: &'static str,
+    /// Its credential.
+    pub credential: Option<Arc<Credential>>,
+    /// The way to its servers.
+    pub upstream: Arc<Upstream>,
+}
+
+/// The state word of vendors without a credential.
+const NONE: &str = "none";
+
+/// The state word of vendors that do not accept their credential.
+pub(super) const REJECTED: &str = "rejected";
+
+/// Every state word.
+pub(super) fn states() -> Vec<&'static str> {
+    let known = CredentialState::ALL.iter().map(|state| state.word());
+    known.chain([NONE, REJECTED]).collect()
+}
+
+/// One vendor's credential, and how the vendor receives it.
+pub(super) struct Seen {
+    /// The state word of `/status`, the page and the metrics.
+    pub(super) word: &'static str,
+    /// `None`: nothing is injected.
+    pub(super) status: Option<Status>,
+    /// Requests are sent, not answered here for want of a credential.
+    pub(super) usable: bool,
+    /// The vendor's responses of the last ten minutes.
+    pub(super) responses: Responses,
+    /// Why requests have no connection to it.
+    pub(super) unreached: Option<Arc<String>>,
+}
+
+impl Seen {
+    pub(super) fn of(watched: &Watched) -> Self {
+        let credential = watched.credential.as_ref();
+        let status = credential.map(|credential| credential.status());
+        let usable = credential.is_none_or(|credential| credential.current().is_ok());
+        let responses = watched.vendor.acceptance.recent(Instant::now());
+        Self {
+            word: state_word(
+                status.as_ref().map(|status| status.state),
+                usable,
+                responses,
+            ),
+            status,
+            usable,
+            responses,
+            unreached: watched.upstream.trouble(),
+        }
+    }
+
+    /// What went wrong last: what callers get first.
+    fn last_error(&self) -> Option<String> {
+        let of_credential = self.error_of_credential();
+        let Some(why) = &self.unreached else {
+            return of_credential;
+        };
+        Some(match of_credential {
+            Some(error) => format!("no connection to the vendor: {why}; {error}"),
+            None => format!("no connection to the vendor: {why}"),
+        })
+    }
+
+    /// The vendor's own 401 first, because callers get them.
+    fn error_of_credential(&self) -> Option<String> {
+        let of_renewal = self.status.as_ref().and_then(|it| it.last_error.clone());
+        if self.word != REJECTED {
+            return of_renewal;
+        }
+        let Responses { all, unauthorized } = self.responses;
+        let rejected = format!(
+            "the vendor itself answered 401 to {unauthorized} of the last {all} requests within \
+             10 minutes: it does not accept this credential"
+        );
+        Some(match of_renewal {
+            Some(error) => format!("{rejected}; the last renewal: {error}"),
+            None => rejected,
+        })
+    }
+}
+
+/// The state word. That a vendor rejects what requests carry says more than that it is there;
+/// where requests carry nothing, or only a person can help, that is said.
+pub(super) fn state_word(
+    state: Option<CredentialState>,
+    usable: bool,
+    responses: Responses,
+) -> &'static str {
+    use CredentialState::{Expired, Failed, Fresh, Pending, Reauthorize, Refreshing, Static};
+
+    let word = state.map_or(NONE, CredentialState::word);
+    match state {
+        None | Some(Static | Fresh | Refreshing | Failed) if usable && responses.rejected() => {
+            REJECTED
+        }
+        None | Some(Static | Fresh | Refreshing | Failed | Pending | Expired | Reauthorize) => word,
+    }
+}
+
+pub(super) fn as_json(watched: &Watched) -> Value {
+    let seen = Seen::of(watched);
+    let at =
+        |pick: fn(&Status) -> Option<SystemTime>| seen.status.as_ref().and_then(pick).map(rfc3339);
+    let upstream = &watched.vendor.upstream;
+    let circuit = Circuit::of(&watched.vendor);
+    let in_a = |left: Option<Duration>| left.map(|left| rfc3339(SystemTime::now() + left));
+    json!({
+        "name": &*watched.vendor.name,
+        "prefix": if watched.vendor.prefix.is_empty() { "/" } else { &watched.vendor.prefix },
+        "hosts": watched.hosts,
+        "upstream": format!("{}{}", upstream.origin(), upstream.base),
+        "auth": watched.auth,
+        "state": seen.word,
+        "expires_at": at(|status| status.expires_at),
+        "refresh_at": at(|status| status.refresh_at),
+        "last_refresh": at(|status| status.last_refresh),
+        "last_error": seen.last_error(),
+        "requests": watched.vendor.metrics.count(),
+        "in_flight": watched.vendor.in_flight.load(Ordering::Relaxed),
+        "breaker": circuit.word,
+        "breaker_reason": circuit.reason,
+        "breaker_until": in_a(circuit.left),
+        "held_back_until": in_a(circuit.held_back),
+    })
+}
+
+/// Whether requests go to a vendor, or are answered here to spare it.
+pub(super) struct Circuit {
+    pub(super) word: &'static str,
+    reason: Option<String>,
+    left: Option<Duration>,
+    /// What is left of the rest it asked for.
+    held_back: Option<Duration>,
+}
+
+impl Circuit {
+    pub(super) fn of(vendor: &Vendor) -> Self {
+        let Shown { word, reason, left } = vendor.breaker.shown();
+        let rest = vendor.rest.as_ref().and_then(Rest::left);
+        let held_back = rest.map(|(left, _)| left);
+        match rest {
+            // Callers see the same reason.
+            Some((left, true)) if reason.is_none() => Self {
+                word: "open",
+                reason: Some("it answered 503 with Retry-After".to_owned()),
+                left: Some(left),
+                held_back,
+            },
+            Some(_) | None => Self {
+                word,
+                reason,
+                left,
+                held_back,
+            },
+        }
+    }
+}
+
+/// The breaker's word, and why it is not closed.
+pub(super) fn breaker(watched: &Watched) -> (&'static str, Option<String>) {
+    let circuit = Circuit::of(&watched.vendor);
+    (circuit.word, circuit.reason)
+}
+
+pub(super) fn rfc3339(at: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(at).to_string()
+}

@@ -47,10 +47,10 @@ pub use self::listeners::{Admin, Listener, ReadyWhen};
 pub use self::presets::LoginPath;
 pub use self::presets::LoginShape;
 use self::reference::Context;
-pub use self::reference::{Presented, Secrets};
-pub use self::report::Mistake;
+pub use self::reference::{PresentedCertificate, Secrets};
+pub use self::report::ConfigError;
 use self::report::{Place, Report, Spot};
-pub use self::rules::Grant;
+pub use self::rules::Permission;
 pub use self::store::Store;
 pub(crate) use self::store::kept_from_others;
 pub use self::upstream::Upstream;
@@ -82,12 +82,12 @@ pub struct Config {
     /// The vendors, in the file's order.
     pub vendors: Vec<Vendor>,
     /// Every certificate that is presented to a vendor or served to callers.
-    pub presented: Vec<Presented>,
+    pub presented: Vec<PresentedCertificate>,
     /// What is accepted and deserves a word on stderr.
-    pub warnings: Vec<Mistake>,
+    pub warnings: Vec<ConfigError>,
     /// Those of the warnings that `check` takes for mistakes: certificates that have expired. A
     /// process starts with them all the same; one vendor's certificate must not stop the others.
-    pub expired: Vec<Mistake>,
+    pub expired: Vec<ConfigError>,
 }
 
 impl Config {
@@ -95,9 +95,9 @@ impl Config {
     ///
     /// # Errors
     /// Every mistake of the file, in its order; the one there is when it cannot be read at all.
-    pub fn load(path: &Path, secrets: Secrets) -> Result<Self, Vec<Mistake>> {
+    pub fn load(path: &Path, secrets: Secrets) -> Result<Self, Vec<ConfigError>> {
         let unreadable = |place: Option<Place>, message: String, hint: &str| {
-            vec![Mistake {
+            vec![ConfigError {
                 file: path.to_owned(),
                 line: place.map_or(0, |place| place.line),
                 column: place.map_or(0, |place| place.column),
@@ -135,7 +135,7 @@ impl Config {
     ///
     /// # Errors
     /// Every mistake of the text, in its order.
-    pub fn parse(text: &str, path: &Path, secrets: Secrets) -> Result<Self, Vec<Mistake>> {
+    pub fn parse(text: &str, path: &Path, secrets: Secrets) -> Result<Self, Vec<ConfigError>> {
         let mut report = Report::new(path);
         let mut document = document::read(text, &mut report);
         if let Some(document) = &mut document {

@@ -46,29 +46,29 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use tokio::time::Instant;
 
 use self::caller::{Caller, Callers};
-use self::headers::Barred;
+use self::headers::StrippedHeaders;
 use self::phase::Admitted;
 use self::phase::admit::admit;
-use self::phase::again::{another_connection, is_answered, newer_credential, once_more};
 use self::phase::bodyless::say_that_no_body_comes;
 use self::phase::echo::{mask_head, needles};
-use self::phase::lead_back::lead_back;
-use self::phase::own_answer::{answer, classify, logged_in};
-use self::phase::told::{failed, finished};
+use self::phase::local_reply::{classify, local_reply, logged_in};
+use self::phase::report::{log_failure, log_request};
+use self::phase::retry::{is_answered, renew_after_401, should_retry, should_retry_connect};
+use self::phase::rewrite::rewrite_references;
 use self::redact::{Redactor, Withheld};
 use self::vendor::{InFlight, Routes, Vendor};
 use crate::credential::Held;
-use crate::downstream::body_rate::Pace;
+use crate::downstream::body_rate::BodyRate;
 use crate::downstream::raw_head;
-use crate::downstream::stream::Guarded;
+use crate::downstream::stream::DownstreamStream;
 use crate::error::{Error, Fault, problem};
 use crate::logs::AccessLog;
 use crate::metrics::VendorMetrics;
 use crate::traces::{RequestSpan, Traces};
 use crate::upstream::Upstream;
-use crate::upstream::addresses::{Taken, Tried};
-use crate::upstream::breaker::Pass;
-use crate::upstream::http2::{Kind, Need};
+use crate::upstream::addresses::{Picked, TriedAddresses};
+use crate::upstream::breaker::Permit;
+use crate::upstream::http2::{AttemptOptions, Kind};
 use crate::upstream::unreached::Unreached;
 
 /// Everything that requests need of one configuration. A request keeps the one it began with.
@@ -77,25 +77,25 @@ pub struct Snapshot {
     /// Who may call.
     pub callers: Callers,
     /// Every way in.
-    pub routes: Routes<Way>,
+    pub routes: Routes<Route>,
     /// The fields that never pass to a vendor.
-    pub barred: Barred,
+    pub stripped: StrippedHeaders,
     /// The series of requests that reach no vendor.
-    pub nobody: VendorMetrics,
+    pub unrouted: VendorMetrics,
     /// Every request is to have its line.
     pub access_log: bool,
 }
 
 /// A vendor and the way to its servers.
 #[derive(Debug)]
-pub struct Way {
+pub struct Route {
     /// What the request path decides with.
     pub vendor: Arc<Vendor>,
     /// Where it connects.
     pub upstream: Arc<Upstream>,
 }
 
-impl AsRef<Vendor> for Way {
+impl AsRef<Vendor> for Route {
     fn as_ref(&self) -> &Vendor {
         &self.vendor
     }
@@ -124,7 +124,7 @@ pub struct Context {
     request_id: HeaderValue,
     span: Option<Box<RequestSpan>>,
     snapshot: Arc<Snapshot>,
-    way: Option<Arc<Way>>,
+    route: Option<Arc<Route>>,
     /// Whose prefix was in the request's path.
     by_prefix: bool,
     caller: Option<Arc<Caller>>,
@@ -136,7 +136,7 @@ pub struct Context {
     /// Masks our credential in the answer's body.
     redactor: Option<Redactor>,
     /// Why we answer ourselves.
-    stop: Option<Error>,
+    refusal: Option<Error>,
     /// We have answered a gRPC call, whose status on the wire is always 200.
     refused_as_grpc: bool,
     attempts: u32,
@@ -148,12 +148,12 @@ pub struct Context {
     /// This attempt's request head is out, as far as we can know.
     head_sent: bool,
     /// Until the vendor's doing is known.
-    pass: Option<Pass>,
+    permit: Option<Permit>,
     kind: Kind,
     /// Where this attempt goes.
-    taken: Option<Taken>,
+    picked: Option<Picked>,
     /// Addresses that could not be reached, or broke off.
-    tried: Tried,
+    tried: TriedAddresses,
     /// Why no connection was had.
     unreached: Unreached,
     /// Times that an HTTP/2 connection would not take the request.
@@ -175,7 +175,7 @@ pub struct Context {
     watched: bool,
     /// How slowly the body may come, and when some of it last came, on HTTP/2. There is one
     /// connection for many bodies; for HTTP/1, the guard of the connection knows.
-    pace: Option<(Pace, Option<Instant>)>,
+    body_rate: Option<(BodyRate, Option<Instant>)>,
     in_flight: Option<InFlight>,
     _serving: Serving,
 }
@@ -209,24 +209,24 @@ impl ProxyHttp for Proxy {
             request_id: HeaderValue::from_static(""),
             span: None,
             snapshot: self.snapshot.load_full(),
-            way: None,
+            route: None,
             by_prefix: false,
             caller: None,
             rule: None,
             target: String::new(),
             held: None,
             redactor: None,
-            stop: None,
+            refusal: None,
             refused_as_grpc: false,
             attempts: 0,
             replaying: false,
             replayed: false,
             rejected: None,
             head_sent: false,
-            pass: None,
+            permit: None,
             kind: Kind::Ordinary,
-            taken: None,
-            tried: Tried::default(),
+            picked: None,
+            tried: TriedAddresses::default(),
             unreached: Unreached::default(),
             refusals: 0,
             kept: false,
@@ -239,7 +239,7 @@ impl ProxyHttp for Proxy {
             deadline: None,
             answer_by: None,
             watched: false,
-            pace: None,
+            body_rate: None,
             in_flight: None,
             _serving: Serving(self.serving.clone()),
         })
@@ -268,10 +268,10 @@ impl ProxyHttp for Proxy {
         if let Some(traces) = &self.traces {
             ctx.span = Some(traces.begin(head.method.as_str(), &head.headers));
         }
-        if let Some(guarded) = guard(session) {
-            guarded.head_is_complete();
-            guarded.expect_body(CALLER_IDLE);
-            guarded.expect_taking(CALLER_IDLE);
+        if let Some(stream) = guard(session) {
+            stream.head_is_complete();
+            stream.set_body_timeout(CALLER_IDLE);
+            stream.set_write_timeout(CALLER_IDLE);
         }
         Ok(())
     }
@@ -287,8 +287,8 @@ impl ProxyHttp for Proxy {
                 logged_in(session, ctx, status, body).await?;
                 Ok(true)
             }
-            Err(stop) => {
-                answer(session, ctx, stop).await?;
+            Err(refusal) => {
+                local_reply(session, ctx, refusal).await?;
                 Ok(true)
             }
         }
@@ -299,8 +299,8 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<Box<HttpPeer>> {
-        let Some(way) = ctx.way.clone() else {
-            return Err(stopped(ctx, Error::Internal));
+        let Some(route) = ctx.route.clone() else {
+            return Err(refuse(ctx, Error::Internal));
         };
         ctx.attempts += 1;
         ctx.replaying = false;
@@ -309,28 +309,28 @@ impl ProxyHttp for Proxy {
         ctx.head_sent = false;
         in_time(ctx)?;
         ctx.upstream_since = Some(Instant::now());
-        let wait = way.vendor.timeouts.connect;
-        let Some((mut peer, taken)) = way.upstream.peer(ctx.tried, wait).await else {
-            ctx.unreached.add_name(&way.upstream.unresolved(wait));
-            return Err(stopped(ctx, Error::UpstreamUnreachable));
+        let wait = route.vendor.timeouts.connect;
+        let Some((mut peer, picked)) = route.upstream.peer(ctx.tried, wait).await else {
+            ctx.unreached.add_name(&route.upstream.unresolved(wait));
+            return Err(refuse(ctx, Error::UpstreamUnreachable));
         };
-        ctx.taken = Some(taken);
-        let timeouts = &way.vendor.timeouts;
-        let guarded = guard(session).is_some();
-        ctx.watched = guarded && ctx.kind == Kind::Ordinary;
-        let need = Need {
+        ctx.picked = Some(picked);
+        let timeouts = &route.vendor.timeouts;
+        let stream = guard(session).is_some();
+        ctx.watched = stream && ctx.kind == Kind::Ordinary;
+        let options = AttemptOptions {
             kind: ctx.kind,
             fresh: ctx.refusals > 0,
             upload: (!session.as_downstream_mut().is_body_done())
                 .then_some(ctx.announced.unwrap_or(0)),
-            left: ctx.deadline.filter(|_| !guarded).map(|deadline| {
+            left: ctx.deadline.filter(|_| !stream).map(|deadline| {
                 let left = deadline.saturating_duration_since(Instant::now());
                 left.max(Duration::from_millis(1))
             }),
             watched: ctx.watched,
             http1: session.req_header().version < Version::HTTP_11,
         };
-        need.suit(&mut peer, timeouts);
+        options.apply_to(&mut peer, timeouts);
         if let Some(deadline) = ctx.deadline {
             let left = deadline.saturating_duration_since(Instant::now());
             let options = &mut peer.options;
@@ -353,16 +353,16 @@ impl ProxyHttp for Proxy {
     ) -> pingora::Result<()> {
         ctx.reused = reused;
         ctx.unreached.clear();
-        if let Some(way) = &ctx.way {
-            let metrics = &way.vendor.metrics;
+        if let Some(route) = &ctx.route {
+            let metrics = &route.vendor.metrics;
             if reused {
                 metrics.reused.inc();
             } else {
                 metrics.connected.inc();
-                way.upstream.can_be_reached();
-                if ctx.taken.as_ref().is_some_and(Taken::within_reach) {
+                route.upstream.can_be_reached();
+                if ctx.picked.as_ref().is_some_and(Picked::mark_reachable) {
                     tracing::info!(
-                        vendor = %way.vendor.name,
+                        vendor = %route.vendor.name,
                         "an address of the upstream can be reached again"
                     );
                 }
@@ -377,22 +377,22 @@ impl ProxyHttp for Proxy {
         request: &mut RequestHeader,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
-        let Some(way) = ctx.way.clone() else {
-            return Err(stopped(ctx, Error::Internal));
+        let Some(route) = ctx.route.clone() else {
+            return Err(refuse(ctx, Error::Internal));
         };
-        let vendor = &way.vendor;
+        let vendor = &route.vendor;
         let h2 = session.as_downstream().is_http2();
         let to_h2 = request.version == Version::HTTP_2;
         for name in ctx
             .snapshot
-            .barred
+            .stripped
             .in_request(&request.headers, vendor.cookies_pass, h2)
         {
             request.remove_header(&name);
         }
         if !vendor.header_names.is_empty() {
-            let barred = &ctx.snapshot.barred;
-            for name in barred.doubles_in_request(&request.headers, vendor.cookies_pass) {
+            let stripped = &ctx.snapshot.stripped;
+            for name in stripped.lookalikes_in_request(&request.headers, vendor.cookies_pass) {
                 request.remove_header(&name);
             }
         }
@@ -459,15 +459,18 @@ impl ProxyHttp for Proxy {
             return in_time(ctx);
         }
         ctx.body_in += body.len() as u64;
-        if let Some((pace, last)) = &mut ctx.pace {
+        if let Some((body_rate, last)) = &mut ctx.body_rate {
             let waited = last.replace(Instant::now()).map(|at| at.elapsed());
-            if !pace.heard(waited.unwrap_or_default(), body.len()) {
-                return Err(stopped(ctx, Error::BodyTimeout));
+            if !body_rate.heard(waited.unwrap_or_default(), body.len()) {
+                return Err(refuse(ctx, Error::BodyTimeout));
             }
         }
-        let limit = ctx.way.as_ref().map_or(0, |way| way.vendor.limits.body);
+        let limit = ctx
+            .route
+            .as_ref()
+            .map_or(0, |route| route.vendor.limits.body);
         if limit > 0 && ctx.body_in > limit {
-            return Err(stopped(ctx, Error::BodyTooLarge));
+            return Err(refuse(ctx, Error::BodyTooLarge));
         }
         in_time(ctx)
     }
@@ -478,14 +481,14 @@ impl ProxyHttp for Proxy {
         answer: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
-        let Some(way) = ctx.way.clone() else {
+        let Some(route) = ctx.route.clone() else {
             return Ok(());
         };
-        let vendor = &way.vendor;
+        let vendor = &route.vendor;
         let upgraded = answer.status == 101;
         if upgraded && !session.as_downstream().is_upgrade_req() {
             // Nobody has asked; pingora minds only where one side thinks otherwise.
-            return Err(stopped(ctx, Error::UpstreamUnreachable));
+            return Err(refuse(ctx, Error::UpstreamUnreachable));
         }
         if answer.version != Version::HTTP_2 && !headers::is_framed_plainly(&answer.headers) {
             tracing::warn!(
@@ -493,19 +496,20 @@ impl ProxyHttp for Proxy {
                 request_id = ctx.request_id.to_str().unwrap_or_default(),
                 "the vendor's answer has two lengths, or a transfer coding that nobody asked for"
             );
-            return Err(stopped(ctx, Error::UpstreamUnreachable));
+            return Err(refuse(ctx, Error::UpstreamUnreachable));
         }
         let needles = needles(ctx, vendor);
         if let Some(needles) = &needles {
             mask_head(needles, answer, vendor)?;
         }
         if let Some(said) = answer.headers.get(KEEP_ALIVE) {
-            way.upstream.says_keep_alive(said);
+            route.upstream.says_keep_alive(said);
         }
-        for name in headers::barred_in_answer(&answer.headers, vendor.cookies_pass, upgraded) {
+        for name in headers::stripped_from_response(&answer.headers, vendor.cookies_pass, upgraded)
+        {
             answer.remove_header(&name);
         }
-        lead_back(answer, vendor, ctx.by_prefix)?;
+        rewrite_references(answer, vendor, ctx.by_prefix)?;
         if answer.status.is_informational() && !upgraded {
             // They may come without end.
             in_time(ctx)?;
@@ -514,17 +518,17 @@ impl ProxyHttp for Proxy {
             }
             return Ok(());
         }
-        if let Some(rest) = &vendor.rest {
-            rest.note(answer.status.as_u16(), &answer.headers);
+        if let Some(hold) = &vendor.hold {
+            hold.note(answer.status.as_u16(), &answer.headers);
         }
-        if let Some(pass) = ctx.pass.take() {
+        if let Some(pass) = ctx.permit.take() {
             match answer.status.as_u16() {
                 status @ (502..=504) => pass.failed(Fault::Answered(status)),
                 _ => pass.succeeded(),
             }
         }
         if answer.status == 401 {
-            if newer_credential(session, ctx, vendor).await {
+            if renew_after_401(session, ctx, vendor).await {
                 vendor.metrics.replayed.inc();
                 let mut again =
                     PingoraError::explain(ErrorType::HTTPStatus(401), "credential refused");
@@ -551,20 +555,20 @@ impl ProxyHttp for Proxy {
         let now = Instant::now();
         // From here on it is silence that is limited.
         ctx.answer_by = None;
-        if let Some(guarded) = guard(session) {
-            guarded.expect_answer_by(ctx.deadline);
+        if let Some(stream) = guard(session) {
+            stream.expect_answer_by(ctx.deadline);
             if ctx.watched {
-                guarded.expect_more(vendor.timeouts.idle, now);
+                stream.set_response_idle(vendor.timeouts.idle, now);
             }
             // Whoever is being answered may go on sending as it likes: that is a stream.
-            guarded.expect_body(Duration::ZERO);
+            stream.set_body_timeout(Duration::ZERO);
         }
-        ctx.pace = None;
+        ctx.body_rate = None;
         // A vendor may answer over HTTP/2 without having read the body, and turn the rest away.
         // pingora then closes the caller's connection behind the answer, and must say so in it.
         if answer.version == Version::HTTP_2
             && ctx.body_in > 0
-            && guard(session).is_some_and(|guarded| !guarded.is_listened_to())
+            && guard(session).is_some_and(|stream| !stream.is_listened_to())
         {
             session.set_keepalive(None);
         }
@@ -617,27 +621,27 @@ impl ProxyHttp for Proxy {
         end: bool,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<Option<Duration>> {
-        if let (Some(redactor), Some(way)) = (&mut ctx.redactor, &ctx.way) {
+        if let (Some(redactor), Some(route)) = (&mut ctx.redactor, &ctx.route) {
             match redactor.pass(body, end) {
                 Ok(0) => {}
-                Ok(masked) => way.vendor.metrics.echoes.inc_by(masked),
+                Ok(masked) => route.vendor.metrics.echoes.inc_by(masked),
                 Err(why) => {
                     if why != Withheld::TooMuch {
-                        way.vendor.metrics.echoes.inc();
+                        route.vendor.metrics.echoes.inc();
                     }
                     tracing::warn!(
-                        vendor = %way.vendor.name,
+                        vendor = %route.vendor.name,
                         request_id = ctx.request_id.to_str().unwrap_or_default(),
                         %why,
                         "the vendor's compressed response is broken off"
                     );
-                    return Err(stopped(ctx, Error::CredentialEchoed));
+                    return Err(refuse(ctx, Error::CredentialEchoed));
                 }
             }
         }
         let pause = ctx.redactor.as_ref().and_then(Redactor::pause);
-        if let Some(guarded) = guard(session).filter(|_| ctx.watched && !end) {
-            guarded.heard_more();
+        if let Some(stream) = guard(session).filter(|_| ctx.watched && !end) {
+            stream.heard_more();
         }
         in_time(ctx).map(|()| pause)
     }
@@ -648,12 +652,14 @@ impl ProxyHttp for Proxy {
         trailers: &mut HeaderMap,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
-        let Some(way) = &ctx.way else { return Ok(()) };
+        let Some(route) = &ctx.route else {
+            return Ok(());
+        };
         if let Some(redactor) = &ctx.redactor {
             let masked = redactor.needles().mask_fields(trailers);
-            way.vendor.metrics.echoes.inc_by(masked);
+            route.vendor.metrics.echoes.inc_by(masked);
         }
-        for name in headers::barred_in_answer(trailers, way.vendor.cookies_pass, false) {
+        for name in headers::stripped_from_response(trailers, route.vendor.cookies_pass, false) {
             trailers.remove(name);
         }
         Ok(())
@@ -676,7 +682,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
         mut error: Box<PingoraError>,
     ) -> Box<PingoraError> {
-        let more = another_connection(ctx, &error);
+        let more = should_retry_connect(ctx, &error);
         error.set_retry(more);
         error
     }
@@ -689,7 +695,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
         reused: bool,
     ) -> Box<PingoraError> {
-        let again = once_more(session, ctx, &error, reused);
+        let again = should_retry(session, ctx, &error, reused);
         error.set_retry(again);
         error
     }
@@ -700,49 +706,49 @@ impl ProxyHttp for Proxy {
         error: &PingoraError,
         ctx: &mut Self::CTX,
     ) -> FailToProxy {
-        let overdue = guard(session).is_some_and(Guarded::answer_was_late)
+        let overdue = guard(session).is_some_and(DownstreamStream::answer_was_late)
             || [ctx.deadline, ctx.answer_by]
                 .into_iter()
                 .flatten()
                 .any(|at| at <= Instant::now());
-        let stop = ctx.stop.or_else(|| {
+        let refusal = ctx.refusal.or_else(|| {
             if overdue {
                 Some(Error::UpstreamTimeout)
-            } else if guard(session).is_some_and(Guarded::caller_has_left) {
+            } else if guard(session).is_some_and(DownstreamStream::caller_has_left) {
                 Some(Error::UnknownCaller)
             } else if session.as_downstream().was_upgraded()
                 && matches!(error.etype(), ErrorType::ReadTimedout)
             {
                 // Neither side has said anything for `timeouts.idle`, whichever pingora names.
                 Some(Error::UpstreamTimeout)
-            } else if guard(session).is_some_and(Guarded::body_was_odd) {
+            } else if guard(session).is_some_and(DownstreamStream::has_invalid_chunks) {
                 Some(Error::BadFraming("The body's chunks cannot be read."))
-            } else if guard(session).is_some_and(Guarded::body_was_too_slow) {
+            } else if guard(session).is_some_and(DownstreamStream::body_was_too_slow) {
                 Some(Error::BodyTimeout)
             } else {
                 classify(session, error)
             }
         });
-        if let Some(pass) = ctx.pass.take() {
+        if let Some(pass) = ctx.permit.take() {
             // `timeouts.total` may also end a wait for a credential, or an upload that the caller
             // took its time with.
             let vendors_time = ctx.upstream_since.is_some()
                 && (!overdue || session.as_downstream_mut().is_body_done());
-            if stop == Some(Error::UpstreamUnreachable) {
+            if refusal == Some(Error::UpstreamUnreachable) {
                 pass.failed(Fault::Unreachable);
-            } else if stop == Some(Error::UpstreamTimeout) && vendors_time {
+            } else if refusal == Some(Error::UpstreamTimeout) && vendors_time {
                 pass.failed(Fault::TimedOut);
             }
         }
-        failed(ctx, error, stop);
+        log_failure(ctx, error, refusal);
         let begun = is_answered(session);
         let mut code = 0;
-        if let (Some(stop), false) = (stop, begun) {
+        if let (Some(refusal), false) = (refusal, begun) {
             // pingora closes the connection after an error, reusable or not: the caller must be
             // told, or its next request meets a closed door.
             session.set_keepalive(None);
-            code = stop.verdict().status.as_u16();
-            if let Err(cause) = answer(session, ctx, stop).await {
+            code = refusal.verdict().status.as_u16();
+            if let Err(cause) = local_reply(session, ctx, refusal).await {
                 tracing::debug!(%cause, "the caller left before its answer");
             }
         }
@@ -758,9 +764,9 @@ impl ProxyHttp for Proxy {
         _error: Option<&PingoraError>,
         ctx: &mut Self::CTX,
     ) {
-        finished(&self.access_log, session, ctx);
+        log_request(&self.access_log, session, ctx);
         ctx.in_flight = None;
-        ctx.pass = None;
+        ctx.permit = None;
     }
 
     /// Our own line says more, and never a query.
@@ -785,11 +791,11 @@ impl ProxyHttp for Proxy {
 
 /// The request is out to its end, or about to be: it is the vendor's turn.
 fn body_is_complete(session: &Session, ctx: &mut Context) {
-    if let Some(guarded) = guard(session) {
-        guarded.expect_body(Duration::ZERO);
+    if let Some(stream) = guard(session) {
+        stream.set_body_timeout(Duration::ZERO);
         // What comes behind a request to upgrade may belong to the other protocol.
         if ctx.kind != Kind::Upgrade {
-            guarded.body_is_complete();
+            stream.body_is_complete();
         }
     }
     await_answer(session, ctx);
@@ -797,8 +803,8 @@ fn body_is_complete(session: &Session, ctx: &mut Context) {
 
 /// Starts the time until the answer's first byte, unless pingora's own read timeout is what ends it.
 fn await_answer(session: &Session, ctx: &mut Context) {
-    let Some(way) = &ctx.way else { return };
-    let timeouts = &way.vendor.timeouts;
+    let Some(route) = &ctx.route else { return };
+    let timeouts = &route.vendor.timeouts;
     let (first_byte, idle) = (timeouts.first_byte, ctx.kind.idle(timeouts));
     let comes_first = idle.is_zero() || first_byte < idle || ctx.watched;
     let now = Instant::now();
@@ -806,36 +812,39 @@ fn await_answer(session: &Session, ctx: &mut Context) {
     if !first_byte.is_zero() && comes_first && ctx.kind != Kind::Grpc {
         ctx.answer_by = Some(now + first_byte);
     }
-    if let Some(guarded) = guard(session) {
+    if let Some(stream) = guard(session) {
         let earliest = [ctx.deadline, ctx.answer_by].into_iter().flatten().min();
-        guarded.expect_answer_by(earliest);
+        stream.expect_answer_by(earliest);
         // An earlier attempt's answer may have begun.
-        guarded.expect_more(Duration::ZERO, now);
+        stream.set_response_idle(Duration::ZERO, now);
     }
 }
 
 /// What watches over the caller's connection, on HTTP/1.
-fn guard(session: &Session) -> Option<&Guarded> {
-    session.as_downstream().stream().and_then(Guarded::of)
+fn guard(session: &Session) -> Option<&DownstreamStream> {
+    session
+        .as_downstream()
+        .stream()
+        .and_then(DownstreamStream::of)
 }
 
 /// Ends a request from within a hook.
 #[expect(clippy::unnecessary_box_returns, reason = "pingora's errors are boxed")]
-fn stopped(ctx: &mut Context, stop: Error) -> Box<PingoraError> {
-    ctx.stop = Some(stop);
+fn refuse(ctx: &mut Context, refusal: Error) -> Box<PingoraError> {
+    ctx.refusal = Some(refusal);
     PingoraError::explain(
-        ErrorType::HTTPStatus(stop.verdict().status.as_u16()),
-        stop.verdict().reason,
+        ErrorType::HTTPStatus(refusal.verdict().status.as_u16()),
+        refusal.verdict().reason,
     )
 }
 
 fn in_time(ctx: &mut Context) -> pingora::Result<()> {
     let leave = ctx.caller.as_ref().and_then(|caller| caller.leave().at());
     if leave.is_some_and(|at| Instant::now() > at) {
-        return Err(stopped(ctx, Error::UnknownCaller));
+        return Err(refuse(ctx, Error::UnknownCaller));
     }
     match ctx.deadline {
-        Some(deadline) if Instant::now() > deadline => Err(stopped(ctx, Error::UpstreamTimeout)),
+        Some(deadline) if Instant::now() > deadline => Err(refuse(ctx, Error::UpstreamTimeout)),
         Some(_) | None => Ok(()),
     }
 }

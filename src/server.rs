@@ -5,9 +5,9 @@ pub mod admin;
 mod admin_state;
 mod certificates;
 pub mod handover;
-pub mod live;
 mod logins;
 mod page;
+pub mod runtime;
 mod status;
 
 use std::net::{SocketAddr, TcpListener};
@@ -23,10 +23,10 @@ use pingora::server::configuration::ServerConf;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use self::accept::{Door, Ledger};
-use self::admin_state::Console;
+use self::accept::{ListenerContext, RejectionLog};
+use self::admin_state::AdminState;
 use self::handover::{Inherited, Successor};
-use self::live::Live;
+use self::runtime::Runtime;
 use crate::config::{self, Config};
 use crate::credential;
 use crate::downstream::budget::{self, Room};
@@ -134,10 +134,10 @@ pub struct Running {
     sockets: Vec<TcpListener>,
     /// `false`: connections wait in the system's queue.
     open: watch::Sender<bool>,
-    console: Arc<Console>,
+    console: Arc<AdminState>,
     /// A successor serves: what it may share with us must not end.
     relieved: bool,
-    live: Arc<Live>,
+    runtime: Arc<Runtime>,
 }
 
 /// Starts a proxy on the current runtime. Every socket is bound when this returns, and takes
@@ -198,15 +198,15 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
         .iter()
         .map(|listener| listener.max_connections)
         .collect();
-    let live = Arc::new(Live::start(config, metrics, certificates.clone())?);
+    let runtime = Arc::new(Runtime::start(config, metrics, certificates.clone())?);
     let draining = Arc::new(AtomicBool::new(false));
     let serving = Arc::new(AtomicUsize::new(0));
-    let ledger = Ledger {
-        snapshot: live.snapshot.clone(),
+    let rejections = RejectionLog {
+        snapshot: runtime.snapshot.clone(),
         access_log: access_log.clone(),
     };
     let proxy = Proxy {
-        snapshot: live.snapshot.clone(),
+        snapshot: runtime.snapshot.clone(),
         serving: serving.clone(),
         draining: draining.clone(),
         access_log: access_log.clone(),
@@ -241,26 +241,26 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
             })?
             .map(TlsSettings::build);
         tracing::info!(%address, tls = tls.is_some(), "listening");
-        let door = Arc::new(Door {
+        let listener_context = Arc::new(ListenerContext {
             app: app.clone(),
             tls,
             h2c,
             proxied_by,
             room: room.clone(),
-            ledger: ledger.clone(),
+            rejections: rejections.clone(),
         });
         let socket = tokio::net::TcpListener::from_std(socket)?;
         let (mut opened, stopping) = (opened.clone(), stopping.clone());
         accepting.push(tokio::spawn(async move {
             if opened.wait_for(|open| *open).await.is_ok() {
-                accept::accept(door, socket, stopping, most).await;
+                accept::accept(listener_context, socket, stopping, most).await;
             }
         }));
         listeners.push(address);
     }
 
-    let console = Arc::new(Console {
-        live: live.clone(),
+    let console = Arc::new(AdminState {
+        runtime: runtime.clone(),
         draining: draining.clone(),
         ready_when,
         key,
@@ -277,7 +277,7 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
     });
     tracing::info!(address = %admin_address, "admin");
 
-    let watching = live.clone();
+    let watching = runtime.clone();
     let watcher = tokio::spawn(async move { watching.watch().await });
 
     Ok(Running {
@@ -297,7 +297,7 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
         open,
         console,
         relieved: false,
-        live,
+        runtime,
     })
 }
 
@@ -305,7 +305,7 @@ impl Running {
     /// Reads the configuration again and takes it into use, whole or not at all. The outcome is
     /// logged, counted and shown in `/status`.
     pub async fn reload(&self) {
-        self.live.reload().await;
+        self.runtime.reload().await;
     }
 
     /// Takes connections from now on, those that have been waiting first.
@@ -392,9 +392,9 @@ impl Running {
         self.admin_task.abort();
         self.watcher.abort();
         if self.relieved {
-            self.live.leave().await;
+            self.runtime.leave().await;
         } else {
-            self.live.stop().await;
+            self.runtime.stop().await;
         }
         credential::answers_are_stored(ANSWER_TIME).await;
         if let Some(traces) = self.traces {

@@ -20,7 +20,7 @@ use pingora::protocols::{ALPN, TcpKeepalive};
 use pingora::upstreams::peer::HttpPeer;
 use tokio::task::AbortHandle;
 
-use self::addresses::{Addresses, Taken, Tried};
+use self::addresses::{Addresses, Picked, TriedAddresses};
 use self::bridge::Bridge;
 use self::http2::Versions;
 use self::keepalive::KeepAlive;
@@ -175,11 +175,15 @@ impl Upstream {
 
     /// The peer for a request that has `tried` some addresses in vain. Waits `at_most` for the
     /// very first resolution; `None` where that does not come.
-    pub async fn peer(&self, tried: Tried, at_most: Duration) -> Option<(Box<HttpPeer>, Taken)> {
-        let (mut peer, mut taken) = self.addresses.take(tried, at_most).await?;
-        self.keepalive.suit(&mut peer);
-        taken.offer = self.versions.suit(&mut peer);
-        Some((peer, taken))
+    pub async fn peer(
+        &self,
+        tried: TriedAddresses,
+        at_most: Duration,
+    ) -> Option<(Box<HttpPeer>, Picked)> {
+        let (mut peer, mut picked) = self.addresses.pick(tried, at_most).await?;
+        self.keepalive.apply_to(&mut peer);
+        picked.offer = self.versions.apply_to(&mut peer);
+        Some((peer, picked))
     }
 
     /// Why [`Upstream::peer`] had none, after waiting `at_most`.
@@ -196,14 +200,14 @@ impl Upstream {
         why
     }
 
-    /// Adds why no connection to `taken` was had.
-    pub fn note(&self, unreached: &mut Unreached, taken: &Taken, error: &pingora::Error) {
-        unreached.add(SocketAddr::new(taken.address, self.port), error);
+    /// Adds why no connection to `picked` was had.
+    pub fn note(&self, unreached: &mut Unreached, picked: &Picked, error: &pingora::Error) {
+        unreached.add(SocketAddr::new(picked.address, self.port), error);
     }
 
-    /// Adds that a connection to `taken` ended before the response.
-    pub fn note_broken(&self, unreached: &mut Unreached, taken: &Taken) {
-        unreached.add_broken(SocketAddr::new(taken.address, self.port));
+    /// Adds that a connection to `picked` ended before the response.
+    pub fn note_broken(&self, unreached: &mut Unreached, picked: &Picked) {
+        unreached.add_broken(SocketAddr::new(picked.address, self.port));
     }
 
     /// A request came to nothing for want of a connection.
@@ -222,9 +226,9 @@ impl Upstream {
         self.trouble.why()
     }
 
-    /// No connection could be made to `taken`: others go first for a while.
-    pub fn out_of_reach(&self, taken: &Taken) {
-        self.addresses.out_of_reach(taken);
+    /// No connection could be made to `picked`: others go first for a while.
+    pub fn mark_unreachable(&self, picked: &Picked) {
+        self.addresses.mark_unreachable(picked);
     }
 
     /// A server says in `Keep-Alive` how long it keeps an unused connection.
@@ -232,10 +236,10 @@ impl Upstream {
         self.keepalive.says(value);
     }
 
-    /// The server at `taken` demands HTTP/1.1: requests stay off HTTP/2 for a while, or until
+    /// The server at `picked` demands HTTP/1.1: requests stay off HTTP/2 for a while, or until
     /// [`Upstream::forget_demand`].
-    pub fn demands_http1(&self, taken: &Taken) {
-        if self.versions.demanded(taken.offer) {
+    pub fn demands_http1(&self, picked: &Picked) {
+        if self.versions.demanded(picked.offer) {
             tracing::warn!(
                 vendor = &*self.vendor,
                 "the vendor demands HTTP/1.1 (HTTP_1_1_REQUIRED): it is asked over HTTP/1.1 for {} \
@@ -245,9 +249,9 @@ impl Upstream {
         }
     }
 
-    /// The server at `taken` has broken HTTP/2: its next requests go over other connections.
-    pub fn broke_http2(&self, taken: &Taken) {
-        if self.versions.broken(taken.offer) {
+    /// The server at `picked` has broken HTTP/2: its next requests go over other connections.
+    pub fn broke_http2(&self, picked: &Picked) {
+        if self.versions.broken(picked.offer) {
             tracing::warn!(
                 vendor = &*self.vendor,
                 "the vendor has broken HTTP/2; further requests go over new connections"
@@ -255,10 +259,10 @@ impl Upstream {
         }
     }
 
-    /// No connection was had to `taken`. `true`: it was offered HTTP/2 alone, and should be tried once
+    /// No connection was had to `picked`. `true`: it was offered HTTP/2 alone, and should be tried once
     /// more with both versions.
-    pub fn offers_both_again(&self, taken: &Taken) -> bool {
-        self.versions.give_way(taken.offer)
+    pub fn offers_both_again(&self, picked: &Picked) -> bool {
+        self.versions.give_way(picked.offer)
     }
 
     /// Lets a server that has demanded HTTP/1.1 choose HTTP/2 again.

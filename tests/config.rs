@@ -1445,7 +1445,7 @@ fn secrets_and_certificates_are_looked_at_when_asked() {
         let path = dir.path().join("p.yaml");
         let result = Config::parse(text, &path, Secrets::Resolve);
         let prefix = format!("{}:", path.display());
-        let strip = |m: &countersign::config::Mistake| {
+        let strip = |m: &countersign::config::ConfigError| {
             m.to_string()
                 .strip_prefix(&prefix)
                 .unwrap()

@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign::config::{self, ApiKey};
 use countersign::request::caller::token::Mint;
-use countersign::request::caller::{Callers, Identified, Shown};
+use countersign::request::caller::{Callers, Identified, Presented};
 use countersign::tls::sha256;
 use criterion::{BenchmarkId, Criterion};
 use http::{HeaderMap, HeaderValue};
@@ -44,7 +44,7 @@ fn identify(
     callers: &Callers,
     headers: &HeaderMap,
 ) -> Result<Arc<countersign::request::caller::Caller>, countersign::error::Error> {
-    let identified = callers.identify(Shown {
+    let identified = callers.identify(Presented {
         headers,
         certificate: None,
         authority: "127.0.0.1:8080",

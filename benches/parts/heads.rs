@@ -3,7 +3,9 @@
 use std::hint::black_box;
 
 use countersign::downstream::raw_head::{check_raw_head, request_id};
-use countersign::request::headers::{Barred, authority, barred_in_answer, check_fields};
+use countersign::request::headers::{
+    StrippedHeaders, authority, check_fields, stripped_from_response,
+};
 use countersign::request::path::Target;
 use countersign::request::placement::Placement;
 use criterion::{Criterion, Throughput};
@@ -44,16 +46,16 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         bencher.iter(|| Target::parse(black_box(b"/acme/v1/certificates/4711?format=pem")));
     });
     for (name, fields) in [("1 vendor", 1), ("100 vendors", 100)] {
-        let barred = Barred::new((0..fields).map(|nth| {
+        let stripped = StrippedHeaders::new((0..fields).map(|nth| {
             HeaderName::from_bytes(format!("x-acme-{nth}-key").as_bytes()).expect("a field name")
         }));
         group.bench_function(format!("Barred::in_request, fields of {name}"), |bencher| {
-            bencher.iter(|| barred.in_request(black_box(&request), false, false));
+            bencher.iter(|| stripped.in_request(black_box(&request), false, false));
         });
     }
     let answer = answer();
     group.bench_function("barred_in_answer", |bencher| {
-        bencher.iter(|| barred_in_answer(black_box(&answer), false, false));
+        bencher.iter(|| stripped_from_response(black_box(&answer), false, false));
     });
     drop(group);
 

@@ -3,7 +3,7 @@
 use countersign::config::Upstream;
 use countersign::downstream::raw_head::{check_raw_head, request_id};
 use countersign::request::headers::{
-    Barred, HOP_BY_HOP, authority, barred_in_answer, check_fields, check_names,
+    HOP_BY_HOP, StrippedHeaders, authority, check_fields, check_names, stripped_from_response,
 };
 use countersign::request::references::{link, location};
 use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, LINK, LOCATION};
@@ -65,11 +65,15 @@ fn request(fields: &HeaderMap) {
     let codings = fields.get_all("transfer-encoding").iter().count();
     let lengths = fields.get_all("content-length").iter().count();
     assert!(lengths <= 1 && codings <= 1, "{fields:?}");
-    let barred = Barred::new([HeaderName::from_static("customeruri")]);
+    let stripped = StrippedHeaders::new([HeaderName::from_static("customeruri")]);
     for h2 in [false, true] {
         let mut left = fields.clone();
-        let doubles = barred.doubles_in_request(fields, false);
-        for name in barred.in_request(fields, false, h2).iter().chain(&doubles) {
+        let doubles = stripped.lookalikes_in_request(fields, false);
+        for name in stripped
+            .in_request(fields, false, h2)
+            .iter()
+            .chain(&doubles)
+        {
             left.remove(name);
         }
         for name in left.keys() {
@@ -108,7 +112,7 @@ fn request(fields: &HeaderMap) {
 
 fn answer(fields: &HeaderMap, prefix: &str) {
     let mut left = fields.clone();
-    for name in barred_in_answer(fields, false, false) {
+    for name in stripped_from_response(fields, false, false) {
         left.remove(&name);
     }
     let nominated: Vec<String> = fields

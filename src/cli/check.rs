@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::config::{Callers, Config, Mistake, Secrets};
+use crate::config::{Callers, Config, ConfigError, Secrets};
 use crate::logs;
 
 /// Reads the file, and every secret and certificate it refers to unless `without_secrets`.
@@ -20,7 +20,7 @@ pub fn run(config: &Path, without_secrets: bool) -> ExitCode {
     };
     match Config::load(config, secrets) {
         Ok(valid) => {
-            let is_warning = |one: &&Mistake| !valid.expired.contains(one);
+            let is_warning = |one: &&ConfigError| !valid.expired.contains(one);
             let warnings: Vec<_> = valid.warnings.iter().filter(is_warning).cloned().collect();
             warn(&warnings);
             if !valid.expired.is_empty() {
@@ -39,14 +39,14 @@ pub fn run(config: &Path, without_secrets: bool) -> ExitCode {
 }
 
 /// Prints warnings to stderr, one a line. `serve` does not wait for a reader of them.
-pub fn warn(warnings: &[Mistake]) {
+pub fn warn(warnings: &[ConfigError]) {
     for warning in warnings {
         logs::say(&format!("warning: {warning}\n"));
     }
 }
 
 /// Prints mistakes to stderr, one a line, and their number.
-pub fn complain(config: &Path, mistakes: &[Mistake]) {
+pub fn complain(config: &Path, mistakes: &[ConfigError]) {
     let mut stderr = buffered_stderr();
     for mistake in mistakes {
         let _ = writeln!(stderr, "{mistake}");

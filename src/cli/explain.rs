@@ -9,13 +9,13 @@ use crate::config::{self, Auth, Callers, Config, Secrets};
 use crate::downstream::raw_head;
 use crate::error::Error;
 use crate::metrics::Metrics;
-use crate::request::caller::{Caller, Identified, Shown, host_of, lower};
+use crate::request::caller::{Caller, Identified, Presented, host_of, lower};
 use crate::request::decide::{Ask, Decision, decide};
-use crate::request::headers::{self, Barred};
+use crate::request::headers::{self, StrippedHeaders};
 use crate::request::path::Target;
 use crate::request::vendor::{Routes, Vendor};
 use crate::request::{self, placement};
-use crate::server::live;
+use crate::server::runtime;
 use clap::Args;
 use http::{HeaderMap, Method};
 use serde_json::{Value, json};
@@ -137,8 +137,8 @@ fn explain(config: &Config, arguments: &Arguments) -> Result<Value, String> {
                 "refused_paths": vendor.map(refused_paths).unwrap_or_default(),
             })
         }
-        Err(stop) => {
-            let verdict = stop.verdict();
+        Err(refusal) => {
+            let verdict = refusal.verdict();
             json!({
                 "forwarded": false,
                 "vendor": vendor.map(|vendor| &vendor.name),
@@ -158,7 +158,7 @@ fn this_machine(
     authority: &str,
     caller: Arc<Caller>,
 ) -> Result<Arc<Caller>, Error> {
-    let identified = request::caller::Callers::Loopback(caller).identify(Shown {
+    let identified = request::caller::Callers::Loopback(caller).identify(Presented {
         headers: &HeaderMap::new(),
         certificate: None,
         authority,
@@ -175,11 +175,11 @@ fn decision<'a>(
     arguments: &Arguments,
     caller: Result<Arc<Caller>, Error>,
 ) -> Decision<'a, Vendor> {
-    let refused = |stop: Error| Decision {
+    let refused = |refusal: Error| Decision {
         vendor: None,
         by_prefix: false,
         caller: None,
-        path: Err(stop),
+        path: Err(refusal),
         login: None,
         rule: None,
     };
@@ -188,17 +188,17 @@ fn decision<'a>(
         Ok(Method::TRACE | Method::CONNECT) => return refused(Error::MethodNotAllowed),
         Ok(_) => {}
     }
-    if let Err(stop) = raw_head::check_method(arguments.method.as_bytes()) {
-        return refused(stop);
+    if let Err(refusal) = raw_head::check_method(arguments.method.as_bytes()) {
+        return refused(refusal);
     }
     let target = match Target::parse(arguments.path.as_bytes()) {
         Ok(target) => target,
-        Err(stop) => return refused(stop),
+        Err(refusal) => return refused(refusal),
     };
     let none = HeaderMap::new();
     let authority = match headers::authority(&none, Some(&arguments.host)) {
         Ok(authority) => authority,
-        Err(stop) => return refused(stop),
+        Err(refusal) => return refused(refusal),
     };
     let ask = Ask {
         method: &arguments.method,
@@ -277,7 +277,7 @@ fn added(vendor: &config::Vendor) -> Vec<String> {
 }
 
 fn removed(config: &Config, vendor: Option<&config::Vendor>) -> Vec<String> {
-    let mut names = Barred::new(live::credential_fields(config)).names();
+    let mut names = StrippedHeaders::new(runtime::credential_fields(config)).names();
     if vendor.is_some_and(|vendor| !vendor.cookies_pass) {
         names.push("cookie".into());
     }

@@ -9,7 +9,7 @@ use url::Host;
 use super::file;
 use super::reference::{Context, Secrets};
 use super::report::{Spot, suggest};
-use super::rules::{self, Grant};
+use super::rules::{self, Permission};
 use super::upstream::web_url;
 use crate::endpoint;
 use crate::jwks::KeySource;
@@ -39,7 +39,7 @@ pub struct Caller {
     /// A token it may show.
     pub jwt: Option<Jwt>,
     /// What it may do; empty: nothing.
-    pub allow: Vec<Grant>,
+    pub allow: Vec<Permission>,
     /// How much it may do; `None`: no limit.
     pub rate: Option<Rate>,
 }
@@ -356,7 +356,7 @@ fn grants(
     vendors: &HashSet<String>,
     at: &Spot,
     context: &mut Context<'_>,
-) -> Vec<Grant> {
+) -> Vec<Permission> {
     let mut grants = Vec::with_capacity(written.len());
     for (nth, text) in written.iter().enumerate() {
         let Some(text) = text else { continue };

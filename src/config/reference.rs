@@ -19,7 +19,7 @@ use crate::tls::{self, CertFiles};
 
 /// A certificate that somebody is shown, and where proxy.yaml names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Presented {
+pub struct PresentedCertificate {
     /// Its place: `listeners[0].tls`, `vendors.acme.auth.vedauth.certificate`.
     pub place: String,
     /// Its files.
@@ -42,7 +42,7 @@ pub(super) struct Context<'a> {
     pub(super) dir: PathBuf,
     pub(super) secrets: Secrets,
     /// The certificates read so far that somebody is shown.
-    pub(super) presented: Vec<Presented>,
+    pub(super) presented: Vec<PresentedCertificate>,
 }
 
 impl Context<'_> {
@@ -240,7 +240,7 @@ impl Context<'_> {
                 Err(error) => self.unusable_pair(&files, error, at),
             }
         }
-        self.presented.push(Presented {
+        self.presented.push(PresentedCertificate {
             place: at.to_string(),
             files: files.clone(),
         });

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// One thing wrong with a file, as `file:line:column: message; hint`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
+pub struct ConfigError {
     /// File as the user named it.
     pub file: PathBuf,
     /// 1-based; 0 when the mistake has no place.
@@ -22,7 +22,7 @@ pub struct Mistake {
     pub hint: Option<String>,
 }
 
-impl fmt::Display for Mistake {
+impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.file.display())?;
         if self.line > 0 {
@@ -135,12 +135,12 @@ impl Places {
 pub(super) struct Report<'a> {
     file: &'a Path,
     pub(super) places: Places,
-    mistakes: Vec<(Spot, Mistake)>,
+    mistakes: Vec<(Spot, ConfigError)>,
     /// What lies under these may be there or not: a preset that is not known would have told.
     unknowable: Vec<Spot>,
-    warnings: Vec<Mistake>,
+    warnings: Vec<ConfigError>,
     /// Of the warnings, what has expired.
-    expired: Vec<Mistake>,
+    expired: Vec<ConfigError>,
 }
 
 impl<'a> Report<'a> {
@@ -218,8 +218,8 @@ impl<'a> Report<'a> {
 
     /// The warnings and what has expired, each in the file's order; or the mistakes when there are
     /// any, to which belongs what has expired.
-    pub(super) fn finish(self) -> Result<(Vec<Mistake>, Vec<Mistake>), Vec<Mistake>> {
-        let sorted = |mut list: Vec<Mistake>| {
+    pub(super) fn finish(self) -> Result<(Vec<ConfigError>, Vec<ConfigError>), Vec<ConfigError>> {
+        let sorted = |mut list: Vec<ConfigError>| {
             list.sort_by_key(|mistake| (mistake.line, mistake.column));
             list.dedup();
             list
@@ -238,8 +238,8 @@ impl<'a> Report<'a> {
         at: &Spot,
         message: impl fmt::Display,
         hint: String,
-    ) -> Mistake {
-        Mistake {
+    ) -> ConfigError {
+        ConfigError {
             file: self.file.to_owned(),
             line: place.line,
             column: place.column,

@@ -6,7 +6,7 @@ use crate::pattern::{PathRule, is_unreserved};
 
 /// One entry of a caller's `allow:`.
 #[derive(Clone, Debug)]
-pub struct Grant {
+pub struct Permission {
     /// A vendor's name; `None` is `*`: every vendor.
     pub vendor: Option<String>,
     /// Upper-case methods; empty: every method.
@@ -16,7 +16,7 @@ pub struct Grant {
 }
 
 /// In one line: `certn GET,HEAD /api/**`; `*` for every vendor.
-impl std::fmt::Display for Grant {
+impl std::fmt::Display for Permission {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.vendor.as_deref().unwrap_or("*"))?;
         if !self.methods.is_empty() {
@@ -69,7 +69,7 @@ pub(super) fn path_rules(text: &str) -> Result<Vec<PathRule>, Wrong> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn grant(text: &str) -> Result<Grant, Wrong> {
+pub(super) fn grant(text: &str) -> Result<Permission, Wrong> {
     let mut words = text.split_whitespace().peekable();
     let vendor = match words.next() {
         None => return Err(("is empty", GRANTS.into())),
@@ -91,7 +91,7 @@ pub(super) fn grant(text: &str) -> Result<Grant, Wrong> {
     if words.next().is_some() {
         return Err(("says more than vendor, methods and path", GRANTS.into()));
     }
-    Ok(Grant {
+    Ok(Permission {
         vendor,
         methods,
         path: path.map(str::to_owned),

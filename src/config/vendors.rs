@@ -125,12 +125,12 @@ pub(super) fn vendors(
     context: &mut Context<'_>,
 ) -> Vec<Vendor> {
     let at = Spot::default().key("vendors");
-    let mut taken = Taken::default();
+    let mut claimed = ClaimedNames::default();
     let mut vendors = Vec::with_capacity(written.0.len());
     for (name, entry) in &written.0 {
         let at = at.key(name);
         if let Some(entry) = entry {
-            vendors.extend(vendor(name, entry, &mut taken, &at, context));
+            vendors.extend(vendor(name, entry, &mut claimed, &at, context));
         }
         // After everything inside, so that it does not count as what is wrong there.
         let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
@@ -151,7 +151,7 @@ pub(super) fn vendors(
 
 /// Ways in, and the vendors that have them.
 #[derive(Default)]
-struct Taken<'f> {
+struct ClaimedNames<'f> {
     prefixes: HashMap<String, &'f str>,
     hosts: HashMap<String, &'f str>,
 }
@@ -159,14 +159,14 @@ struct Taken<'f> {
 fn vendor<'f>(
     name: &'f str,
     entry: &'f file::Vendor,
-    taken: &mut Taken<'f>,
+    claimed: &mut ClaimedNames<'f>,
     at: &Spot,
     context: &mut Context<'_>,
 ) -> Option<Vendor> {
     // One that is not known was reported when presets were merged.
     let preset = entry.preset.as_deref().and_then(presets::find);
-    let prefix = prefix(name, entry, taken, at, context);
-    let hosts = hosts(name, entry, taken, at, context);
+    let prefix = prefix(name, entry, claimed, at, context);
+    let hosts = hosts(name, entry, claimed, at, context);
     let allow_plaintext = entry.allow_plaintext.unwrap_or(false);
     let upstream = upstream(entry, at, context);
     let client_cert = entry
@@ -346,7 +346,7 @@ pub(super) fn check_environment_proxies(
 fn prefix<'f>(
     name: &'f str,
     entry: &file::Vendor,
-    taken: &mut Taken<'f>,
+    claimed: &mut ClaimedNames<'f>,
     at: &Spot,
     context: &mut Context<'_>,
 ) -> Option<String> {
@@ -371,7 +371,7 @@ fn prefix<'f>(
         }
         None => {}
     }
-    if let Some(other) = taken.prefixes.insert(prefix.clone(), name) {
+    if let Some(other) = claimed.prefixes.insert(prefix.clone(), name) {
         context.report.wrong(
             &at,
             format!("is also the prefix of `{other}`"),
@@ -384,7 +384,7 @@ fn prefix<'f>(
 fn hosts<'f>(
     name: &'f str,
     entry: &file::Vendor,
-    taken: &mut Taken<'f>,
+    claimed: &mut ClaimedNames<'f>,
     at: &Spot,
     context: &mut Context<'_>,
 ) -> Vec<String> {
@@ -409,7 +409,7 @@ fn hosts<'f>(
             );
             continue;
         }
-        if let Some(other) = taken.hosts.insert(host.clone(), name) {
+        if let Some(other) = claimed.hosts.insert(host.clone(), name) {
             context.report.wrong(
                 &at,
                 format!("already leads to `{other}`"),

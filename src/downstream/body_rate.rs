@@ -9,12 +9,12 @@ const SLOWEST: u32 = 500;
 /// it back: a pause is nothing, dribbling comes to an end. Only time in which we wait is counted, so
 /// that a slow vendor is not its caller's fault.
 #[derive(Clone, Copy, Debug)]
-pub struct Pace {
+pub struct BodyRate {
     grace: Duration,
     left: Duration,
 }
 
-impl Pace {
+impl BodyRate {
     /// A body of which nothing has come; `grace` is the longest pause.
     #[must_use]
     pub fn new(grace: Duration) -> Self {
@@ -44,17 +44,17 @@ mod tests {
     #[test]
     fn a_body_may_pause_but_not_dribble() {
         let second = Duration::from_secs(1);
-        let mut pace = Pace::new(60 * second);
-        assert!(pace.heard(59 * second, 1));
-        assert!(pace.heard(Duration::ZERO, 1 << 20));
-        assert_eq!(pace.left(), 60 * second);
+        let mut body_rate = BodyRate::new(60 * second);
+        assert!(body_rate.heard(59 * second, 1));
+        assert!(body_rate.heard(Duration::ZERO, 1 << 20));
+        assert_eq!(body_rate.left(), 60 * second);
         let mut seconds = 0;
-        while pace.heard(second, 100) {
+        while body_rate.heard(second, 100) {
             seconds += 1;
         }
         assert_eq!(seconds, 74);
-        let mut pace = Pace::new(10 * second);
-        assert!((0..1000).all(|_| pace.heard(second, 500)));
-        assert!(!pace.heard(11 * second, 0));
+        let mut body_rate = BodyRate::new(10 * second);
+        assert!((0..1000).all(|_| body_rate.heard(second, 500)));
+        assert!(!body_rate.heard(11 * second, 0));
     }
 }

@@ -116,7 +116,7 @@ impl Head {
         self.length
     }
 
-    /// See [`super::stream::Guarded::has_odd_first_line`].
+    /// See [`super::stream::DownstreamStream::has_odd_first_line`].
     pub(super) fn has_odd_line(&self) -> bool {
         self.odd_line.load(Ordering::Relaxed)
     }

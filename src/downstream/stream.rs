@@ -26,7 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::body_rate::Pace;
+use super::body_rate::BodyRate;
 use super::budget::Holding;
 use super::chunks::Chunks;
 use super::frames::Frames;
@@ -58,7 +58,7 @@ const KEEPALIVE: Duration = Duration::from_secs(75);
 
 /// A connection with the limits of what is going on on it, and what the parser would repair in the
 /// first line of its last head. On HTTP/2 it limits heads alone: streams have limits of their own.
-pub struct Guarded {
+pub struct DownstreamStream {
     /// pingora writes the head of an answer, then its body, and flushes: one call of the system for
     /// both of a small one. Its own listeners buffer, too.
     inner: BufWriter<Stream>,
@@ -88,7 +88,7 @@ pub struct Guarded {
     /// The head was refused, and is read on only so that the answer is not lost to a reset.
     refused: bool,
     /// The last head, if it was no request. Outlives the connection.
-    unmade: Arc<OnceLock<Unmade>>,
+    rejected_head: Arc<OnceLock<RejectedHead>>,
     /// The limits below are an earlier request's.
     stale: AtomicBool,
     /// While an answer is awaited: until when, in milliseconds since `born`; 0: no limit.
@@ -111,7 +111,7 @@ pub struct Guarded {
     /// Since when it takes nothing.
     stalled: Option<Instant>,
     /// What is left of the time for a body, and since when we wait.
-    pace: Option<Pace>,
+    body_rate: Option<BodyRate>,
     waiting: Option<Instant>,
     too_slow: AtomicBool,
     /// Negotiated or begun with its preface: pingora asks by ALPN.
@@ -144,13 +144,13 @@ impl RemovalDeadline {
 /// A head that never became a request, be it answered or only given up: no hook of pingora's hears
 /// of it.
 #[derive(Debug)]
-pub(crate) struct Unmade {
+pub(crate) struct RejectedHead {
     pub(crate) status: StatusCode,
     pub(crate) reason: &'static str,
     pub(crate) request_id: HeaderValue,
 }
 
-impl Unmade {
+impl RejectedHead {
     fn new(status: StatusCode) -> Self {
         Self {
             status,
@@ -159,9 +159,9 @@ impl Unmade {
         }
     }
 
-    /// Because of `stop`.
-    pub(crate) fn stopped(stop: Error) -> Self {
-        let verdict = stop.verdict();
+    /// Because of `refusal`.
+    pub(crate) fn for_error(refusal: Error) -> Self {
+        let verdict = refusal.verdict();
         Self {
             reason: verdict.reason,
             ..Self::new(verdict.status)
@@ -176,13 +176,13 @@ impl Unmade {
 }
 
 /// What was read ahead may hold a caller's key.
-impl fmt::Debug for Guarded {
+impl fmt::Debug for DownstreamStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Guarded").finish_non_exhaustive()
     }
 }
 
-impl Guarded {
+impl DownstreamStream {
     /// HTTP/2 has streams, and limits and buffers of its own.
     pub(crate) fn new(inner: Stream, http2: bool, holding: Arc<Holding>) -> Self {
         // Before a head has been read, nothing is written but the parser's refusal of it.
@@ -208,7 +208,7 @@ impl Guarded {
             too_much: Arc::default(),
             passed_fields: false,
             refused: false,
-            unmade: Arc::default(),
+            rejected_head: Arc::default(),
             stale: AtomicBool::new(false),
             answer_by: AtomicU64::new(0),
             longest_silence: AtomicU64::new(0),
@@ -220,7 +220,7 @@ impl Guarded {
             listened: AtomicBool::new(false),
             longest_stall: AtomicU64::new(milliseconds(longest_stall)),
             stalled: None,
-            pace: None,
+            body_rate: None,
             waiting: None,
             too_slow: AtomicBool::new(false),
             born: Instant::now(),
@@ -235,8 +235,8 @@ impl Guarded {
     }
 
     /// Where it is said that the last head was no request.
-    pub(crate) fn unmade(&self) -> Arc<OnceLock<Unmade>> {
-        self.unmade.clone()
+    pub(crate) fn rejected_head(&self) -> Arc<OnceLock<RejectedHead>> {
+        self.rejected_head.clone()
     }
 
     /// The guard of a connection, where it has one.
@@ -278,7 +278,7 @@ impl Guarded {
             self.head_by = Instant::now() + KEEPALIVE;
             self.head.renew();
             self.chunks = Chunks::default();
-            (self.pace, self.waiting) = (None, None);
+            (self.body_rate, self.waiting) = (None, None);
         }
     }
 
@@ -459,15 +459,17 @@ impl Guarded {
 
     /// Answers a head that is too large while it is still coming: pingora would go on collecting it, up
     /// to a mebibyte, and its own check comes when it is whole.
-    fn refuse_head(&mut self, stop: Error) {
+    fn refuse_head(&mut self, refusal: Error) {
         tracing::debug!(
-            reason = stop.verdict().reason,
+            reason = refusal.verdict().reason,
             bytes = self.head.length(),
             "a head was refused"
         );
         self.refused = true;
-        let unmade = self.unmade.get_or_init(|| Unmade::stopped(stop));
-        let answer = Problem::new(stop, None, &unmade.request_id).to_http1();
+        let rejected_head = self
+            .rejected_head
+            .get_or_init(|| RejectedHead::for_error(refusal));
+        let answer = Problem::new(refusal, None, &rejected_head.request_id).to_http1();
         let mut now = Context::from_waker(Waker::noop());
         // Nothing else has been written: there is room for it.
         let _ = Pin::new(&mut self.inner).poll_write(&mut now, &answer);
@@ -500,9 +502,9 @@ impl Guarded {
         self.holding.give_all_back();
     }
 
-    /// Demands that a body comes, with no pause longer than this and no slower than [`Pace`] permits.
+    /// Demands that a body comes, with no pause longer than this and no slower than [`BodyRate`] permits.
     /// Zero lifts that.
-    pub fn expect_body(&self, longest_pause: Duration) {
+    pub fn set_body_timeout(&self, longest_pause: Duration) {
         let longest = milliseconds(longest_pause);
         self.longest_pause.store(longest, Ordering::Relaxed);
     }
@@ -519,13 +521,13 @@ impl Guarded {
 
     /// Whether reading has failed because its chunks were none.
     #[must_use]
-    pub fn body_was_odd(&self) -> bool {
+    pub fn has_invalid_chunks(&self) -> bool {
         self.chunks.is_broken()
     }
 
     /// Demands that the caller takes something of what is written at least this often. pingora limits
     /// the writing of a body, not that of a head or the last flush.
-    pub fn expect_taking(&self, longest_stall: Duration) {
+    pub fn set_write_timeout(&self, longest_stall: Duration) {
         let longest = milliseconds(longest_stall);
         self.longest_stall.store(longest, Ordering::Relaxed);
     }
@@ -581,7 +583,7 @@ impl Guarded {
     /// Limits every silence between vendor and caller from `now` on, while more of an answer is awaited,
     /// in the same way. A caller that is slow to take what has come is no silent vendor. Zero lifts
     /// that.
-    pub fn expect_more(&self, longest_silence: Duration, now: Instant) {
+    pub fn set_response_idle(&self, longest_silence: Duration, now: Instant) {
         let longest = milliseconds(longest_silence);
         self.longest_silence.store(longest, Ordering::Relaxed);
         self.heard.store(self.since_birth(now), Ordering::Relaxed);
@@ -661,7 +663,10 @@ impl Guarded {
 
     /// A read of a body has come to nothing yet: the time for it runs.
     fn poll_pause(&mut self, longest: Duration, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let left = self.pace.get_or_insert_with(|| Pace::new(longest)).left();
+        let left = self
+            .body_rate
+            .get_or_insert_with(|| BodyRate::new(longest))
+            .left();
         let at = *self.waiting.get_or_insert_with(Instant::now) + left;
         self.poll_until(at, cx).map(|()| {
             self.too_slow.store(true, Ordering::Relaxed);
@@ -722,7 +727,7 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-impl AsyncRead for Guarded {
+impl AsyncRead for DownstreamStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -737,8 +742,8 @@ impl AsyncRead for Guarded {
         }
         self.renew();
         let ended = self.has_ended();
-        if let Some(stop) = self.head.too_large() {
-            self.refuse_head(stop);
+        if let Some(refusal) = self.head.too_large() {
+            self.refuse_head(refusal);
             return self.poll_refused(cx);
         }
         if !self.ahead.is_empty() && !ended {
@@ -762,9 +767,9 @@ impl AsyncRead for Guarded {
             if longest > 0 && read.is_pending() {
                 return self.poll_pause(Duration::from_millis(longest), cx);
             }
-            if let (Some(since), Some(pace)) = (self.waiting.take(), &mut self.pace) {
+            if let (Some(since), Some(body_rate)) = (self.waiting.take(), &mut self.body_rate) {
                 // In time: late is what the timer says, and it did not.
-                let _ = pace.heard(since.elapsed(), buffer.filled().len() - before);
+                let _ = body_rate.heard(since.elapsed(), buffer.filled().len() - before);
             }
             if read.is_pending() {
                 self.look_whether_caller_left(cx)?;
@@ -799,40 +804,40 @@ impl AsyncRead for Guarded {
             return Poll::Ready(Ok(()));
         }
         if self.head.is_half_way() {
-            self.unmade
-                .get_or_init(|| Unmade::new(StatusCode::REQUEST_TIMEOUT));
+            self.rejected_head
+                .get_or_init(|| RejectedHead::new(StatusCode::REQUEST_TIMEOUT));
         }
         let slow = "the request head took too long";
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, slow)))
     }
 }
 
-impl AsyncWrite for Guarded {
+impl AsyncWrite for DownstreamStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         if !self.head.is_complete()
-            && let Some(refusal) = Unmade::written(bytes)
+            && let Some(refusal) = RejectedHead::written(bytes)
         {
             // The parser refuses with nothing but a status, in one piece. It wants the target of a
             // CONNECT to be the Host, and nobody is given a tunnel either way.
             let parsers = refusal.status == StatusCode::BAD_REQUEST && bytes.ends_with(b"\r\n\r\n");
-            let stop = if self.head.is_connect() {
+            let error = if self.head.is_connect() {
                 Error::MethodNotAllowed
             } else {
                 Error::BadFraming("The request's head cannot be parsed.")
             };
             let refusal = if parsers {
-                Unmade::stopped(stop)
+                RejectedHead::for_error(error)
             } else {
                 refusal
             };
-            let refusal = self.unmade.get_or_init(|| refusal);
+            let refusal = self.rejected_head.get_or_init(|| refusal);
             if parsers {
-                let answer = Problem::new(stop, None, &refusal.request_id).to_http1();
-                ready!(Pin::new(&mut self.inner).poll_write(cx, &answer))?;
+                let reply = Problem::new(error, None, &refusal.request_id).to_http1();
+                ready!(Pin::new(&mut self.inner).poll_write(cx, &reply))?;
                 return Poll::Ready(Ok(bytes.len()));
             }
         }
@@ -866,27 +871,27 @@ impl AsyncWrite for Guarded {
 }
 
 #[async_trait]
-impl Shutdown for Guarded {
+impl Shutdown for DownstreamStream {
     async fn shutdown(&mut self) {
         self.flush_now();
         Shutdown::shutdown(&mut **self.inner.get_mut()).await;
     }
 }
 
-impl Drop for Guarded {
+impl Drop for DownstreamStream {
     /// What pingora has written and not flushed when it gives a connection up.
     fn drop(&mut self) {
         self.flush_now();
     }
 }
 
-impl UniqueID for Guarded {
+impl UniqueID for DownstreamStream {
     fn id(&self) -> i32 {
         self.inner.get_ref().id()
     }
 }
 
-impl Ssl for Guarded {
+impl Ssl for DownstreamStream {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
         self.inner.get_ref().get_ssl_digest()
     }
@@ -899,25 +904,25 @@ impl Ssl for Guarded {
     }
 }
 
-impl GetTimingDigest for Guarded {
+impl GetTimingDigest for DownstreamStream {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
         self.inner.get_ref().get_timing_digest()
     }
 }
 
-impl GetProxyDigest for Guarded {
+impl GetProxyDigest for DownstreamStream {
     fn get_proxy_digest(&self) -> Option<Arc<pingora::protocols::raw_connect::ProxyDigest>> {
         self.inner.get_ref().get_proxy_digest()
     }
 }
 
-impl GetSocketDigest for Guarded {
+impl GetSocketDigest for DownstreamStream {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
         self.inner.get_ref().get_socket_digest()
     }
 }
 
-impl Peek for Guarded {}
+impl Peek for DownstreamStream {}
 
 #[cfg(test)]
 mod tests;

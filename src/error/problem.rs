@@ -22,10 +22,10 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// What a caller is told of `stop`. `vendor` is the one that matched.
+    /// What a caller is told of `refusal`. `vendor` is the one that matched.
     #[must_use]
-    pub fn new(stop: Error, vendor: Option<&str>, request_id: &HeaderValue) -> Self {
-        let verdict = stop.verdict();
+    pub fn new(refusal: Error, vendor: Option<&str>, request_id: &HeaderValue) -> Self {
+        let verdict = refusal.verdict();
         let body = serde_json::json!({
             "type": format!("urn:countersign:{}", verdict.reason),
             "title": verdict.status.canonical_reason().unwrap_or("Error"),
@@ -37,12 +37,12 @@ impl Problem {
         })
         .to_string();
         let json = HeaderValue::from_static("application/problem+json");
-        let mut fields = fields(stop, json, body.len(), request_id);
-        if stop == Error::UnknownCaller {
+        let mut fields = fields(refusal, json, body.len(), request_id);
+        if refusal == Error::UnknownCaller {
             let challenge = HeaderValue::from_static("Bearer realm=\"countersign\"");
             fields.push(("WWW-Authenticate", challenge));
         }
-        if stop == Error::MethodNotAllowed {
+        if refusal == Error::MethodNotAllowed {
             let methods = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
             fields.push(("Allow", methods));
         }
@@ -57,10 +57,10 @@ impl Problem {
     /// head of a response that has nothing else
     /// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>, Trailers-Only).
     #[must_use]
-    pub fn for_grpc(stop: Error, request_id: &HeaderValue) -> Self {
-        let verdict = stop.verdict();
+    pub fn for_grpc(refusal: Error, request_id: &HeaderValue) -> Self {
+        let verdict = refusal.verdict();
         let grpc = HeaderValue::from_static("application/grpc");
-        let mut fields = fields(stop, grpc, 0, request_id);
+        let mut fields = fields(refusal, grpc, 0, request_id);
         let status = grpc_status(verdict.status.as_u16());
         fields.push(("grpc-status", HeaderValue::from(status)));
         let message = format!("{}: {}", verdict.reason, verdict.detail);
@@ -91,12 +91,12 @@ impl Problem {
 
 /// The fields of every answer of our own.
 fn fields(
-    stop: Error,
+    refusal: Error,
     content_type: HeaderValue,
     length: usize,
     request_id: &HeaderValue,
 ) -> Vec<(&'static str, HeaderValue)> {
-    let verdict = stop.verdict();
+    let verdict = refusal.verdict();
     let proxy_status = format!(
         "countersign; error={}; details=\"{}\"",
         verdict.proxy_error, verdict.reason
@@ -110,7 +110,7 @@ fn fields(
     ];
     // Made of constants of the table: always a field value.
     fields.extend(HeaderValue::from_str(&proxy_status).map(|value| ("Proxy-Status", value)));
-    if let Some(seconds) = stop.retry_after() {
+    if let Some(seconds) = refusal.retry_after() {
         fields.push(("Retry-After", HeaderValue::from(seconds)));
     }
     fields
@@ -156,11 +156,11 @@ mod tests {
 
     #[test]
     fn a_caller_reads_the_reason_and_when_to_come_back() {
-        let stop = Error::CredentialUnavailable {
+        let refusal = Error::CredentialUnavailable {
             retry_after: Duration::from_millis(200),
         };
         let id = HeaderValue::from_static("id-1");
-        let problem = Problem::new(stop, Some("v"), &id);
+        let problem = Problem::new(refusal, Some("v"), &id);
         let field = |name: &str| {
             let (_, value) = problem.fields.iter().find(|(field, _)| *field == name)?;
             value.to_str().ok()
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn a_grpc_call_gets_its_status_in_fields_and_no_body() {
         let id = HeaderValue::from_static("id-1");
-        for (stop, status) in [
+        for (refusal, status) in [
             (Error::UnknownCaller, "16"),
             (Error::Forbidden, "7"),
             (Error::RefusedPath, "7"),
@@ -195,17 +195,17 @@ mod tests {
             (Error::BodyTimeout, "4"),
             (Error::Internal, "13"),
         ] {
-            let problem = Problem::for_grpc(stop, &id);
+            let problem = Problem::for_grpc(refusal, &id);
             let field = |name: &str| {
                 let (_, value) = problem.fields.iter().find(|(field, _)| *field == name)?;
                 value.to_str().ok()
             };
-            assert_eq!(field("grpc-status"), Some(status), "{stop:?}");
+            assert_eq!(field("grpc-status"), Some(status), "{refusal:?}");
             assert_eq!((problem.status, problem.body.len()), (StatusCode::OK, 0));
             assert_eq!(field("Content-Type"), Some("application/grpc"));
-            let reason = format!("details=\"{}\"", stop.verdict().reason);
+            let reason = format!("details=\"{}\"", refusal.verdict().reason);
             assert!(field("Proxy-Status").is_some_and(|told| told.ends_with(&reason)));
-            if let Error::BadRequest(_) = stop {
+            if let Error::BadRequest(_) = refusal {
                 let message = "bad_request: 100 %25 wrong, %C3%A9";
                 assert_eq!(field("grpc-message"), Some(message));
             }

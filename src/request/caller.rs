@@ -26,7 +26,7 @@ use self::ended::Full;
 use self::jwt::{Tokens, Told, Unverified};
 use self::token::{Evidence, Kind, Login, Mint, Purpose};
 
-use crate::config::{self, ApiKey, Grant};
+use crate::config::{self, ApiKey, Permission};
 use crate::downstream::certificate::Certificate;
 use crate::downstream::stream::RemovalDeadline;
 use crate::error::Error;
@@ -53,7 +53,7 @@ pub struct Caller {
     pub name: Arc<str>,
     /// Its name in metrics.
     pub label: Arc<str>,
-    allow: Vec<Permission>,
+    allow: Vec<AllowRule>,
     rate: Option<Arc<Limiter>>,
     /// Of this name, as long as what it can show is the same.
     leave: Arc<RemovalDeadline>,
@@ -67,14 +67,14 @@ pub struct Caller {
 
 /// One entry of a caller's `allow:`.
 #[derive(Debug)]
-struct Permission {
-    grant: Grant,
+struct AllowRule {
+    grant: Permission,
     /// For request lines.
     text: Arc<str>,
 }
 
-impl From<Grant> for Permission {
-    fn from(grant: Grant) -> Self {
+impl From<Permission> for AllowRule {
+    fn from(grant: Permission) -> Self {
         let text = grant.to_string().into();
         Self { grant, text }
     }
@@ -92,7 +92,7 @@ impl Caller {
             key: None,
             certified: None,
             issued: None,
-            allow: vec![Permission::from(Grant {
+            allow: vec![AllowRule::from(Permission {
                 vendor: None,
                 methods: Vec::new(),
                 path: None,
@@ -107,7 +107,7 @@ impl Caller {
         Self {
             label: name.clone(),
             name,
-            allow: caller.allow.iter().cloned().map(Permission::from).collect(),
+            allow: caller.allow.iter().cloned().map(AllowRule::from).collect(),
             rate: caller.rate.map(|rate| Arc::new(Limiter::new(rate))),
             leave: Arc::default(),
             key: None,
@@ -119,7 +119,7 @@ impl Caller {
     /// Whether anything at all of a vendor is open to it.
     #[must_use]
     pub fn may_use(&self, vendor: &str) -> bool {
-        let mut grants = self.allow.iter().map(|permission| &permission.grant);
+        let mut grants = self.allow.iter().map(|rule| &rule.grant);
         grants.any(|grant| grant.vendor.as_deref().is_none_or(|only| only == vendor))
     }
 
@@ -158,18 +158,18 @@ impl Caller {
     #[must_use]
     pub fn grant(&self, vendor: &str, method: &str, path: &str) -> Option<&Arc<str>> {
         let mut permissions = self.permissions(vendor, method);
-        let permission = permissions.find(|Permission { grant, .. }| {
+        let rule = permissions.find(|AllowRule { grant, .. }| {
             let pattern = grant.path.as_deref();
             pattern.is_none_or(|pattern| glob(pattern, path))
         });
-        permission.map(|permission| &permission.text)
+        rule.map(|rule| &rule.text)
     }
 
     /// Whether some grant covers what a server may read a path as (see [`interpretations::of`]).
     #[must_use]
     pub fn grants_reading(&self, vendor: &str, method: &str, reading: &str) -> bool {
         let mut permissions = self.permissions(vendor, method);
-        permissions.any(|Permission { grant, .. }| {
+        permissions.any(|AllowRule { grant, .. }| {
             grant.path.as_deref().is_none_or(|pattern| {
                 let mut forms = interpretations::of_pattern(pattern).into_iter();
                 glob(pattern, reading) || forms.any(|form| glob(&form, reading))
@@ -178,8 +178,8 @@ impl Caller {
     }
 
     /// The grants that concern a vendor and a method.
-    fn permissions(&self, vendor: &str, method: &str) -> impl Iterator<Item = &Permission> {
-        self.allow.iter().filter(move |Permission { grant, .. }| {
+    fn permissions(&self, vendor: &str, method: &str) -> impl Iterator<Item = &AllowRule> {
+        self.allow.iter().filter(move |AllowRule { grant, .. }| {
             grant.vendor.as_deref().is_none_or(|only| only == vendor)
                 && (grant.methods.is_empty() || grant.methods.iter().any(|only| only == method))
         })
@@ -214,7 +214,7 @@ pub struct Known {
 
 /// What one request shows of its sender.
 #[derive(Clone, Copy, Debug)]
-pub struct Shown<'a> {
+pub struct Presented<'a> {
     /// Its fields.
     pub headers: &'a HeaderMap,
     /// The certificate of its connection, verified under the listener's `client_ca`.
@@ -313,7 +313,7 @@ impl Callers {
     /// Who sent a request, as far as its head and its connection say. Verifies no signature: what is
     /// left to verify is handed back.
     #[must_use]
-    pub fn identify(&self, shown: Shown<'_>) -> Identified {
+    pub fn identify(&self, shown: Presented<'_>) -> Identified {
         match self {
             Self::Anyone(caller) => Identified::Found(Ok(Found::certainly(caller))),
             Self::Loopback(caller) => {
@@ -411,11 +411,11 @@ const NOT_STORED: &str =
     "The token has ended here; other replicas will know when the proxy can reach its store.";
 
 impl Known {
-    fn identify(&self, shown: Shown<'_>) -> Identified {
+    fn identify(&self, shown: Presented<'_>) -> Identified {
         let mut found = Found::default();
         let mut tokens = Vec::new();
-        if let Err(stop) = self.look(shown, &mut found, &mut tokens) {
-            return Identified::Found(Err(stop));
+        if let Err(refusal) = self.look(shown, &mut found, &mut tokens) {
+            return Identified::Found(Err(refusal));
         }
         if tokens.is_empty() {
             return Identified::Found(Ok(found));
@@ -425,7 +425,7 @@ impl Known {
 
     fn look(
         &self,
-        shown: Shown<'_>,
+        shown: Presented<'_>,
         found: &mut Found,
         tokens: &mut Vec<Unverified>,
     ) -> Result<(), Error> {
@@ -696,8 +696,8 @@ mod tests {
         .unwrap()
     }
 
-    fn shown(headers: &HeaderMap) -> Shown<'_> {
-        Shown {
+    fn shown(headers: &HeaderMap) -> Presented<'_> {
+        Presented {
             headers,
             certificate: None,
             authority: "proxy",
@@ -705,7 +705,7 @@ mod tests {
         }
     }
 
-    fn identified(callers: &Callers, shown: Shown<'_>) -> Result<Arc<Caller>, Error> {
+    fn identified(callers: &Callers, shown: Presented<'_>) -> Result<Arc<Caller>, Error> {
         match callers.identify(shown) {
             Identified::Found(found) => found?.caller(),
             Identified::Unverified(_) => unreachable!("no caller has a signed token"),
@@ -828,12 +828,12 @@ mod tests {
         let caller = Caller::new(&config::Caller {
             name: "ci".into(),
             allow: vec![
-                Grant {
+                Permission {
                     vendor: Some("v".into()),
                     methods: vec!["GET".into(), "HEAD".into()],
                     path: Some("/vedsdk/**".into()),
                 },
-                Grant {
+                Permission {
                     vendor: Some("w".into()),
                     methods: vec![],
                     path: None,
@@ -861,7 +861,7 @@ mod tests {
         let callers = Callers::Loopback(Arc::new(Caller::anyone()));
         let allowed = |authority: &str, known_host, fields: &[(&'static str, &str)]| {
             let headers = headers(fields);
-            let shown = Shown {
+            let shown = Presented {
                 authority,
                 known_host,
                 ..shown(&headers)
@@ -923,7 +923,7 @@ mod tests {
         let headers = headers(fields);
         let authorities = Arc::new(crate::downstream::certificate::tests::Fickle::default());
         let certificate = Certificate::new(names.to_vec(), until, vec![], authorities);
-        let shown = Shown {
+        let shown = Presented {
             certificate: Some(&certificate),
             ..shown(&headers)
         };

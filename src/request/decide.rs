@@ -75,8 +75,8 @@ pub fn decide<'a, V: AsRef<Vendor>>(
     });
     let caller = match caller {
         Ok(caller) => decision.caller.insert(caller).clone(),
-        Err(stop) => {
-            decision.path = Err(stop);
+        Err(refusal) => {
+            decision.path = Err(refusal);
             return decision;
         }
     };

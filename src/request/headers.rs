@@ -203,11 +203,11 @@ pub type Names = SmallVec<[HeaderName; 8]>;
 /// The names that never pass from a caller to a vendor: callers' credentials, overrides, and
 /// every field that any vendor's credential uses, configured or known from the presets.
 #[derive(Debug)]
-pub struct Barred {
+pub struct StrippedHeaders {
     names: HashSet<HeaderName>,
 }
 
-impl Barred {
+impl StrippedHeaders {
     /// `credential_fields`: the field names of all vendors' credentials.
     pub fn new(credential_fields: impl IntoIterator<Item = HeaderName>) -> Self {
         let mut names: HashSet<_> = credential_fields.into_iter().collect();
@@ -236,7 +236,7 @@ impl Barred {
     pub fn in_request(&self, headers: &HeaderMap, cookies_pass: bool, h2: bool) -> Names {
         headers
             .keys()
-            .filter(|name| self.bars(name, cookies_pass) || (h2 && is_h2_hop(name, headers)))
+            .filter(|name| self.strips(name, cookies_pass) || (h2 && is_h2_hop(name, headers)))
             .cloned()
             .collect()
     }
@@ -244,18 +244,18 @@ impl Barred {
     /// The same of names that [`check_names`] permits one by one: what servers may take for a barred
     /// name.
     #[must_use]
-    pub fn doubles_in_request(&self, headers: &HeaderMap, cookies_pass: bool) -> Names {
+    pub fn lookalikes_in_request(&self, headers: &HeaderMap, cookies_pass: bool) -> Names {
         headers
             .keys()
             .filter(|name| {
                 let odd = !name.as_str().bytes().all(is_plain);
-                odd && dashed(name).is_none_or(|name| self.bars(&name, cookies_pass))
+                odd && dashed(name).is_none_or(|name| self.strips(&name, cookies_pass))
             })
             .cloned()
             .collect()
     }
 
-    fn bars(&self, name: &HeaderName, cookies_pass: bool) -> bool {
+    fn strips(&self, name: &HeaderName, cookies_pass: bool) -> bool {
         self.names.contains(name)
             || (*name == COOKIE && !cookies_pass)
             || OVERRIDE_PREFIXES
@@ -289,7 +289,7 @@ pub fn joined_cookies(headers: &HeaderMap) -> Option<HeaderValue> {
 /// Which of the answer's fields must go: hop-by-hop ones, those that `Connection` names, cookies
 /// unless they pass, and anything that claims to be our own word on the request.
 #[must_use]
-pub fn barred_in_answer(headers: &HeaderMap, cookies_pass: bool, upgrade: bool) -> Names {
+pub fn stripped_from_response(headers: &HeaderMap, cookies_pass: bool, upgrade: bool) -> Names {
     let nominated: SmallVec<[&[u8]; 8]> = headers
         .get_all(CONNECTION)
         .iter()
@@ -405,7 +405,7 @@ mod tests {
 
     #[test]
     fn what_a_server_may_take_for_a_barred_name_is_barred() {
-        let barred = Barred::new([HeaderName::from_static("customer_uri")]);
+        let stripped = StrippedHeaders::new([HeaderName::from_static("customer_uri")]);
         let sent = headers(&[
             ("customer.uri", "x"),
             ("x_real_ip", "x"),
@@ -415,7 +415,7 @@ mod tests {
             ("cookie", "not odd"),
             ("x_fine", "kept"),
         ]);
-        let gone = barred.doubles_in_request(&sent, false);
+        let gone = stripped.lookalikes_in_request(&sent, false);
         let kept: Vec<_> = sent.keys().filter(|name| !gone.contains(name)).collect();
         assert_eq!(kept, ["cookie", "x_fine"]);
     }
@@ -451,7 +451,7 @@ mod tests {
 
     #[test]
     fn callers_credentials_and_overrides_never_pass() {
-        let barred = Barred::new([HeaderName::from_static("customeruri")]);
+        let stripped = StrippedHeaders::new([HeaderName::from_static("customeruri")]);
         let sent = headers(&[
             ("authorization", "x"),
             ("cookie", "x"),
@@ -469,18 +469,18 @@ mod tests {
             ("connection", "x"),
             ("traceparent", "kept"),
         ]);
-        let gone = barred.in_request(&sent, false, true);
+        let gone = stripped.in_request(&sent, false, true);
         let kept: Vec<_> = sent.keys().filter(|name| !gone.contains(name)).collect();
         assert_eq!(kept, ["accept", "traceparent"]);
     }
 
     #[test]
     fn http_2_carries_te_for_trailers_alone() {
-        let barred = Barred::new([]);
+        let stripped = StrippedHeaders::new([]);
         let kept = headers(&[("te", "trailers")]);
-        assert!(barred.in_request(&kept, false, true).is_empty());
+        assert!(stripped.in_request(&kept, false, true).is_empty());
         let mixed = headers(&[("te", "trailers"), ("te", "gzip")]);
-        assert_eq!(barred.in_request(&mixed, false, true)[..], [TE]);
+        assert_eq!(stripped.in_request(&mixed, false, true)[..], [TE]);
     }
 
     #[test]
@@ -501,7 +501,7 @@ mod tests {
             ("etag", "kept"),
             ("content-length", "3"),
         ]);
-        let gone = barred_in_answer(&answer, false, false);
+        let gone = stripped_from_response(&answer, false, false);
         let kept: Vec<_> = answer.keys().filter(|name| !gone.contains(name)).collect();
         assert_eq!(kept, ["etag", "content-length"]);
     }

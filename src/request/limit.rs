@@ -61,7 +61,7 @@ impl fmt::Debug for Limiter {
 
 /// A vendor's wish to be left alone, of one vendor with `limits.honour_retry_after`.
 #[derive(Debug)]
-pub struct Rest {
+pub struct RetryAfterHold {
     born: Instant,
     /// Milliseconds since `born`, doubled; odd: asked for with a 503, else with a 429. 0: none.
     until: AtomicU64,
@@ -71,7 +71,7 @@ pub struct Rest {
 /// ours a restart.
 const LONGEST_REST: Duration = Duration::from_mins(10);
 
-impl Rest {
+impl RetryAfterHold {
     /// No wish yet.
     #[must_use]
     pub fn none() -> Self {
@@ -162,7 +162,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_vendor_that_asks_for_a_rest_gets_it_with_its_own_status() {
         for (status, reason) in [(429, "rate_limited"), (503, "circuit_open")] {
-            let rest = Rest::none();
+            let rest = RetryAfterHold::none();
             rest.note(status, &asked("30"));
             tokio::time::advance(Duration::from_millis(10_500)).await;
             // A shorter wish of an answer that was under way does not end it.
@@ -189,7 +189,7 @@ mod tests {
             (500, "30", None),
             (200, "30", None),
         ] {
-            let rest = Rest::none();
+            let rest = RetryAfterHold::none();
             rest.note(status, &asked(wish));
             let held = rest.pass().err().and_then(Error::retry_after);
             assert_eq!(held, left, "{status} {wish}");

@@ -1,14 +1,14 @@
 //! What the phases in `request.rs` are made of where it takes pingora's session.
 
 pub(super) mod admit;
-pub(super) mod again;
+pub(super) mod authority;
 pub(super) mod bodyless;
 pub(super) mod echo;
-pub(super) mod lead_back;
-pub(super) mod log_in;
-pub(super) mod own_answer;
-pub(super) mod shown;
-pub(super) mod told;
+pub(super) mod local_reply;
+pub(super) mod login;
+pub(super) mod report;
+pub(super) mod retry;
+pub(super) mod rewrite;
 
 use http::StatusCode;
 

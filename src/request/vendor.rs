@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::metrics::VendorMetrics;
 use crate::pattern::Rules;
 use crate::request::acceptance::Acceptance;
-use crate::request::limit::{Limiter, Rest};
+use crate::request::limit::{Limiter, RetryAfterHold};
 use crate::request::login::Logins;
 use crate::request::path::Target;
 use crate::request::placement::Placement;
@@ -45,7 +45,7 @@ pub struct Vendor {
     /// What is left of `limits.rate`; `None`: no limit.
     pub rate: Option<Arc<Limiter>>,
     /// The rest it asked for; `None`: its wish does not count.
-    pub rest: Option<Rest>,
+    pub hold: Option<RetryAfterHold>,
     /// Whether it fails.
     pub breaker: Arc<Breaker>,
     /// Requests that may be sent a second time.
@@ -91,7 +91,7 @@ impl Vendor {
             timeouts: vendor.timeouts,
             limits: vendor.limits,
             rate: vendor.limits.rate.map(Limiter::new).map(Arc::new),
-            rest: vendor.limits.honour_retry_after.then(Rest::none),
+            hold: vendor.limits.honour_retry_after.then(RetryAfterHold::none),
             breaker: Arc::new(Breaker::new(&vendor.name, vendor.breaker)),
             retries: Budget::new(),
             logins: Logins::new(&vendor.logins, vendor.trailing_dots_ignored),

@@ -34,7 +34,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::downstream::budget::{Holding, Room};
 use crate::downstream::preamble;
-use crate::downstream::stream::{Guarded, HEAD_TIME, TOO_MANY_HEADS, Unmade};
+use crate::downstream::stream::{DownstreamStream, HEAD_TIME, RejectedHead, TOO_MANY_HEADS};
 use crate::logs::{AccessLog, Line};
 use crate::request::{Proxy, Snapshot};
 use crate::wording::in_words;
@@ -49,7 +49,7 @@ const KEEPALIVE: Duration = Duration::from_secs(75);
 const MALFORMED: usize = 32;
 
 /// One listener's way in.
-pub(super) struct Door {
+pub(super) struct ListenerContext {
     /// Who serves.
     pub(super) app: Arc<HttpProxy<Proxy>>,
     /// `None`: plaintext.
@@ -61,22 +61,22 @@ pub(super) struct Door {
     /// What the heads of all connections may hold.
     pub(super) room: Arc<Room>,
     /// Where heads are entered that never became a request.
-    pub(super) ledger: Ledger,
+    pub(super) rejections: RejectionLog,
 }
 
 /// Counts and logs what no hook of pingora's hears of.
 #[derive(Clone)]
-pub(super) struct Ledger {
+pub(super) struct RejectionLog {
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(super) access_log: AccessLog,
 }
 
-impl Ledger {
-    fn enter(&self, head: &Unmade, client: SocketAddr) {
+impl RejectionLog {
+    fn enter(&self, head: &RejectedHead, client: SocketAddr) {
         let snapshot = self.snapshot.load();
         let status = head.status.as_u16();
-        snapshot.nobody.refused_unmade(status);
-        snapshot.nobody.refused(head.reason);
+        snapshot.unrouted.refused_unmade(status);
+        snapshot.unrouted.refused(head.reason);
         if snapshot.access_log {
             self.access_log.write(&Line {
                 request_id: head.request_id.to_str().unwrap_or_default(),
@@ -91,7 +91,7 @@ impl Ledger {
 
 /// Takes connections, at most `most` at a time, until `stop` says so; those taken go on.
 pub(super) async fn accept(
-    door: Arc<Door>,
+    listener_context: Arc<ListenerContext>,
     listener: TcpListener,
     stop: watch::Receiver<bool>,
     most: usize,
@@ -120,9 +120,9 @@ pub(super) async fn accept(
         };
         match accepted {
             Ok((socket, from)) => {
-                let (door, stop) = (door.clone(), stop.clone());
+                let (listener_context, stop) = (listener_context.clone(), stop.clone());
                 tokio::spawn(async move {
-                    serve(&door, socket, from, stop).await;
+                    serve(&listener_context, socket, from, stop).await;
                     drop(slot);
                 });
             }
@@ -136,14 +136,14 @@ pub(super) async fn accept(
 }
 
 async fn serve(
-    door: &Door,
+    listener_context: &ListenerContext,
     socket: tokio::net::TcpStream,
     from: SocketAddr,
     stop: watch::Receiver<bool>,
 ) {
     let mut socket = TcpStream::from(socket);
     let mut from = from;
-    if preamble::is_trusted(&door.proxied_by, from) {
+    if preamble::is_trusted(&listener_context.proxied_by, from) {
         match timeout(HEAD_TIME, preamble::proxied_for(&mut socket)).await {
             Ok(Ok(client)) => from = client.unwrap_or(from),
             Ok(Err(cause)) => {
@@ -162,9 +162,9 @@ async fn serve(
         return;
     }
     let mut http2 = false;
-    let stream: Stream = match &door.tls {
+    let stream: Stream = match &listener_context.tls {
         None => {
-            if door.h2c {
+            if listener_context.h2c {
                 match timeout(HEAD_TIME, preamble::speaks_http2(&mut socket)).await {
                     Ok(Ok(preface)) => http2 = preface,
                     Ok(Err(_)) | Err(_) => return,
@@ -186,25 +186,25 @@ async fn serve(
             }
         },
     };
-    let holding = Arc::new(Holding::new(door.room.clone()));
+    let holding = Arc::new(Holding::new(listener_context.room.clone()));
     if http2 || matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-        let guarded = Box::new(Guarded::new(stream, true, holding.clone()));
-        serve_http2(door, guarded, &holding, from, stop).await;
+        let guarded = Box::new(DownstreamStream::new(stream, true, holding.clone()));
+        serve_http2(listener_context, guarded, &holding, from, stop).await;
         return;
     }
-    let guarded = Guarded::new(stream, false, holding);
-    let unmade = guarded.unmade();
-    serve_http1(door, Box::new(guarded), stop).await;
-    if let Some(head) = unmade.get() {
-        door.ledger.enter(head, from);
+    let guarded = DownstreamStream::new(stream, false, holding);
+    let rejected_head = guarded.rejected_head();
+    serve_http1(listener_context, Box::new(guarded), stop).await;
+    if let Some(head) = rejected_head.get() {
+        listener_context.rejections.enter(head, from);
     }
 }
 
 /// Takes streams until there are no more. pingora's own loop starts a task for every one, however
 /// many there are and whatever their heads hold, and waits without end for a connection's preface.
 async fn serve_http2(
-    door: &Door,
-    guarded: Box<Guarded>,
+    listener_context: &ListenerContext,
+    guarded: Box<DownstreamStream>,
     holding: &Arc<Holding>,
     from: SocketAddr,
     stop: watch::Receiver<bool>,
@@ -248,10 +248,12 @@ async fn serve_http2(
                 let Some(held) = holding.stream(&session.req_header().headers) else {
                     // It may be sent again, here or elsewhere (RFC 9113 §8.7).
                     session.shutdown_with_reason(h2::Reason::REFUSED_STREAM);
-                    door.ledger.enter(&Unmade::stopped(TOO_MANY_HEADS), from);
+                    listener_context
+                        .rejections
+                        .enter(&RejectedHead::for_error(TOO_MANY_HEADS), from);
                     continue;
                 };
-                let (app, stop) = (door.app.clone(), stop.clone());
+                let (app, stop) = (listener_context.app.clone(), stop.clone());
                 serving.spawn(async move {
                     app.process_new_http(ServerSession::new_http2(session), &stop)
                         .await;
@@ -282,7 +284,11 @@ async fn serve_http2(
 }
 
 /// Serves requests until there are no more.
-async fn serve_http1(door: &Door, mut guarded: Box<Guarded>, stop: watch::Receiver<bool>) {
+async fn serve_http1(
+    listener_context: &ListenerContext,
+    mut guarded: Box<DownstreamStream>,
+    stop: watch::Receiver<bool>,
+) {
     let mut settings = None;
     let mut stopping = stop.clone();
     let mut stopped = pin!(stopping.wait_for(|stop| *stop));
@@ -304,11 +310,11 @@ async fn serve_http1(door: &Door, mut guarded: Box<Guarded>, stop: watch::Receiv
             None => session.set_keepalive((!*stop.borrow()).then_some(0)),
             Some(settings) => HttpPersistentSettings::apply_to_session(settings, &mut session),
         }
-        let Some(reused) = door.app.process_new_http(session, &stop).await else {
+        let Some(reused) = listener_context.app.process_new_http(session, &stop).await else {
             return;
         };
         let (stream, persistent) = reused.consume();
-        let Ok(kept) = stream.into_any().downcast::<Guarded>() else {
+        let Ok(kept) = stream.into_any().downcast::<DownstreamStream>() else {
             return;
         };
         kept.expect_head();

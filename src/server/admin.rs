@@ -23,10 +23,10 @@ use hyper_util::service::TowerToHyperService;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
-use super::admin_state::Console;
+use super::admin_state::AdminState;
 use super::page::events::Events;
 use super::page::history::History;
-use super::page::{self, Sight};
+use super::page::{self, PageData};
 use super::status::{Circuit, Seen, as_json, rfc3339, states};
 use super::unix_seconds;
 use crate::request::caller::{host_of, is_loopback};
@@ -43,7 +43,7 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 const LONGEST_HEAD: usize = 32 * 1024;
 
 struct Admin {
-    console: Arc<Console>,
+    console: Arc<AdminState>,
     /// What the page's plots show.
     history: History,
     /// Whoever has the page open.
@@ -55,7 +55,7 @@ struct Admin {
 }
 
 /// Serves until dropped.
-pub(super) async fn serve(console: Arc<Console>, socket: tokio::net::TcpListener) {
+pub(super) async fn serve(console: Arc<AdminState>, socket: tokio::net::TcpListener) {
     let admin = Arc::new(Admin {
         console,
         history: History::default(),
@@ -79,7 +79,7 @@ pub(super) async fn serve(console: Arc<Console>, socket: tokio::net::TcpListener
         .layer(middleware::map_response(for_browsers));
     tokio::select! {
         () = accept(socket, app) => {}
-        () = admin.history.keep(&admin.console.live.metrics) => {}
+        () = admin.history.keep(&admin.console.runtime.metrics) => {}
     }
 }
 
@@ -148,15 +148,15 @@ async fn status_page(State(admin): State<Arc<Admin>>) -> Response {
         (header::CACHE_CONTROL, "no-store"),
         (header::CONTENT_SECURITY_POLICY, page::POLICY.as_str()),
     ];
-    let sight = Sight::now(&admin.console, &admin.history);
-    (head, Html(sight.page())).into_response()
+    let data = PageData::now(&admin.console, &admin.history);
+    (head, Html(data.page())).into_response()
 }
 
 async fn events(State(admin): State<Arc<Admin>>) -> Response {
     let looking = admin.clone();
     admin
         .events
-        .stream(move || Sight::now(&looking.console, &looking.history))
+        .stream(move || PageData::now(&looking.console, &looking.history))
 }
 
 async fn not_found() -> Response {
@@ -190,40 +190,40 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     let console = &admin.console;
     let states = states();
-    for watched in &console.live.view.load().vendors {
-        let Seen { word, status, .. } = Seen::of(watched);
+    for view in &console.runtime.view.load().vendors {
+        let Seen { word, status, .. } = Seen::of(view);
         let expires = status.and_then(|status| status.expires_at);
-        console.live.metrics.credential(
-            &watched.vendor.name,
+        console.runtime.metrics.credential(
+            &view.vendor.name,
             &states,
             word,
             expires.map(unix_seconds),
         );
-        let open = Circuit::of(&watched.vendor).word;
+        let open = Circuit::of(&view.vendor).word;
         console
-            .live
+            .runtime
             .metrics
-            .breaker(&watched.vendor.name, matches!(open, "open" | "half_open"));
+            .breaker(&view.vendor.name, matches!(open, "open" | "half_open"));
     }
     let kind = [(
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
     )];
-    (kind, console.live.metrics.text()).into_response()
+    (kind, console.runtime.metrics.text()).into_response()
 }
 
 async fn status(State(admin): State<Arc<Admin>>) -> Response {
     let console = &admin.console;
-    let view = console.live.view.load();
+    let view = console.runtime.view.load();
     let body = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "started": rfc3339(console.started),
         "config": {
             "sha256": view.sha256,
             "loaded": rfc3339(view.loaded),
-            "last_error": console.live.last_error.load().as_deref(),
+            "last_error": console.runtime.last_error.load().as_deref(),
         },
-        "vendors": view.vendors.iter().map(|watched| as_json(watched)).collect::<Vec<_>>(),
+        "vendors": view.vendors.iter().map(|view| as_json(view)).collect::<Vec<_>>(),
     });
     let fresh = [(header::CACHE_CONTROL, "no-store")];
     (fresh, Json(body)).into_response()
@@ -249,15 +249,11 @@ async fn refresh(
         let hint = "only from loopback, or with admin.key as a bearer token; never from a page\n";
         return (StatusCode::FORBIDDEN, hint).into_response();
     }
-    let view = admin.console.live.view.load();
-    let Some(watched) = view
-        .vendors
-        .iter()
-        .find(|watched| *watched.vendor.name == *name)
-    else {
+    let view = admin.console.runtime.view.load();
+    let Some(view) = view.vendors.iter().find(|view| *view.vendor.name == *name) else {
         return (StatusCode::NOT_FOUND, "no such vendor\n").into_response();
     };
-    let Some(credential) = &watched.credential else {
+    let Some(credential) = &view.credential else {
         return (StatusCode::CONFLICT, "this vendor has no credential\n").into_response();
     };
     credential.refresh_now();

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
-use super::live::Live;
+use super::runtime::Runtime;
 use crate::config::ReadyWhen;
 
 /// What the admin listener shows and moves.
-pub(super) struct Console {
+pub(super) struct AdminState {
     /// What runs now.
-    pub(super) live: Arc<Live>,
+    pub(super) runtime: Arc<Runtime>,
     /// A stop is under way.
     pub(super) draining: Arc<AtomicBool>,
     /// When we count as ready.
@@ -24,14 +24,14 @@ pub(super) struct Console {
 /// After this long a process is as settled as it gets.
 const SETTLED_AFTER: Duration = Duration::from_secs(30);
 
-impl Console {
+impl AdminState {
     /// The vendors that keep us from being ready.
     pub(super) fn waiting_for(&self) -> Vec<String> {
         let waited = self.started.elapsed().unwrap_or_default();
         if self.ready_when == ReadyWhen::Settled && waited >= SETTLED_AFTER {
             return Vec::new();
         }
-        let view = self.live.view.load();
+        let view = self.runtime.view.load();
         let mut waiting: Vec<_> = view
             .vendors
             .iter()
@@ -54,7 +54,7 @@ impl Console {
             waiting.push("the keys of callers' token issuers".to_owned());
         }
         // And so are tokens that another replica has given them.
-        if !self.live.knows_of_ended_logins() {
+        if !self.runtime.knows_of_ended_logins() {
             waiting.push("the logins that the store says were ended".to_owned());
         }
         waiting

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
 use super::unix_seconds;
-use crate::config::Presented;
+use crate::config::PresentedCertificate;
 use crate::metrics::Metrics;
 use crate::tls::{Identity, sha256};
 
@@ -17,7 +17,7 @@ pub(super) struct Ends(Mutex<HashMap<String, [u8; 32]>>);
 
 impl Ends {
     /// Shows exactly `presented`, as the files are now.
-    pub(super) fn show(&self, presented: &[Presented], metrics: &Metrics) {
+    pub(super) fn show(&self, presented: &[PresentedCertificate], metrics: &Metrics) {
         let places: HashSet<&str> = presented.iter().map(|one| one.place.as_str()).collect();
         self.0.lock().retain(|place, _| {
             let stays = places.contains(place.as_str());
@@ -33,7 +33,12 @@ impl Ends {
 
     /// Looks again at those of `presented` that are read when they are used: no reload tells of
     /// them. `reloaded`: the files that a reload reads.
-    pub(super) fn follow(&self, presented: &[Presented], reloaded: &[PathBuf], metrics: &Metrics) {
+    pub(super) fn follow(
+        &self,
+        presented: &[PresentedCertificate],
+        reloaded: &[PathBuf],
+        metrics: &Metrics,
+    ) {
         let reloaded: HashSet<&Path> = reloaded.iter().map(PathBuf::as_path).collect();
         for one in presented {
             if !reloaded.contains(one.files.cert.as_path()) {
@@ -43,7 +48,7 @@ impl Ends {
     }
 
     /// Files that cannot be used change nothing: the certificate before them goes on.
-    fn look(&self, one: &Presented, metrics: &Metrics) {
+    fn look(&self, one: &PresentedCertificate, metrics: &Metrics) {
         let content = |path| std::fs::read(path).map(Zeroizing::new).unwrap_or_default();
         let (cert, key) = (content(&one.files.cert), content(&one.files.key));
         let digest = sha256(&[&sha256(&[&cert]), &key]);

@@ -6,9 +6,9 @@
 
 mod advice;
 pub(super) mod events;
+mod format;
 pub(super) mod history;
 mod row;
-mod words;
 
 use std::sync::LazyLock;
 use std::sync::atomic::Ordering;
@@ -18,15 +18,15 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
+use self::format::{clock, counted, date, grouped, when};
 use self::history::History;
 use self::row::{HEADS, Level, Row, covered};
-use self::words::{clock, counted, date, grouped, when};
-use super::admin_state::Console;
+use super::admin_state::AdminState;
 use crate::metrics::{Answered, COMMIT};
 use crate::tls::sha256;
 
 /// What the page shows, all of one moment.
-pub(super) struct Sight {
+pub(super) struct PageData {
     now: SystemTime,
     started: SystemTime,
     draining: bool,
@@ -61,11 +61,11 @@ pub(super) static POLICY: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-impl Sight {
-    pub(super) fn now(console: &Console, history: &History) -> Self {
-        let live = &console.live;
-        let view = live.view.load();
-        let answered = live.metrics.answered();
+impl PageData {
+    pub(super) fn now(state: &AdminState, history: &History) -> Self {
+        let runtime = &state.runtime;
+        let view = runtime.view.load();
+        let answered = runtime.metrics.answered();
         let samples = |name: &str| {
             let counted = answered.get(name).copied().unwrap_or_default();
             history.of(name, counted)
@@ -76,7 +76,7 @@ impl Sight {
             .map(|watched| Row::of(watched, samples(&watched.vendor.name)))
             .collect();
         vendors.sort_by_key(Row::level);
-        let mut certificates: Vec<(String, SystemTime)> = live
+        let mut certificates: Vec<(String, SystemTime)> = runtime
             .metrics
             .certificates()
             .into_iter()
@@ -88,10 +88,10 @@ impl Sight {
         certificates.sort_by_key(|(_, ends)| *ends);
         Self {
             now: SystemTime::now(),
-            started: console.started,
-            draining: console.draining.load(Ordering::Acquire),
+            started: state.started,
+            draining: state.draining.load(Ordering::Acquire),
             configuration: (view.sha256.clone(), view.loaded),
-            refused: live.last_error.load().as_deref().cloned(),
+            refused: runtime.last_error.load().as_deref().cloned(),
             vendors,
             certificates,
             astray: samples("none"),
@@ -119,7 +119,7 @@ impl Sight {
                 body {
                     header {
                         p.brand { "Countersign" }
-                        p #live.live role="status" { "as of " (clock(self.now)) " UTC" }
+                        p #runtime.runtime role="status" { "as of " (clock(self.now)) " UTC" }
                     }
                     main {
                         (self.verdict())
@@ -331,9 +331,9 @@ mod tests {
     use super::*;
     use crate::credential::State;
 
-    fn sight(vendors: Vec<Row>) -> Sight {
+    fn data(vendors: Vec<Row>) -> PageData {
         let now = SystemTime::now();
-        Sight {
+        PageData {
             now,
             started: now - Duration::from_hours(3),
             draining: false,
@@ -348,13 +348,13 @@ mod tests {
     #[test]
     fn every_text_is_escaped() {
         let hostile = "</script><script>alert(1)</script>\"' onload='x";
-        let mut sight = sight(vec![row(State::Failed, Some(hostile))]);
-        sight.refused = Some(hostile.to_owned());
-        sight.configuration.0 = hostile.to_owned();
-        sight.certificates = vec![(hostile.to_owned(), sight.now)];
-        sight.vendors[0].name = hostile.to_owned();
-        sight.vendors[0].upstream = hostile.to_owned();
-        let page = sight.page();
+        let mut data = data(vec![row(State::Failed, Some(hostile))]);
+        data.refused = Some(hostile.to_owned());
+        data.configuration.0 = hostile.to_owned();
+        data.certificates = vec![(hostile.to_owned(), data.now)];
+        data.vendors[0].name = hostile.to_owned();
+        data.vendors[0].upstream = hostile.to_owned();
+        let page = data.page();
         // The page's own one.
         assert_eq!(page.matches("<script>").count(), 1);
         assert_eq!(page.matches("</script>").count(), 1);
@@ -364,7 +364,7 @@ mod tests {
 
     #[test]
     fn the_verdict_names_the_worst_and_says_when_all_is_well() {
-        let page = |vendors| sight(vendors).page();
+        let page = |vendors| data(vendors).page();
         assert!(page(vec![row(State::Fresh, None)]).contains("The vendor is well."));
         let two = vec![row(State::Fresh, None), row(State::Static, None)];
         assert!(page(two).contains("All 2 vendors are well."));
@@ -373,7 +373,7 @@ mod tests {
         let one = vec![row(State::Expired, Some("late")), row(State::Fresh, None)];
         let one = page(one);
         assert!(one.contains("1 of 2 vendors needs attention."), "{one}");
-        let mut refused = sight(vec![row(State::Fresh, None)]);
+        let mut refused = data(vec![row(State::Fresh, None)]);
         refused.refused = Some("line 3".into());
         assert!(
             refused

@@ -10,16 +10,16 @@ use tokio::time::Instant;
 use crate::credential::{Credential, State as CredentialState, Status};
 use crate::jwks::Keys;
 use crate::request::acceptance::Responses;
-use crate::request::limit::Rest;
+use crate::request::limit::RetryAfterHold;
 use crate::request::vendor::Vendor;
 use crate::upstream::Upstream;
-use crate::upstream::breaker::Shown;
+use crate::upstream::breaker::BreakerStatus;
 
 /// What the admin listener shows of a configuration.
 #[derive(Debug)]
-pub(super) struct View {
+pub(super) struct AdminView {
     /// Every vendor, in the file's order.
-    pub vendors: Vec<Arc<Watched>>,
+    pub vendors: Vec<Arc<VendorView>>,
     /// The keys that verify callers' tokens.
     pub issuers: Vec<Arc<Keys>>,
     /// SHA-256 of the file's bytes, hex.
@@ -30,7 +30,7 @@ pub(super) struct View {
 
 /// One vendor as the admin listener sees it.
 #[derive(Debug)]
-pub(super) struct Watched {
+pub(super) struct VendorView {
     /// As the request path has it.
     pub vendor: Arc<Vendor>,
     /// Its `hosts:`.
@@ -70,11 +70,11 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    pub(super) fn of(watched: &Watched) -> Self {
-        let credential = watched.credential.as_ref();
+    pub(super) fn of(view: &VendorView) -> Self {
+        let credential = view.credential.as_ref();
         let status = credential.map(|credential| credential.status());
         let usable = credential.is_none_or(|credential| credential.current().is_ok());
-        let responses = watched.vendor.acceptance.recent(Instant::now());
+        let responses = view.vendor.acceptance.recent(Instant::now());
         Self {
             word: state_word(
                 status.as_ref().map(|status| status.state),
@@ -84,7 +84,7 @@ impl Seen {
             status,
             usable,
             responses,
-            unreached: watched.upstream.trouble(),
+            unreached: view.upstream.trouble(),
         }
     }
 
@@ -136,26 +136,26 @@ pub(super) fn state_word(
     }
 }
 
-pub(super) fn as_json(watched: &Watched) -> Value {
-    let seen = Seen::of(watched);
+pub(super) fn as_json(view: &VendorView) -> Value {
+    let seen = Seen::of(view);
     let at =
         |pick: fn(&Status) -> Option<SystemTime>| seen.status.as_ref().and_then(pick).map(rfc3339);
-    let upstream = &watched.vendor.upstream;
-    let circuit = Circuit::of(&watched.vendor);
+    let upstream = &view.vendor.upstream;
+    let circuit = Circuit::of(&view.vendor);
     let in_a = |left: Option<Duration>| left.map(|left| rfc3339(SystemTime::now() + left));
     json!({
-        "name": &*watched.vendor.name,
-        "prefix": if watched.vendor.prefix.is_empty() { "/" } else { &watched.vendor.prefix },
-        "hosts": watched.hosts,
+        "name": &*view.vendor.name,
+        "prefix": if view.vendor.prefix.is_empty() { "/" } else { &view.vendor.prefix },
+        "hosts": view.hosts,
         "upstream": format!("{}{}", upstream.origin(), upstream.base),
-        "auth": watched.auth,
+        "auth": view.auth,
         "state": seen.word,
         "expires_at": at(|status| status.expires_at),
         "refresh_at": at(|status| status.refresh_at),
         "last_refresh": at(|status| status.last_refresh),
         "last_error": seen.last_error(),
-        "requests": watched.vendor.metrics.count(),
-        "in_flight": watched.vendor.in_flight.load(Ordering::Relaxed),
+        "requests": view.vendor.metrics.count(),
+        "in_flight": view.vendor.in_flight.load(Ordering::Relaxed),
         "breaker": circuit.word,
         "breaker_reason": circuit.reason,
         "breaker_until": in_a(circuit.left),
@@ -174,10 +174,10 @@ pub(super) struct Circuit {
 
 impl Circuit {
     pub(super) fn of(vendor: &Vendor) -> Self {
-        let Shown { word, reason, left } = vendor.breaker.shown();
-        let rest = vendor.rest.as_ref().and_then(Rest::left);
-        let held_back = rest.map(|(left, _)| left);
-        match rest {
+        let BreakerStatus { word, reason, left } = vendor.breaker.status();
+        let hold = vendor.hold.as_ref().and_then(RetryAfterHold::left);
+        let held_back = hold.map(|(left, _)| left);
+        match hold {
             // Callers see the same reason.
             Some((left, true)) if reason.is_none() => Self {
                 word: "open",
@@ -196,8 +196,8 @@ impl Circuit {
 }
 
 /// The breaker's word, and why it is not closed.
-pub(super) fn breaker(watched: &Watched) -> (&'static str, Option<String>) {
-    let circuit = Circuit::of(&watched.vendor);
+pub(super) fn breaker(view: &VendorView) -> (&'static str, Option<String>) {
+    let circuit = Circuit::of(&view.vendor);
     (circuit.word, circuit.reason)
 }
 

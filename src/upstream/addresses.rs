@@ -32,33 +32,33 @@ struct Server {
     address: IpAddr,
     /// The finished template for its connections.
     peer: HttpPeer,
-    reach: Arc<Reach>,
+    back_off: Arc<BackOff>,
 }
 
 /// Milliseconds since [`Addresses::started`] until which this address is tried last; 0 where it can
 /// be reached for all we know. Outlives the answer it came with.
 #[derive(Debug)]
-struct Reach(AtomicU64);
+struct BackOff(AtomicU64);
 
 /// The address one attempt goes to.
 #[derive(Debug)]
-pub struct Taken {
+pub struct Picked {
     at: usize,
     pub(super) address: IpAddr,
     /// `None` where there is no other address to prefer to it.
-    reach: Option<Arc<Reach>>,
+    back_off: Option<Arc<BackOff>>,
     /// Which versions of HTTP it is offered.
     pub(super) offer: Offer,
 }
 
 /// Addresses that one request need not try again, by their place in the answer.
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Tried(u64);
+pub struct TriedAddresses(u64);
 
-impl Tried {
+impl TriedAddresses {
     /// Adds an address.
-    pub fn add(&mut self, taken: &Taken) {
-        self.0 |= Self::bit(taken.at);
+    pub fn add(&mut self, picked: &Picked) {
+        self.0 |= Self::bit(picked.at);
     }
 
     /// How many they are.
@@ -96,9 +96,9 @@ impl Addresses {
             Server {
                 address,
                 peer: peer(address),
-                reach: known.map_or_else(
-                    || Arc::new(Reach(AtomicU64::new(0))),
-                    |server| server.reach.clone(),
+                back_off: known.map_or_else(
+                    || Arc::new(BackOff(AtomicU64::new(0))),
+                    |server| server.back_off.clone(),
                 ),
             }
         });
@@ -108,9 +108,13 @@ impl Addresses {
 
     /// A copy of the peer to connect to next, by a request that has `tried` some in vain. Waits
     /// `at_most` for the very first answer; `None` where that does not come.
-    pub async fn take(&self, tried: Tried, at_most: Duration) -> Option<(Box<HttpPeer>, Taken)> {
+    pub async fn pick(
+        &self,
+        tried: TriedAddresses,
+        at_most: Duration,
+    ) -> Option<(Box<HttpPeer>, Picked)> {
         if let Some(servers) = &*self.servers.load() {
-            return Some(self.pick(servers, tried));
+            return Some(self.choose(servers, tried));
         }
         let resolved = self.resolved.notified();
         // Between the look above and the registration here an answer may have come.
@@ -118,35 +122,35 @@ impl Addresses {
             let _ = tokio::time::timeout(at_most, resolved).await;
         }
         let servers = self.servers.load();
-        servers.as_ref().map(|servers| self.pick(servers, tried))
+        servers.as_ref().map(|servers| self.choose(servers, tried))
     }
 
-    fn pick(&self, servers: &[Server], tried: Tried) -> (Box<HttpPeer>, Taken) {
-        let (at, reach) = if servers.len() == 1 {
+    fn choose(&self, servers: &[Server], tried: TriedAddresses) -> (Box<HttpPeer>, Picked) {
+        let (at, back_off) = if servers.len() == 1 {
             (0, None)
         } else {
             let now = self.now();
             let mut left = (0..servers.len()).filter(|at| !tried.has(*at));
             let at = left
                 .clone()
-                .find(|at| servers[*at].reach.may_be_asked(now))
+                .find(|at| servers[*at].back_off.may_be_asked(now))
                 .or_else(|| left.next())
                 .unwrap_or(0);
-            (at, Some(servers[at].reach.clone()))
+            (at, Some(servers[at].back_off.clone()))
         };
-        let taken = Taken {
+        let picked = Picked {
             at,
             address: servers[at].address,
-            reach,
+            back_off,
             offer: Offer::default(),
         };
-        (Box::new(servers[at].peer.clone()), taken)
+        (Box::new(servers[at].peer.clone()), picked)
     }
 
-    /// No connection could be made to `taken`.
-    pub fn out_of_reach(&self, taken: &Taken) {
-        if let Some(reach) = &taken.reach {
-            reach.set_back(self.now());
+    /// No connection could be made to `picked`.
+    pub fn mark_unreachable(&self, picked: &Picked) {
+        if let Some(back_off) = &picked.back_off {
+            back_off.set_back(self.now());
         }
     }
 
@@ -167,18 +171,18 @@ impl Addresses {
     }
 }
 
-impl Taken {
+impl Picked {
     /// A connection was made. Whether the address had been thought out of reach.
     #[must_use]
-    pub fn within_reach(&self) -> bool {
-        self.reach.as_ref().is_some_and(|reach| {
+    pub fn mark_reachable(&self) -> bool {
+        self.back_off.as_ref().is_some_and(|back_off| {
             // Nothing is written where nothing changes: all requests share it.
-            reach.0.load(Ordering::Relaxed) != 0 && reach.0.swap(0, Ordering::Relaxed) != 0
+            back_off.0.load(Ordering::Relaxed) != 0 && back_off.0.swap(0, Ordering::Relaxed) != 0
         })
     }
 }
 
-impl Reach {
+impl BackOff {
     fn may_be_asked(&self, now: u64) -> bool {
         let until = self.0.load(Ordering::Relaxed);
         until == 0
@@ -220,25 +224,25 @@ mod tests {
     }
 
     impl Addresses {
-        async fn next(&self, tried: Tried) -> (IpAddr, Taken) {
-            let (peer, taken) = self.take(tried, Duration::ZERO).await.unwrap();
-            (peer._address.as_inet().unwrap().ip(), taken)
+        async fn next(&self, tried: TriedAddresses) -> (IpAddr, Picked) {
+            let (peer, picked) = self.pick(tried, Duration::ZERO).await.unwrap();
+            (peer._address.as_inet().unwrap().ip(), picked)
         }
 
         async fn first(&self) -> IpAddr {
-            self.next(Tried::default()).await.0
+            self.next(TriedAddresses::default()).await.0
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_request_tries_each_address_once_and_then_begins_again() {
         let known = known(&[A, B, C]);
-        let mut tried = Tried::default();
+        let mut tried = TriedAddresses::default();
         for expected in [A, B, C] {
-            let (address, taken) = known.next(tried).await;
+            let (address, picked) = known.next(tried).await;
             assert_eq!(address, expected);
             // Broken off within an answer, say: that is no reason to avoid it.
-            tried.add(&taken);
+            tried.add(&picked);
         }
         assert_eq!(tried.count(), known.count());
         assert_eq!(known.next(tried).await.0, A);
@@ -248,42 +252,42 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_one_request_could_not_reach_the_others_try_last() {
         let known = known(&[A, B]);
-        let (_, first) = known.next(Tried::default()).await;
-        known.out_of_reach(&first);
-        let mut tried = Tried::default();
+        let (_, first) = known.next(TriedAddresses::default()).await;
+        known.mark_unreachable(&first);
+        let mut tried = TriedAddresses::default();
         tried.add(&first);
         assert_eq!(known.next(tried).await.0, B);
-        let (address, second) = known.next(Tried::default()).await;
+        let (address, second) = known.next(TriedAddresses::default()).await;
         assert_eq!(address, B);
 
         // Out of reach, both of them: in order, and none is left out.
-        known.out_of_reach(&second);
+        known.mark_unreachable(&second);
         assert_eq!(known.first().await, A);
         assert_eq!(known.next(tried).await.0, B);
-        assert!(second.within_reach());
-        assert!(!second.within_reach(), "said twice");
+        assert!(second.mark_reachable());
+        assert!(!second.mark_reachable(), "said twice");
         assert_eq!(known.first().await, B);
     }
 
     #[tokio::test(start_paused = true)]
     async fn after_a_while_one_request_sees_whether_it_is_back() {
         let known = known(&[A, B]);
-        let (_, taken) = known.next(Tried::default()).await;
-        known.out_of_reach(&taken);
+        let (_, picked) = known.next(TriedAddresses::default()).await;
+        known.mark_unreachable(&picked);
         tokio::time::advance(Duration::from_millis(59_999)).await;
         assert_eq!(known.first().await, B);
         tokio::time::advance(Duration::from_millis(1)).await;
-        let (address, probe) = known.next(Tried::default()).await;
+        let (address, probe) = known.next(TriedAddresses::default()).await;
         assert_eq!((address, known.first().await), (A, B));
-        assert!(probe.within_reach());
+        assert!(probe.mark_reachable());
         assert_eq!(known.first().await, A);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_new_answer_forgets_nothing_of_the_addresses_it_keeps() {
         let known = known(&[A, B]);
-        let (_, taken) = known.next(Tried::default()).await;
-        known.out_of_reach(&taken);
+        let (_, picked) = known.next(TriedAddresses::default()).await;
+        known.mark_unreachable(&picked);
         known.publish(&[C, A], peer);
         assert_eq!(known.first().await, C);
         known.publish(&[A, B], peer);
@@ -296,9 +300,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_only_address_is_never_set_back() {
         let known = known(&[A]);
-        let (_, taken) = known.next(Tried::default()).await;
-        known.out_of_reach(&taken);
-        assert!(!taken.within_reach());
+        let (_, picked) = known.next(TriedAddresses::default()).await;
+        known.mark_unreachable(&picked);
+        assert!(!picked.mark_reachable());
         assert_eq!(known.first().await, A);
     }
 }

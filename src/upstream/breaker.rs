@@ -31,13 +31,13 @@ pub struct Breaker {
     failures: AtomicU32,
     /// How often it has opened again since it was last closed.
     periods: AtomicU32,
-    /// A [`Gate`]; 0: closed.
+    /// A [`OpenState`]; 0: closed.
     gate: AtomicU64,
 }
 
 /// Why and until when a breaker lets nobody through.
 #[derive(Clone, Copy, Debug)]
-struct Gate {
+struct OpenState {
     /// Milliseconds since the breaker was made.
     until: u64,
     /// The failure that closed it.
@@ -48,7 +48,7 @@ struct Gate {
 
 /// A request's leave to go on. Dropped without a word, it says nothing of the vendor.
 #[derive(Debug)]
-pub struct Pass {
+pub struct Permit {
     breaker: Arc<Breaker>,
     /// The gate as this request left it, when it is the one that is to see; 0: it is not.
     probe: u64,
@@ -56,7 +56,7 @@ pub struct Pass {
 
 /// What operators see.
 #[derive(Debug)]
-pub struct Shown {
+pub struct BreakerStatus {
     /// `off`, `closed`, `open` or `half_open`.
     pub word: &'static str,
     /// Why it is not closed.
@@ -86,10 +86,10 @@ impl Breaker {
     ///
     /// # Errors
     /// [`Error::CircuitOpen`] with the time until it may be worth asking again.
-    pub fn admit(self: &Arc<Self>) -> Result<Pass, Error> {
+    pub fn admit(self: &Arc<Self>) -> Result<Permit, Error> {
         let seen = self.gate.load(Ordering::Acquire);
         let mut probe = 0;
-        if let Some(gate) = Gate::unpack(seen) {
+        if let Some(gate) = OpenState::unpack(seen) {
             let now = self.now();
             let refused = |retry_after| Error::CircuitOpen {
                 retry_after,
@@ -109,7 +109,7 @@ impl Breaker {
             }
             tracing::info!(vendor = %self.vendor, "circuit breaker half open: one request is let through");
         }
-        Ok(Pass {
+        Ok(Permit {
             breaker: self.clone(),
             probe,
         })
@@ -123,16 +123,16 @@ impl Breaker {
 
     /// For operators.
     #[must_use]
-    pub fn shown(&self) -> Shown {
+    pub fn status(&self) -> BreakerStatus {
         if self.settings.failures == 0 {
-            return Shown::plain("off");
+            return BreakerStatus::plain("off");
         }
-        let Some(gate) = Gate::unpack(self.gate.load(Ordering::Acquire)) else {
-            return Shown::plain("closed");
+        let Some(gate) = OpenState::unpack(self.gate.load(Ordering::Acquire)) else {
+            return BreakerStatus::plain("closed");
         };
         let left = gate.until.saturating_sub(self.now());
         let waiting = left > 0 && !gate.probing;
-        Shown {
+        BreakerStatus {
             word: if waiting { "open" } else { "half_open" },
             reason: Some(self.reason(gate.fault)),
             left: waiting.then(|| Duration::from_millis(left)),
@@ -157,7 +157,7 @@ impl Breaker {
     /// The gate of a period that begins now.
     fn opened(&self, fault: Fault, probing: bool) -> u64 {
         let period = u64::try_from(self.period().as_millis()).unwrap_or(u64::MAX);
-        let gate = Gate {
+        let gate = OpenState {
             until: self.now().saturating_add(period.max(1)),
             fault,
             probing,
@@ -166,7 +166,7 @@ impl Breaker {
     }
 }
 
-impl Pass {
+impl Permit {
     /// The vendor gave an answer that is no failure.
     pub fn succeeded(mut self) {
         let breaker = &self.breaker;
@@ -221,12 +221,12 @@ impl Pass {
     }
 }
 
-impl Drop for Pass {
+impl Drop for Permit {
     fn drop(&mut self) {
         // Nothing was learned: the next request may see. Where another has taken over already,
         // or the breaker closed, the gate has changed and stays.
-        if let Some(gate) = Gate::unpack(self.probe) {
-            let over = Gate {
+        if let Some(gate) = OpenState::unpack(self.probe) {
+            let over = OpenState {
                 until: self.breaker.now().max(1),
                 probing: false,
                 ..gate
@@ -241,7 +241,7 @@ impl Drop for Pass {
     }
 }
 
-impl Shown {
+impl BreakerStatus {
     fn plain(word: &'static str) -> Self {
         Self {
             word,
@@ -251,7 +251,7 @@ impl Shown {
     }
 }
 
-impl Gate {
+impl OpenState {
     /// One bit for the probe, ten for the fault, the rest for the time.
     fn pack(self) -> u64 {
         let fault = match self.fault {
@@ -311,16 +311,16 @@ mod tests {
         fail(&breaker, 2);
         // Says nothing.
         drop(breaker.admit().unwrap());
-        assert_eq!(breaker.shown().word, "closed");
+        assert_eq!(breaker.status().word, "closed");
         fail(&breaker, 1);
         assert_eq!(refused_for(&breaker), Some(10));
         advance(Duration::from_millis(2500)).await;
         assert_eq!(refused_for(&breaker), Some(8));
-        let shown = breaker.shown();
-        assert_eq!(shown.word, "open");
-        assert_eq!(shown.left, Some(Duration::from_millis(7500)));
+        let status = breaker.status();
+        assert_eq!(status.word, "open");
+        assert_eq!(status.left, Some(Duration::from_millis(7500)));
         assert_eq!(
-            shown.reason.unwrap(),
+            status.reason.unwrap(),
             "3 failures in a row; the last time, it answered 503"
         );
     }
@@ -332,14 +332,14 @@ mod tests {
         advance(Duration::from_secs(10)).await;
         let probe = breaker.admit().unwrap();
         assert_eq!(refused_for(&breaker), Some(1));
-        assert_eq!(breaker.shown().word, "half_open");
+        assert_eq!(breaker.status().word, "half_open");
         // Its caller left: the next one sees.
         drop(probe);
         let probe = breaker.admit().unwrap();
         assert_eq!(refused_for(&breaker), Some(1));
         probe.succeeded();
         assert_eq!(refused_for(&breaker), None);
-        assert_eq!(breaker.shown().word, "closed");
+        assert_eq!(breaker.status().word, "closed");
     }
 
     #[tokio::test(start_paused = true)]
@@ -387,7 +387,7 @@ mod tests {
     async fn without_a_number_of_failures_it_is_off() {
         let breaker = breaker(0, 10);
         fail(&breaker, 100);
-        assert_eq!(breaker.shown().word, "off");
+        assert_eq!(breaker.status().word, "off");
         assert!(!breaker.is_open());
     }
 
@@ -395,12 +395,12 @@ mod tests {
     fn a_gate_survives_its_packing() {
         for fault in [Fault::Unreachable, Fault::TimedOut, Fault::Answered(504)] {
             for (until, probing) in [(1, false), (123_456_789, true), (u64::MAX >> 11, true)] {
-                let gate = Gate {
+                let gate = OpenState {
                     until,
                     fault,
                     probing,
                 };
-                let back = Gate::unpack(gate.pack()).unwrap();
+                let back = OpenState::unpack(gate.pack()).unwrap();
                 assert_eq!(
                     (back.until, back.fault, back.probing),
                     (until, fault, probing)

@@ -95,7 +95,7 @@ pub(super) fn offer(options: &mut PeerOptions) {
 
 /// What one attempt of a request needs of its connection beyond what every one of the vendor has.
 #[derive(Clone, Copy, Debug)]
-pub struct Need {
+pub struct AttemptOptions {
     /// What the request is.
     pub kind: Kind,
     /// The pooled connections have refused it.
@@ -110,9 +110,9 @@ pub struct Need {
     pub http1: bool,
 }
 
-impl Need {
+impl AttemptOptions {
     /// Makes `peer` one that fits.
-    pub fn suit(self, peer: &mut HttpPeer, timeouts: &Timeouts) {
+    pub fn apply_to(self, peer: &mut HttpPeer, timeouts: &Timeouts) {
         let options = &mut peer.options;
         let may_be_http2 = options.alpn.get_max_http_version() == 2;
         if self.kind != Kind::Ordinary {
@@ -190,7 +190,7 @@ impl Versions {
     }
 
     /// Has `peer` offer what the servers are known to speak.
-    pub(super) fn suit(&self, peer: &mut HttpPeer) -> Offer {
+    pub(super) fn apply_to(&self, peer: &mut HttpPeer) -> Offer {
         let epoch = self.epoch.load(Ordering::Acquire);
         let mut offer = Offer {
             epoch,
@@ -333,8 +333,8 @@ mod tests {
         peer
     }
 
-    fn suited(kind: Kind, change: impl FnOnce(&mut Need)) -> HttpPeer {
-        let mut need = Need {
+    fn suited(kind: Kind, change: impl FnOnce(&mut AttemptOptions)) -> HttpPeer {
+        let mut need = AttemptOptions {
             kind,
             fresh: false,
             upload: None,
@@ -344,7 +344,7 @@ mod tests {
         };
         change(&mut need);
         let mut peer = peer();
-        need.suit(&mut peer, &TIMEOUTS);
+        need.apply_to(&mut peer, &TIMEOUTS);
         peer
     }
 
@@ -353,7 +353,7 @@ mod tests {
         let versions = Versions::new();
         let offered = || {
             let mut peer = peer();
-            let offer = versions.suit(&mut peer);
+            let offer = versions.apply_to(&mut peer);
             (peer.options.alpn, peer.group_key, offer)
         };
         let (alpn, before, offer) = offered();
@@ -383,7 +383,7 @@ mod tests {
         let versions = Versions::new();
         let offered = || {
             let mut peer = peer();
-            let offer = versions.suit(&mut peer);
+            let offer = versions.apply_to(&mut peer);
             (peer.options.alpn, peer.group_key, offer)
         };
         let (_, before, offer) = offered();
@@ -404,7 +404,7 @@ mod tests {
         // What speaks HTTP/1.1 for another reason is left alone.
         let mut old = peer();
         old.options.alpn = ALPN::H1;
-        versions.suit(&mut old);
+        versions.apply_to(&mut old);
         assert_eq!(
             (old.options.alpn, old.group_key),
             (ALPN::H1, peer().group_key)
@@ -449,7 +449,8 @@ mod tests {
 
     #[test]
     fn a_long_upload_has_time_and_the_total_bounds_everything() {
-        let read = |change: fn(&mut Need)| suited(Kind::Ordinary, change).options.read_timeout;
+        let read =
+            |change: fn(&mut AttemptOptions)| suited(Kind::Ordinary, change).options.read_timeout;
         assert_eq!(read(|_| {}), Some(TIMEOUTS.idle));
         assert_eq!(read(|need| need.upload = Some(1000)), Some(TIMEOUTS.idle));
         let minute = 60 * SLOWEST;

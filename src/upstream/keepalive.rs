@@ -37,7 +37,7 @@ impl KeepAlive {
 
     /// Has the connections of `peer` kept no longer. Those that were put away before the vendor had said
     /// so are not found again.
-    pub(super) fn suit(&self, peer: &mut HttpPeer) {
+    pub(super) fn apply_to(&self, peer: &mut HttpPeer) {
         let time = self.0.load(Ordering::Relaxed);
         if time == UNSAID {
             return;
@@ -72,7 +72,7 @@ mod tests {
         let nowhere = SocketAddr::from(([192, 0, 2, 1], 80));
         let mut peer = HttpPeer::new(nowhere, false, String::new());
         peer.options.idle_timeout = Some(Duration::from_secs(30));
-        keepalive.suit(&mut peer);
+        keepalive.apply_to(&mut peer);
         (peer.options.idle_timeout, peer.group_key)
     }
 

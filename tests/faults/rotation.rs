@@ -30,13 +30,13 @@ struct State {
     dead: HashSet<usize>,
     /// Access tokens by family.
     access: HashMap<String, usize>,
-    shown: Vec<Shown>,
+    shown: Vec<Presented>,
     /// Refresh tokens whose first showing is answered by the end of the connection.
     lose: bool,
 }
 
 #[derive(Clone, Debug)]
-struct Shown {
+struct Presented {
     at: Instant,
     /// `None`: a new grant was asked for.
     refresh_token: Option<String>,
@@ -56,7 +56,7 @@ impl Grants {
     /// Notes a token request that has come, for [`Grants::answer`].
     fn come(&self, asked: &Asked) -> usize {
         let mut state = self.0.lock().unwrap();
-        state.shown.push(Shown {
+        state.shown.push(Presented {
             at: asked.at,
             refresh_token: asked.member("refresh_token"),
             outcome: Outcome::Pending,
@@ -111,7 +111,7 @@ impl Grants {
         family.is_some_and(|family| !state.dead.contains(family))
     }
 
-    fn shown(&self) -> Vec<Shown> {
+    fn shown(&self) -> Vec<Presented> {
         self.0.lock().unwrap().shown.clone()
     }
 

@@ -10,13 +10,13 @@ use crate::downstream::raw_head::{MAX_HEAD, MAX_TARGET};
 const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
 /// A guard of this end of a connection over HTTP/1.
-fn guarding(near: UnixStream) -> Guarded {
+fn guarding(near: UnixStream) -> DownstreamStream {
     let holding = Arc::new(Holding::new(Room::new(1)));
-    Guarded::new(Box::new(TcpStream::from(near)), false, holding)
+    DownstreamStream::new(Box::new(TcpStream::from(near)), false, holding)
 }
 
 /// A guard that has let `HEAD` through, and the caller's end.
-async fn after_a_request() -> (Guarded, UnixStream) {
+async fn after_a_request() -> (DownstreamStream, UnixStream) {
     let (near, mut far) = UnixStream::pair().unwrap();
     let mut guarded = guarding(near);
     far.write_all(HEAD).await.unwrap();
@@ -241,7 +241,7 @@ async fn a_vendor_may_be_silent_so_long_at_a_time() {
     guarded.head_is_complete();
     let silence = Duration::from_secs(10);
     let began = Instant::now();
-    guarded.expect_more(silence, began);
+    guarded.set_response_idle(silence, began);
     for _ in 0..3 {
         let waiting = timeout(Duration::from_secs(9), guarded.read(&mut [0; 64])).await;
         assert!(waiting.is_err(), "{waiting:?}");
@@ -265,8 +265,8 @@ async fn a_vendor_may_be_silent_so_long_at_a_time() {
 async fn what_a_caller_is_slow_to_take_is_not_the_vendors_silence() {
     let (mut guarded, mut far) = full().await;
     guarded.head_is_complete();
-    guarded.expect_taking(Duration::from_mins(5));
-    guarded.expect_more(Duration::from_secs(10), Instant::now());
+    guarded.set_write_timeout(Duration::from_mins(5));
+    guarded.set_response_idle(Duration::from_secs(10), Instant::now());
     let taking = async {
         tokio::time::sleep(Duration::from_secs(30)).await;
         loop {
@@ -283,9 +283,9 @@ async fn what_a_caller_is_slow_to_take_is_not_the_vendors_silence() {
 }
 
 /// A guard whose caller has taken all that it ever will.
-async fn full() -> (Guarded, UnixStream) {
+async fn full() -> (DownstreamStream, UnixStream) {
     let (mut guarded, far) = after_a_request().await;
-    guarded.expect_taking(Duration::ZERO);
+    guarded.set_write_timeout(Duration::ZERO);
     let much = vec![b'x'; 1 << 20];
     let filling = guarded.write_all(&much);
     assert!(timeout(Duration::from_secs(1), filling).await.is_err());
@@ -297,7 +297,7 @@ async fn full() -> (Guarded, UnixStream) {
 async fn a_caller_that_takes_nothing_of_its_answer_is_not_waited_for_without_end() {
     let (mut guarded, _far) = full().await;
     for seconds in [60, 300] {
-        guarded.expect_taking(Duration::from_secs(seconds));
+        guarded.set_write_timeout(Duration::from_secs(seconds));
         let began = Instant::now();
         let stuck = guarded.flush().await.unwrap_err();
         assert_eq!(stuck.kind(), io::ErrorKind::TimedOut);

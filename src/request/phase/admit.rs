@@ -8,16 +8,16 @@ use http::{HeaderMap, Method, Version};
 use pingora::proxy::Session;
 
 use super::Admitted;
-use super::log_in::log_in;
-use super::shown::{callers_authority, handshake};
-use crate::downstream::body_rate::Pace;
+use super::authority::{callers_authority, handshake};
+use super::login::log_in;
+use crate::downstream::body_rate::BodyRate;
 use crate::downstream::certificate::Certificate;
 use crate::downstream::raw_head;
-use crate::downstream::stream::Guarded;
+use crate::downstream::stream::DownstreamStream;
 use crate::error::Error;
-use crate::request::caller::{self, Found, Identified, Shown};
+use crate::request::caller::{self, Found, Identified, Presented};
 use crate::request::decide::{Ask, decide};
-use crate::request::limit::{Limiter, Rest};
+use crate::request::limit::{Limiter, RetryAfterHold};
 use crate::request::path::{self, Target};
 use crate::request::vendor::Vendor;
 use crate::request::{CALLER_IDLE, Context, Snapshot, guard, headers};
@@ -34,7 +34,7 @@ pub(in crate::request) async fn admit(
         // Of HTTP/2 there is no raw head.
         raw_head::check_method(session.req_header().method.as_str().as_bytes())?;
     }
-    if guard(session).is_some_and(Guarded::has_odd_first_line) {
+    if guard(session).is_some_and(DownstreamStream::has_odd_first_line) {
         return Err(Error::BadFraming(raw_head::ODD_REQUEST_LINE));
     }
     let head = session.req_header();
@@ -58,27 +58,27 @@ pub(in crate::request) async fn admit(
     let found = identify(&snapshot, &head.headers, certificate, authority).await;
     let caller = match &found {
         Ok(found) => found.caller(),
-        Err(stop) => Err(*stop),
+        Err(refusal) => Err(*refusal),
     };
     let decision = decide(&snapshot.routes, ask, caller);
-    ctx.way = decision.vendor.cloned();
+    ctx.route = decision.vendor.cloned();
     ctx.rule = decision.rule;
     ctx.by_prefix = decision.by_prefix;
     // What a vendor permits is nothing for whoever is not known.
     let permitted = match (&decision.caller, decision.vendor) {
-        (Some(_), Some(way)) => way.vendor.header_names.as_slice(),
+        (Some(_), Some(route)) => route.vendor.header_names.as_slice(),
         (_, _) => &[],
     };
     headers::check_names(&head.headers, permitted)?;
-    if let (Some(shape), Some(way)) = (decision.login, ctx.way.clone()) {
-        return log_in(session, ctx, shape, &way.vendor, found?).await;
+    if let (Some(shape), Some(route)) = (decision.login, ctx.route.clone()) {
+        return log_in(session, ctx, shape, &route.vendor, found?).await;
     }
     ctx.caller = decision.caller;
     // Refused requests count, too.
     ctx.caller.as_ref().map_or(Ok(()), |caller| caller.take())?;
     let mut path = decision.path?;
-    let way = ctx.way.clone().ok_or(Error::NoVendor)?;
-    let vendor = &way.vendor;
+    let route = ctx.route.clone().ok_or(Error::NoVendor)?;
+    let vendor = &route.vendor;
     if matches!(head.method.as_str(), "COPY" | "MOVE") && head.headers.contains_key("destination") {
         return Err(Error::SecondPath);
     }
@@ -97,8 +97,8 @@ pub(in crate::request) async fn admit(
     if announced.is_some_and(|length| vendor.limits.body > 0 && length > vendor.limits.body) {
         return Err(Error::BodyTooLarge);
     }
-    vendor.rest.as_ref().map_or(Ok(()), Rest::pass)?;
-    ctx.pass = Some(vendor.breaker.admit()?);
+    vendor.hold.as_ref().map_or(Ok(()), RetryAfterHold::pass)?;
+    ctx.permit = Some(vendor.breaker.admit()?);
     vendor.rate.as_deref().map_or(Ok(()), Limiter::take)?;
     vendor.retries.earn();
     ctx.announced = announced;
@@ -131,7 +131,7 @@ async fn identify(
             .routes
             .by_host(&caller::lower(caller::host_of(authority)))
             .is_some();
-    let identified = snapshot.callers.identify(Shown {
+    let identified = snapshot.callers.identify(Presented {
         headers,
         certificate,
         authority,
@@ -155,24 +155,24 @@ fn limit_body(session: &mut Session, ctx: &mut Context, vendor: &Vendor, announc
             idle
         }
     };
-    if let Some(guarded) = guard(session) {
+    if let Some(stream) = guard(session) {
         if let Some(caller) = &ctx.caller {
-            guarded.serve(caller.leave());
+            stream.serve(caller.leave());
         }
-        guarded.expect_body(longest_pause);
+        stream.set_body_timeout(longest_pause);
         // What comes behind a request to upgrade belongs to the other protocol.
         if ctx.kind != Kind::Upgrade {
             if let Some(length) = announced {
-                guarded.body_has(length);
+                stream.body_has(length);
             } else if session.req_header().headers.contains_key(TRANSFER_ENCODING) {
                 // No other coding gets this far.
-                guarded.body_is_chunked();
+                stream.body_is_chunked();
             }
         }
-        guarded.expect_taking(longest_pause);
+        stream.set_write_timeout(longest_pause);
     }
     // A stream of gRPC's is as slow as its messages are rare.
     if http2 && ctx.kind != Kind::Grpc {
-        ctx.pace = Some((Pace::new(longest_pause), None));
+        ctx.body_rate = Some((BodyRate::new(longest_pause), None));
     }
 }

@@ -5,8 +5,8 @@ use std::time::SystemTime;
 
 use maud::{Markup, html};
 
+use super::format::{counted, grouped, when};
 use super::row::Row;
-use super::words::{counted, grouped, when};
 use crate::credential::State;
 
 /// `None`: nothing is wrong.

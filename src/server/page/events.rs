@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::Sight;
+use super::PageData;
 
 /// Open pages; more are told to come back. Each costs a connection and, in sum, one rendering every
 /// other second.
@@ -60,7 +60,7 @@ impl Events {
     /// Answers with a stream of what `look` sees, until the other side goes or a drain begins.
     pub(in crate::server) fn stream(
         self: &Arc<Self>,
-        look: impl Fn() -> Sight + Send + 'static,
+        look: impl Fn() -> PageData + Send + 'static,
     ) -> Response {
         let Ok(place) = self.places.clone().try_acquire_owned() else {
             let text = "too many status pages are open; this one is not kept up to date\n";
@@ -80,7 +80,7 @@ impl Events {
         (kind, Body::new(Stream(receiver))).into_response()
     }
 
-    async fn tell(self: Arc<Self>, look: impl Fn() -> Sight, to: mpsc::Sender<Bytes>) {
+    async fn tell(self: Arc<Self>, look: impl Fn() -> PageData, to: mpsc::Sender<Bytes>) {
         let mut told = Told::default();
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -113,19 +113,19 @@ impl Events {
         }
     }
 
-    fn rendering(&self, look: &impl Fn() -> Sight) -> Arc<Rendering> {
+    fn rendering(&self, look: &impl Fn() -> PageData) -> Arc<Rendering> {
         let mut newest = self.newest.lock();
         if let Some((at, rendering)) = &*newest
             && at.elapsed() < EVERY / 2
         {
             return rendering.clone();
         }
-        let sight = look();
+        let data = look();
         let rendering = Arc::new(Rendering {
-            title: sight.title(),
-            draining: sight.draining,
-            order: sight.vendors.iter().map(super::row::Row::id).collect(),
-            parts: sight.parts(),
+            title: data.title(),
+            draining: data.draining,
+            order: data.vendors.iter().map(super::row::Row::id).collect(),
+            parts: data.parts(),
         });
         *newest = Some((Instant::now(), rendering.clone()));
         rendering

@@ -6,12 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use maud::{Markup, html};
 
+use super::format::{counted, grouped, span, when};
 use super::history::{SAMPLES, STEP};
-use super::words::{counted, grouped, span, when};
 use crate::credential;
 use crate::metrics::Answered;
 use crate::request::acceptance::Responses;
-use crate::server::status::{REJECTED, Seen, Watched, breaker, state_word};
+use crate::server::status::{REJECTED, Seen, VendorView, breaker, state_word};
 
 /// One vendor.
 pub(super) struct Row {
@@ -62,21 +62,21 @@ pub(super) const HEADS: [&str; 7] = [
 ];
 
 impl Row {
-    pub(super) fn of(watched: &Watched, samples: Vec<Answered>) -> Self {
-        let vendor = &watched.vendor;
-        let seen = Seen::of(watched);
+    pub(super) fn of(view: &VendorView, samples: Vec<Answered>) -> Self {
+        let vendor = &view.vendor;
+        let seen = Seen::of(view);
         let prefix = if vendor.prefix.is_empty() {
             "/"
         } else {
             &vendor.prefix
         };
-        let (breaker, breaker_reason) = breaker(watched);
+        let (breaker, breaker_reason) = breaker(view);
         Self {
             name: vendor.name.to_string(),
             prefix: prefix.to_owned(),
-            hosts: watched.hosts.clone(),
+            hosts: view.hosts.clone(),
             upstream: format!("{}{}", vendor.upstream.origin(), vendor.upstream.base),
-            auth: watched.auth,
+            auth: view.auth,
             credential: seen.status,
             usable: seen.usable,
             responses: seen.responses,

@@ -7,7 +7,7 @@ use crate::request::references;
 use crate::request::vendor::Vendor;
 
 /// Rewrites `Location`, `Content-Location` and `Link` so that they lead through the proxy again.
-pub(in crate::request) fn lead_back(
+pub(in crate::request) fn rewrite_references(
     response: &mut ResponseHeader,
     vendor: &Vendor,
     by_prefix: bool,

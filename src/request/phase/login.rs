@@ -95,11 +95,11 @@ async fn read_body(session: &mut Session, is_known: bool) -> Result<Zeroizing<Ve
     if announced.is_some_and(|length| length > LONGEST as u64) {
         return Err(Error::BodyTooLarge);
     }
-    if let Some(guarded) = guard(session) {
+    if let Some(stream) = guard(session) {
         if let Some(length) = announced {
-            guarded.body_has(length);
+            stream.body_has(length);
         } else if chunked {
-            guarded.body_is_chunked();
+            stream.body_is_chunked();
         }
     }
     let places = if is_known { &KNOWN } else { &UNKNOWN };

@@ -14,28 +14,28 @@ use crate::request::Context;
 use crate::upstream::http2;
 
 /// Writes an answer of our own.
-pub(in crate::request) async fn answer(
+pub(in crate::request) async fn local_reply(
     session: &mut Session,
     ctx: &mut Context,
-    stop: Error,
+    refusal: Error,
 ) -> pingora::Result<()> {
-    ctx.stop = Some(stop);
+    ctx.refusal = Some(refusal);
     let grpc = problem::is_grpc(&session.req_header().headers);
     ctx.refused_as_grpc = grpc;
     // Whoever is not known learns nothing about routes, vendors' names included.
-    let vendor = ctx.caller.as_ref().and(ctx.way.as_ref());
-    let vendor = vendor.map(|way| &*way.vendor.name);
+    let vendor = ctx.caller.as_ref().and(ctx.route.as_ref());
+    let vendor = vendor.map(|route| &*route.vendor.name);
     let problem = if grpc {
-        Problem::for_grpc(stop, &ctx.request_id)
+        Problem::for_grpc(refusal, &ctx.request_id)
     } else {
-        Problem::new(stop, vendor, &ctx.request_id)
+        Problem::new(refusal, vendor, &ctx.request_id)
     };
     let mut head = ResponseHeader::build(problem.status, Some(problem.fields.len()))?;
     for (name, value) in problem.fields {
         head.insert_header(name, value)?;
     }
 
-    let untrusted = matches!(stop, Error::BadFraming(_) | Error::HeadTooLarge);
+    let untrusted = matches!(refusal, Error::BadFraming(_) | Error::HeadTooLarge);
     write(session, head, problem.body, untrusted).await
 }
 

@@ -12,7 +12,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::JoinSet;
 
 use super::certificates::Ends;
-use super::status::{View, Watched};
+use super::status::{AdminView, VendorView};
 use super::{StartError, logins, unix_seconds};
 use crate::config::{
     self, ApiKey, Auth, Callers as ConfiguredCallers, Config, Secrets, Vendor as ConfiguredVendor,
@@ -23,9 +23,9 @@ use crate::jwks::{self, KeySource, Keys};
 use crate::metrics::Metrics;
 use crate::request::caller::Callers;
 use crate::request::caller::token::Mint;
-use crate::request::headers::Barred;
+use crate::request::headers::StrippedHeaders;
 use crate::request::vendor::{Routes, Vendor};
-use crate::request::{Snapshot, Way};
+use crate::request::{Route, Snapshot};
 use crate::secret::SecretRef;
 use crate::store::{self, Store};
 use crate::tls::{CertFiles, sha256};
@@ -33,14 +33,14 @@ use crate::upstream::Upstream;
 use crate::upstream::resolver::Resolver;
 
 /// The configuration in use and what it made run.
-pub(super) struct Live {
+pub(super) struct Runtime {
     /// Tells the store which logins were ended, and learns it from there; since the first vendor
     /// with logins.
     logins: OnceLock<logins::Keeper>,
     /// What requests begin with.
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     /// What the admin listener shows.
-    pub(super) view: ArcSwap<View>,
+    pub(super) view: ArcSwap<AdminView>,
     /// Why the last reload was refused; `None` when it was not.
     pub(super) last_error: ArcSwapOption<String>,
     /// Every series.
@@ -60,7 +60,7 @@ pub(super) struct Live {
 
 struct State {
     config: Config,
-    parts: HashMap<String, Part>,
+    vendors: HashMap<String, VendorRuntime>,
     issuers: Vec<Issuer>,
     /// Tells connections of one configuration from those of the next.
     generation: u64,
@@ -77,12 +77,12 @@ struct Issuer {
 
 /// What one vendor made run.
 #[derive(Clone)]
-struct Part {
+struct VendorRuntime {
     config: ConfiguredVendor,
     /// Of the certificate and CA files as they were read.
     trust: [u8; 32],
-    way: Arc<Way>,
-    watched: Arc<Watched>,
+    route: Arc<Route>,
+    view: Arc<VendorView>,
     keeper: Option<Arc<Keeper>>,
 }
 
@@ -103,7 +103,7 @@ pub enum ReloadError {
 /// How often files are looked at. Promised is "in use within 10 s".
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 
-impl Live {
+impl Runtime {
     /// Makes everything of `config` run.
     pub(super) fn start(
         config: Config,
@@ -116,7 +116,7 @@ impl Live {
         let mint = Arc::new(mint(&config.store));
         let listeners = certificates.iter().flatten();
         let authorities = listeners.flat_map(|served| served.authorities()).collect();
-        let making = Making {
+        let builder = Builder {
             metrics: &metrics,
             resolver: &resolver,
             store: &store,
@@ -125,7 +125,7 @@ impl Live {
             generation: 1,
         };
         let read = as_read(&config);
-        let made = making.all(&config, None)?;
+        let built = builder.all(&config, None)?;
         let ends = Arc::new(Ends::default());
         ends.show(&config.presented, &metrics);
         let logins = OnceLock::new();
@@ -134,8 +134,8 @@ impl Live {
             ends,
             read,
             logins,
-            snapshot: Arc::new(ArcSwap::from_pointee(made.snapshot)),
-            view: ArcSwap::from_pointee(made.view),
+            snapshot: Arc::new(ArcSwap::from_pointee(built.snapshot)),
+            view: ArcSwap::from_pointee(built.view),
             last_error: ArcSwapOption::empty(),
             certificates,
             resolver,
@@ -143,8 +143,8 @@ impl Live {
             mint,
             state: tokio::sync::Mutex::new(State {
                 config,
-                parts: made.parts,
-                issuers: made.issuers,
+                vendors: built.vendors,
+                issuers: built.issuers,
                 generation: 1,
             }),
             metrics,
@@ -172,21 +172,21 @@ impl Live {
             }
         }
         // Refused or not: what a credential is made from may have changed as well.
-        for watched in &self.view.load().vendors {
-            if let Some(credential) = &watched.credential {
+        for view in &self.view.load().vendors {
+            if let Some(credential) = &view.credential {
                 credential.look_now();
             }
         }
-        for part in self.state.lock().await.parts.values() {
-            part.way.upstream.forget_demand();
+        for vendor_runtime in self.state.lock().await.vendors.values() {
+            vendor_runtime.route.upstream.forget_demand();
         }
     }
 
     /// For a clean stop: ends every refresh task, and the grants that are to end with the process.
     pub(super) async fn stop(&self) {
         let mut stopping = JoinSet::new();
-        for part in self.state.lock().await.parts.values() {
-            if let Some(keeper) = part.keeper.clone() {
+        for vendor_runtime in self.state.lock().await.vendors.values() {
+            if let Some(keeper) = vendor_runtime.keeper.clone() {
                 stopping.spawn(async move { keeper.stop().await });
             }
         }
@@ -195,8 +195,8 @@ impl Live {
 
     /// For a stop with a successor: ends every refresh task, and no grant.
     pub(super) async fn leave(&self) {
-        for part in self.state.lock().await.parts.values() {
-            if let Some(keeper) = &part.keeper {
+        for vendor_runtime in self.state.lock().await.vendors.values() {
+            if let Some(keeper) = &vendor_runtime.keeper {
                 keeper.leave();
             }
         }
@@ -212,7 +212,7 @@ impl Live {
                 let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
                 ReloadError::Mistakes(lines.join("\n"))
             })?;
-        aside(|| self.take(&mut state, config))
+        run_blocking(|| self.take(&mut state, config))
     }
 
     /// Takes `config` into use, whole or not at all.
@@ -237,7 +237,7 @@ impl Live {
         }
         let read = certificates.iter().map(|(_, read)| read);
         let authorities = read.flat_map(Certificates::authorities).collect();
-        let making = Making {
+        let builder = Builder {
             metrics: &self.metrics,
             resolver: &self.resolver,
             store: &self.store,
@@ -246,15 +246,15 @@ impl Live {
             generation,
         };
         let before = self.snapshot.load_full();
-        let made = making.all(&config, Some((state, &before)))?;
+        let built = builder.all(&config, Some((state, &before)))?;
         for (served, read) in certificates {
             served.swap(read);
         }
         let states = super::status::states();
         for gone in state
-            .parts
+            .vendors
             .keys()
-            .filter(|name| !made.parts.contains_key(*name))
+            .filter(|name| !built.vendors.contains_key(*name))
         {
             self.metrics.forget(gone, &states);
         }
@@ -262,13 +262,13 @@ impl Live {
         share_logins(&config, &self.logins, &self.mint, &self.store);
         let sha256 = config.sha256.clone();
         let last = tokio::time::Instant::now() + config.drain.timeout;
-        before.callers.leave(&made.snapshot.callers, last);
-        self.snapshot.store(Arc::new(made.snapshot));
-        self.view.store(Arc::new(made.view));
+        before.callers.leave(&built.snapshot.callers, last);
+        self.snapshot.store(Arc::new(built.snapshot));
+        self.view.store(Arc::new(built.view));
         *state = State {
             config,
-            parts: made.parts,
-            issuers: made.issuers,
+            vendors: built.vendors,
+            issuers: built.issuers,
             generation,
         };
         Ok(sha256)
@@ -311,7 +311,7 @@ impl Live {
 }
 
 /// Does what takes long for many vendors without keeping the requests of this thread waiting.
-fn aside<T>(work: impl FnOnce() -> T) -> T {
+fn run_blocking<T>(work: impl FnOnce() -> T) -> T {
     if Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread {
         tokio::task::block_in_place(work)
     } else {
@@ -320,7 +320,7 @@ fn aside<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// What it takes to make the parts of a configuration run.
-struct Making<'a> {
+struct Builder<'a> {
     metrics: &'a Metrics,
     resolver: &'a Resolver,
     store: &'a Arc<dyn Store>,
@@ -331,19 +331,19 @@ struct Making<'a> {
 }
 
 /// Everything that a configuration makes run.
-struct Made {
+struct Built {
     snapshot: Snapshot,
-    view: View,
-    parts: HashMap<String, Part>,
+    view: AdminView,
+    vendors: HashMap<String, VendorRuntime>,
     issuers: Vec<Issuer>,
 }
 
-impl Making<'_> {
+impl Builder<'_> {
     fn all(
         &self,
         config: &Config,
         before: Option<(&State, &Snapshot)>,
-    ) -> Result<Made, StartError> {
+    ) -> Result<Built, StartError> {
         let mut issuers: Vec<Issuer> = Vec::new();
         let known = before.map_or(&[][..], |(state, _)| &state.issuers);
         let callers = Callers::new(
@@ -369,46 +369,50 @@ impl Making<'_> {
             },
         )
         .map_err(|(caller, cause)| StartError::Caller { caller, cause })?;
-        let mut ways = Vec::new();
-        let mut watched = Vec::new();
-        let mut parts = HashMap::new();
+        let mut routes = Vec::new();
+        let mut view = Vec::new();
+        let mut vendors = HashMap::new();
         for vendor in &config.vendors {
-            let before = before.and_then(|(state, _)| state.parts.get(&vendor.name));
-            let part = self.part(vendor, before)?;
-            ways.push((
+            let before = before.and_then(|(state, _)| state.vendors.get(&vendor.name));
+            let vendor_runtime = self.vendor_runtime(vendor, before)?;
+            routes.push((
                 vendor.prefix.clone(),
                 vendor.hosts.clone(),
-                part.way.clone(),
+                vendor_runtime.route.clone(),
             ));
-            watched.push(part.watched.clone());
-            parts.insert(vendor.name.clone(), part);
+            view.push(vendor_runtime.view.clone());
+            vendors.insert(vendor.name.clone(), vendor_runtime);
         }
         let now = SystemTime::now();
         self.metrics.configuration_loaded(unix_seconds(now));
         let snapshot = Snapshot {
             callers,
-            routes: Routes::new(ways),
-            barred: Barred::new(credential_fields(config)),
-            nobody: self.metrics.vendor("none"),
+            routes: Routes::new(routes),
+            stripped: StrippedHeaders::new(credential_fields(config)),
+            unrouted: self.metrics.vendor("none"),
             access_log: config.access_log,
         };
-        let view = View {
+        let view = AdminView {
             issuers: issuers.iter().map(|issuer| issuer.keys.clone()).collect(),
-            vendors: watched,
+            vendors: view,
             sha256: config.sha256.clone(),
             loaded: now,
         };
-        Ok(Made {
+        Ok(Built {
             snapshot,
             view,
-            parts,
+            vendors,
             issuers,
         })
     }
 
     /// One vendor: as it was when nothing of it changed, with the credential it had when that did
     /// not change, new otherwise.
-    fn part(&self, vendor: &ConfiguredVendor, before: Option<&Part>) -> Result<Part, StartError> {
+    fn vendor_runtime(
+        &self,
+        vendor: &ConfiguredVendor,
+        before: Option<&VendorRuntime>,
+    ) -> Result<VendorRuntime, StartError> {
         let trust = digest(&trust_files(vendor));
         if let Some(before) = before
             && before.config == *vendor
@@ -430,17 +434,17 @@ impl Making<'_> {
             self.metrics.vendor(&vendor.name),
         );
         if let Some(before) = before {
-            prepared.take_over(&before.way.vendor);
+            prepared.take_over(&before.route.vendor);
         }
         let prepared = Arc::new(prepared);
-        Ok(Part {
+        Ok(VendorRuntime {
             config: vendor.clone(),
             trust,
-            way: Arc::new(Way {
+            route: Arc::new(Route {
                 vendor: prepared.clone(),
                 upstream: upstream.clone(),
             }),
-            watched: Arc::new(Watched {
+            view: Arc::new(VendorView {
                 vendor: prepared,
                 hosts: vendor.hosts.clone(),
                 auth: vendor.auth.as_ref().map_or("none", Auth::kind),
@@ -455,13 +459,13 @@ impl Making<'_> {
     fn credential(
         &self,
         vendor: &ConfiguredVendor,
-        before: Option<&Part>,
+        before: Option<&VendorRuntime>,
     ) -> Result<Option<(Arc<Credential>, Arc<Keeper>)>, StartError> {
         if vendor.auth.is_none() {
             return Ok(None);
         }
         let held = before.and_then(|before| {
-            let credential = before.watched.credential.clone()?;
+            let credential = before.view.credential.clone()?;
             Some((&before.config, credential, before.keeper.clone()?))
         });
         if let Some((config, credential, keeper)) = &held
@@ -649,7 +653,7 @@ mod tests {
     async fn what_is_done_aside_keeps_nobody_of_its_thread_waiting() {
         let (request, served) = std::sync::mpsc::channel();
         let reload = tokio::spawn(async move {
-            aside(|| {
+            run_blocking(|| {
                 tokio::spawn(async move { request.send(()) });
                 served.recv_timeout(Duration::from_secs(20))
             })
@@ -659,6 +663,6 @@ mod tests {
 
     #[tokio::test]
     async fn a_runtime_of_one_thread_does_the_work_itself() {
-        assert_eq!(aside(|| 1), 1);
+        assert_eq!(run_blocking(|| 1), 1);
     }
 }

@@ -17,7 +17,7 @@ const MAX_ATTEMPTS: u32 = 3;
 const MAX_REFUSALS: u32 = 2;
 
 /// After a 401: rejects what was sent and waits for something newer. `true`: replay.
-pub(in crate::request) async fn newer_credential(
+pub(in crate::request) async fn renew_after_401(
     session: &Session,
     ctx: &mut Context,
     vendor: &Vendor,
@@ -51,45 +51,46 @@ pub(in crate::request) async fn newer_credential(
 
 /// No connection was had. Nothing has been sent: another is as good, whatever the method. `true`: try
 /// one.
-pub(in crate::request) fn another_connection(ctx: &mut Context, error: &PingoraError) -> bool {
-    let (Some(way), Some(taken)) = (&ctx.way, &ctx.taken) else {
+pub(in crate::request) fn should_retry_connect(ctx: &mut Context, error: &PingoraError) -> bool {
+    let (Some(route), Some(picked)) = (&ctx.route, &ctx.picked) else {
         return false;
     };
     if *error.etype() == ErrorType::H2Error {
         // A pooled connection whose end is learnt of when it is asked for one more stream.
         if Refusal::of(error) == Some(Refusal::WantsHttp1) {
-            way.upstream.demands_http1(taken);
+            route.upstream.demands_http1(picked);
         }
         ctx.refusals += 1;
         return ctx.refusals <= MAX_REFUSALS;
     }
-    if *error.etype() == ErrorType::TLSHandshakeFailure && way.upstream.offers_both_again(taken) {
+    if *error.etype() == ErrorType::TLSHandshakeFailure && route.upstream.offers_both_again(picked)
+    {
         ctx.refusals += 1;
         return ctx.refusals <= MAX_REFUSALS;
     }
-    ctx.tried.add(taken);
-    way.upstream.note(&mut ctx.unreached, taken, error);
+    ctx.tried.add(picked);
+    route.upstream.note(&mut ctx.unreached, picked, error);
     // `timeouts.total` ends waits that say nothing about the address.
     let in_time = ctx.deadline.is_none_or(|at| Instant::now() < at);
     if in_time {
-        way.upstream.out_of_reach(taken);
+        route.upstream.mark_unreachable(picked);
     }
-    let more = ctx.tried.count() < way.upstream.addresses() && ctx.attempts < MAX_ATTEMPTS;
+    let more = ctx.tried.count() < route.upstream.addresses() && ctx.attempts < MAX_ATTEMPTS;
     if more {
         tracing::warn!(
-            vendor = %way.vendor.name,
+            vendor = %route.vendor.name,
             request_id = ctx.request_id.to_str().unwrap_or_default(),
             cause = %ctx.unreached,
             "an address of the upstream cannot be reached; trying the next"
         );
     } else if in_time {
-        way.upstream.cannot_be_reached(&ctx.unreached);
+        route.upstream.cannot_be_reached(&ctx.unreached);
     }
     more
 }
 
 /// An attempt ended with an error; `reused`: on a pooled connection. `true`: make another.
-pub(in crate::request) fn once_more(
+pub(in crate::request) fn should_retry(
     session: &Session,
     ctx: &mut Context,
     error: &PingoraError,
@@ -97,11 +98,11 @@ pub(in crate::request) fn once_more(
 ) -> bool {
     let answered = is_answered(session);
     let refusal = Refusal::of(error);
-    if let (Some(refusal), Some(way), Some(taken)) = (refusal, &ctx.way, &ctx.taken) {
+    if let (Some(refusal), Some(route), Some(picked)) = (refusal, &ctx.route, &ctx.picked) {
         match refusal {
             Refusal::NotProcessed => {}
-            Refusal::WantsHttp1 => way.upstream.demands_http1(taken),
-            Refusal::BrokenHttp2 => way.upstream.broke_http2(taken),
+            Refusal::WantsHttp1 => route.upstream.demands_http1(picked),
+            Refusal::BrokenHttp2 => route.upstream.broke_http2(picked),
         }
         ctx.refusals += u32::from(refusal != Refusal::BrokenHttp2);
     }
@@ -109,7 +110,7 @@ pub(in crate::request) fn once_more(
         return !session.as_ref().retry_buffer_truncated() && !answered;
     }
     let sendable = !answered
-        && ctx.stop.is_none()
+        && ctx.refusal.is_none()
         && ctx.deadline.is_none_or(|at| Instant::now() < at)
         && replayable(session);
     if let Some(Refusal::NotProcessed | Refusal::WantsHttp1) = refusal {
@@ -124,17 +125,17 @@ pub(in crate::request) fn once_more(
         && harmless
         && (is_broken(error) || refusal.is_some())
         && ctx.attempts < MAX_ATTEMPTS
-        && ctx.way.as_ref().is_some_and(|way| {
-            let within = way.vendor.retries.spend();
-            way.vendor.metrics.retried(within);
+        && ctx.route.as_ref().is_some_and(|route| {
+            let within = route.vendor.retries.spend();
+            route.vendor.metrics.retried(within);
             within
         });
     // A pooled connection may have died of old age, and says nothing about the server. One whose HTTP/2
     // broke led to a server that is there.
     let unwell = again && !reused && refusal != Some(Refusal::BrokenHttp2);
-    if let (true, Some(taken), Some(way)) = (unwell, &ctx.taken, &ctx.way) {
-        ctx.tried.add(taken);
-        way.upstream.note_broken(&mut ctx.unreached, taken);
+    if let (true, Some(picked), Some(route)) = (unwell, &ctx.picked, &ctx.route) {
+        ctx.tried.add(picked);
+        route.upstream.note_broken(&mut ctx.unreached, picked);
     }
     again
 }

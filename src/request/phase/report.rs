@@ -6,7 +6,7 @@ use pingora::proxy::Session;
 use crate::error::Error;
 use crate::logs::{AccessLog, Line};
 use crate::metrics::NO_CALLER;
-use crate::request::phase::shown::{callers_authority, callers_scheme};
+use crate::request::phase::authority::{callers_authority, callers_scheme};
 use crate::request::{Context, caller, path};
 use crate::traces;
 use crate::wording::{self, in_words};
@@ -55,13 +55,13 @@ fn innermost(cause: &(dyn std::error::Error + Send + Sync + 'static)) -> String 
 }
 
 /// A request on its way to a vendor came to nothing.
-pub(in crate::request) fn failed(ctx: &Context, error: &PingoraError, stop: Option<Error>) {
-    let Some(way) = &ctx.way else { return };
+pub(in crate::request) fn log_failure(ctx: &Context, error: &PingoraError, refusal: Option<Error>) {
+    let Some(route) = &ctx.route else { return };
     if !ctx.unreached.is_empty() {
         tracing::warn!(
-            vendor = %way.vendor.name,
+            vendor = %route.vendor.name,
             request_id = ctx.request_id.to_str().unwrap_or_default(),
-            reason = stop.map_or("caller_gone", |stop| stop.verdict().reason),
+            reason = refusal.map_or("caller_gone", |refusal| refusal.verdict().reason),
             cause = %ctx.unreached,
             "request failed"
         );
@@ -69,9 +69,9 @@ pub(in crate::request) fn failed(ctx: &Context, error: &PingoraError, stop: Opti
     }
     let cause = Cause::of(error);
     tracing::warn!(
-        vendor = %way.vendor.name,
+        vendor = %route.vendor.name,
         request_id = ctx.request_id.to_str().unwrap_or_default(),
-        reason = stop.map_or("caller_gone", |stop| stop.verdict().reason),
+        reason = refusal.map_or("caller_gone", |refusal| refusal.verdict().reason),
         cause = cause.kind.as_str(),
         context = cause.context.as_str(),
         detail = cause.detail,
@@ -80,26 +80,26 @@ pub(in crate::request) fn failed(ctx: &Context, error: &PingoraError, stop: Opti
 }
 
 /// A request has been answered, or its caller is gone.
-pub(in crate::request) fn finished(log: &AccessLog, session: &Session, ctx: &mut Context) {
+pub(in crate::request) fn log_request(log: &AccessLog, session: &Session, ctx: &mut Context) {
     let took = ctx.started.elapsed();
     // As nginx has it: 499, the caller left before there was an answer.
     let written = session.response_written();
-    let status = match ctx.stop {
+    let status = match ctx.refusal {
         // Whoever counts failures looks for their status, and not for the 200 around a grpc-status.
-        Some(stop) if ctx.refused_as_grpc => stop.verdict().status.as_u16(),
+        Some(refusal) if ctx.refused_as_grpc => refusal.verdict().status.as_u16(),
         Some(_) | None => written.map_or(499, |head| head.status.as_u16()),
     };
     let metrics = ctx
-        .way
+        .route
         .as_ref()
-        .map_or(&ctx.snapshot.nobody, |way| &way.vendor.metrics);
+        .map_or(&ctx.snapshot.unrouted, |route| &route.vendor.metrics);
     let caller = ctx
         .caller
         .as_ref()
         .map_or(&*NO_CALLER, |caller| &caller.label);
     let head = session.req_header();
     metrics.finished(caller, &head.method, status, took);
-    let reason = ctx.stop.map(|stop| stop.verdict().reason);
+    let reason = ctx.refusal.map(|refusal| refusal.verdict().reason);
     if let Some(reason) = reason {
         metrics.refused(reason);
     }
@@ -112,7 +112,7 @@ pub(in crate::request) fn finished(log: &AccessLog, session: &Session, ctx: &mut
     let line = Line {
         request_id: ctx.request_id.to_str().unwrap_or_default(),
         caller: ctx.caller.as_ref().map(|caller| &*caller.name),
-        vendor: ctx.way.as_ref().map(|way| &*way.vendor.name),
+        vendor: ctx.route.as_ref().map(|route| &*route.vendor.name),
         method: head.method.as_str(),
         path: path::to_log(head.raw_path()),
         status,

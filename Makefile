@@ -22,10 +22,10 @@ test: setup-test ## Everything CI runs: format, lints, docs, licences, tests
 	@$(MAKE) --no-print-directory -j1 lint docs licences tests
 
 check: setup-build ## Type-check only; the fastest answer
-	$(CARGO) check --locked --all-targets
+	$(CARGO) check --locked --workspace --all-targets
 
 fmt: ## Format the sources
-	$(CARGO) fmt
+	$(CARGO) fmt --all
 
 # Written aside first: a build that fails must not leave half a file.
 generated: setup-build ## Write proxy.schema.json and docs/configuration.md anew from the sources
@@ -34,11 +34,12 @@ generated: setup-build ## Write proxy.schema.json and docs/configuration.md anew
 	$(CARGO) run --locked -q -- schema --markdown >docs/configuration.md.new && mv docs/configuration.md.new docs/configuration.md
 
 lint: setup-build ## rustfmt and clippy, warnings denied
-	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --no-default-features --all-targets -- -D warnings
 
 docs: setup-build ## Build the documentation, warnings denied
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
 
 licences: ## Check the dependencies' licences and the bans
 	python3 scripts/licences.py --self-test
@@ -46,11 +47,11 @@ licences: ## Check the dependencies' licences and the bans
 
 # nextest runs no documentation tests, so those go first either way.
 tests: setup-test ## Run the tests alone
-	$(CARGO) test --locked --doc --quiet
+	$(CARGO) test --locked --workspace --doc --quiet
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
-	    set -x; $(CARGO) nextest run --locked; \
+	    set -x; $(CARGO) nextest run --locked --workspace; \
 	else \
-	    set -x; $(CARGO) test --locked --lib --bins --tests; \
+	    set -x; $(CARGO) test --locked --workspace --lib --bins --tests; \
 	fi
 
 fuzz: setup-build ## Fuzz every target for a minute (SECONDS=600: longer); the first build takes minutes

@@ -4,6 +4,7 @@ mod authorize;
 mod caller;
 pub mod check;
 mod config_file;
+#[cfg(feature = "demo")]
 mod demo;
 mod explain;
 mod probe;
@@ -25,7 +26,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 /// An authenticating reverse proxy: callers prove who they are to it, it proves who it is to each
 /// vendor, and tokens are always fresh.
 #[derive(Debug, Parser)]
-#[command(name = "countersign", version, propagate_version = true, after_help = FIRST_STEPS)]
+#[command(name = "countersign", version, propagate_version = true, after_help = first_steps())]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -97,6 +98,7 @@ enum Command {
         shell: clap_complete::Shell,
     },
     /// Try everything on this machine: five stand-in vendors and the proxy, no accounts needed
+    #[cfg(feature = "demo")]
     Demo(demo::Arguments),
 }
 
@@ -155,6 +157,7 @@ fn run(command: Command) -> ExitCode {
         Command::Caller(CallerCommand::New { name }) => caller::new(&name),
         Command::Schema { markdown } => schema::run(markdown),
         Command::Completions { shell } => completions(shell),
+        #[cfg(feature = "demo")]
         Command::Demo(arguments) => {
             demo::leave_out_proxies();
             logs::init(logs::LevelFilter::WARN);
@@ -164,13 +167,21 @@ fn run(command: Command) -> ExitCode {
 }
 
 /// For whoever runs it for the first time.
-const FIRST_STEPS: &str = "\
-First steps:
-  countersign demo              see it work, without an account anywhere
+fn first_steps() -> String {
+    let demo = if cfg!(feature = "demo") {
+        "\n  countersign demo              see it work, without an account anywhere"
+    } else {
+        ""
+    };
+    format!(
+        "\
+First steps:{demo}
   countersign caller new NAME   make a key for a program that calls
   countersign check             is proxy.yaml right?
   countersign probe             are the vendors' logins right?
-  countersign serve             run it";
+  countersign serve             run it"
+    )
+}
 
 /// Where each shell looks for completions.
 const COMPLETIONS: &str = "\
@@ -237,5 +248,19 @@ fn failed_or_done(outcome: Result<(), String>) -> ExitCode {
             logs::say(&format!("error: {cause}\n"));
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_demo_is_offered_by_builds_that_have_it() {
+        let mut command = Cli::command();
+        let found = command.find_subcommand("demo").is_some();
+        assert_eq!(found, cfg!(feature = "demo"));
+        let help = command.render_long_help().to_string();
+        assert_eq!(help.contains("demo"), cfg!(feature = "demo"), "{help}");
     }
 }

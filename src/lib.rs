@@ -21,7 +21,8 @@
 //! Around them: [`config`] turns proxy.yaml into what cannot be invalid, [`server`] owns sockets
 //! and the process's end, [`upstream`] the way to a vendor's servers, [`store`] what must survive,
 //! [`error`] the one table of refusals, [`metrics`] every series, [`traces`]
-//! every span, [`wording`] the errors of libraries in words, [`demo`] stand-in vendors.
+//! every span, [`wording`] the errors of libraries in words. The vendors of `countersign demo` and of
+//! the tests are a crate of their own, `demo/`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -29,7 +30,6 @@ pub mod cli;
 mod clock;
 pub mod config;
 pub mod credential;
-pub mod demo;
 pub mod downstream;
 pub mod endpoint;
 pub mod error;

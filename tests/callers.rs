@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use countersign::demo::{self, Stand};
 use countersign::tls::{CertFiles, Identity, Roots};
+use countersign_demo::Stand;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -30,7 +30,7 @@ struct Setup {
 impl Setup {
     /// `head` is everything of the configuration but vendors; `more` goes below the vendor.
     async fn new(dir: tempfile::TempDir, listener: &str, head: &str, more: &str) -> Self {
-        let echo = demo::echo().await.unwrap();
+        let echo = countersign_demo::echo().await.unwrap();
         let yaml = format!(
             "listeners: [ {listener} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\n{head}\nvendors:\n  v:\n    upstream: {}\n    allow_plaintext: true\n{more}",
             echo.url()

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use countersign::demo::{self, Seen, Stand};
+use countersign_demo::{Seen, Stand};
 use serde_json::{Value, json};
 
 use crate::support::peers::{Pki, node, python};
@@ -62,7 +62,7 @@ impl Scene {
     async fn new() -> Self {
         countersign::tls::install_provider();
         let pki = Pki::new();
-        let echo = demo::echo().await.unwrap();
+        let echo = countersign_demo::echo().await.unwrap();
         write_secret(&pki.file("caller"), KEY);
         write_secret(&pki.file("vendor"), "what-the-vendor-wants");
         let yaml = format!(

@@ -4,8 +4,6 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use countersign::demo;
-
 use crate::support::script::{Reply, Server};
 use crate::support::{Proxy, eventually, status_of};
 
@@ -35,7 +33,7 @@ fn closed_after(mut stream: TcpStream, mut next: impl FnMut() -> Option<u8>) -> 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_has_ten_seconds_and_idle_connections_cost_others_nothing() {
-    let echo = demo::echo().await.unwrap();
+    let echo = countersign_demo::echo().await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let yaml = format!(
         "listeners: [ {{ bind: 127.0.0.1:0 }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\nvendors:\n  v:\n    upstream: {}\n    allow_plaintext: true\n",
@@ -107,8 +105,8 @@ async fn a_head_has_ten_seconds_and_idle_connections_cost_others_nothing() {
 }
 
 /// A proxy whose only listener is `listener`, in front of an echo.
-async fn behind(listener: &str) -> (Proxy, demo::Stand, tempfile::TempDir) {
-    let echo = demo::echo().await.unwrap();
+async fn behind(listener: &str) -> (Proxy, countersign_demo::Stand, tempfile::TempDir) {
+    let echo = countersign_demo::echo().await.unwrap();
     let (proxy, dir) = before(&echo.url(), listener).await;
     (proxy, echo, dir)
 }

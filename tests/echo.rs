@@ -4,7 +4,7 @@ use std::io::Read;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use countersign::demo::{self, Stand};
+use countersign_demo::Stand;
 use flate2::Compression;
 use flate2::read::{GzDecoder, GzEncoder};
 
@@ -22,7 +22,7 @@ struct Setup {
 
 impl Setup {
     async fn new(more: &str) -> Self {
-        let echo = demo::echo().await.unwrap();
+        let echo = countersign_demo::echo().await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let yaml = format!(
             "listeners: [ {{ bind: 127.0.0.1:0 }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\nvendors:\n  v:\n    upstream: {}\n    allow_plaintext: true\n    {more}\n",

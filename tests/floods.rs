@@ -9,7 +9,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use countersign::demo::{self, Stand};
+use countersign_demo::Stand;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::support::{PATIENCE, Proxy, eventually, status_of};
@@ -31,7 +31,7 @@ impl Setup {
         more: &str,
         start: impl FnOnce(&std::path::Path, &str) -> Proxy + Send + 'static,
     ) -> Self {
-        let echo = demo::echo().await.unwrap();
+        let echo = countersign_demo::echo().await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let yaml = format!(
             "listeners: [ {{ bind: 127.0.0.1:0, h2c: true }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\nvendors:\n  v:\n    upstream: {}\n    allow_plaintext: true\n{more}",

@@ -6,7 +6,7 @@ mod bounds;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use countersign::demo::{self, Stand};
+use countersign_demo::Stand;
 use serde_json::{Value, json};
 
 use crate::support::{Proxy, status_of};
@@ -23,7 +23,7 @@ const OTHER: &str = "the-key-of-other";
 
 impl Setup {
     async fn new() -> Self {
-        let echo = demo::echo().await.unwrap();
+        let echo = countersign_demo::echo().await.unwrap();
         let url = echo.url();
         let digest = |key: &str| hex::encode(countersign::tls::sha256(&[key.as_bytes()]));
         let dir = tempfile::tempdir().unwrap();
@@ -227,7 +227,7 @@ async fn each_vendors_own_login_is_answered_in_its_shape() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_kind_of_auth_leaves_the_presets_logins() {
-    let echo = demo::echo().await.unwrap();
+    let echo = countersign_demo::echo().await.unwrap();
     let url = echo.url();
     let digest = hex::encode(countersign::tls::sha256(&[KEY.as_bytes()]));
     let presets = [

@@ -5,6 +5,7 @@ mod broken_keys;
 mod callers;
 mod certificate_ends;
 mod commands;
+#[cfg(feature = "demo")]
 mod demo;
 mod handover;
 mod rejected;

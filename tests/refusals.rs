@@ -1,6 +1,6 @@
 //! What a refusal says, and to whom.
 
-use countersign::demo::{self, Stand};
+use countersign_demo::Stand;
 use http::Request;
 use serde_json::Value;
 
@@ -18,7 +18,7 @@ struct Setup {
 
 impl Setup {
     async fn new(more: &str) -> Self {
-        let echo = demo::echo().await.unwrap();
+        let echo = countersign_demo::echo().await.unwrap();
         let url = echo.url();
         let dir = tempfile::tempdir().unwrap();
         let yaml = format!(

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use countersign::demo::{self, Stand};
+use countersign_demo::Stand;
 use rcgen::{CertificateParams, KeyPair};
 
 use crate::support::origin::Caller;
@@ -18,7 +18,7 @@ struct Setup {
 
 impl Setup {
     async fn new(listener: &str) -> Self {
-        let echo = demo::echo().await.unwrap();
+        let echo = countersign_demo::echo().await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let yaml = yaml(listener, &vendor("v", &echo.url(), "one"));
         let directory = dir.path().to_owned();
@@ -184,7 +184,7 @@ async fn a_listeners_certificate_is_swapped_under_new_handshakes() {
         certificate.pem()
     };
     let first = write("first.test");
-    let echo = demo::echo().await.unwrap();
+    let echo = countersign_demo::echo().await.unwrap();
     let listener = "{ bind: 127.0.0.1:0, tls: { cert: tls.crt, key: tls.key } }";
     let text = yaml(listener, &vendor("v", &echo.url(), "one"));
     let directory = dir.path().to_owned();

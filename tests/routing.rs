@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 
-use countersign::demo::{self, Stand};
+use countersign_demo::Stand;
 
 use crate::support::{Proxy, status_of};
 
@@ -15,7 +15,7 @@ struct Setup {
 
 impl Setup {
     async fn new(more: &str) -> Self {
-        let echo = demo::echo().await.unwrap();
+        let echo = countersign_demo::echo().await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let yaml = format!(
             "listeners: [ {{ bind: 127.0.0.1:0 }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\nvendors:\n  v:\n    upstream: {}/base\n    allow_plaintext: true\n    hosts: [ v.internal ]\n{more}",

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use countersign::demo::{self, Stand};
+use countersign_demo::Stand;
 
 use crate::floods::http2::{DATA, END_HEADERS, END_STREAM, Frames, HEADERS, literal};
 use crate::support::{PATIENCE, Proxy, eventually, status_of};
@@ -19,7 +19,7 @@ struct Setup {
 
 impl Setup {
     async fn new(more: &str) -> Self {
-        let echo = demo::echo().await.unwrap();
+        let echo = countersign_demo::echo().await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let yaml = format!(
             "listeners: [ {{ bind: 127.0.0.1:0, h2c: true }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\ncallers: {{ app: {{ api_key: {{ env: CALLER }}, allow: [ \"*\" ] }} }}\nvendors:\n  v:\n    upstream: {}\n    allow_plaintext: true\n    auth: {{ headers: {{ Authorization: {{ value: Bearer ours }} }} }}\n    refuse: [ \"/smuggled*\" ]\n    redact_echo: false\n    timeouts: {{ idle: 2s }}\n{more}",

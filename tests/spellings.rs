@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use countersign::demo::{self, Stand};
+use countersign_demo::Stand;
 
 use crate::fuzzing::path::{GRANTS, VENDORS, misread};
 use crate::support::{Proxy, status_of};
@@ -249,7 +249,7 @@ const KEY: &str = "key-of-the-one-caller";
 
 impl Setup {
     async fn new() -> Self {
-        let echo = demo::echo().await.unwrap();
+        let echo = countersign_demo::echo().await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let upstream = format!("{}/base\n    allow_plaintext: true", echo.url());
         let yaml = format!(

@@ -10,9 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use countersign::config;
-use countersign::demo::Stands;
 use countersign::secret::{Secret, SecretRef};
 use countersign::store::{self, Grant, Lock, Store, StoreError};
+use countersign_demo::Stands;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -638,7 +638,7 @@ async fn disturbed_at_random(
     let successors = Arc::new(std::sync::Mutex::new(HashMap::new()));
     let shown = || -> Vec<(String, u16)> {
         let calls = stage.stands.venafi.token_calls();
-        let token = |seen: &countersign::demo::Seen| {
+        let token = |seen: &countersign_demo::Seen| {
             Some((
                 seen.json()["refresh_token"].as_str()?.to_owned(),
                 seen.status,

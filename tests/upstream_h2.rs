@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use countersign::demo;
 use h2::Reason;
 use http::{HeaderMap, Request};
 use tokio::sync::{Barrier, Mutex, Semaphore};
@@ -169,7 +168,7 @@ async fn a_request_reaches_the_vendor_as_http_2_wants_it() {
 async fn a_cookie_in_pieces_stays_so_over_http_2_and_is_joined_for_http_1() {
     let pki = Pki::new();
     let origin = Origin::start(&pki, repeated).await;
-    let echo = demo::echo().await.unwrap();
+    let echo = countersign_demo::echo().await.unwrap();
     let request = || {
         Request::get("http://localhost/v/x")
             .header("cookie", "a=1")
@@ -189,7 +188,7 @@ async fn a_cookie_in_pieces_stays_so_over_http_2_and_is_joined_for_http_1() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_without_a_body_says_so_over_http_1() {
     let pki = Pki::new();
-    let echo = demo::echo().await.unwrap();
+    let echo = countersign_demo::echo().await.unwrap();
     let proxy = front(&pki, &echo.url(), "").await;
     let mut caller = Caller::connect(proxy.data).await;
     for (method, wanted) in [

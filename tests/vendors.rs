@@ -5,7 +5,7 @@ mod logins;
 mod refusals;
 mod tokens;
 
-use countersign::demo::Seen;
+use countersign_demo::Seen;
 
 fn statuses(seen: Vec<Seen>) -> Vec<u16> {
     seen.into_iter().map(|seen| seen.status).collect()

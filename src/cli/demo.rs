@@ -8,11 +8,11 @@ use std::process::{ExitCode, Stdio};
 
 use super::progress;
 use crate::config::{Config, Secrets};
-use crate::demo::{CALLS, Row, Stands};
 use crate::logs;
 use crate::outbound::VARIABLES;
 use crate::server::{self, Running};
 use crate::tls::Roots;
+use countersign_demo::{CALLS, Row, Stands};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};

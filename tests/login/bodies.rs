@@ -7,7 +7,6 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use countersign::demo;
 use h2::client::ResponseFuture;
 
 use crate::support::origin::Caller;
@@ -16,8 +15,8 @@ use crate::support::{Proxy, status_of};
 const KEY: &str = "the-key-of-ci";
 const LOGIN: &str = "/c/api/v1/authenticate/";
 
-async fn start() -> (demo::Stand, Proxy, tempfile::TempDir) {
-    let echo = demo::echo().await.unwrap();
+async fn start() -> (countersign_demo::Stand, Proxy, tempfile::TempDir) {
+    let echo = countersign_demo::echo().await.unwrap();
     let url = echo.url();
     let digest = hex::encode(countersign::tls::sha256(&[KEY.as_bytes()]));
     let dir = tempfile::tempdir().unwrap();

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use countersign::demo::{self, Stand};
 use countersign::tls::{CertFiles, Identity, Roots};
+use countersign_demo::Stand;
 use serde_json::{Value, json};
 
 use crate::callers::{Issuer, PODS, authority, dns, issue};
@@ -38,7 +38,7 @@ const PLAIN: &str = "{ bind: 127.0.0.1:0 }";
 impl Setup {
     async fn new(dir: tempfile::TempDir, listener: &str, head: &str) -> Self {
         countersign::tls::install_provider();
-        let echo = demo::echo().await.unwrap();
+        let echo = countersign_demo::echo().await.unwrap();
         let text = yaml(&echo.url(), listener, head);
         let directory = dir.path().to_owned();
         let proxy = tokio::task::spawn_blocking(move || Proxy::start(&directory, &text));

@@ -445,7 +445,7 @@ async fn a_password_in_a_refused_target_is_not_logged() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn request_lines_can_be_turned_off() {
-    let echo = countersign::demo::echo().await.unwrap();
+    let echo = countersign_demo::echo().await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let head = format!("{HEAD}access_log: false\n");
     let mut proxy = Proxy::start(dir.path(), &yaml(&head, &echo.url(), ""));

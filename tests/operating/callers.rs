@@ -2,7 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use countersign::demo::{self, Stand};
+use countersign_demo::Stand;
 
 use super::{HEAD, get, yaml};
 use crate::support::front::Answer;
@@ -23,7 +23,7 @@ impl Setup {
     }
 
     async fn within(dir: tempfile::TempDir, callers: &str, environment: &[(&str, &str)]) -> Self {
-        let echo = demo::echo().await.unwrap();
+        let echo = countersign_demo::echo().await.unwrap();
         let head = format!("{HEAD}callers:\n{callers}");
         let w = format!(
             "  w:\n    upstream: {}/w\n    allow_plaintext: true\n",
@@ -247,7 +247,7 @@ fn a_listener_beyond_loopback_needs_callers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_callers_programs_of_this_machine_may_call_and_web_pages_may_not() {
-    let echo = demo::echo().await.unwrap();
+    let echo = countersign_demo::echo().await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let more = "    hosts: [ v.internal ]\n";
     let proxy = Proxy::start(dir.path(), &yaml(HEAD, &echo.url(), more));

@@ -228,6 +228,7 @@ fn every_command_has_help_and_a_version() {
         &["caller"],
         &["caller", "new"],
         &["schema"],
+        #[cfg(feature = "demo")]
         &["demo"],
     ] {
         for flag in ["--help", "--version"] {

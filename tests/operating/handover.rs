@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
-use countersign::demo;
 use serde_json::Value;
 
 use super::yaml;
@@ -55,7 +54,7 @@ fn started(proxy: &Proxy) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_fails_while_a_new_process_takes_over() {
-    let echo = demo::echo().await.unwrap();
+    let echo = countersign_demo::echo().await.unwrap();
     // The successor's first token takes its time: until then the old process serves.
     let tokens = Server::start(|_: Asked| async {
         tokio::time::sleep(Duration::from_millis(700)).await;
@@ -135,7 +134,7 @@ async fn no_request_fails_while_a_new_process_takes_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_successor_that_cannot_start_changes_nothing() {
-    let echo = demo::echo().await.unwrap();
+    let echo = countersign_demo::echo().await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut proxy = Proxy::start(dir.path(), &yaml(super::HEAD, &echo.url(), ""));
     let get = "GET /v/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
@@ -187,7 +186,7 @@ async fn a_grant_that_is_to_end_with_the_process_is_left_to_the_successor() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn listeners_of_a_service_manager_are_taken_over() {
-    let echo = demo::echo().await.unwrap();
+    let echo = countersign_demo::echo().await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let socket = || TcpListener::bind("127.0.0.1:0").unwrap();
     let (data, admin, unknown) = (socket(), socket(), socket());
@@ -252,7 +251,7 @@ async fn listeners_of_a_service_manager_are_taken_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_manager_is_told_when_it_serves_and_when_it_stops() {
-    let echo = demo::echo().await.unwrap();
+    let echo = countersign_demo::echo().await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("notify");
     let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();

@@ -6,8 +6,6 @@ use std::path::Path;
 use std::process::{Child, ChildStderr, Stdio};
 use std::time::{Duration, Instant};
 
-use countersign::demo;
-
 use super::{HEAD, client, get, yaml};
 use crate::support::front::Plan;
 use crate::support::{Proxy, countersign, eventually, exchange, run, signal, status_of};
@@ -75,7 +73,7 @@ fn a_listener_that_cannot_bind_ends_the_process_with_1() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_and_sigint_end_an_idle_process_at_once_and_with_0() {
-    let echo = demo::echo().await.unwrap();
+    let echo = countersign_demo::echo().await.unwrap();
     for name in ["TERM", "INT"] {
         let dir = tempfile::tempdir().unwrap();
         let mut proxy = Proxy::start(dir.path(), &yaml(HEAD, &echo.url(), ""));
@@ -96,7 +94,7 @@ async fn sigterm_and_sigint_end_an_idle_process_at_once_and_with_0() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_turns_unready_at_once_serves_for_its_delay_and_lets_requests_finish() {
-    let echo = demo::echo().await.unwrap();
+    let echo = countersign_demo::echo().await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let head = "listeners: [ { bind: 127.0.0.1:0 } ]\ndrain: { delay: 2500ms, timeout: 20s }\n";
     let mut proxy = Proxy::start(dir.path(), &yaml(head, &echo.url(), ""));
@@ -143,7 +141,7 @@ async fn a_drain_turns_unready_at_once_serves_for_its_delay_and_lets_requests_fi
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigint_waits_for_no_delay_but_for_requests_and_a_second_one_for_nothing() {
-    let echo = demo::echo().await.unwrap();
+    let echo = countersign_demo::echo().await.unwrap();
     let head = "listeners: [ { bind: 127.0.0.1:0 } ]\ndrain: { delay: 1h, timeout: 1h }\n";
     let text = yaml(head, &echo.url(), "");
     let start = || {
@@ -186,7 +184,7 @@ async fn sigint_waits_for_no_delay_but_for_requests_and_a_second_one_for_nothing
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_tells_http_2_callers_to_go_and_lets_their_requests_finish() {
-    let echo = demo::echo().await.unwrap();
+    let echo = countersign_demo::echo().await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let head = "listeners: [ { bind: 127.0.0.1:0, h2c: true } ]\ndrain: { delay: 0s }\n";
     let mut proxy = Proxy::start(dir.path(), &yaml(head, &echo.url(), ""));
@@ -220,7 +218,7 @@ async fn a_drain_tells_http_2_callers_to_go_and_lets_their_requests_finish() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_outlast_the_drain_are_cut_off() {
-    let echo = demo::echo().await.unwrap();
+    let echo = countersign_demo::echo().await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let head = "listeners: [ { bind: 127.0.0.1:0 } ]\ndrain: { delay: 0s, timeout: 1s }\n";
     let mut proxy = Proxy::start(dir.path(), &yaml(head, &echo.url(), ""));

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign::demo::{self, Stand};
 use countersign::tls::Roots;
+use countersign_demo::Stand;
 use http::Request;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -278,7 +278,7 @@ impl Setup {
         countersign::tls::install_provider();
         let dir = tempfile::tempdir().unwrap();
         certificates(dir.path());
-        let echo = demo::echo().await.unwrap();
+        let echo = countersign_demo::echo().await.unwrap();
         let callers = match callers {
             "" => String::new(),
             inline if inline.starts_with(" anyone") => format!("callers:{inline}"),

@@ -4,8 +4,8 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use countersign::demo::{Seen, Stand, Stands};
 use countersign::tls::Roots;
+use countersign_demo::{Seen, Stand, Stands};
 use reqwest::RequestBuilder;
 use serde_json::Value;
 use tempfile::TempDir;

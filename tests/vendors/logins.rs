@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use countersign::demo::Seen;
+use countersign_demo::Seen;
 use serde_json::{Value, json};
 
 use crate::support::eventually;

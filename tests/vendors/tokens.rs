@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use countersign::demo::{Stand, echo};
+use countersign_demo::{Stand, echo};
 use http::StatusCode;
 use serde_json::json;
 

@@ -192,10 +192,9 @@ mod tests {
     use tokio::net::TcpStream;
     use tokio_rustls::TlsConnector;
 
-    use super::super::tests::{answer, client, stands};
-    use super::super::{Files, Stand};
+    use super::super::tests::{answer, client, client_tls, stands};
+    use super::super::{CertFiles, Files, Stand};
     use super::*;
-    use crate::tls::{CertFiles, Identity, Roots};
 
     /// Sends the fields as they are spelled here (reqwest would change that); the whole answer.
     async fn get(
@@ -205,12 +204,9 @@ mod tests {
         path: &str,
         fields: &[(&str, &str)],
     ) -> String {
-        let identity = identity.map(|files| Identity::load(files).unwrap());
-        let roots = Roots::load(&files.ca).unwrap();
-        let config = roots.client_config(identity.as_ref()).unwrap();
         let tcp = TcpStream::connect(stand.address()).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();
-        let mut tls = TlsConnector::from(Arc::new(config))
+        let mut tls = TlsConnector::from(Arc::new(client_tls(files, identity)))
             .connect(name, tcp)
             .await
             .unwrap();

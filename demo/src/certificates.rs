@@ -19,8 +19,6 @@ use rustls::{DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::tls::CertFiles;
-
 /// The PEM files a client of the stand-ins needs.
 pub struct Files {
     /// Trust this to believe the stand-ins' own certificates.
@@ -33,6 +31,14 @@ pub struct Files {
     pub venafi: CertFiles,
     /// Subject `CN=demo-venafi` as well, but signed by a CA that no stand-in approves of.
     pub foreign: CertFiles,
+}
+
+/// A certificate chain and its private key, each in a PEM file.
+pub struct CertFiles {
+    /// The chain, leaf first.
+    pub cert: PathBuf,
+    /// The leaf's private key.
+    pub key: PathBuf,
 }
 
 /// A client's certificate, proven to be in its hands by the handshake.

@@ -5,9 +5,10 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 
+use aws_lc_rs::digest::{SHA256, digest};
+
 use super::sectigo::TOKEN_PATH;
 use super::{Stands, write_private};
-use crate::tls::sha256;
 
 /// The only caller of [`Stands::proxy_yaml`].
 const CALLER: &str = "demo";
@@ -17,7 +18,7 @@ impl Stands {
     /// choose. It belongs into the directory that [`Stands::start`] was given.
     #[must_use]
     pub fn proxy_yaml(&self, listener: SocketAddr, admin: SocketAddr) -> String {
-        let digest = hex::encode(sha256(&[self.logins.caller_key.as_bytes()]));
+        let digest = hex::encode(digest(&SHA256, self.logins.caller_key.as_bytes()));
         let stanzas: String = self.stanzas().into_iter().map(|(_, yaml)| yaml).collect();
         format!(
             "\

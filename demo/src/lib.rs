@@ -6,6 +6,8 @@
 //! so that a test can say what a vendor saw and what it must never see. Nothing of this talks to
 //! any vendor.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod calls;
 mod certcenter;
 mod certificates;
@@ -26,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use calls::{CALLS, Call, Row};
-pub use certificates::{ClientCert, Files};
+pub use certificates::{CertFiles, ClientCert, Files};
 pub use stand::{Seen, Stand};
 use tokens::{Tokens, random_hex};
 
@@ -230,12 +232,17 @@ fn write_private(path: &Path, text: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use rustls::crypto::aws_lc_rs::default_provider;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use rustls::{ClientConfig, RootCertStore};
+
     use super::*;
-    use crate::tls::{CertFiles, Identity, Roots, install_provider};
 
     /// The stand-ins and the directory that must live as long as they do.
     pub(super) async fn stands() -> (tempfile::TempDir, Stands) {
-        install_provider();
+        // Already installed by another test of the same process: the same provider.
+        let _ = default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
         let stands = Stands::start(dir.path()).await.unwrap();
         (dir, stands)
@@ -243,15 +250,33 @@ mod tests {
 
     /// A client that trusts the stand-ins, follows no redirect and shows `identity`.
     pub(super) fn client(files: &Files, identity: Option<&CertFiles>) -> reqwest::Client {
-        let identity = identity.map(|files| Identity::load(files).unwrap());
-        let roots = Roots::load(&files.ca).unwrap();
         reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .timeout(Duration::from_secs(10))
-            .tls_backend_preconfigured(roots.client_config(identity.as_ref()).unwrap())
+            .tls_backend_preconfigured(client_tls(files, identity))
             .build()
             .unwrap()
+    }
+
+    /// How that client speaks TLS.
+    pub(super) fn client_tls(files: &Files, identity: Option<&CertFiles>) -> ClientConfig {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_file_iter(&files.ca).unwrap() {
+            roots.add(certificate.unwrap()).unwrap();
+        }
+        let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let Some(identity) = identity else {
+            return config.with_no_client_auth();
+        };
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(&identity.cert)
+            .unwrap()
+            .collect();
+        let key = PrivateKeyDer::from_pem_file(&identity.key).unwrap();
+        config.with_client_auth_cert(chain.unwrap(), key).unwrap()
     }
 
     /// Status and JSON body (`Null` when it is none).

@@ -38,8 +38,8 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 pub use self::auth::{
-    Auth, AuthorizationCode, ClientAuth, ClientCredentials, RedirectUri, TokenTimes, Vedauth,
-    VedauthGrant,
+    Account, Auth, AuthorizationCode, Carrier, ClientAuth, ClientCredentials, Kind, LoginEndpoint,
+    RedirectUri, Storage, TokenFacts, TokenTimes, Vedauth, VedauthGrant,
 };
 pub use self::callers::{ApiKey, Caller, Callers, Jwt, Rate};
 use self::file::{Entries, File};

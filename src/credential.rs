@@ -18,6 +18,7 @@ mod fixed;
 #[cfg(test)]
 mod fleet;
 mod inputs;
+mod issuer;
 mod losses;
 mod oauth2;
 mod pace;
@@ -48,14 +49,11 @@ use crate::metrics::FetchMetrics;
 use crate::store::Store;
 use fixed::{Fixed, Shape};
 use losses::Losses;
-use oauth2::{ClientCredentials, CodeServer};
 use pace::MIN_PAUSE;
 pub use probe::{Probed, probe};
 use renewal::{Board, Outcome, keep_fresh, wall_clock};
 use revocation::Revocation;
-use rotation::Rotation;
 pub use rotation::answers_are_stored;
-use vedauth::{Unrefreshed, Vedauth};
 
 /// Obtains a credential. Implement this to add a kind of credential.
 #[async_trait]
@@ -63,6 +61,14 @@ trait Source: Send + Sync + 'static {
     /// One attempt, without retries: pacing and back-off belong to [`keep_fresh`], which may drop
     /// the future at any time.
     async fn fetch(&self) -> Result<Issued, FetchError>;
+
+    /// Makes one attempt for `countersign probe`: its token is used for nothing, no stored refresh
+    /// token is spent, and nothing is stored.
+    async fn probe(&self) -> Result<Probed, String> {
+        let issued = self.fetch().await.map_err(|cause| cause.to_string())?;
+        let expires = issued.lifetime.map(|lifetime| lifetime.end);
+        Ok(Probed::Obtained(probe::remaining(expires)))
+    }
 
     /// Returns when an attempt may bring something else than the last one did, although none is
     /// due: a secret was changed, someone consented. May be dropped and called again.
@@ -608,59 +614,26 @@ pub fn start(
         .auth
         .as_ref()
         .ok_or_else(|| StartError::NoAuth(vendor.name.clone()))?;
-    let fixed = |shape| {
-        let fixed = Fixed::new(shape);
-        // At once, so that no request ever waits for what is already here.
-        let issued = fixed.read().map_err(|cause| StartError::Secret {
-            vendor: vendor.name.clone(),
-            cause: cause.to_string(),
-        })?;
-        let credential = Credential::new(false);
-        credential.publish(issued, None);
-        Ok::<_, StartError>((credential, Arc::new(fixed) as Arc<dyn Source>))
+    let origin = Origin::of(auth, vendor, store);
+    let revoked = origin.revoked;
+    let (credential, source) = match origin.source {
+        Read::AsWritten(fixed) => {
+            // At once, so that no request ever waits for what is already here.
+            let issued = fixed.read().map_err(|cause| StartError::Secret {
+                vendor: vendor.name.clone(),
+                cause: cause.to_string(),
+            })?;
+            let credential = Credential::new(false);
+            credential.publish(issued, None);
+            (credential, Arc::new(fixed) as Arc<dyn Source>)
+        }
+        Read::Fetched(source) => (Credential::new(true), source),
     };
-    let token = |source: Arc<dyn Source>| (Credential::new(true), source);
-    let (credential, source) = match auth {
-        Auth::Bearer { token } => fixed(Shape::Bearer(token.clone()))?,
-        Auth::Basic { username, password } => fixed(Shape::Basic {
-            username: username.clone(),
-            password: password.clone(),
-        })?,
-        Auth::Headers(headers) => fixed(Shape::Headers(
-            headers.iter().map(|(_, value)| value.clone()).collect(),
-        ))?,
-        Auth::Query(pairs) => fixed(Shape::Query(pairs.clone()))?,
-        Auth::ClientCredentials(config) if config.share => {
-            let server = ClientCredentials::shared(config, vendor);
-            token(stored(server, store, vendor, config.times))
-        }
-        Auth::ClientCredentials(config) => token(Arc::new(ClientCredentials::new(config, vendor))),
-        Auth::AuthorizationCode(config) => {
-            let server = CodeServer::new(config, vendor);
-            token(stored(server, store, vendor, config.times))
-        }
-        Auth::Vedauth(config) if config.refresh => {
-            let server = Vedauth::new(config, vendor);
-            token(stored(server, store, vendor, config.times))
-        }
-        Auth::Vedauth(config) if config.share => {
-            let server = Vedauth::shared(config, vendor);
-            token(stored(server, store, vendor, config.times))
-        }
-        Auth::Vedauth(config) => {
-            let (server, inputs) = Vedauth::new(config, vendor);
-            token(Arc::new(Unrefreshed { server, inputs }))
-        }
-    };
-    let request_timeout = match auth {
-        Auth::ClientCredentials(config) => config.times.request_timeout,
-        Auth::AuthorizationCode(config) => config.times.request_timeout,
-        Auth::Vedauth(config) => config.times.request_timeout,
-        // Nothing is requested.
-        Auth::Bearer { .. } | Auth::Basic { .. } | Auth::Headers(_) | Auth::Query(_) => {
-            Duration::ZERO
-        }
-    };
+    // Nothing is requested where there are no tokens.
+    let request_timeout = auth
+        .kind()
+        .tokens
+        .map_or(Duration::ZERO, |tokens| tokens.times.request_timeout);
     let mut credential = credential;
     credential.shared = auth.is_in_store();
     if let Some(previous) = previous
@@ -677,30 +650,59 @@ pub fn start(
     let keeping = keep_fresh(credential.clone(), source, name, metrics, request_timeout);
     let keeper = Keeper {
         task: tokio::spawn(keeping).abort_handle(),
-        revocation: match auth {
-            Auth::Vedauth(config) if config.revoke_on_exit => {
-                Some(Revocation::new(config, vendor, store, credential.clone()))
-            }
-            Auth::Vedauth(_)
-            | Auth::Bearer { .. }
-            | Auth::Basic { .. }
-            | Auth::Headers(_)
-            | Auth::Query(_)
-            | Auth::ClientCredentials(_)
-            | Auth::AuthorizationCode(_) => None,
-        },
+        revocation: revoked
+            .map(|config| Revocation::new(config, vendor, store, credential.clone())),
     };
     Ok((credential, keeper))
 }
 
-/// The source of what goes through the store, and what a change of which renews it.
-fn stored<I: rotation::Issuer>(
-    (server, inputs): (I, inputs::Inputs),
-    store: &Arc<dyn Store>,
-    vendor: &config::Vendor,
-    times: config::TokenTimes,
-) -> Arc<dyn Source> {
-    Arc::new(Rotation::new(server, inputs, store, vendor, times))
+/// Where a credential comes from.
+struct Origin<'a> {
+    source: Read,
+    /// The server that revokes the grant on a clean stop.
+    revoked: Option<&'a config::Vedauth>,
+}
+
+/// How a credential is obtained.
+enum Read {
+    /// Used as it is written.
+    AsWritten(Fixed),
+    /// Fetched before it expires.
+    Fetched(Arc<dyn Source>),
+}
+
+impl<'a> Origin<'a> {
+    /// Makes the source of `auth`: the one place where a kind meets its code.
+    fn of(auth: &'a Auth, vendor: &config::Vendor, store: &Arc<dyn Store>) -> Self {
+        let fixed = |shape| Read::AsWritten(Fixed::new(shape));
+        let source = match auth {
+            Auth::Bearer { token } => fixed(Shape::Bearer(token.clone())),
+            Auth::Basic { username, password } => fixed(Shape::Basic {
+                username: username.clone(),
+                password: password.clone(),
+            }),
+            Auth::Headers(headers) => fixed(Shape::Headers(
+                headers.iter().map(|(_, value)| value.clone()).collect(),
+            )),
+            Auth::Query(pairs) => fixed(Shape::Query(pairs.clone())),
+            Auth::ClientCredentials(config) => {
+                Read::Fetched(oauth2::client_credentials(config, vendor, store))
+            }
+            Auth::AuthorizationCode(config) => {
+                Read::Fetched(oauth2::authorization_code(config, vendor, store))
+            }
+            Auth::Vedauth(config) => {
+                return Self {
+                    source: Read::Fetched(vedauth::source(config, vendor, store)),
+                    revoked: config.revoke_on_exit.then_some(config),
+                };
+            }
+        };
+        Self {
+            source,
+            revoked: None,
+        }
+    }
 }
 
 /// Values of [`Held::trust`]: nothing speaks against it; the wall clock does; it does, and an

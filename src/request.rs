@@ -418,14 +418,7 @@ impl ProxyHttp for Proxy {
             }
         }
         if let (Some((placement, _)), Some(held)) = (&vendor.credential, &ctx.held) {
-            for (name, value) in placement.fields(held) {
-                request.insert_header(name, value.clone())?;
-            }
-            let query = ctx.target.split_once('?').map(|(_, query)| query);
-            if let Some(query) = placement.query(held, query) {
-                let path = ctx.target.split('?').next().unwrap_or("/");
-                request.set_raw_path(format!("{path}?{query}").as_bytes())?;
-            }
+            placement.apply(held, request)?;
         }
         if !to_h2 {
             say_that_no_body_comes(session, request).await?;

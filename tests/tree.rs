@@ -1,5 +1,6 @@
 //! The tree keeps its shape: which part may know which, and which words may not appear.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Every source file below `src/`, with its path relative to it and its text; those of the demo's
@@ -43,6 +44,8 @@ fn uses(text: &str, what: &str) -> Vec<String> {
 fn only_what_drives_it_knows_pingora() {
     for (name, text) in sources() {
         let may = name == "request.rs"
+            // The request that a credential is put on.
+            || name == "request/placement.rs"
             || ["request/phase/", "downstream", "upstream", "server"]
                 .iter()
                 .any(|room| name.starts_with(room));
@@ -70,6 +73,38 @@ fn the_two_paths_share_only_the_credential() {
             assert_eq!(uses(&text, "crate::store"), [""; 0], "{name}");
         }
     }
+}
+
+/// Whatever else asks about a kind asks `Auth::kind`.
+#[test]
+fn a_kind_of_credential_is_named_in_three_files() {
+    let variants = [
+        "Basic {",
+        "Headers(",
+        "Query(",
+        "ClientCredentials(",
+        "AuthorizationCode(",
+        "Vedauth(",
+    ];
+    let mut naming = BTreeSet::new();
+    for (name, text) in sources() {
+        let code = text
+            .split("#[cfg(test)]\nmod tests")
+            .next()
+            .unwrap_or_default();
+        let is_test = name.ends_with("tests.rs") || name.ends_with("fakes.rs");
+        let named = |variant: &str| !uses(code, &format!("Auth::{variant}")).is_empty();
+        if !is_test && variants.into_iter().any(named) {
+            naming.insert(name);
+        }
+    }
+    // Its facts are `Self::…` in config/auth/kind.rs; `authorize` is the command of one kind alone.
+    assert_eq!(
+        naming,
+        ["cli/authorize.rs", "config/auth/parse.rs", "credential.rs"]
+            .map(str::to_owned)
+            .into()
+    );
 }
 
 #[test]

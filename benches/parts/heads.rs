@@ -8,8 +8,9 @@ use countersign::request::headers::{
 };
 use countersign::request::path::Target;
 use countersign::request::placement::Placement;
-use criterion::{Criterion, Throughput};
+use criterion::{BatchSize, Criterion, Throughput};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use pingora::http::RequestHeader;
 
 pub(crate) fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("heads");
@@ -83,14 +84,17 @@ fn placements(criterion: &mut Criterion) {
             .current()
             .expect("it is fixed");
         group.bench_function(name, |bencher| {
-            bencher.iter(|| {
-                let mut size = 0;
-                for (name, value) in placement.fields(black_box(&held)) {
-                    size += name.len() + value.len();
-                }
-                let query = placement.query(&held, black_box(Some("format=pem&page=2")));
-                (size, query)
-            });
+            let target = b"/certificates?format=pem&page=2";
+            let plain = RequestHeader::build("GET", target, None).expect("a valid target");
+            bencher.iter_batched(
+                || plain.clone(),
+                |mut request| {
+                    let applied = placement.apply(black_box(&held), &mut request);
+                    applied.expect("held values are valid");
+                    request
+                },
+                BatchSize::SmallInput,
+            );
         });
     }
 }

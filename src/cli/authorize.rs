@@ -116,7 +116,7 @@ pub(super) async fn run(config: &Config, vendor: &str, no_state: bool) -> Result
     let Some(Auth::AuthorizationCode(auth)) = &vendor.auth else {
         return Err(Error::NothingToConsent {
             vendor: vendor.name.clone(),
-            kind: vendor.auth.as_ref().map_or("none", Auth::kind),
+            kind: vendor.auth.as_ref().map_or("none", |auth| auth.kind().name),
         });
     };
     let consent = Consent::new(auth, vendor, store::open(&config.store)?);

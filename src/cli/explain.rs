@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use crate::config::{self, Auth, Callers, Config, Secrets};
+use crate::config::{self, Auth, Callers, Carrier, Config, Secrets};
 use crate::downstream::raw_head;
 use crate::error::Error;
 use crate::metrics::Metrics;
@@ -232,7 +232,7 @@ fn caller(config: &Config, name: Option<&str>) -> Result<Arc<Caller>, String> {
 }
 
 fn auth_kind(vendor: &config::Vendor) -> &'static str {
-    vendor.auth.as_ref().map_or("none", Auth::kind)
+    vendor.auth.as_ref().map_or("none", |auth| auth.kind().name)
 }
 
 /// Whether all replicas have one token, because the vendor keeps only one alive.
@@ -242,7 +242,8 @@ fn is_shared(vendor: &config::Vendor) -> bool {
 
 /// The query to send, values of ours masked.
 fn sent_query(vendor: Option<&config::Vendor>, callers: Option<&str>) -> Option<String> {
-    let Some(Auth::Query(parameters)) = vendor.and_then(|vendor| vendor.auth.as_ref()) else {
+    let auth = vendor.and_then(|vendor| vendor.auth.as_ref());
+    let Some(Carrier::Query(parameters)) = auth.map(|auth| auth.kind().carrier) else {
         return callers.map(ToOwned::to_owned);
     };
     let names: Vec<_> = parameters.iter().map(|(name, _)| name.clone()).collect();
@@ -254,21 +255,15 @@ fn sent_query(vendor: Option<&config::Vendor>, callers: Option<&str>) -> Option<
 /// What is put on the request, values masked.
 fn added(vendor: &config::Vendor) -> Vec<String> {
     let mut added = vec![format!("Host: {}", vendor.upstream.authority())];
-    match &vendor.auth {
+    match vendor.auth.as_ref().map(|auth| auth.kind().carrier) {
         None => {}
-        Some(Auth::Basic { .. }) => added.push("Authorization: Basic ***".into()),
-        Some(Auth::Headers(fields)) => {
-            added.extend(fields.iter().map(|(name, _)| format!("{name}: ***")));
+        Some(Carrier::Authorization(scheme)) => added.push(format!("Authorization: {scheme} ***")),
+        Some(Carrier::Headers(headers)) => {
+            added.extend(headers.iter().map(|(name, _)| format!("{name}: ***")));
         }
-        Some(Auth::Query(parameters)) => {
+        Some(Carrier::Query(parameters)) => {
             added.extend(parameters.iter().map(|(name, _)| format!("?{name}=***")));
         }
-        Some(
-            Auth::Bearer { .. }
-            | Auth::ClientCredentials(_)
-            | Auth::AuthorizationCode(_)
-            | Auth::Vedauth(_),
-        ) => added.push("Authorization: Bearer ***".into()),
     }
     if vendor.client_cert.is_some() {
         added.push("(client certificate in the TLS handshake)".into());

@@ -131,7 +131,11 @@ fn row(vendor: &Vendor, outcome: Option<Probed>) -> Row<5> {
         good: result != "FAILED",
         cells: [
             vendor.name.clone(),
-            vendor.auth.as_ref().map_or("none", Auth::kind).to_owned(),
+            vendor
+                .auth
+                .as_ref()
+                .map_or("none", |auth| auth.kind().name)
+                .to_owned(),
             result.to_owned(),
             good_for,
             detail,

@@ -1,9 +1,11 @@
 //! What is shown to a vendor: `auth:`, exactly one kind.
 
+mod kind;
 mod parse;
 
 use std::time::Duration;
 
+pub use self::kind::{Account, Carrier, Kind, LoginEndpoint, Storage, TokenFacts};
 pub(super) use self::parse::{Around, CONNECTION_FIELDS, auth};
 use crate::secret::SecretRef;
 use crate::tls::CertFiles;
@@ -33,59 +35,6 @@ pub enum Auth {
     AuthorizationCode(AuthorizationCode),
     /// A vedauth token server.
     Vedauth(Vedauth),
-}
-
-impl Auth {
-    /// The kind's name in proxy.yaml, `/status` and `explain`.
-    #[must_use]
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Bearer { .. } => "bearer",
-            Self::Basic { .. } => "basic",
-            Self::Headers(_) => "headers",
-            Self::Query(_) => "query",
-            Self::ClientCredentials(_) => "client_credentials",
-            Self::AuthorizationCode(_) => "authorization_code",
-            Self::Vedauth(_) => "vedauth",
-        }
-    }
-
-    /// Whether all replicas have one token by `share: true`, rather than by its refresh token.
-    #[must_use]
-    pub fn is_shared(&self) -> bool {
-        match self {
-            Self::ClientCredentials(client) => client.share,
-            Self::Vedauth(server) => server.share && !server.refresh,
-            Self::AuthorizationCode(_)
-            | Self::Bearer { .. }
-            | Self::Basic { .. }
-            | Self::Headers(_)
-            | Self::Query(_) => false,
-        }
-    }
-
-    /// Whether what replicas hold comes from the store, be it by `share: true` or with a refresh
-    /// token.
-    #[must_use]
-    pub fn is_in_store(&self) -> bool {
-        match self {
-            Self::AuthorizationCode(_) => true,
-            Self::Vedauth(server) => server.refresh || server.share,
-            Self::ClientCredentials(client) => client.share,
-            Self::Bearer { .. } | Self::Basic { .. } | Self::Headers(_) | Self::Query(_) => false,
-        }
-    }
-
-    /// The server that this kind asks for tokens.
-    #[must_use]
-    pub fn token_url(&self) -> Option<&url::Url> {
-        match self {
-            Self::Bearer { .. } | Self::Basic { .. } | Self::Headers(_) | Self::Query(_) => None,
-            Self::ClientCredentials(client) => Some(&client.token_url),
-            Self::AuthorizationCode(client) => Some(&client.token_url),
-            Self::Vedauth(server) => Some(&server.url),
-        }
-    }
 }
 
 /// How long token requests may take and what an answer without a lifetime means.

@@ -2,9 +2,9 @@
 
 use url::Url;
 
-use super::auth::Auth;
+use super::auth::{Auth, LoginEndpoint};
 use super::file;
-use super::presets::{LoginPath, LoginShape, Preset};
+use super::presets::{LoginPath, Preset};
 use super::reference::Context;
 use super::report::{Spot, list};
 use super::rules::path_rules;
@@ -23,33 +23,33 @@ pub(super) fn logins(auth: &Auth, upstream: &Upstream, trailing_dots_ignored: bo
         host.trim_matches(['[', ']']) == upstream.host
             && url.port_or_known_default().map(port) == Some(port(upstream.port))
     };
-    let exact = |url: &Url| {
-        let forms = compared_forms(url, trailing_dots_ignored).into_iter();
-        let rules: Vec<_> = forms.flat_map(|path| [path.clone(), path + "/"]).collect();
-        Login {
-            never: rules.clone(),
-            rules,
-        }
-    };
-    let urls = match auth {
-        Auth::ClientCredentials(client) => vec![&client.token_url],
-        Auth::AuthorizationCode(client) => vec![&client.token_url, &client.authorize_url],
-        Auth::Vedauth(server) if on_upstream(&server.url) => {
-            let forms = compared_forms(&server.url, trailing_dots_ignored).into_iter();
-            let protected = |path: String| Login {
-                never: VEDAUTH_LOGINS.map(|login| path.clone() + login).to_vec(),
-                rules: vec![format!("{path}/**"), path],
+    let endpoints = auth
+        .kind()
+        .tokens
+        .map_or(Vec::new(), |tokens| tokens.endpoints);
+    let on_upstream = endpoints
+        .iter()
+        .filter(|endpoint| on_upstream(endpoint.url));
+    let protect = |endpoint: &LoginEndpoint<'_>, path: String| {
+        if endpoint.closed_below.is_empty() {
+            let rules = vec![path.clone(), path + "/"];
+            return Login {
+                never: rules.clone(),
+                rules,
             };
-            return forms.map(protected).collect();
         }
-        Auth::Vedauth(_)
-        | Auth::Bearer { .. }
-        | Auth::Basic { .. }
-        | Auth::Headers(_)
-        | Auth::Query(_) => vec![],
+        let never = endpoint.closed_below.iter();
+        Login {
+            never: never.map(|below| format!("{path}{below}")).collect(),
+            rules: vec![format!("{path}/**"), path],
+        }
     };
-    let on_upstream = urls.into_iter().filter(|url| on_upstream(url));
-    on_upstream.map(exact).collect()
+    on_upstream
+        .flat_map(|endpoint| {
+            let forms = compared_forms(endpoint.url, trailing_dots_ignored).into_iter();
+            forms.map(|path| protect(endpoint, path))
+        })
+        .collect()
 }
 
 /// The login calls that `login: stub` answers: the kind's own and the preset's, below the prefix
@@ -73,48 +73,24 @@ pub(super) fn answered(
             format!("{base}{path}")
         }
     };
-    let path = |url: &Url| below(&compared_form(url, trailing_dots_ignored));
-    let call = |method: Option<&str>, pattern: String, shape| LoginPath {
-        rule: PathRule {
-            exception: false,
-            method: method.map(ToOwned::to_owned),
-            pattern,
-        },
-        shape,
-    };
-    let mut logins = match auth {
-        Auth::ClientCredentials(client) => {
-            vec![call(
-                Some("POST"),
-                path(&client.token_url),
-                LoginShape::Oauth,
-            )]
+    let endpoints = auth
+        .kind()
+        .tokens
+        .map_or(Vec::new(), |tokens| tokens.endpoints);
+    let mut logins = Vec::new();
+    for endpoint in endpoints {
+        let url = below(&compared_form(endpoint.url, trailing_dots_ignored));
+        for &(method, path, shape) in endpoint.stubs {
+            logins.push(LoginPath {
+                rule: PathRule {
+                    exception: false,
+                    method: method.map(ToOwned::to_owned),
+                    pattern: format!("{url}{path}"),
+                },
+                shape,
+            });
         }
-        Auth::AuthorizationCode(client) => {
-            vec![call(
-                Some("POST"),
-                path(&client.token_url),
-                LoginShape::Oauth,
-            )]
-        }
-        Auth::Vedauth(server) => {
-            let url = path(&server.url);
-            let mut calls: Vec<_> = ["oauth", "certificate", "token"]
-                .into_iter()
-                .map(|login| {
-                    let pattern = format!("{url}/authorize/{login}");
-                    call(Some("POST"), pattern, LoginShape::Vedauth)
-                })
-                .collect();
-            calls.push(call(
-                None,
-                format!("{url}/revoke/token"),
-                LoginShape::Revoke,
-            ));
-            calls
-        }
-        Auth::Bearer { .. } | Auth::Basic { .. } | Auth::Headers(_) | Auth::Query(_) => vec![],
-    };
+    }
     for (shape, texts) in preset.iter().flat_map(|preset| &preset.logins) {
         let rules = texts.iter().filter_map(|text| path_rules(text).ok());
         logins.extend(rules.flatten().map(|rule| LoginPath {
@@ -259,19 +235,6 @@ fn within(rule: &PathRule, wide: &PathRule) -> bool {
     let start = rule.pattern.get(..root.len());
     start.is_some_and(|start| start.eq_ignore_ascii_case(root))
 }
-
-/// Below a vedauth server's URL: what hands out, renews or destroys a grant.
-const VEDAUTH_LOGINS: [&str; 9] = [
-    "/authorize/certificate",
-    "/authorize/oauth",
-    "/authorize/jwt",
-    "/authorize/integrated",
-    "/authorize/device",
-    "/authorize/token",
-    "/authorize",
-    "/revoke/token",
-    "/revoke",
-];
 
 #[cfg(test)]
 mod tests {

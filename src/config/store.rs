@@ -131,12 +131,12 @@ pub(super) fn warn_of_shared_ends(store: &Store, vendors: &[Vendor], context: &m
         return;
     }
     for vendor in vendors {
-        if let Some(Auth::Vedauth(vedauth)) = &vendor.auth
-            && vedauth.revoke_on_exit
+        if let Some(kind) = vendor.auth.as_ref().map(Auth::kind)
+            && kind.tokens.is_some_and(|tokens| tokens.revoke_on_exit)
         {
             let at = Spot::default().key("vendors").key(&vendor.name).key("auth");
             context.report.warn(
-                &at.key("vedauth").key("revoke_on_exit"),
+                &at.key(kind.name).key("revoke_on_exit"),
                 "the grant is shared: each replica that stops, in a rolling update too, revokes it for all",
                 "leave it out, or give every replica a store of its own",
             );

@@ -10,8 +10,9 @@ use tokio::time::Instant;
 use url::{Url, form_urlencoded};
 
 use super::client_auth::random;
+use super::issuer::Issuer;
 use super::oauth2::CodeServer;
-use super::rotation::{Issuer, lease};
+use super::rotation::lease;
 use crate::config::{AuthorizationCode, Vendor};
 use crate::secret::Secret;
 use crate::store::{Access, Grant, Lock, Store, StoreError};

@@ -1,6 +1,8 @@
 //! OAuth 2.0: client credentials (RFC 6749 §4.4), and authorization codes with their refresh
 //! tokens (§4.1, §6).
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use http::StatusCode;
 use url::Url;
@@ -8,12 +10,14 @@ use url::Url;
 use super::client_auth::prove;
 use super::explanation::Verdict;
 use super::inputs::Inputs;
-use super::rotation::{Asking, Issuer};
+use super::issuer::{Asking, Issuer};
+use super::rotation::stored;
 use super::shared::{Asks, OneForAll};
 use super::token_request::{Answer, TokenClient, TokenError, TokenRequest};
 use super::{FetchError, Issued, Source};
 use crate::config::{self, AuthorizationCode, ClientAuth};
 use crate::secret::{Secret, SecretRef};
+use crate::store::Store;
 use crate::tls::{CertFiles, sha256};
 
 /// A token for the client itself, asked for anew each time.
@@ -240,6 +244,30 @@ fn secrets<'a>(
         Some(ClientAuth::Tls(_)) | None => None,
     };
     [client_id].into_iter().chain(proof)
+}
+
+/// Makes the source of a client-credentials token (RFC 6749 §4.4).
+pub(super) fn client_credentials(
+    config: &config::ClientCredentials,
+    vendor: &config::Vendor,
+    store: &Arc<dyn Store>,
+) -> Arc<dyn Source> {
+    if config.share {
+        let server = ClientCredentials::shared(config, vendor);
+        stored(server, store, vendor, config.times)
+    } else {
+        Arc::new(ClientCredentials::new(config, vendor))
+    }
+}
+
+/// Makes the source of a consented grant's tokens (RFC 6749 §4.1, §6).
+pub(super) fn authorization_code(
+    config: &AuthorizationCode,
+    vendor: &config::Vendor,
+    store: &Arc<dyn Store>,
+) -> Arc<dyn Source> {
+    let server = CodeServer::new(config, vendor);
+    stored(server, store, vendor, config.times)
 }
 
 #[cfg(test)]

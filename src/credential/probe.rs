@@ -5,12 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::oauth2::{ClientCredentials, CodeServer};
-use super::rotation::Issuer;
-use super::token_request::{Answer, TokenError};
-use super::vedauth::Vedauth;
-use super::{FetchError, Source};
-use crate::config::{Auth, Vendor};
+use super::issuer::Issuer;
+use super::{Origin, Read};
+use crate::config::Vendor;
 use crate::store::{Grant, Store};
 
 /// How it went.
@@ -33,67 +30,45 @@ pub enum Probed {
 /// Tries once. Sends nothing to the vendor's API, spends no stored refresh token and stores
 /// nothing. `None`: the vendor has no `auth`.
 pub async fn probe(vendor: &Vendor, store: &Arc<dyn Store>) -> Option<Probed> {
-    let outcome = match vendor.auth.as_ref()? {
+    let auth = vendor.auth.as_ref()?;
+    let outcome = match Origin::of(auth, vendor, store).source {
         // Loading the configuration has read the secrets already.
-        Auth::Bearer { .. } | Auth::Basic { .. } | Auth::Headers(_) | Auth::Query(_) => {
-            Ok(Probed::Static)
-        }
-        Auth::ClientCredentials(config) if config.share => {
-            let server = ClientCredentials::shared(config, vendor).0;
-            shared(&server, store, &vendor.name).await
-        }
-        Auth::ClientCredentials(config) => {
-            let fetched = ClientCredentials::new(config, vendor).fetch().await;
-            let lifetime = fetched.map(|issued| issued.lifetime);
-            lifetime
-                .map(|lifetime| Probed::Obtained(left(lifetime.map(|lifetime| lifetime.end))))
-                .map_err(|cause: FetchError| cause.to_string())
-        }
-        Auth::Vedauth(config) if config.share && !config.refresh => {
-            let server = Vedauth::shared(config, vendor).0;
-            shared(&server, store, &vendor.name).await
-        }
-        // A grant of its own: the stored one stays as it is.
-        Auth::Vedauth(config) => Vedauth::new(config, vendor)
-            .0
-            .ask()
-            .await
-            .map(|answer: Answer| Probed::Obtained(left(Some(answer.lifetime.end))))
-            .map_err(|cause: TokenError| cause.to_string()),
-        Auth::AuthorizationCode(config) => {
-            let server = CodeServer::new(config, vendor).0;
-            match (server.binding(), store.load(&vendor.name).await) {
-                (Err(cause), _) => Err(cause),
-                (_, Err(cause)) => Err(format!("store: {cause}")),
-                (Ok(binding), Ok(grant)) => consented(&vendor.name, grant, &binding),
-            }
-        }
+        Read::AsWritten(_) => Ok(Probed::Static),
+        Read::Fetched(source) => source.probe().await,
     };
     Some(outcome.unwrap_or_else(Probed::Failed))
 }
 
-/// Looks for the token that all replicas share, and asks for one, to be used for nothing, only where
-/// none is in use.
-async fn shared(
+/// Tries an issuer whose grants are stored.
+pub(super) async fn issuer(
     server: &impl Issuer,
     store: &Arc<dyn Store>,
     vendor: &str,
 ) -> Result<Probed, String> {
-    let binding = server.binding()?;
-    let stored = store.load(vendor).await;
-    let stored = stored.map_err(|cause| format!("store: {cause}"))?;
-    if let Some(left) = stored
-        .filter(|grant| grant.binding == binding)
-        .and_then(|grant| grant.access)
-        .and_then(|access| access.left(SystemTime::now()))
-    {
-        return Ok(Probed::Shared(left));
-    }
-    let Some(asking) = server.grant() else {
-        return Err("no token can be asked for".to_owned());
+    let Some(grant) = server.grant() else {
+        let binding = server.binding()?;
+        return consented(vendor, load(store, vendor).await?, &binding);
     };
-    let answer = asking.await.map_err(|cause| cause.to_string())?;
-    Ok(Probed::Obtained(left(Some(answer.lifetime.end))))
+    // Where all replicas share one token, another might end it: the stored one says enough.
+    if server.asks_anew() {
+        let binding = server.binding()?;
+        let stored = load(store, vendor).await?;
+        if let Some(left) = stored
+            .filter(|grant| grant.binding == binding)
+            .and_then(|grant| grant.access)
+            .and_then(|access| access.left(SystemTime::now()))
+        {
+            return Ok(Probed::Shared(left));
+        }
+    }
+    // A grant of its own: the stored one stays as it is.
+    let answer = grant.await.map_err(|cause| cause.to_string())?;
+    Ok(Probed::Obtained(remaining(Some(answer.lifetime.end))))
+}
+
+async fn load(store: &Arc<dyn Store>, vendor: &str) -> Result<Option<Grant>, String> {
+    let loaded = store.load(vendor).await;
+    loaded.map_err(|cause| format!("store: {cause}"))
 }
 
 fn consented(vendor: &str, grant: Option<Grant>, binding: &str) -> Result<Probed, String> {
@@ -115,7 +90,7 @@ fn consented(vendor: &str, grant: Option<Grant>, binding: &str) -> Result<Probed
     Ok(Probed::Consented(access))
 }
 
-fn left(end: Option<Instant>) -> Duration {
+pub(super) fn remaining(end: Option<Instant>) -> Duration {
     end.unwrap_or_else(Instant::now)
         .saturating_duration_since(Instant::now())
 }

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::Credential;
-use super::rotation::Issuer;
+use super::issuer::Issuer;
 use super::shared::OneForAll;
 use super::vedauth::Vedauth;
 use crate::config;

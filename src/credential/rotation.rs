@@ -15,7 +15,6 @@
 //! find the new access token in the store, where they look before they spend and every few
 //! seconds. A store that comes back without what it held gets it back from whoever saw the newest.
 
-use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
@@ -28,41 +27,13 @@ use tracing::warn;
 
 use super::explanation::Verdict;
 use super::inputs::Inputs;
+use super::issuer::Issuer;
 use super::token_request::{Answer, TokenError};
-use super::{FetchError, Issued, Lifetime, Source, pace};
+use super::{FetchError, Issued, Lifetime, Probed, Source, pace, probe};
 use crate::config::{TokenTimes, Vendor};
 use crate::secret::Secret;
 use crate::store::{Access, Grant, Intent, Lock, Store, StoreError};
 use crate::tls::sha256;
-
-/// The server that grants, in its own protocol.
-#[async_trait]
-pub(super) trait Issuer: Send + Sync + 'static {
-    /// What a grant is tied to: the server and the name we have there.
-    fn binding(&self) -> Result<String, String>;
-
-    /// See [`Source::account`]: unlike [`Issuer::binding`], what was asked for does not matter.
-    fn account(&self) -> Option<[u8; 32]> {
-        None
-    }
-
-    /// Shows a refresh token to the server.
-    async fn refresh(&self, refresh_token: &Secret) -> Result<Answer, TokenError>;
-
-    /// Whether a refusal of [`Issuer::refresh`] means that the refresh token is dead, rather than
-    /// that we are refused.
-    fn ends_grant(&self, status: StatusCode, verdict: Verdict) -> bool;
-
-    /// Whether there are no refresh tokens, so that each renewal is a new grant.
-    fn asks_anew(&self) -> bool {
-        false
-    }
-
-    /// Asks for a new grant once awaited; `None`: only a person can.
-    fn grant(&self) -> Option<Asking<'_>>;
-}
-
-pub(super) type Asking<'a> = Pin<Box<dyn Future<Output = Result<Answer, TokenError>> + Send + 'a>>;
 
 /// A [`Source`] that spends what it last got.
 pub(super) struct Rotation<I>(Arc<Shared<I>>);
@@ -124,6 +95,16 @@ impl<I: Issuer> Rotation<I> {
     }
 }
 
+/// The source of what goes through the store, and what a change of which renews it.
+pub(super) fn stored<I: Issuer>(
+    (server, inputs): (I, Inputs),
+    store: &Arc<dyn Store>,
+    vendor: &Vendor,
+    times: TokenTimes,
+) -> Arc<dyn Source> {
+    Arc::new(Rotation::new(server, inputs, store, vendor, times))
+}
+
 #[async_trait]
 impl<I: Issuer> Source for Rotation<I> {
     fn account(&self) -> Option<[u8; 32]> {
@@ -140,6 +121,10 @@ impl<I: Issuer> Source for Rotation<I> {
 
     fn asked(&self) {
         self.0.known.lock().asked = true;
+    }
+
+    async fn probe(&self) -> Result<Probed, String> {
+        probe::issuer(&self.0.issuer, &self.0.store, &self.0.vendor).await
     }
 
     async fn fetch(&self) -> Result<Issued, FetchError> {

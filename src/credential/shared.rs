@@ -12,7 +12,7 @@ use http::StatusCode;
 
 use super::explanation::Verdict;
 use super::inputs::Inputs;
-use super::rotation::{Asking, Issuer};
+use super::issuer::{Asking, Issuer};
 use super::token_request::{Answer, TokenError};
 use crate::secret::Secret;
 use crate::tls::sha256;

@@ -1,18 +1,22 @@
 //! Token servers that speak JSON at `/vedauth/authorize/…`: a grant by certificate, password or
 //! JWT, then refresh tokens that work once.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use http::{HeaderValue, StatusCode};
 use url::Url;
 
 use super::explanation::Verdict;
 use super::inputs::Inputs;
-use super::rotation::{Asking, Issuer};
+use super::issuer::{Asking, Issuer};
+use super::rotation::stored;
 use super::shared::{Asks, OneForAll};
 use super::token_request::{Answer, TokenClient, TokenError, TokenRequest};
 use super::{FetchError, Issued, Source};
 use crate::config::{self, VedauthGrant};
 use crate::secret::{Secret, SecretRef};
+use crate::store::Store;
 use crate::tls::sha256;
 
 /// One such server, and who we are to it.
@@ -192,6 +196,22 @@ impl Asks for Vedauth {
     }
 }
 
+/// Makes the source of a vedauth server's tokens.
+pub(super) fn source(
+    config: &config::Vedauth,
+    vendor: &config::Vendor,
+    store: &Arc<dyn Store>,
+) -> Arc<dyn Source> {
+    if config.refresh {
+        stored(Vedauth::new(config, vendor), store, vendor, config.times)
+    } else if config.share {
+        stored(Vedauth::shared(config, vendor), store, vendor, config.times)
+    } else {
+        let (server, inputs) = Vedauth::new(config, vendor);
+        Arc::new(Unrefreshed { server, inputs })
+    }
+}
+
 /// The same server without refresh tokens: a new grant each time, nothing to store.
 pub(super) struct Unrefreshed {
     pub(super) server: Vedauth,
@@ -227,7 +247,6 @@ fn resolve(secret: &SecretRef) -> Result<Secret, TokenError> {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::sync::Arc;
 
     use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer as CertIssuer, KeyPair};
     use rustls::RootCertStore;

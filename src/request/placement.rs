@@ -4,9 +4,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::HeaderValue;
+use pingora::http::RequestHeader;
 use zeroize::Zeroizing;
 
-use crate::config::Auth;
+use crate::config::{Auth, Carrier};
 use crate::credential::Held;
 use crate::secret::SecretRef;
 
@@ -32,30 +33,47 @@ impl Placement {
     /// The placement of a kind.
     #[must_use]
     pub fn of(auth: &Auth) -> Self {
-        match auth {
-            Auth::Headers(fields) => Self::Headers {
-                names: fields
+        match auth.kind().carrier {
+            Carrier::Authorization(_) => Self::Authorization,
+            Carrier::Headers(headers) => Self::Headers {
+                names: headers
                     .iter()
                     .map(|(name, _)| Bytes::copy_from_slice(name.as_bytes()))
                     .collect(),
-                secret: fields
+                secret: headers
                     .iter()
                     .map(|(_, value)| !matches!(value, SecretRef::Plain(_)))
                     .collect(),
             },
-            Auth::Query(parameters) => {
+            Carrier::Query(parameters) => {
                 Self::Query(parameters.iter().map(|(name, _)| name.clone()).collect())
             }
-            Auth::Bearer { .. }
-            | Auth::Basic { .. }
-            | Auth::ClientCredentials(_)
-            | Auth::AuthorizationCode(_)
-            | Auth::Vedauth(_) => Self::Authorization,
         }
     }
 
-    /// The fields to set, each replacing whatever stands under its name.
-    pub fn fields<'a>(
+    /// Puts the credential on `request`, last of all that is added. Each header replaces every value
+    /// under its name; a query parameter replaces the caller's own of that name.
+    ///
+    /// # Errors
+    /// When `request` cannot take a header or the query. Held values are valid, so only a defect here
+    /// causes it.
+    pub fn apply(&self, held: &Held, request: &mut RequestHeader) -> pingora::Result<()> {
+        for (name, value) in self.headers(held) {
+            request.insert_header(name, value.clone())?;
+        }
+        if let Self::Query(names) = self {
+            let target = std::str::from_utf8(request.raw_path()).unwrap_or("/");
+            let (path, query) = target.split_once('?').unwrap_or((target, ""));
+            if let Some(query) = merged_query(names, held, query) {
+                let target = format!("{path}?{query}");
+                request.set_raw_path(target.as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the headers to set.
+    fn headers<'a>(
         &'a self,
         held: &'a Held,
     ) -> impl Iterator<Item = (Bytes, &'a HeaderValue)> + 'a {
@@ -99,23 +117,18 @@ impl Placement {
         }
         secrets
     }
+}
 
-    /// The query to send: the caller's without parameters of our names, ours behind it. `None`
-    /// when it stays as it is.
-    #[must_use]
-    pub fn query(&self, held: &Held, callers: Option<&str>) -> Option<String> {
-        let Self::Query(names) = self else {
-            return None;
-        };
-        let ours = held.values().first()?.to_str().ok()?;
-        let mut query = String::with_capacity(callers.map_or(0, str::len) + ours.len() + 1);
-        for pair in without(callers.unwrap_or_default(), names) {
-            query.push_str(pair);
-            query.push('&');
-        }
-        query.push_str(ours);
-        Some(query)
+/// Returns the query to send: the caller's without parameters of our names, then ours.
+fn merged_query(names: &[String], held: &Held, callers: &str) -> Option<String> {
+    let ours = held.values().first()?.to_str().ok()?;
+    let mut query = String::with_capacity(callers.len() + ours.len() + 1);
+    for pair in without(callers, names) {
+        query.push_str(pair);
+        query.push('&');
     }
+    query.push_str(ours);
+    Some(query)
 }
 
 /// The parameters of `query` but for those called one of `names`.

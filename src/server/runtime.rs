@@ -15,7 +15,8 @@ use super::certificates::Ends;
 use super::status::{AdminView, VendorView};
 use super::{StartError, logins, unix_seconds};
 use crate::config::{
-    self, ApiKey, Auth, Callers as ConfiguredCallers, Config, Secrets, Vendor as ConfiguredVendor,
+    self, ApiKey, Callers as ConfiguredCallers, Carrier, Config, Secrets,
+    Vendor as ConfiguredVendor,
 };
 use crate::credential::{self, Credential, Keeper};
 use crate::downstream::tls::{Certificates, ListenerCertificates};
@@ -447,7 +448,7 @@ impl Builder<'_> {
             view: Arc::new(VendorView {
                 vendor: prepared,
                 hosts: vendor.hosts.clone(),
-                auth: vendor.auth.as_ref().map_or("none", Auth::kind),
+                auth: vendor.auth.as_ref().map_or("none", |auth| auth.kind().name),
                 credential,
                 upstream,
             }),
@@ -532,21 +533,11 @@ fn obtained_alike(before: &ConfiguredVendor, now: &ConfiguredVendor) -> bool {
 /// Whether a token issued under `before` may go on serving until `now` has brought one of its own:
 /// only for the same account at the same place.
 fn same_account(before: &ConfiguredVendor, now: &ConfiguredVendor) -> bool {
+    let (before_auth, now_auth) = (before.auth.as_ref(), now.auth.as_ref());
     before.upstream == now.upstream
-        && match (&before.auth, &now.auth) {
-            (Some(Auth::ClientCredentials(before)), Some(Auth::ClientCredentials(now))) => {
-                before.token_url == now.token_url && before.client_id == now.client_id
-            }
-            (Some(Auth::AuthorizationCode(before)), Some(Auth::AuthorizationCode(now))) => {
-                before.token_url == now.token_url && before.client_id == now.client_id
-            }
-            (Some(Auth::Vedauth(before)), Some(Auth::Vedauth(now))) => {
-                before.url == now.url
-                    && before.client_id == now.client_id
-                    && before.grant == now.grant
-            }
-            _ => false,
-        }
+        && now_auth
+            .zip(before_auth)
+            .is_some_and(|(now, before)| now.is_same_account(before))
 }
 
 fn needs_restart(before: &Config, now: &Config) -> Result<(), ReloadError> {
@@ -568,17 +559,13 @@ pub fn credential_fields(config: &Config) -> impl Iterator<Item = HeaderName> {
         .vendors
         .iter()
         .filter_map(|vendor| vendor.auth.as_ref())
-        .flat_map(|auth| match auth {
-            Auth::Headers(fields) => fields
+        .flat_map(|auth| match auth.kind().carrier {
+            Carrier::Authorization(_) => vec![AUTHORIZATION],
+            Carrier::Headers(headers) => headers
                 .iter()
                 .filter_map(|(name, _)| HeaderName::from_bytes(name.as_bytes()).ok())
                 .collect(),
-            Auth::Query(_) => Vec::new(),
-            Auth::Bearer { .. }
-            | Auth::Basic { .. }
-            | Auth::ClientCredentials(_)
-            | Auth::AuthorizationCode(_)
-            | Auth::Vedauth(_) => vec![AUTHORIZATION],
+            Carrier::Query(_) => Vec::new(),
         })
 }
 

@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::super::fakes::{times, value, vendor};
+use super::super::issuer::Asking;
 use super::*;
 use crate::config::{self, Auth};
 use crate::store;

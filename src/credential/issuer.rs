@@ -15,7 +15,7 @@ pub(super) trait Issuer: Send + Sync + 'static {
     /// What a grant is tied to: the server and the name we have there.
     fn binding(&self) -> Result<String, String>;
 
-    /// See [`Source::account`]: unlike [`Issuer::binding`], what was asked for does not matter.
+    /// See [`super::Source::account`]: unlike [`Issuer::binding`], what was asked for does not matter.
     fn account(&self) -> Option<[u8; 32]> {
         None
     }

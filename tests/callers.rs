@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use countersign::tls::{CertFiles, Identity, Roots};
-use countersign_demo::Stand;
+use countersign_demo::MockServer;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -22,7 +22,7 @@ use crate::support::{Proxy, eventually, signal, status_of};
 
 /// The proxy in front of one echo, reached as vendor `v`, in a directory of its own.
 struct Setup {
-    _echo: Stand,
+    _echo: MockServer,
     proxy: Proxy,
     dir: tempfile::TempDir,
 }

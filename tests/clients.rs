@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use countersign_demo::{Seen, Stand};
+use countersign_demo::{MockServer, RecordedRequest};
 use serde_json::{Value, json};
 
 use crate::support::peers::{Pki, node, python};
@@ -51,7 +51,7 @@ async fn nodes_clients_are_served() {
 
 /// An upstream that answers as it is asked to, behind a listener with TLS and one without.
 struct Scene {
-    echo: Stand,
+    echo: MockServer,
     _proxy: Proxy,
     pki: Pki,
     tls: String,
@@ -139,7 +139,7 @@ vendors:
 
         let seen = self.echo.requests();
         let body_of = |path: &str| {
-            let one = |seen: &&Seen| seen.path() == path;
+            let one = |seen: &&RecordedRequest| seen.path() == path;
             let Some(seen) = seen.iter().rev().find(one) else {
                 panic!("{client}: nothing came to {path}")
             };

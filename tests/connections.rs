@@ -105,7 +105,7 @@ async fn a_head_has_ten_seconds_and_idle_connections_cost_others_nothing() {
 }
 
 /// A proxy whose only listener is `listener`, in front of an echo.
-async fn behind(listener: &str) -> (Proxy, countersign_demo::Stand, tempfile::TempDir) {
+async fn behind(listener: &str) -> (Proxy, countersign_demo::MockServer, tempfile::TempDir) {
     let echo = countersign_demo::echo().await.unwrap();
     let (proxy, dir) = before(&echo.url(), listener).await;
     (proxy, echo, dir)

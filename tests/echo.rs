@@ -4,7 +4,7 @@ use std::io::Read;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use countersign_demo::Stand;
+use countersign_demo::MockServer;
 use flate2::Compression;
 use flate2::read::{GzDecoder, GzEncoder};
 
@@ -15,7 +15,7 @@ const TOKEN: &str = "the+token/of=ours-0123456789";
 
 /// The proxy in front of one echo, reached as vendor `v`, with [`TOKEN`] as its credential.
 struct Setup {
-    _echo: Stand,
+    _echo: MockServer,
     proxy: Proxy,
     _dir: tempfile::TempDir,
 }

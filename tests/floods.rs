@@ -9,7 +9,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use countersign_demo::Stand;
+use countersign_demo::MockServer;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::support::{PATIENCE, Proxy, eventually, status_of};
@@ -17,7 +17,7 @@ use crate::support::{PATIENCE, Proxy, eventually, status_of};
 /// A proxy in front of an echo, as vendor `v`.
 struct Setup {
     proxy: Proxy,
-    _echo: Stand,
+    _echo: MockServer,
     _dir: tempfile::TempDir,
 }
 

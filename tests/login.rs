@@ -6,14 +6,14 @@ mod bounds;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use countersign_demo::Stand;
+use countersign_demo::MockServer;
 use serde_json::{Value, json};
 
 use crate::support::{Proxy, status_of};
 
 /// The proxy in front of one echo that plays every vendor: `v` has the API, the others the logins.
 struct Setup {
-    echo: Stand,
+    echo: MockServer,
     proxy: Proxy,
     _dir: tempfile::TempDir,
 }

@@ -1,6 +1,6 @@
 //! What a refusal says, and to whom.
 
-use countersign_demo::Stand;
+use countersign_demo::MockServer;
 use http::Request;
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ const KEY: &str = "key-of-the-one-caller";
 
 /// The proxy in front of one echo: vendor `v` refuses a path, `logs-in` answers logins itself.
 struct Setup {
-    echo: Stand,
+    echo: MockServer,
     proxy: Proxy,
     _dir: tempfile::TempDir,
 }

@@ -4,14 +4,14 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use countersign_demo::Stand;
+use countersign_demo::MockServer;
 use rcgen::{CertificateParams, KeyPair};
 
 use crate::support::origin::Caller;
 use crate::support::{Proxy, eventually, signal, status_of};
 
 struct Setup {
-    echo: Stand,
+    echo: MockServer,
     proxy: Proxy,
     dir: tempfile::TempDir,
 }

@@ -2,13 +2,13 @@
 
 use std::io::{Read, Write};
 
-use countersign_demo::Stand;
+use countersign_demo::MockServer;
 
 use crate::support::{Proxy, status_of};
 
 /// The proxy in front of one echo, reached as vendor `v` below `/v` and by the host `v.internal`.
 struct Setup {
-    echo: Stand,
+    echo: MockServer,
     proxy: Proxy,
     _dir: tempfile::TempDir,
 }

@@ -6,13 +6,13 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use countersign_demo::Stand;
+use countersign_demo::MockServer;
 
 use crate::floods::http2::{DATA, END_HEADERS, END_STREAM, Frames, HEADERS, literal};
 use crate::support::{PATIENCE, Proxy, eventually, status_of};
 
 struct Setup {
-    echo: Stand,
+    echo: MockServer,
     proxy: Proxy,
     _dir: tempfile::TempDir,
 }

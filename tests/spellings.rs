@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use countersign_demo::Stand;
+use countersign_demo::MockServer;
 
 use crate::fuzzing::path::{GRANTS, VENDORS, misread};
 use crate::support::{Proxy, status_of};
@@ -240,7 +240,7 @@ pub fn of(path: &str) -> Vec<String> {
 }
 
 struct Setup {
-    echo: Stand,
+    echo: MockServer,
     proxy: Proxy,
     _dir: tempfile::TempDir,
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use countersign::config;
 use countersign::secret::{Secret, SecretRef};
 use countersign::store::{self, Grant, Lock, Store, StoreError};
-use countersign_demo::Stands;
+use countersign_demo::MockVendors;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -199,7 +199,7 @@ async fn another_key_neither_reads_nor_overwrites_what_is_in_redis() {
 
 /// The stand-ins, and what every replica in front of them is started with.
 struct Stage {
-    stands: Stands,
+    stands: MockVendors,
     dir: TempDir,
     yaml: String,
     environment: Vec<(&'static str, String)>,
@@ -215,7 +215,7 @@ impl Stage {
     ) -> Self {
         countersign::tls::install_provider();
         let dir = tempfile::tempdir().unwrap();
-        let stands = Stands::start(dir.path()).await.unwrap();
+        let stands = MockVendors::start(dir.path()).await.unwrap();
         write_secret(
             &dir.path().join("secrets/caller"),
             &stands.logins.caller_key,
@@ -633,12 +633,12 @@ async fn disturbed_at_random(
 ) {
     let venafi = &stage.stands.venafi;
     venafi.set_lifetime(Duration::from_secs(2));
-    venafi.delay(Duration::from_millis(200));
+    venafi.delay_token_calls(Duration::from_millis(200));
     // Refresh token by refresh token: how many had been shown when its successor was stored.
     let successors = Arc::new(std::sync::Mutex::new(HashMap::new()));
     let shown = || -> Vec<(String, u16)> {
         let calls = stage.stands.venafi.token_calls();
-        let token = |seen: &countersign_demo::Seen| {
+        let token = |seen: &countersign_demo::RecordedRequest| {
             Some((
                 seen.json()["refresh_token"].as_str()?.to_owned(),
                 seen.status,

@@ -5,8 +5,8 @@ mod logins;
 mod refusals;
 mod tokens;
 
-use countersign_demo::Seen;
+use countersign_demo::RecordedRequest;
 
-fn statuses(seen: Vec<Seen>) -> Vec<u16> {
+fn statuses(seen: Vec<RecordedRequest>) -> Vec<u16> {
     seen.into_iter().map(|seen| seen.status).collect()
 }

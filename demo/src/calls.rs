@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{Seen, Stand, Stands};
+use super::{MockServer, MockVendors, RecordedRequest};
 
 /// The caller's own attempts at logins, none of which may reach a vendor. The value occurs nowhere
 /// else.
@@ -21,11 +21,11 @@ const DECOYS: [&str; 7] = [
 
 /// One login of one vendor: the call that shows it, and what the vendor must see.
 pub struct Call {
-    /// The vendor's name in [`Stands::proxy_yaml`].
+    /// The vendor's name in [`MockVendors::proxy_yaml`].
     pub vendor: &'static str,
     /// Path and query after the prefix; asked for with GET.
     pub path: &'static str,
-    stand: fn(&Stands) -> &Stand,
+    server: fn(&MockVendors) -> &MockServer,
     /// What the call must carry, by name.
     login: &'static [&'static str],
     /// Where the token comes from, and what that request must carry.
@@ -33,7 +33,7 @@ pub struct Call {
 }
 
 struct Token {
-    stand: fn(&Stands) -> &Stand,
+    server: fn(&MockVendors) -> &MockServer,
     path: &'static str,
     login: &'static [&'static str],
 }
@@ -43,17 +43,17 @@ pub const CALLS: [Call; 9] = [
     Call {
         vendor: "certcenter",
         path: "/rest/v1/Limit",
-        stand: |stands| &stands.certcenter,
+        server: |vendors| &vendors.certcenter,
         login: &["Authorization"],
         token: None,
     },
     Call {
         vendor: "certcenter-oauth",
         path: "/rest/v1/Limit",
-        stand: |stands| &stands.certcenter,
+        server: |vendors| &vendors.certcenter,
         login: &["Authorization"],
         token: Some(Token {
-            stand: |stands| &stands.certcenter,
+            server: |vendors| &vendors.certcenter,
             path: "/oauth2/token",
             login: &["client_id", "client_secret"],
         }),
@@ -61,10 +61,10 @@ pub const CALLS: [Call; 9] = [
     Call {
         vendor: "sectigo-oauth",
         path: "/api/ssl/v1/types",
-        stand: |stands| &stands.sectigo,
+        server: |vendors| &vendors.sectigo,
         login: &["Authorization"],
         token: Some(Token {
-            stand: |stands| &stands.sectigo_auth,
+            server: |vendors| &vendors.sectigo_auth,
             path: super::sectigo::TOKEN_PATH,
             login: &["client_id", "client_secret"],
         }),
@@ -72,24 +72,24 @@ pub const CALLS: [Call; 9] = [
     Call {
         vendor: "sectigo",
         path: "/api/ssl/v1/types",
-        stand: |stands| &stands.cert_manager,
+        server: |vendors| &vendors.cert_manager,
         login: &["login", "password", "customerUri"],
         token: None,
     },
     Call {
         vendor: "sectigo-private",
         path: "/private/api/ssl/v1/types",
-        stand: |stands| &stands.cert_manager,
+        server: |vendors| &vendors.cert_manager,
         login: &["login", "customerUri", "certificate"],
         token: None,
     },
     Call {
         vendor: "certn",
         path: "/hr/v1/applicants/",
-        stand: |stands| &stands.certn,
+        server: |vendors| &vendors.certn,
         login: &["Authorization"],
         token: Some(Token {
-            stand: |stands| &stands.certn,
+            server: |vendors| &vendors.certn,
             path: "/token/",
             login: &["Authorization"],
         }),
@@ -97,10 +97,10 @@ pub const CALLS: [Call; 9] = [
     Call {
         vendor: "maxmd",
         path: "/api/certificate/query?page=1",
-        stand: |stands| &stands.maxmd,
+        server: |vendors| &vendors.maxmd,
         login: &["Authorization"],
         token: Some(Token {
-            stand: |stands| &stands.maxmd_auth,
+            server: |vendors| &vendors.maxmd_auth,
             path: "/oauth/token",
             login: &["client_id", "client_secret", "code"],
         }),
@@ -108,10 +108,10 @@ pub const CALLS: [Call; 9] = [
     Call {
         vendor: "venafi",
         path: "/vedsdk/certificates/",
-        stand: |stands| &stands.venafi,
+        server: |vendors| &vendors.venafi,
         login: &["Authorization"],
         token: Some(Token {
-            stand: |stands| &stands.venafi,
+            server: |vendors| &vendors.venafi,
             path: "/vedauth/authorize/certificate",
             login: &["client_id", "certificate"],
         }),
@@ -119,10 +119,10 @@ pub const CALLS: [Call; 9] = [
     Call {
         vendor: "venafi-password",
         path: "/vedsdk/certificates/",
-        stand: |stands| &stands.venafi,
+        server: |vendors| &vendors.venafi,
         login: &["Authorization"],
         token: Some(Token {
-            stand: |stands| &stands.venafi,
+            server: |vendors| &vendors.venafi,
             path: "/vedauth/authorize/oauth",
             login: &["client_id", "username", "password"],
         }),
@@ -140,15 +140,15 @@ pub struct Row {
     /// What the vendor answered; 0 when it was never asked.
     pub status: u16,
     /// What is wrong with it.
-    pub trouble: Option<String>,
+    pub problem: Option<String>,
 }
 
-impl Stands {
+impl MockVendors {
     /// Makes every call of [`CALLS`] through the proxy at `proxy`, as its only caller: a
     /// row for the token request behind it, where there is one, and a row for the call.
     ///
     /// # Errors
-    /// When no HTTP client can be made. Everything else is a row's trouble.
+    /// When no HTTP client can be made. Everything else is a row's problem.
     pub async fn call_all(&self, proxy: SocketAddr) -> Result<Vec<Row>, reqwest::Error> {
         let client = reqwest::Client::builder()
             .no_proxy()
@@ -157,8 +157,8 @@ impl Stands {
             .build()?;
         let mut rows = Vec::new();
         for call in &CALLS {
-            let stand = (call.stand)(self);
-            let before = stand.api_calls().len();
+            let server = (call.server)(self);
+            let before = server.api_calls().len();
             let mut request = client
                 .get(format!("http://{proxy}/{}{}", call.vendor, call.path))
                 .header("X-Countersign-Key", &self.logins.caller_key);
@@ -173,29 +173,29 @@ impl Stands {
                         request: format!("GET {}", call.path),
                         login: String::new(),
                         status: 0,
-                        trouble: Some(cause.without_url().to_string()),
+                        problem: Some(cause.without_url().to_string()),
                     });
                     continue;
                 }
             };
             if let Some(token) = &call.token {
                 // The first one: later ones are renewals.
-                let asked = (token.stand)(self).token_calls();
+                let asked = (token.server)(self).token_calls();
                 let asked = asked
                     .iter()
                     .find(|seen| seen.path().eq_ignore_ascii_case(token.path));
                 rows.push(self.row(call.vendor, token.path, asked, token.login));
             }
-            let calls = stand.api_calls().split_off(before);
+            let calls = server.api_calls().split_off(before);
             let mut row = self.row(call.vendor, call.path, calls.last(), call.login);
-            if row.trouble.is_none() && calls.len() > 1 {
-                row.trouble = Some(format!("the vendor was called {} times", calls.len()));
+            if row.problem.is_none() && calls.len() > 1 {
+                row.problem = Some(format!("the vendor was called {} times", calls.len()));
             }
-            if row.trouble.is_none() && answered != row.status {
-                row.trouble = Some(format!("the caller was answered {answered}"));
+            if row.problem.is_none() && answered != row.status {
+                row.problem = Some(format!("the caller was answered {answered}"));
             }
-            if row.trouble.is_some() && calls.is_empty() {
-                row.trouble = Some(format!(
+            if row.problem.is_some() && calls.is_empty() {
+                row.problem = Some(format!(
                     "the caller was answered {answered}, the vendor was never asked"
                 ));
             }
@@ -204,14 +204,20 @@ impl Stands {
         Ok(rows)
     }
 
-    fn row(&self, vendor: &'static str, path: &str, seen: Option<&Seen>, demanded: &[&str]) -> Row {
+    fn row(
+        &self,
+        vendor: &'static str,
+        path: &str,
+        seen: Option<&RecordedRequest>,
+        demanded: &[&str],
+    ) -> Row {
         let Some(seen) = seen else {
             return Row {
                 vendor,
                 request: path.to_owned(),
                 login: String::new(),
                 status: 0,
-                trouble: Some("the vendor was never asked".to_owned()),
+                problem: Some("the vendor was never asked".to_owned()),
             };
         };
         let login = seen.login();
@@ -226,8 +232,8 @@ impl Stands {
                 .all(|(name, wanted)| name.eq_ignore_ascii_case(wanted));
         let leaked = [self.logins.caller_key.as_str(), DECOY]
             .iter()
-            .any(|mine| self.all().iter().any(|stand| stand.has_read(mine)));
-        let trouble = if leaked {
+            .any(|mine| self.all().iter().any(|server| server.has_read(mine)));
+        let problem = if leaked {
             Some("a vendor saw what the caller sent".to_owned())
         } else if seen.status != 200 {
             Some("refused by the vendor".to_owned())
@@ -245,7 +251,7 @@ impl Stands {
             request: format!("{} {}", seen.method, seen.target),
             login: login.join(", "),
             status: seen.status,
-            trouble,
+            problem,
         }
     }
 }
@@ -274,51 +280,51 @@ fn masked(name: &str, value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::echo;
-    use super::super::tests::{answer, client, stands};
+    use super::super::tests::{client, mock_vendors, send};
     use super::*;
 
     #[tokio::test]
     async fn an_answer_that_is_not_the_vendors_convinces_nobody() {
-        let (_dir, stands) = stands().await;
+        let (_dir, vendors) = mock_vendors().await;
         let no_proxy = echo().await.unwrap();
 
-        let rows = stands.call_all(no_proxy.address()).await.unwrap();
+        let rows = vendors.call_all(no_proxy.address()).await.unwrap();
         assert!(rows.len() >= CALLS.len());
-        assert!(rows.iter().all(|row| row.trouble.is_some()));
+        assert!(rows.iter().all(|row| row.problem.is_some()));
         // The caller was there, though.
-        assert!(no_proxy.has_read(&stands.logins.caller_key));
+        assert!(no_proxy.has_read(&vendors.logins.caller_key));
         assert!(no_proxy.has_read(DECOY));
     }
 
     #[tokio::test]
     async fn too_much_too_little_and_the_callers_own_are_told_apart_from_right() {
-        let (_dir, stands) = stands().await;
-        let client = client(&stands.files, None);
-        let limit = stands.certcenter.url() + "/rest/v1/Limit";
-        let token = &stands.logins.certcenter_token;
+        let (_dir, vendors) = mock_vendors().await;
+        let client = client(&vendors.files, None);
+        let limit = vendors.certcenter.url() + "/rest/v1/Limit";
+        let token = &vendors.logins.certcenter_token;
         let judge = |demanded: &[&str]| {
-            let calls = stands.certcenter.api_calls();
-            stands
+            let calls = vendors.certcenter.api_calls();
+            vendors
                 .row("certcenter", "/", calls.last(), demanded)
-                .trouble
+                .problem
         };
 
-        assert_eq!(answer(client.get(&limit).bearer_auth(token)).await.0, 200);
+        assert_eq!(send(client.get(&limit).bearer_auth(token)).await.0, 200);
         assert_eq!(judge(&["Authorization"]), None);
         assert_eq!(
             judge(&["Authorization", "login"]).unwrap(),
             "demanded: Authorization, login"
         );
         let more = client.get(&limit).bearer_auth(token);
-        assert_eq!(answer(more.header("cookie", "a=b")).await.0, 200);
+        assert_eq!(send(more.header("cookie", "a=b")).await.0, 200);
         assert_eq!(
             judge(&["Authorization"]).unwrap(),
             "demanded: Authorization"
         );
-        assert_eq!(answer(client.get(&limit)).await.0, 401);
+        assert_eq!(send(client.get(&limit)).await.0, 401);
         assert_eq!(judge(&[]).unwrap(), "refused by the vendor");
         let leak = client.get(&limit).bearer_auth(token);
-        assert_eq!(answer(leak.header("x-other", DECOY)).await.0, 200);
+        assert_eq!(send(leak.header("x-other", DECOY)).await.0, 200);
         assert_eq!(
             judge(&["Authorization"]).unwrap(),
             "a vendor saw what the caller sent"

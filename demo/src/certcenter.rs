@@ -1,11 +1,11 @@
 //! `CertCenter`: a static bearer token with its suffix, or client credentials whose request
-//! is one JSON object. Answers of the API carry `success`; a 401 also stands for missing rights.
+//! is one JSON object. Answers of the API carry `success`; a 401 also vendors for missing rights.
 
 use std::sync::Arc;
 
 use serde_json::json;
 
-use super::stand::{Answer, Part, Seen};
+use super::server::{Handler, MockResponse, RecordedRequest};
 use super::tokens::{Tokens, random_hex};
 use super::{Client, Logins};
 
@@ -33,99 +33,99 @@ impl CertCenter {
         random_hex() + SUFFIX
     }
 
-    fn issue(&self, seen: &Seen) -> Answer {
-        if seen.method != "POST" {
-            return Answer::empty(405).with("Allow", "POST");
+    fn issue(&self, request: &RecordedRequest) -> MockResponse {
+        if request.method != "POST" {
+            return MockResponse::empty(405).with("Allow", "POST");
         }
-        let body = seen.json();
-        if !seen.is("application/json") || !body.is_object() {
-            return Answer::json(400, &json!({"error": "invalid_request"}));
+        let body = request.json();
+        if !request.has_media_type("application/json") || !body.is_object() {
+            return MockResponse::json(400, &json!({"error": "invalid_request"}));
         }
         if body["grant_type"] != "client_credentials" {
-            return Answer::json(400, &json!({"error": "unsupported_grant_type"}));
+            return MockResponse::json(400, &json!({"error": "unsupported_grant_type"}));
         }
         // 400, where RFC 6749 §5.2 would have 401.
         if body["client_id"] != self.client.id || body["client_secret"] != self.client.secret {
-            return Answer::json(400, &json!({"error": "invalid_client"}));
+            return MockResponse::json(400, &json!({"error": "invalid_client"}));
         }
         let token = Self::token();
         let lifetime = self.tokens.issue(&token);
-        let answer = json!({
+        let response = json!({
             "access_token": token,
             "token_type": "Bearer",
             "expires_in": lifetime,
             "scope": body["scope"],
         });
-        Answer::json(200, &self.tokens.finish(answer)).with("Cache-Control", "no-store")
+        MockResponse::json(200, &self.tokens.finish(response)).with("Cache-Control", "no-store")
     }
 }
 
-impl Part for CertCenter {
-    fn answer(&self, seen: &Seen) -> Answer {
-        if self.is_token_call(seen) {
-            return self.issue(seen);
+impl Handler for CertCenter {
+    fn respond(&self, request: &RecordedRequest) -> MockResponse {
+        if self.is_token_call(request) {
+            return self.issue(request);
         }
-        let Some(method) = seen.path().strip_prefix("/rest/v1/") else {
-            return Answer::json(404, &json!({"success": false, "Message": "Not Found"}));
+        let Some(method) = request.path().strip_prefix("/rest/v1/") else {
+            return MockResponse::json(404, &json!({"success": false, "Message": "Not Found"}));
         };
-        let token = seen.bearer().filter(|token| token.ends_with(SUFFIX));
+        let token = request.bearer().filter(|token| token.ends_with(SUFFIX));
         let Some(token) =
             token.filter(|token| *token == self.static_token || self.tokens.accepts(token))
         else {
-            return Answer::json(401, &json!({"success": false, "Message": "Unauthorized"}));
+            return MockResponse::json(401, &json!({"success": false, "Message": "Unauthorized"}));
         };
         match method {
-            "Limit" => Answer::json(
+            "Limit" => MockResponse::json(
                 200,
                 &json!({"LimitInfo": {"Used": 2182.5, "Limit": 50000.0}, "success": true}),
             ),
             // The real one repeats the caller's own token too.
-            "Profile" => Answer::json(200, &json!({"success": true, "OAuth2_Token": token})),
-            _ => Answer::json(404, &json!({"success": false, "Message": "Unknown method"})),
+            "Profile" => MockResponse::json(200, &json!({"success": true, "OAuth2_Token": token})),
+            _ => MockResponse::json(404, &json!({"success": false, "Message": "Unknown method"})),
         }
     }
 
-    fn is_token_call(&self, seen: &Seen) -> bool {
-        seen.path().eq_ignore_ascii_case("/oauth2/token")
+    fn is_token_call(&self, request: &RecordedRequest) -> bool {
+        request.path().eq_ignore_ascii_case("/oauth2/token")
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{answer, client, stands};
+    use super::super::tests::{client, mock_vendors, send};
     use super::*;
 
     #[tokio::test]
     async fn the_static_token_opens_the_api_and_another_does_not() {
-        let (_dir, stands) = stands().await;
-        let client = client(&stands.files, None);
-        let limit = stands.certcenter.url() + "/rest/v1/Limit";
-        let token = &stands.logins.certcenter_token;
+        let (_dir, vendors) = mock_vendors().await;
+        let client = client(&vendors.files, None);
+        let limit = vendors.certcenter.url() + "/rest/v1/Limit";
+        let token = &vendors.logins.certcenter_token;
 
-        let (status, body) = answer(client.get(&limit).bearer_auth(token)).await;
+        let (status, body) = send(client.get(&limit).bearer_auth(token)).await;
         assert_eq!(status, 200);
         assert_eq!(
             body,
             json!({"LimitInfo": {"Used": 2182.5, "Limit": 50000.0}, "success": true})
         );
-        let profile = stands.certcenter.url() + "/rest/v1/Profile";
-        let (_, body) = answer(client.get(profile).bearer_auth(token)).await;
+        let profile = vendors.certcenter.url() + "/rest/v1/Profile";
+        let (_, body) = send(client.get(profile).bearer_auth(token)).await;
         assert_eq!(body["OAuth2_Token"], token.as_str());
 
         let bare = token.trim_end_matches(SUFFIX);
         for wrong in [bare, &CertCenter::token()] {
-            let (status, body) = answer(client.get(&limit).bearer_auth(wrong)).await;
+            let (status, body) = send(client.get(&limit).bearer_auth(wrong)).await;
             assert_eq!((status, &body["success"]), (401, &json!(false)));
         }
-        assert_eq!(answer(client.get(&limit)).await.0, 401);
+        assert_eq!(send(client.get(&limit)).await.0, 401);
     }
 
     #[tokio::test]
     async fn the_token_endpoint_takes_json_and_answers_400_to_a_wrong_secret() {
-        let (_dir, stands) = stands().await;
-        let client = client(&stands.files, None);
-        let token_url = stands.certcenter.url() + "/oauth2/token";
-        let Client { id, secret } = &stands.logins.certcenter;
+        let (_dir, vendors) = mock_vendors().await;
+        let client = client(&vendors.files, None);
+        let token_url = vendors.certcenter.url() + "/oauth2/token";
+        let Client { id, secret } = &vendors.logins.certcenter;
         let right = json!({
             "grant_type": "client_credentials",
             "client_id": id,
@@ -133,17 +133,17 @@ mod tests {
             "scope": "order",
         });
 
-        let (status, body) = answer(client.post(&token_url).json(&right)).await;
+        let (status, body) = send(client.post(&token_url).json(&right)).await;
         assert_eq!((status, &body["expires_in"]), (200, &json!(86400)));
         let token = body["access_token"].as_str().unwrap();
-        let limit = stands.certcenter.url() + "/rest/v1/Limit";
-        assert_eq!(answer(client.get(limit).bearer_auth(token)).await.0, 200);
+        let limit = vendors.certcenter.url() + "/rest/v1/Limit";
+        assert_eq!(send(client.get(limit).bearer_auth(token)).await.0, 200);
 
-        let (status, body) = answer(client.post(&token_url).form(&right)).await;
+        let (status, body) = send(client.post(&token_url).form(&right)).await;
         assert_eq!((status, &body["error"]), (400, &json!("invalid_request")));
         let mut wrong = right.clone();
         wrong["client_secret"] = json!("wrong");
-        let (status, body) = answer(client.post(&token_url).json(&wrong)).await;
+        let (status, body) = send(client.post(&token_url).json(&wrong)).await;
         assert_eq!((status, &body["error"]), (400, &json!("invalid_client")));
     }
 }

@@ -1,4 +1,4 @@
-//! Certificates for the stand-ins: a CA for the servers, a CA for the certificate logins, and one
+//! Certificates for the mock vendors: a CA for the servers, a CA for the certificate logins, and one
 //! that nobody trusts.
 
 use std::fs;
@@ -19,9 +19,9 @@ use rustls::{DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// The PEM files a client of the stand-ins needs.
+/// The PEM files a client of the mock vendors needs.
 pub struct Files {
-    /// Trust this to believe the stand-ins' own certificates.
+    /// Trust this to believe the mock vendors' own certificates.
     pub ca: PathBuf,
     /// The CA that signs the two certificates below.
     pub client_ca: PathBuf,
@@ -29,7 +29,7 @@ pub struct Files {
     pub sectigo: CertFiles,
     /// The certificate of the token server's certificate login, subject `CN=demo-venafi`.
     pub venafi: CertFiles,
-    /// Subject `CN=demo-venafi` as well, but signed by a CA that no stand-in approves of.
+    /// Subject `CN=demo-venafi` as well, but signed by a CA that no mock vendor approves of.
     pub foreign: CertFiles,
 }
 
@@ -52,7 +52,7 @@ pub struct ClientCert {
     pub approved: bool,
 }
 
-/// How a stand-in speaks TLS: certificates asked for and never demanded, HTTP/1.1 only.
+/// How a mock vendor speaks TLS: certificates asked for and never demanded, HTTP/1.1 only.
 #[derive(Clone)]
 pub(crate) struct Tls {
     pub(crate) acceptor: TlsAcceptor,
@@ -77,7 +77,9 @@ impl Tls {
 
 /// Makes all certificates, writes those that clients need into `dir`, keys readable by their
 /// owner only.
-pub(crate) fn make(dir: &Path) -> Result<(Files, Tls), Box<dyn std::error::Error + Send + Sync>> {
+pub(crate) fn generate(
+    dir: &Path,
+) -> Result<(Files, Tls), Box<dyn std::error::Error + Send + Sync>> {
     let servers = authority("Countersign demo: servers")?;
     let clients = authority("Countersign demo: clients")?;
     let strangers = authority("Countersign demo: nobody trusts this")?;
@@ -124,7 +126,7 @@ pub(crate) fn make(dir: &Path) -> Result<(Files, Tls), Box<dyn std::error::Error
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build()?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        .with_client_cert_verifier(Arc::new(AnyClient(approve.clone())))
+        .with_client_cert_verifier(Arc::new(AcceptAnyClient(approve.clone())))
         .with_single_cert(
             vec![certificate.der().clone()],
             PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
@@ -156,9 +158,9 @@ fn name_of(common: &str) -> DistinguishedName {
 /// Lets every client certificate through the handshake, as the vendors' servers do: they refuse a
 /// stranger's with an HTTP status and words, not with a TLS alert.
 #[derive(Debug)]
-struct AnyClient(Arc<dyn ClientCertVerifier>);
+struct AcceptAnyClient(Arc<dyn ClientCertVerifier>);
 
-impl ClientCertVerifier for AnyClient {
+impl ClientCertVerifier for AcceptAnyClient {
     fn client_auth_mandatory(&self) -> bool {
         false
     }

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use percent_encoding::percent_decode_str;
 use serde_json::json;
 
-use super::stand::{Answer, Part, Seen};
+use super::server::{Handler, MockResponse, RecordedRequest};
 use super::tokens::{Tokens, random_hex};
 use super::{Client, Logins};
 
@@ -26,37 +26,39 @@ impl Certn {
         }
     }
 
-    fn issue(&self, seen: &Seen) -> Answer {
-        if seen.path() == "/token" {
-            return Answer::empty(301).with("Location", "/token/");
+    fn issue(&self, request: &RecordedRequest) -> MockResponse {
+        if request.path() == "/token" {
+            return MockResponse::empty(301).with("Location", "/token/");
         }
-        if seen.method != "POST" {
-            return Answer::empty(405).with("Allow", "POST, OPTIONS");
+        if request.method != "POST" {
+            return MockResponse::empty(405).with("Allow", "POST, OPTIONS");
         }
         // What comes in no form has no grant_type.
-        let grant = seen.form("grant_type").filter(|_| seen.is(super::FORM));
+        let grant = request
+            .form("grant_type")
+            .filter(|_| request.has_media_type(super::FORM));
         if grant.as_deref() != Some("client_credentials") {
-            return Answer::json(400, &json!({"error": "unsupported_grant_type"}));
+            return MockResponse::json(400, &json!({"error": "unsupported_grant_type"}));
         }
-        if !self.is_basic(seen) {
-            return Answer::json(401, &json!({"error": "invalid_client"}))
+        if !self.is_basic(request) {
+            return MockResponse::json(401, &json!({"error": "invalid_client"}))
                 .with("WWW-Authenticate", "Bearer error=\"invalid_client\"");
         }
         let token = random_hex();
         let lifetime = self.tokens.issue(&token);
-        let answer = json!({
+        let response = json!({
             "access_token": token,
             "expires_in": lifetime,
             "token_type": "Bearer",
             "scope": "read write",
         });
-        Answer::json(200, &self.tokens.finish(answer)).with("Cache-Control", "no-store")
+        MockResponse::json(200, &self.tokens.finish(response)).with("Cache-Control", "no-store")
     }
 
-    /// Whether the client stands in HTTP Basic, both halves form-encoded (RFC 6749 §2.3.1).
-    fn is_basic(&self, seen: &Seen) -> bool {
+    /// Whether the client vendors in HTTP Basic, both halves form-encoded (RFC 6749 §2.3.1).
+    fn is_basic(&self, request: &RecordedRequest) -> bool {
         let decoded = || {
-            let encoded = seen.field("authorization")?.strip_prefix("Basic ")?;
+            let encoded = request.field("authorization")?.strip_prefix("Basic ")?;
             let pair = String::from_utf8(STANDARD.decode(encoded).ok()?).ok()?;
             let (id, secret) = pair.split_once(':')?;
             let half = |half: &str| {
@@ -69,82 +71,82 @@ impl Certn {
     }
 }
 
-impl Part for Certn {
-    fn answer(&self, seen: &Seen) -> Answer {
-        if self.is_token_call(seen) {
-            return self.issue(seen);
+impl Handler for Certn {
+    fn respond(&self, request: &RecordedRequest) -> MockResponse {
+        if self.is_token_call(request) {
+            return self.issue(request);
         }
-        let path = seen.path();
+        let path = request.path();
         if !["/hr/v1/", "/pm/v1/", "/users/"]
             .iter()
             .any(|resources| path.starts_with(resources))
         {
-            return Answer::json(404, &json!({"detail": "Not found."}));
+            return MockResponse::json(404, &json!({"detail": "Not found."}));
         }
-        if !seen
+        if !request
             .bearer()
             .is_some_and(|token| self.tokens.accepts(token))
         {
             // The same words for no token and for a dead one.
-            return Answer::json(
+            return MockResponse::json(
                 401,
                 &json!({"detail": "Authentication credentials were not provided."}),
             )
             .with("WWW-Authenticate", "Bearer realm=\"api\"");
         }
-        match seen.method.as_str() {
-            "GET" => Answer::json(
+        match request.method.as_str() {
+            "GET" => MockResponse::json(
                 200,
                 &json!({"count": 0, "next": null, "previous": null, "results": []}),
             ),
-            "POST" => Answer::json(201, &seen.json()),
-            other => Answer::json(
+            "POST" => MockResponse::json(201, &request.json()),
+            other => MockResponse::json(
                 405,
                 &json!({"detail": format!("Method \"{other}\" not allowed.")}),
             ),
         }
     }
 
-    fn is_token_call(&self, seen: &Seen) -> bool {
-        matches!(seen.path(), "/token/" | "/token")
+    fn is_token_call(&self, request: &RecordedRequest) -> bool {
+        matches!(request.path(), "/token/" | "/token")
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{answer, client, stands};
+    use super::super::tests::{client, mock_vendors, send};
     use super::*;
 
     #[tokio::test]
     async fn a_token_comes_for_form_encoded_basic_by_post_with_the_slash() {
-        let (_dir, stands) = stands().await;
-        let client = client(&stands.files, None);
-        let token_url = stands.certn.url() + "/token/";
-        let Client { id, secret } = &stands.logins.certn;
+        let (_dir, vendors) = mock_vendors().await;
+        let client = client(&vendors.files, None);
+        let token_url = vendors.certn.url() + "/token/";
+        let Client { id, secret } = &vendors.logins.certn;
         let encoded: String = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
         let form = json!({"grant_type": "client_credentials"});
         let post = |url: &str| client.post(url).basic_auth(id, Some(&encoded));
 
-        let (status, body) = answer(post(&token_url).form(&form)).await;
+        let (status, body) = send(post(&token_url).form(&form)).await;
         assert_eq!((status, &body["expires_in"]), (200, &json!(36000)));
         let token = body["access_token"].as_str().unwrap();
-        let api = stands.certn.url() + "/hr/v1/applicants/";
-        let (status, _) = answer(client.get(&api).bearer_auth(token)).await;
+        let api = vendors.certn.url() + "/hr/v1/applicants/";
+        let (status, _) = send(client.get(&api).bearer_auth(token)).await;
         assert_eq!(status, 200);
 
-        let (status, body) = answer(post(&token_url).json(&form)).await;
+        let (status, body) = send(post(&token_url).json(&form)).await;
         assert_eq!(
             (status, &body["error"]),
             (400, &json!("unsupported_grant_type"))
         );
         let raw = client.post(&token_url).basic_auth(id, Some(secret));
-        let (status, body) = answer(raw.form(&form)).await;
+        let (status, body) = send(raw.form(&form)).await;
         assert_eq!(
             (status, body),
             (401, json!({"error": "invalid_client"})),
             "the secret's + and % must be encoded first"
         );
-        assert_eq!(answer(client.get(&token_url)).await.0, 405);
+        assert_eq!(send(client.get(&token_url)).await.0, 405);
         let slashless = post(token_url.trim_end_matches('/')).form(&form);
         let response = slashless.send().await.unwrap();
         assert_eq!(response.status(), 301);
@@ -153,13 +155,13 @@ mod tests {
 
     #[tokio::test]
     async fn no_token_and_a_dead_one_get_the_same_detail() {
-        let (_dir, stands) = stands().await;
-        let client = client(&stands.files, None);
-        let api = stands.certn.url() + "/hr/v1/applicants/";
+        let (_dir, vendors) = mock_vendors().await;
+        let client = client(&vendors.files, None);
+        let api = vendors.certn.url() + "/hr/v1/applicants/";
         let detail = json!({"detail": "Authentication credentials were not provided."});
 
         for request in [client.get(&api), client.get(&api).bearer_auth("dead")] {
-            assert_eq!(answer(request).await, (401, detail.clone()));
+            assert_eq!(send(request).await, (401, detail.clone()));
         }
     }
 }

@@ -22,53 +22,53 @@ use std::time::Duration;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use super::stand::{Answer, Part, Seen};
+use super::server::{Handler, MockResponse, RecordedRequest};
 
 /// The upstream; see the module.
 pub(crate) struct Echo;
 
-impl Part for Echo {
-    fn answer(&self, seen: &Seen) -> Answer {
-        let mut answer = Answer::empty(200);
-        let (_, query) = seen.target.split_once('?').unwrap_or_default();
+impl Handler for Echo {
+    fn respond(&self, request: &RecordedRequest) -> MockResponse {
+        let mut response = MockResponse::empty(200);
+        let (_, query) = request.target.split_once('?').unwrap_or_default();
         let mut given = false;
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             // A number that is none is a mistake in the test: it gets 0 and finds out.
             let number = || value.parse::<usize>().unwrap_or(0);
             match name.as_ref() {
-                "status" => answer.status = value.parse().unwrap_or(500),
-                "reason" => answer.reason = Some(value.into_owned()),
+                "status" => response.status = value.parse().unwrap_or(500),
+                "reason" => response.reason = Some(value.into_owned()),
                 "header" => {
                     let (name, value) = value.split_once(':').unwrap_or((&value, ""));
-                    answer.fields.push((name.to_owned(), value.to_owned()));
+                    response.fields.push((name.to_owned(), value.to_owned()));
                 }
-                "size" => answer.body = vec![b'x'; number()],
-                "body" => answer.body = value.as_bytes().to_vec(),
+                "size" => response.body = vec![b'x'; number()],
+                "body" => response.body = value.as_bytes().to_vec(),
                 "echo" => {
-                    let echoed = seen.field(&value).unwrap_or_default();
-                    answer.body.extend_from_slice(echoed.as_bytes());
+                    let echoed = request.field(&value).unwrap_or_default();
+                    response.body.extend_from_slice(echoed.as_bytes());
                 }
                 "into" => {
                     let (name, field) = value.split_once(':').unwrap_or((&value, ""));
-                    let echoed = seen.field(field).unwrap_or_default().to_owned();
-                    answer.fields.push((name.to_owned(), echoed));
+                    let echoed = request.field(field).unwrap_or_default().to_owned();
+                    response.fields.push((name.to_owned(), echoed));
                 }
                 "code" => {
-                    answer.body = gzip(&answer.body);
-                    answer
+                    response.body = gzip(&response.body);
+                    response
                         .fields
                         .push(("Content-Encoding".to_owned(), "gzip".to_owned()));
                 }
-                "cut" => answer.cut = Some(number()),
-                "wait" => answer.wait = Duration::from_millis(value.parse().unwrap_or(0)),
+                "cut" => response.cut = Some(number()),
+                "wait" => response.wait = Duration::from_millis(value.parse().unwrap_or(0)),
                 _ => {}
             }
             given |= matches!(name.as_ref(), "size" | "body" | "echo");
         }
         if !given {
-            answer.body = format!("{} {}", seen.method, seen.target).into_bytes();
+            response.body = format!("{} {}", request.method, request.target).into_bytes();
         }
-        answer
+        response
     }
 }
 

@@ -1,8 +1,8 @@
-//! Stand-ins for the five vendors, on loopback: what `countersign demo` shows and what the tests
+//! Mock vendors, five of them, on loopback: what `countersign demo` shows and what the tests
 //! call.
 //!
 //! Each one checks what it is shown as the real one does and refuses a wrong login with that
-//! vendor's own status and body. All of them keep every byte they are sent ([`Stand::requests`]),
+//! vendor's own status and body. All of them keep every byte they are sent ([`MockServer::requests`]),
 //! so that a test can say what a vendor saw and what it must never see. Nothing of this talks to
 //! any vendor.
 
@@ -16,7 +16,7 @@ mod echo;
 mod maxmd;
 mod proxy_yaml;
 mod sectigo;
-mod stand;
+mod server;
 mod tokens;
 mod venafi;
 
@@ -29,29 +29,29 @@ use std::time::Duration;
 
 pub use calls::{CALLS, Call, Row};
 pub use certificates::{CertFiles, ClientCert, Files};
-pub use stand::{Seen, Stand};
+pub use server::{MockServer, RecordedRequest};
 use tokens::{Tokens, random_hex};
 
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// The running stand-ins. Dropping this closes all of them.
-pub struct Stands {
+/// The running mock vendors. Dropping this closes all of them.
+pub struct MockVendors {
     /// `api.certcenter.com`: API and token endpoint.
-    pub certcenter: Stand,
+    pub certcenter: MockServer,
     /// `auth.sso.sectigo.com`: the token server.
-    pub sectigo_auth: Stand,
+    pub sectigo_auth: MockServer,
     /// `admin.{instance}.sectigo.com`: the API behind it.
-    pub sectigo: Stand,
+    pub sectigo: MockServer,
     /// `cert-manager.com`: header login, and certificate login under `/private/`.
-    pub cert_manager: Stand,
+    pub cert_manager: MockServer,
     /// `api.certn.co`: API and token endpoint.
-    pub certn: Stand,
+    pub certn: MockServer,
     /// `api.maxmddirect.com`: consent and token endpoint.
-    pub maxmd_auth: Stand,
+    pub maxmd_auth: MockServer,
     /// `directca.maxmddirect.com`: the API.
-    pub maxmd: Stand,
+    pub maxmd: MockServer,
     /// A customer's Venafi TPP: `/vedauth` and `/vedsdk`.
-    pub venafi: Stand,
+    pub venafi: MockServer,
     /// What they accept.
     pub logins: Logins,
     /// Certificates, as files.
@@ -59,46 +59,47 @@ pub struct Stands {
     dir: PathBuf,
 }
 
-impl Stands {
+impl MockVendors {
     /// Starts all of them on free ports of 127.0.0.1, with new secrets and new certificates.
-    /// Into `dir` go the certificates, and under `secrets/` what [`Stands::stanzas`] refers to.
+    /// Into `dir` go the certificates, and under `secrets/` what [`MockVendors::stanzas`] refers to.
     ///
     /// # Errors
     /// When no port is free or `dir` cannot be written.
     pub async fn start(dir: &Path) -> io::Result<Self> {
         let logins = Logins::new();
-        let (files, tls) = certificates::make(dir).map_err(io::Error::other)?;
+        let (files, tls) = certificates::generate(dir).map_err(io::Error::other)?;
         let tokens = |lifetime| Arc::new(Tokens::new(lifetime));
 
         let issued = tokens(Duration::from_hours(24));
-        let part = certcenter::CertCenter::new(&logins, issued.clone());
-        let certcenter = Stand::start(part, issued, Some(tls.clone())).await?;
+        let handler = certcenter::CertCenter::new(&logins, issued.clone());
+        let certcenter = MockServer::start(handler, issued, Some(tls.clone())).await?;
 
         let issued = tokens(Duration::from_mins(5));
-        let part = sectigo::TokenServer::new(&logins, issued.clone());
-        let sectigo_auth = Stand::start(part, issued.clone(), Some(tls.clone())).await?;
+        let handler = sectigo::TokenServer::new(&logins, issued.clone());
+        let sectigo_auth = MockServer::start(handler, issued.clone(), Some(tls.clone())).await?;
         let token_url = sectigo_auth.url() + sectigo::TOKEN_PATH;
-        let part = sectigo::Admin::new(token_url, issued.clone());
-        let sectigo = Stand::start(part, issued, Some(tls.clone())).await?;
+        let handler = sectigo::Admin::new(token_url, issued.clone());
+        let sectigo = MockServer::start(handler, issued, Some(tls.clone())).await?;
 
-        let part = sectigo::CertManager::new(&logins);
-        let cert_manager = Stand::start(part, tokens(Duration::ZERO), Some(tls.clone())).await?;
+        let handler = sectigo::CertManager::new(&logins);
+        let cert_manager =
+            MockServer::start(handler, tokens(Duration::ZERO), Some(tls.clone())).await?;
 
         let issued = tokens(Duration::from_hours(10));
-        let part = certn::Certn::new(&logins, issued.clone());
-        let certn = Stand::start(part, issued, Some(tls.clone())).await?;
+        let handler = certn::Certn::new(&logins, issued.clone());
+        let certn = MockServer::start(handler, issued, Some(tls.clone())).await?;
 
         let issued = tokens(Duration::from_hours(1));
-        let part = maxmd::Auth::new(&logins, issued.clone());
-        let maxmd_auth = Stand::start(part, issued.clone(), Some(tls.clone())).await?;
-        let part = maxmd::DirectCa::new(issued.clone());
-        let maxmd = Stand::start(part, issued, Some(tls.clone())).await?;
+        let handler = maxmd::Auth::new(&logins, issued.clone());
+        let maxmd_auth = MockServer::start(handler, issued.clone(), Some(tls.clone())).await?;
+        let handler = maxmd::DirectCa::new(issued.clone());
+        let maxmd = MockServer::start(handler, issued, Some(tls.clone())).await?;
 
         let issued = tokens(Duration::from_hours(24 * 90));
-        let part = venafi::Tpp::new(&logins, issued.clone());
-        let venafi = Stand::start(part, issued, Some(tls)).await?;
+        let handler = venafi::Tpp::new(&logins, issued.clone());
+        let venafi = MockServer::start(handler, issued, Some(tls)).await?;
 
-        let stands = Self {
+        let vendors = Self {
             certcenter,
             sectigo_auth,
             sectigo,
@@ -111,13 +112,13 @@ impl Stands {
             files,
             dir: dir.to_owned(),
         };
-        stands.write_secrets()?;
-        Ok(stands)
+        vendors.write_secrets()?;
+        Ok(vendors)
     }
 
     /// All of them, for what must hold everywhere.
     #[must_use]
-    pub fn all(&self) -> [&Stand; 8] {
+    pub fn all(&self) -> [&MockServer; 8] {
         [
             &self.certcenter,
             &self.sectigo_auth,
@@ -137,11 +138,11 @@ impl Stands {
 ///
 /// # Errors
 /// When no port of 127.0.0.1 is free.
-pub async fn echo() -> io::Result<Stand> {
-    Stand::start(echo::Echo, Arc::new(Tokens::new(Duration::ZERO)), None).await
+pub async fn echo() -> io::Result<MockServer> {
+    MockServer::start(echo::Echo, Arc::new(Tokens::new(Duration::ZERO)), None).await
 }
 
-/// What the stand-ins, and the proxy in front of them, accept; made anew at each start.
+/// What the mock vendors, and the proxy in front of them, accept; made anew at each start.
 pub struct Logins {
     /// What the proxy's only caller shows to the proxy, and never to a vendor.
     pub caller_key: String,
@@ -191,10 +192,10 @@ impl Client {
         }
     }
 
-    /// Whether both halves stand in the form body.
-    fn is_in_form(&self, seen: &Seen) -> bool {
-        seen.form("client_id").as_ref() == Some(&self.id)
-            && seen.form("client_secret").as_ref() == Some(&self.secret)
+    /// Whether both halves server in the form body.
+    fn is_in_form(&self, request: &RecordedRequest) -> bool {
+        request.form("client_id").as_ref() == Some(&self.id)
+            && request.form("client_secret").as_ref() == Some(&self.secret)
     }
 }
 
@@ -239,16 +240,16 @@ mod tests {
 
     use super::*;
 
-    /// The stand-ins and the directory that must live as long as they do.
-    pub(super) async fn stands() -> (tempfile::TempDir, Stands) {
+    /// The mock vendors and the directory that must live as long as they do.
+    pub(super) async fn mock_vendors() -> (tempfile::TempDir, MockVendors) {
         // Already installed by another test of the same process: the same provider.
         let _ = default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
-        let stands = Stands::start(dir.path()).await.unwrap();
-        (dir, stands)
+        let vendors = MockVendors::start(dir.path()).await.unwrap();
+        (dir, vendors)
     }
 
-    /// A client that trusts the stand-ins, follows no redirect and shows `identity`.
+    /// A client that trusts the mock vendors, follows no redirect and shows `identity`.
     pub(super) fn client(files: &Files, identity: Option<&CertFiles>) -> reqwest::Client {
         reqwest::Client::builder()
             .no_proxy()
@@ -280,7 +281,7 @@ mod tests {
     }
 
     /// Status and JSON body (`Null` when it is none).
-    pub(super) async fn answer(request: reqwest::RequestBuilder) -> (u16, serde_json::Value) {
+    pub(super) async fn send(request: reqwest::RequestBuilder) -> (u16, serde_json::Value) {
         let response = request.send().await.unwrap();
         let status = response.status().as_u16();
         let body = response.bytes().await.unwrap();
@@ -291,8 +292,8 @@ mod tests {
     async fn keys_are_readable_by_their_owner_only() {
         use std::os::unix::fs::PermissionsExt;
 
-        let (_dir, stands) = stands().await;
-        for key in [&stands.files.sectigo.key, &stands.files.foreign.key] {
+        let (_dir, vendors) = mock_vendors().await;
+        for key in [&vendors.files.sectigo.key, &vendors.files.foreign.key] {
             let mode = std::fs::metadata(key).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{}", key.display());
         }
@@ -300,8 +301,8 @@ mod tests {
 
     #[tokio::test]
     async fn two_starts_share_no_secret() {
-        let (_first, first) = stands().await;
-        let (_second, second) = stands().await;
+        let (_first, first) = mock_vendors().await;
+        let (_second, second) = mock_vendors().await;
 
         assert_ne!(first.logins.certn.secret, second.logins.certn.secret);
         let stranger = client(&first.files, None);

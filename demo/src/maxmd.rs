@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde_json::json;
 
-use super::stand::{Answer, Part, Seen};
+use super::server::{Handler, MockResponse, RecordedRequest};
 use super::tokens::{Tokens, random_hex};
 use super::{Client, Logins};
 
@@ -44,25 +44,25 @@ impl Auth {
         }
     }
 
-    fn authorize(&self, seen: &Seen) -> Answer {
-        if seen.method != "GET" {
-            return Answer::empty(405).with("Allow", "GET");
+    fn authorize(&self, request: &RecordedRequest) -> MockResponse {
+        if request.method != "GET" {
+            return MockResponse::empty(405).with("Allow", "GET");
         }
-        let redirect = seen
+        let redirect = request
             .query("redirect_uri")
             .and_then(|uri| url::Url::parse(&uri).ok().map(|url| (uri, url)));
         let (Some((uri, mut redirect)), true) = (
             redirect,
-            seen.query("client_id").as_ref() == Some(&self.client.id),
+            request.query("client_id").as_ref() == Some(&self.client.id),
         ) else {
             // Nowhere to send the browser back to.
-            return Answer::json(400, &json!({"error": "invalid_request"}));
+            return MockResponse::json(400, &json!({"error": "invalid_request"}));
         };
-        let state = seen.query("state");
+        let state = request.query("state");
         let wanted = [("response_type", "code"), ("scope", "tuser.account")];
         let complete = wanted
             .iter()
-            .all(|(name, value)| seen.query(name).as_deref() == Some(value));
+            .all(|(name, value)| request.query(name).as_deref() == Some(value));
         {
             let mut query = redirect.query_pairs_mut();
             if complete {
@@ -76,29 +76,29 @@ impl Auth {
                 query.append_pair("state", &state);
             }
         }
-        Answer::empty(302).with("Location", redirect)
+        MockResponse::empty(302).with("Location", redirect)
     }
 
-    fn issue(&self, seen: &Seen) -> Answer {
-        let refused = |error: &str| Answer::json(400, &json!({"error": error}));
-        if seen.method != "POST" {
-            return Answer::empty(405).with("Allow", "POST");
+    fn issue(&self, request: &RecordedRequest) -> MockResponse {
+        let refused = |error: &str| MockResponse::json(400, &json!({"error": error}));
+        if request.method != "POST" {
+            return MockResponse::empty(405).with("Allow", "POST");
         }
-        if !seen.is(super::FORM) {
+        if !request.has_media_type(super::FORM) {
             return refused("invalid_request");
         }
-        if !self.client.is_in_form(seen) {
-            return Answer::json(401, &json!({"error": "invalid_client"}));
+        if !self.client.is_in_form(request) {
+            return MockResponse::json(401, &json!({"error": "invalid_client"}));
         }
         let mut grants = self.grants.lock();
-        match seen.form("grant_type").as_deref() {
+        match request.form("grant_type").as_deref() {
             Some("authorization_code") => {
-                let code = seen.form("code").unwrap_or_default();
+                let code = request.form("code").unwrap_or_default();
                 let Some(uri) = grants.codes.remove(&code) else {
                     return refused("invalid_grant");
                 };
                 // Not among the documented parameters; wrong when sent is wrong all the same.
-                if seen.form("redirect_uri").is_some_and(|sent| sent != uri) {
+                if request.form("redirect_uri").is_some_and(|sent| sent != uri) {
                     return refused("invalid_grant");
                 }
                 grants.made += 1;
@@ -107,7 +107,7 @@ impl Auth {
                 self.pair(&mut grants, family)
             }
             Some("refresh_token") => {
-                let token = seen.form("refresh_token").unwrap_or_default();
+                let token = request.form("refresh_token").unwrap_or_default();
                 let Some(refresh) = grants.refresh.get_mut(&token) else {
                     return refused("invalid_grant");
                 };
@@ -129,13 +129,13 @@ impl Auth {
         }
     }
 
-    fn pair(&self, grants: &mut Grants, family: usize) -> Answer {
+    fn pair(&self, grants: &mut Grants, family: usize) -> MockResponse {
         let (access, refresh) = (random_hex(), random_hex());
         let lifetime = self.tokens.issue(&access);
         if let Some(members) = grants.families.get_mut(&family) {
             members.push(access.clone());
         }
-        let answer = json!({
+        let response = json!({
             "access_token": access,
             "refresh_token": refresh,
             "token_type": "Bearer",
@@ -143,21 +143,21 @@ impl Auth {
         });
         let spent = false;
         grants.refresh.insert(refresh, Refresh { family, spent });
-        Answer::json(200, &self.tokens.finish(answer)).with("Cache-Control", "no-store")
+        MockResponse::json(200, &self.tokens.finish(response)).with("Cache-Control", "no-store")
     }
 }
 
-impl Part for Auth {
-    fn answer(&self, seen: &Seen) -> Answer {
-        match seen.path() {
-            "/oauth/authorize" => self.authorize(seen),
-            "/oauth/token" => self.issue(seen),
-            _ => Answer::empty(404),
+impl Handler for Auth {
+    fn respond(&self, request: &RecordedRequest) -> MockResponse {
+        match request.path() {
+            "/oauth/authorize" => self.authorize(request),
+            "/oauth/token" => self.issue(request),
+            _ => MockResponse::empty(404),
         }
     }
 
-    fn is_token_call(&self, seen: &Seen) -> bool {
-        seen.path() == "/oauth/token"
+    fn is_token_call(&self, request: &RecordedRequest) -> bool {
+        request.path() == "/oauth/token"
     }
 
     fn revoke_grants(&self) {
@@ -176,13 +176,13 @@ impl DirectCa {
     }
 }
 
-impl Part for DirectCa {
-    fn answer(&self, seen: &Seen) -> Answer {
+impl Handler for DirectCa {
+    fn respond(&self, request: &RecordedRequest) -> MockResponse {
         // `description`, not `error_description`.
         let problem = |status, error: &str, description: &str| {
-            Answer::json(status, &json!({"error": error, "description": description}))
+            MockResponse::json(status, &json!({"error": error, "description": description}))
         };
-        if !seen
+        if !request
             .bearer()
             .is_some_and(|token| self.tokens.accepts(token))
         {
@@ -192,15 +192,15 @@ impl Part for DirectCa {
                 "The access token is missing or not valid.",
             );
         }
-        let Some(name) = seen.path().strip_prefix("/api/certificate/") else {
+        let Some(name) = request.path().strip_prefix("/api/certificate/") else {
             return problem(404, "Not Found", "There is no such resource.");
         };
         let uri = |name: &str| {
-            let host = seen.field("host").unwrap_or_default();
+            let host = request.field("host").unwrap_or_default();
             format!("https://{host}/api/certificate/{name}")
         };
-        match (seen.method.as_str(), name) {
-            ("GET", "query") => Answer::json(
+        match (request.method.as_str(), name) {
+            ("GET", "query") => MockResponse::json(
                 200,
                 &json!({
                     "certificates": [{"cn": "direct.example.com", "uri": uri("direct.example.com")}],
@@ -209,8 +209,8 @@ impl Part for DirectCa {
                 }),
             ),
             ("GET", "") => problem(400, "Bad Request", "A common name is needed."),
-            ("GET", name) => Answer::json(200, &json!({"cn": name, "uri": uri(name)})),
-            ("POST", "") => Answer::json(201, &json!({"uri": uri("direct.example.com")})),
+            ("GET", name) => MockResponse::json(200, &json!({"cn": name, "uri": uri(name)})),
+            ("POST", "") => MockResponse::json(201, &json!({"uri": uri("direct.example.com")})),
             _ => problem(404, "Not Found", "There is no such resource."),
         }
     }
@@ -220,19 +220,19 @@ impl Part for DirectCa {
 mod tests {
     use serde_json::Value;
 
-    use super::super::Stands;
-    use super::super::tests::{answer, client, stands};
+    use super::super::MockVendors;
+    use super::super::tests::{client, mock_vendors, send};
     use super::*;
 
-    async fn consent(stands: &Stands, client: &reqwest::Client, state: &str) -> url::Url {
+    async fn consent(vendors: &MockVendors, client: &reqwest::Client, state: &str) -> url::Url {
         let query = [
-            ("client_id", stands.logins.maxmd.id.as_str()),
+            ("client_id", vendors.logins.maxmd.id.as_str()),
             ("redirect_uri", "http://127.0.0.1:1/callback"),
             ("scope", "tuser.account"),
             ("response_type", "code"),
             ("state", state),
         ];
-        let url = stands.maxmd_auth.url() + "/oauth/authorize";
+        let url = vendors.maxmd_auth.url() + "/oauth/authorize";
         let url = url::Url::parse_with_params(&url, query).unwrap();
         let response = client.get(url).send().await.unwrap();
         assert_eq!(response.status(), 302);
@@ -241,18 +241,18 @@ mod tests {
     }
 
     async fn exchange(
-        stands: &Stands,
+        vendors: &MockVendors,
         client: &reqwest::Client,
         grant: (&str, &str, &str),
     ) -> (u16, Value) {
-        let Client { id, secret } = &stands.logins.maxmd;
+        let Client { id, secret } = &vendors.logins.maxmd;
         let (kind, name, value) = grant;
         let form = json!({
             "grant_type": kind, "client_id": id, "client_secret": secret, name: value,
         });
-        answer(
+        send(
             client
-                .post(stands.maxmd_auth.url() + "/oauth/token")
+                .post(vendors.maxmd_auth.url() + "/oauth/token")
                 .form(&form),
         )
         .await
@@ -260,49 +260,49 @@ mod tests {
 
     #[tokio::test]
     async fn a_code_works_once_and_the_state_comes_back() {
-        let (_dir, stands) = stands().await;
-        let client = client(&stands.files, None);
-        let back = consent(&stands, &client, "a b").await;
+        let (_dir, vendors) = mock_vendors().await;
+        let client = client(&vendors.files, None);
+        let back = consent(&vendors, &client, "a b").await;
         let pairs: HashMap<_, _> = back.query_pairs().into_owned().collect();
         assert_eq!(pairs["state"], "a b");
         let code = pairs["code"].as_str();
 
         let grant = ("authorization_code", "code", code);
-        let (status, body) = exchange(&stands, &client, grant).await;
+        let (status, body) = exchange(&vendors, &client, grant).await;
         assert_eq!((status, &body["expires_in"]), (200, &json!(3600)));
-        let api = stands.maxmd.url() + "/api/certificate/direct.example.com";
+        let api = vendors.maxmd.url() + "/api/certificate/direct.example.com";
         let token = body["access_token"].as_str().unwrap();
-        assert_eq!(answer(client.get(&api).bearer_auth(token)).await.0, 200);
-        let (status, body) = answer(client.get(&api).bearer_auth("dead")).await;
+        assert_eq!(send(client.get(&api).bearer_auth(token)).await.0, 200);
+        let (status, body) = send(client.get(&api).bearer_auth("dead")).await;
         assert_eq!((status, &body["error"]), (401, &json!("Unauthorized")));
         assert!(body["description"].is_string());
 
-        let (status, body) = exchange(&stands, &client, grant).await;
+        let (status, body) = exchange(&vendors, &client, grant).await;
         assert_eq!((status, &body["error"]), (400, &json!("invalid_grant")));
     }
 
     #[tokio::test]
     async fn using_a_refresh_token_twice_ends_the_whole_family() {
-        let (_dir, stands) = stands().await;
-        let client = client(&stands.files, None);
-        let back = consent(&stands, &client, "").await;
+        let (_dir, vendors) = mock_vendors().await;
+        let client = client(&vendors.files, None);
+        let back = consent(&vendors, &client, "").await;
         let (_, code) = back.query_pairs().next().unwrap();
-        let (_, first) = exchange(&stands, &client, ("authorization_code", "code", &code)).await;
-        let refresh = |answer: &Value| answer["refresh_token"].as_str().unwrap().to_owned();
+        let (_, first) = exchange(&vendors, &client, ("authorization_code", "code", &code)).await;
+        let refresh = |response: &Value| response["refresh_token"].as_str().unwrap().to_owned();
         let old = refresh(&first);
         let (status, second) =
-            exchange(&stands, &client, ("refresh_token", "refresh_token", &old)).await;
+            exchange(&vendors, &client, ("refresh_token", "refresh_token", &old)).await;
         assert_eq!(status, 200);
         let newer = refresh(&second);
         assert_ne!(old, newer);
 
         for token in [&old, &newer] {
             let grant = ("refresh_token", "refresh_token", token.as_str());
-            let (status, body) = exchange(&stands, &client, grant).await;
+            let (status, body) = exchange(&vendors, &client, grant).await;
             assert_eq!((status, &body["error"]), (400, &json!("invalid_grant")));
         }
-        let api = stands.maxmd.url() + "/api/certificate/direct.example.com";
+        let api = vendors.maxmd.url() + "/api/certificate/direct.example.com";
         let token = second["access_token"].as_str().unwrap();
-        assert_eq!(answer(client.get(&api).bearer_auth(token)).await.0, 401);
+        assert_eq!(send(client.get(&api).bearer_auth(token)).await.0, 401);
     }
 }

@@ -1,5 +1,5 @@
-//! The proxy.yaml that leads to the stand-ins: the stanzas of a real one, plus where the
-//! stand-ins are and whom to trust for them.
+//! The proxy.yaml that leads to the mock vendors: the stanzas of a real one, plus where the
+//! mock vendors are and whom to trust for them.
 
 use std::fs;
 use std::io;
@@ -8,14 +8,14 @@ use std::net::SocketAddr;
 use aws_lc_rs::digest::{SHA256, digest};
 
 use super::sectigo::TOKEN_PATH;
-use super::{Stands, write_private};
+use super::{MockVendors, write_private};
 
-/// The only caller of [`Stands::proxy_yaml`].
+/// The only caller of [`MockVendors::proxy_yaml`].
 const CALLER: &str = "demo";
 
-impl Stands {
+impl MockVendors {
     /// A whole proxy.yaml: one listener, one caller, and every vendor. Port 0 lets the system
-    /// choose. It belongs into the directory that [`Stands::start`] was given.
+    /// choose. It belongs into the directory that [`MockVendors::start`] was given.
     #[must_use]
     pub fn proxy_yaml(&self, listener: SocketAddr, admin: SocketAddr) -> String {
         let digest = hex::encode(digest(&SHA256, self.logins.caller_key.as_bytes()));
@@ -38,7 +38,7 @@ vendors:
         )
     }
 
-    /// Every vendor's name and its stanza, indented to stand under `vendors:`. One login each.
+    /// Every vendor's name and its stanza, indented to server under `vendors:`. One login each.
     #[must_use]
     #[expect(clippy::too_many_lines, reason = "one piece of text per login")]
     pub fn stanzas(&self) -> [(&'static str, String); 9] {

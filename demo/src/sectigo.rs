@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::stand::{Answer, Part, Seen};
+use super::server::{Handler, MockResponse, RecordedRequest};
 use super::tokens::{Tokens, random_hex};
 use super::{Client, Logins};
 
@@ -27,19 +27,22 @@ impl TokenServer {
     }
 }
 
-impl Part for TokenServer {
-    fn answer(&self, seen: &Seen) -> Answer {
-        if !self.is_token_call(seen) {
-            return Answer::json(
+impl Handler for TokenServer {
+    fn respond(&self, request: &RecordedRequest) -> MockResponse {
+        if !self.is_token_call(request) {
+            return MockResponse::json(
                 404,
                 &json!({"error": "Unable to find matching target resource method"}),
             );
         }
-        if seen.method != "POST" {
-            return Answer::json(405, &json!({"error": "HTTP 405 Method Not Allowed"}));
+        if request.method != "POST" {
+            return MockResponse::json(405, &json!({"error": "HTTP 405 Method Not Allowed"}));
         }
-        let Some(grant) = seen.form("grant_type").filter(|_| seen.is(super::FORM)) else {
-            return Answer::json(
+        let Some(grant) = request
+            .form("grant_type")
+            .filter(|_| request.has_media_type(super::FORM))
+        else {
+            return MockResponse::json(
                 400,
                 &json!({
                     "error": "invalid_request",
@@ -48,7 +51,7 @@ impl Part for TokenServer {
             );
         };
         if grant != "client_credentials" {
-            return Answer::json(
+            return MockResponse::json(
                 400,
                 &json!({
                     "error": "unsupported_grant_type",
@@ -57,8 +60,8 @@ impl Part for TokenServer {
             );
         }
         // The documented way is the form body, and nothing beside it.
-        if !self.client.is_in_form(seen) || seen.field("authorization").is_some() {
-            return Answer::json(
+        if !self.client.is_in_form(request) || request.field("authorization").is_some() {
+            return MockResponse::json(
                 401,
                 &json!({
                     "error": "invalid_client",
@@ -68,7 +71,7 @@ impl Part for TokenServer {
         }
         let token = format!("{}.{}.{}", random_hex(), random_hex(), random_hex());
         let lifetime = self.tokens.issue(&token);
-        let answer = json!({
+        let response = json!({
             "access_token": token,
             "expires_in": lifetime,
             // Not "expired": this grant has no refresh token.
@@ -77,11 +80,11 @@ impl Part for TokenServer {
             "not-before-policy": 0,
             "scope": "email profile",
         });
-        Answer::json(200, &self.tokens.finish(answer)).with("Cache-Control", "no-store")
+        MockResponse::json(200, &self.tokens.finish(response)).with("Cache-Control", "no-store")
     }
 
-    fn is_token_call(&self, seen: &Seen) -> bool {
-        seen.path() == TOKEN_PATH
+    fn is_token_call(&self, request: &RecordedRequest) -> bool {
+        request.path() == TOKEN_PATH
     }
 }
 
@@ -97,15 +100,15 @@ impl Admin {
     }
 }
 
-impl Part for Admin {
-    fn answer(&self, seen: &Seen) -> Answer {
-        if seen
+impl Handler for Admin {
+    fn respond(&self, request: &RecordedRequest) -> MockResponse {
+        if request
             .bearer()
             .is_some_and(|token| self.tokens.accepts(token))
         {
-            return api(seen, seen.path());
+            return api(request, request.path());
         }
-        // The token server's address stands here because it is not the same for every customer.
+        // The token server's address vendors here because it is not the same for every customer.
         unknown_user().with(
             "WWW-Authenticate",
             format!("Bearer authorization_uri=\"{}\"", self.token_url),
@@ -132,57 +135,57 @@ impl CertManager {
     }
 }
 
-impl Part for CertManager {
-    fn answer(&self, seen: &Seen) -> Answer {
+impl Handler for CertManager {
+    fn respond(&self, request: &RecordedRequest) -> MockResponse {
         // Spelled as documented: nobody here knows whether the real server minds.
-        let login = seen.exact_field("login");
-        let customer = seen.exact_field("customerUri") == Some(&self.customer_uri);
-        let path = seen.path();
+        let login = request.exact_field("login");
+        let customer = request.exact_field("customerUri") == Some(&self.customer_uri);
+        let path = request.path();
         if path.starts_with("/private/") {
-            let certificate = seen
+            let certificate = request
                 .client_cert
                 .as_ref()
                 .is_some_and(|cert| cert.approved && cert.subject == "CN=demo-sectigo");
-            let password = seen
+            let password = request
                 .fields
                 .iter()
                 .any(|(name, _)| name.eq_ignore_ascii_case("password"));
             if !certificate || password || !customer || login != Some(&self.certificate_login) {
                 return unknown_user();
             }
-            return api(seen, path.trim_start_matches("/private"));
+            return api(request, path.trim_start_matches("/private"));
         }
         if !customer
             || login != Some(&self.login)
-            || seen.exact_field("password") != Some(&self.password)
+            || request.exact_field("password") != Some(&self.password)
         {
             return unknown_user();
         }
-        api(seen, path)
+        api(request, path)
     }
 }
 
 /// What all three logins lead to.
-fn api(seen: &Seen, path: &str) -> Answer {
-    match (seen.method.as_str(), path) {
-        ("GET", "/api/ssl/v1/types") => Answer::json(
+fn api(request: &RecordedRequest, path: &str) -> MockResponse {
+    match (request.method.as_str(), path) {
+        ("GET", "/api/ssl/v1/types") => MockResponse::json(
             200,
             &json!([{"id": 2107, "name": "OV SSL", "description": "", "terms": [90, 365]}]),
         ),
         // 201 points at the vendor's own host, absolutely.
-        ("POST", "/api/organization/v1") => Answer::empty(201).with(
+        ("POST", "/api/organization/v1") => MockResponse::empty(201).with(
             "Location",
             format!(
                 "https://{}/api/organization/v1/6144",
-                seen.field("host").unwrap_or_default()
+                request.field("host").unwrap_or_default()
             ),
         ),
-        _ => Answer::json(404, &json!({"code": -1, "description": "Not found"})),
+        _ => MockResponse::json(404, &json!({"code": -1, "description": "Not found"})),
     }
 }
 
-fn unknown_user() -> Answer {
-    Answer::json(401, &json!({"code": -16, "description": "Unknown user"}))
+fn unknown_user() -> MockResponse {
+    MockResponse::json(401, &json!({"code": -16, "description": "Unknown user"}))
 }
 
 #[cfg(test)]
@@ -192,19 +195,19 @@ mod tests {
     use tokio::net::TcpStream;
     use tokio_rustls::TlsConnector;
 
-    use super::super::tests::{answer, client, client_tls, stands};
-    use super::super::{CertFiles, Files, Stand};
+    use super::super::tests::{client, client_tls, mock_vendors, send};
+    use super::super::{CertFiles, Files, MockServer};
     use super::*;
 
     /// Sends the fields as they are spelled here (reqwest would change that); the whole answer.
     async fn get(
-        stand: &Stand,
+        server: &MockServer,
         files: &Files,
         identity: Option<&CertFiles>,
         path: &str,
         fields: &[(&str, &str)],
     ) -> String {
-        let tcp = TcpStream::connect(stand.address()).await.unwrap();
+        let tcp = TcpStream::connect(server.address()).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();
         let mut tls = TlsConnector::from(Arc::new(client_tls(files, identity)))
             .connect(name, tcp)
@@ -215,28 +218,28 @@ mod tests {
             head.extend([name, ": ", value, "\r\n"]);
         }
         tls.write_all((head + "\r\n").as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        tls.read_to_string(&mut answer).await.unwrap();
-        answer
+        let mut response = String::new();
+        tls.read_to_string(&mut response).await.unwrap();
+        response
     }
 
     #[tokio::test]
     async fn a_token_comes_for_the_secret_in_the_form_and_for_nothing_else() {
-        let (_dir, stands) = stands().await;
-        let client = client(&stands.files, None);
-        let token_url = stands.sectigo_auth.url() + TOKEN_PATH;
-        let Client { id, secret } = &stands.logins.sectigo;
+        let (_dir, vendors) = mock_vendors().await;
+        let client = client(&vendors.files, None);
+        let token_url = vendors.sectigo_auth.url() + TOKEN_PATH;
+        let Client { id, secret } = &vendors.logins.sectigo;
         let form = |secret: &str| {
             json!({
                 "grant_type": "client_credentials", "client_id": id, "client_secret": secret,
             })
         };
 
-        let (status, body) = answer(client.post(&token_url).form(&form(secret))).await;
+        let (status, body) = send(client.post(&token_url).form(&form(secret))).await;
         assert_eq!((status, &body["expires_in"]), (200, &json!(300)));
-        let types = stands.sectigo.url() + "/api/ssl/v1/types";
+        let types = vendors.sectigo.url() + "/api/ssl/v1/types";
         let token = body["access_token"].as_str().unwrap();
-        assert_eq!(answer(client.get(types).bearer_auth(token)).await.0, 200);
+        assert_eq!(send(client.get(types).bearer_auth(token)).await.0, 200);
 
         let grant = json!({"grant_type": "client_credentials"});
         for refused in [
@@ -246,24 +249,24 @@ mod tests {
                 .form(&grant)
                 .basic_auth(id, Some(secret)),
         ] {
-            let (status, body) = answer(refused).await;
+            let (status, body) = send(refused).await;
             assert_eq!((status, &body["error"]), (401, &json!("invalid_client")));
         }
-        let (status, _) = answer(client.post(&token_url).json(&form(secret))).await;
+        let (status, _) = send(client.post(&token_url).json(&form(secret))).await;
         assert_eq!(status, 400);
-        assert_eq!(answer(client.get(&token_url)).await.0, 405);
+        assert_eq!(send(client.get(&token_url)).await.0, 405);
     }
 
     #[tokio::test]
     async fn the_api_says_in_its_401_where_tokens_come_from() {
-        let (_dir, stands) = stands().await;
-        let client = client(&stands.files, None);
-        let types = stands.sectigo.url() + "/api/ssl/v1/types";
+        let (_dir, vendors) = mock_vendors().await;
+        let client = client(&vendors.files, None);
+        let types = vendors.sectigo.url() + "/api/ssl/v1/types";
 
         let response = client.get(types).bearer_auth("dead").send().await.unwrap();
         assert_eq!(response.status(), 401);
         let hint = response.headers()["www-authenticate"].to_str().unwrap();
-        let token_url = stands.sectigo_auth.url() + TOKEN_PATH;
+        let token_url = vendors.sectigo_auth.url() + TOKEN_PATH;
         assert_eq!(hint, format!("Bearer authorization_uri=\"{token_url}\""));
         let body: serde_json::Value = response.json().await.unwrap();
         assert_eq!(body, json!({"code": -16, "description": "Unknown user"}));
@@ -271,18 +274,18 @@ mod tests {
 
     #[tokio::test]
     async fn the_header_login_is_taken_in_its_exact_spelling_only() {
-        let (_dir, stands) = stands().await;
-        let logins = &stands.logins;
+        let (_dir, vendors) = mock_vendors().await;
+        let logins = &vendors.logins;
         let right = [
             ("login", logins.cert_manager_login.as_str()),
             ("password", &logins.cert_manager_password),
             ("customerUri", &logins.cert_manager_customer),
         ];
-        let stand = &stands.cert_manager;
+        let server = &vendors.cert_manager;
         let path = "/api/ssl/v1/types";
 
-        let answer = get(stand, &stands.files, None, path, &right).await;
-        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        let response = get(server, &vendors.files, None, path, &right).await;
+        assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
 
         let mut lower = right;
         lower[2].0 = "customeruri";
@@ -290,19 +293,19 @@ mod tests {
         wrong[1].1 = "wrong";
         let twice = [right[0], right[1], right[2], right[1]];
         for refused in [&right[..2], &lower, &wrong, &twice] {
-            let answer = get(stand, &stands.files, None, path, refused).await;
+            let response = get(server, &vendors.files, None, path, refused).await;
             assert!(
-                answer.starts_with("HTTP/1.1 401 Unauthorized\r\n"),
-                "{answer}"
+                response.starts_with("HTTP/1.1 401 Unauthorized\r\n"),
+                "{response}"
             );
-            assert!(answer.ends_with(r#"{"code":-16,"description":"Unknown user"}"#));
+            assert!(response.ends_with(r#"{"code":-16,"description":"Unknown user"}"#));
         }
     }
 
     #[tokio::test]
     async fn the_private_path_demands_the_certificate_and_refuses_a_password() {
-        let (_dir, stands) = stands().await;
-        let (logins, files) = (&stands.logins, &stands.files);
+        let (_dir, vendors) = mock_vendors().await;
+        let (logins, files) = (&vendors.logins, &vendors.files);
         let right = [
             ("login", logins.cert_manager_certificate_login.as_str()),
             ("customerUri", &logins.cert_manager_customer),
@@ -312,12 +315,12 @@ mod tests {
             right[1],
             ("password", &logins.cert_manager_password),
         ];
-        let stand = &stands.cert_manager;
+        let server = &vendors.cert_manager;
         let path = "/private/api/ssl/v1/types";
 
-        let answer = get(stand, files, Some(&files.sectigo), path, &right).await;
-        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-        let shown = stand.requests()[0].client_cert.clone().unwrap();
+        let response = get(server, files, Some(&files.sectigo), path, &right).await;
+        assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
+        let shown = server.requests()[0].client_cert.clone().unwrap();
         assert_eq!(
             (shown.subject.as_str(), shown.approved),
             ("CN=demo-sectigo", true)
@@ -330,8 +333,8 @@ mod tests {
             (Some(&files.sectigo), &with_password),
             (Some(&files.sectigo), &right[..1]),
         ] {
-            let answer = get(stand, files, identity, path, fields).await;
-            assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+            let response = get(server, files, identity, path, fields).await;
+            assert!(response.starts_with("HTTP/1.1 401 "), "{response}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The access tokens a stand-in has issued, and how long they live.
+//! The access tokens a mock vendor has issued, and how long they live.
 //!
 //! A token server and the API server that takes its tokens share one of these.
 
@@ -53,7 +53,7 @@ impl Tokens {
     }
 
     /// Ends all of them.
-    pub(crate) fn revoke_all(&self) {
+    pub(crate) fn revoke_access_tokens(&self) {
         self.live.lock().clear();
     }
 
@@ -63,13 +63,13 @@ impl Tokens {
     }
 
     /// Takes `expires_in` out of a token answer where that was asked for.
-    pub(crate) fn finish(&self, mut answer: Value) -> Value {
+    pub(crate) fn finish(&self, mut response: Value) -> Value {
         if self.omit_expires_in.load(Ordering::Relaxed)
-            && let Some(members) = answer.as_object_mut()
+            && let Some(members) = response.as_object_mut()
         {
             members.remove("expires_in");
         }
-        answer
+        response
     }
 
     pub(crate) fn set_lifetime(&self, lifetime: Duration) {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::Logins;
-use super::stand::{Answer, Part, Seen};
+use super::server::{Handler, MockResponse, RecordedRequest};
 use super::tokens::{Tokens, random_base64};
 
 /// What a refused refresh token is answered, in the reason phrase too: clients look there.
@@ -27,7 +27,7 @@ pub(crate) struct Tpp {
     grants: Mutex<HashMap<String, Grant>>,
 }
 
-/// What a refresh token stands for.
+/// What a refresh token vendors for.
 struct Grant {
     access: String,
     scope: String,
@@ -51,13 +51,13 @@ impl Tpp {
     }
 
     /// `POST authorize/certificate`, `authorize/oauth`, `authorize/jwt`: a new grant.
-    fn authorize(&self, seen: &Seen, by: &str) -> Answer {
-        let body = match self.request(seen) {
+    fn authorize(&self, request: &RecordedRequest, by: &str) -> MockResponse {
+        let body = match self.checked_body(request) {
             Ok(body) => body,
             Err(refused) => return refused,
         };
         let identity = match by {
-            "certificate" => match &seen.client_cert {
+            "certificate" => match &request.client_cert {
                 Some(cert) if !cert.approved => {
                     return certificate_trouble("Certificate not signed by an approved issuer");
                 }
@@ -97,8 +97,8 @@ impl Tpp {
     }
 
     /// `POST authorize/token`: the grant lives on, both its tokens are new.
-    fn refresh(&self, seen: &Seen) -> Answer {
-        let body = match self.request(seen) {
+    fn refresh(&self, request: &RecordedRequest) -> MockResponse {
+        let body = match self.checked_body(request) {
             Ok(body) => body,
             Err(refused) => return refused,
         };
@@ -109,17 +109,17 @@ impl Tpp {
                 self.tokens.revoke(&grant.access);
                 self.grant(grant)
             }
-            None => error("invalid_grant", GRANT_OVER).because(GRANT_OVER),
+            None => error("invalid_grant", GRANT_OVER).with_reason(GRANT_OVER),
         }
     }
 
     /// What every POST needs: JSON, and the integration's own identifier, case and all.
-    fn request(&self, seen: &Seen) -> Result<Value, Answer> {
-        if seen.method != "POST" {
-            return Err(Answer::empty(405).with("Allow", "POST"));
+    fn checked_body(&self, request: &RecordedRequest) -> Result<Value, MockResponse> {
+        if request.method != "POST" {
+            return Err(MockResponse::empty(405).with("Allow", "POST"));
         }
-        let body = seen.json();
-        if !seen.is("application/json") || !body["client_id"].is_string() {
+        let body = request.json();
+        if !request.has_media_type("application/json") || !body["client_id"].is_string() {
             return Err(error("invalid_request", "The client_id is missing"));
         }
         if body["client_id"] != self.client_id {
@@ -131,10 +131,10 @@ impl Tpp {
         Ok(body)
     }
 
-    fn grant(&self, mut grant: Grant) -> Answer {
+    fn grant(&self, mut grant: Grant) -> MockResponse {
         let (access, refresh) = (random_base64(), random_base64());
         let lifetime = self.tokens.issue(&access);
-        let answer = json!({
+        let response = json!({
             "access_token": access,
             "refresh_token": refresh,
             "expires": unix_time() + lifetime,
@@ -146,19 +146,19 @@ impl Tpp {
         });
         grant.access = access;
         self.grants.lock().insert(refresh, grant);
-        Answer::json(200, &self.tokens.finish(answer))
+        MockResponse::json(200, &self.tokens.finish(response))
     }
 
     /// `GET authorize/verify`: about the grant; hands out no token.
-    fn verify(&self, seen: &Seen) -> Answer {
-        let Some(token) = seen.bearer().filter(|token| self.tokens.accepts(token)) else {
+    fn verify(&self, request: &RecordedRequest) -> MockResponse {
+        let Some(token) = request.bearer().filter(|token| self.tokens.accepts(token)) else {
             return Self::unauthorized();
         };
         let grants = self.grants.lock();
         let Some(grant) = grants.values().find(|grant| grant.access == token) else {
             return Self::unauthorized();
         };
-        Answer::json(
+        MockResponse::json(
             200,
             &json!({
                 "application": self.client_id,
@@ -171,9 +171,9 @@ impl Tpp {
     }
 
     /// `GET revoke/token`: a GET that ends the grant of the token it carries.
-    fn revoke(&self, seen: &Seen) -> Answer {
+    fn revoke(&self, request: &RecordedRequest) -> MockResponse {
         let mut grants = self.grants.lock();
-        let found = seen.bearer().and_then(|token| {
+        let found = request.bearer().and_then(|token| {
             let refresh = grants
                 .iter()
                 .find(|(_, grant)| grant.access == token)
@@ -183,37 +183,37 @@ impl Tpp {
         match found {
             Some(grant) => {
                 self.tokens.revoke(&grant.access);
-                Answer::empty(200)
+                MockResponse::empty(200)
             }
-            None => Answer::empty(202).because("[token] not found"),
+            None => MockResponse::empty(202).with_reason("[token] not found"),
         }
     }
 
-    fn api(&self, seen: &Seen, path: &str) -> Answer {
-        if !seen
+    fn api(&self, request: &RecordedRequest, path: &str) -> MockResponse {
+        if !request
             .bearer()
             .is_some_and(|token| self.tokens.accepts(token))
         {
             return Self::unauthorized();
         }
-        match (seen.method.as_str(), path) {
-            ("GET", "/vedsdk/certificates" | "/vedsdk/certificates/") => Answer::json(
+        match (request.method.as_str(), path) {
+            ("GET", "/vedsdk/certificates" | "/vedsdk/certificates/") => MockResponse::json(
                 200,
                 &json!({"Certificates": [], "DataRange": "Certificates 0 - 0", "TotalCount": 0}),
             ),
             ("GET", "/vedsdk/systemstatus/version") => {
-                Answer::json(200, &json!({"Version": "24.1.0.3100"}))
+                MockResponse::json(200, &json!({"Version": "24.1.0.3100"}))
             }
-            ("POST", "/vedsdk/certificates/request") => Answer::json(
+            ("POST", "/vedsdk/certificates/request") => MockResponse::json(
                 200,
                 &json!({"CertificateDN": "\\VED\\Policy\\demo", "Guid": "{00000000-0000-0000-0000-000000000000}"}),
             ),
-            _ => Answer::json(404, &json!({"Error": "No such resource"})),
+            _ => MockResponse::json(404, &json!({"Error": "No such resource"})),
         }
     }
 
-    fn unauthorized() -> Answer {
-        Answer::json(
+    fn unauthorized() -> MockResponse {
+        MockResponse::json(
             401,
             &json!({
                 "error": "invalid_token",
@@ -224,26 +224,26 @@ impl Tpp {
     }
 }
 
-impl Part for Tpp {
-    fn answer(&self, seen: &Seen) -> Answer {
-        let path = seen.path().to_ascii_lowercase();
+impl Handler for Tpp {
+    fn respond(&self, request: &RecordedRequest) -> MockResponse {
+        let path = request.path().to_ascii_lowercase();
         match path.as_str() {
-            "/vedauth/authorize/certificate" => self.authorize(seen, "certificate"),
-            "/vedauth/authorize/oauth" => self.authorize(seen, "oauth"),
-            "/vedauth/authorize/jwt" => self.authorize(seen, "jwt"),
-            "/vedauth/authorize/token" => self.refresh(seen),
-            "/vedauth/authorize/verify" => self.verify(seen),
+            "/vedauth/authorize/certificate" => self.authorize(request, "certificate"),
+            "/vedauth/authorize/oauth" => self.authorize(request, "oauth"),
+            "/vedauth/authorize/jwt" => self.authorize(request, "jwt"),
+            "/vedauth/authorize/token" => self.refresh(request),
+            "/vedauth/authorize/verify" => self.verify(request),
             "/vedauth/authorize/isauthserver" => {
-                Answer::empty(202).because("Venafi Authentication Server")
+                MockResponse::empty(202).with_reason("Venafi Authentication Server")
             }
-            "/vedauth/revoke/token" => self.revoke(seen),
-            api if api.starts_with("/vedsdk/") => self.api(seen, api),
-            _ => Answer::empty(404),
+            "/vedauth/revoke/token" => self.revoke(request),
+            api if api.starts_with("/vedsdk/") => self.api(request, api),
+            _ => MockResponse::empty(404),
         }
     }
 
-    fn is_token_call(&self, seen: &Seen) -> bool {
-        let path = seen.path().to_ascii_lowercase();
+    fn is_token_call(&self, request: &RecordedRequest) -> bool {
+        let path = request.path().to_ascii_lowercase();
         path.strip_prefix("/vedauth/authorize/")
             .is_some_and(|call| matches!(call, "certificate" | "oauth" | "jwt" | "token"))
     }
@@ -253,21 +253,21 @@ impl Part for Tpp {
     }
 }
 
-fn error(error: &str, description: &str) -> Answer {
-    Answer::json(
+fn error(error: &str, description: &str) -> MockResponse {
+    MockResponse::json(
         400,
         &json!({"error": error, "error_description": description}),
     )
 }
 
-/// 401 with the trouble in the reason phrase and in the text.
-fn certificate_trouble(text: &str) -> Answer {
-    Answer {
+/// 401 with the problem in the reason phrase and in the text.
+fn certificate_trouble(text: &str) -> MockResponse {
+    MockResponse {
         body: text.as_bytes().to_vec(),
-        ..Answer::empty(401)
+        ..MockResponse::empty(401)
     }
     .with("Content-Type", "text/plain")
-    .because(text)
+    .with_reason(text)
 }
 
 fn unix_time() -> u64 {
@@ -278,19 +278,19 @@ fn unix_time() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Stands;
-    use super::super::tests::{answer, client, stands};
+    use super::super::MockVendors;
+    use super::super::tests::{client, mock_vendors, send};
     use super::*;
 
     fn post(
-        stands: &Stands,
+        vendors: &MockVendors,
         client: &reqwest::Client,
         call: &str,
         extra: &Value,
     ) -> reqwest::RequestBuilder {
         let mut body = extra.clone();
-        body["client_id"] = json!(stands.logins.venafi_client_id);
-        let url = format!("{}/vedauth/{call}", stands.venafi.url());
+        body["client_id"] = json!(vendors.logins.venafi_client_id);
+        let url = format!("{}/vedauth/{call}", vendors.venafi.url());
         client.post(url).json(&body)
     }
 
@@ -300,11 +300,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_certificate_brings_a_grant_whatever_the_case_of_the_path() {
-        let (_dir, stands) = stands().await;
-        let client = client(&stands.files, Some(&stands.files.venafi));
+        let (_dir, vendors) = mock_vendors().await;
+        let client = client(&vendors.files, Some(&vendors.files.venafi));
 
-        let (status, body) =
-            answer(post(&stands, &client, "Authorize/Certificate", &scope())).await;
+        let (status, body) = send(post(&vendors, &client, "Authorize/Certificate", &scope())).await;
         assert_eq!(status, 200);
         assert!(body["access_token"].as_str().unwrap().ends_with("=="));
         assert_eq!(body["expires_in"], 7_776_000);
@@ -314,29 +313,29 @@ mod tests {
 
         let token = body["access_token"].as_str().unwrap();
         for path in ["/vedauth/authorize/verify", "/VEDsdk/Certificates/"] {
-            let url = stands.venafi.url() + path;
-            assert_eq!(answer(client.get(&url)).await.0, 401, "{path}");
-            let (status, _) = answer(client.get(url).bearer_auth(token)).await;
+            let url = vendors.venafi.url() + path;
+            assert_eq!(send(client.get(&url)).await.0, 401, "{path}");
+            let (status, _) = send(client.get(url).bearer_auth(token)).await;
             assert_eq!(status, 200, "{path}");
         }
     }
 
     #[tokio::test]
     async fn a_wrong_certificate_is_401_with_words() {
-        let (_dir, stands) = stands().await;
+        let (_dir, vendors) = mock_vendors().await;
         for (identity, words) in [
             (
-                Some(&stands.files.foreign),
+                Some(&vendors.files.foreign),
                 "Certificate not signed by an approved issuer",
             ),
             (
-                Some(&stands.files.sectigo),
+                Some(&vendors.files.sectigo),
                 "Certificate did not contain an acceptable identity",
             ),
             (None, "Certificate did not contain an acceptable identity"),
         ] {
-            let client = client(&stands.files, identity);
-            let request = post(&stands, &client, "authorize/certificate", &scope());
+            let client = client(&vendors.files, identity);
+            let request = post(&vendors, &client, "authorize/certificate", &scope());
             let response = request.send().await.unwrap();
             assert_eq!(response.status(), 401);
             assert_eq!(response.text().await.unwrap(), words);
@@ -345,9 +344,9 @@ mod tests {
 
     #[tokio::test]
     async fn password_and_jwt_bring_a_grant_and_wrong_ones_400() {
-        let (_dir, stands) = stands().await;
-        let client = client(&stands.files, None);
-        let logins = &stands.logins;
+        let (_dir, vendors) = mock_vendors().await;
+        let client = client(&vendors.files, None);
+        let logins = &vendors.logins;
         let mut password = scope();
         password["username"] = json!(logins.venafi_username);
         password["password"] = json!(logins.venafi_password);
@@ -358,54 +357,54 @@ mod tests {
             ("authorize/oauth", password, "password"),
             ("authorize/jwt", jwt, "jwt"),
         ] {
-            assert_eq!(answer(post(&stands, &client, call, &body)).await.0, 200);
+            assert_eq!(send(post(&vendors, &client, call, &body)).await.0, 200);
             let mut without_scope = body.clone();
             without_scope["scope"] = Value::Null;
-            let (status, answered) = answer(post(&stands, &client, call, &without_scope)).await;
+            let (status, answered) = send(post(&vendors, &client, call, &without_scope)).await;
             assert_eq!((status, &answered["error"]), (400, &json!("invalid_scope")));
             body[secret] = json!("wrong");
-            let (status, answered) = answer(post(&stands, &client, call, &body)).await;
+            let (status, answered) = send(post(&vendors, &client, call, &body)).await;
             assert_eq!((status, &answered["error"]), (400, &json!("invalid_grant")));
         }
     }
 
     #[tokio::test]
     async fn refreshing_ends_the_old_access_token_and_works_once() {
-        let (_dir, stands) = stands().await;
-        let client = client(&stands.files, Some(&stands.files.venafi));
+        let (_dir, vendors) = mock_vendors().await;
+        let client = client(&vendors.files, Some(&vendors.files.venafi));
         let verify = |token: &Value| {
-            let url = stands.venafi.url() + "/vedauth/authorize/verify";
+            let url = vendors.venafi.url() + "/vedauth/authorize/verify";
             client.get(url).bearer_auth(token.as_str().unwrap())
         };
-        let (_, first) = answer(post(&stands, &client, "authorize/certificate", &scope())).await;
+        let (_, first) = send(post(&vendors, &client, "authorize/certificate", &scope())).await;
         let refresh = json!({"refresh_token": first["refresh_token"]});
-        let (status, second) = answer(post(&stands, &client, "authorize/token", &refresh)).await;
+        let (status, second) = send(post(&vendors, &client, "authorize/token", &refresh)).await;
         assert_eq!(status, 200);
         assert_eq!(second["refresh_until"], first["refresh_until"]);
-        assert_eq!(answer(verify(&first["access_token"])).await.0, 401);
-        assert_eq!(answer(verify(&second["access_token"])).await.0, 200);
+        assert_eq!(send(verify(&first["access_token"])).await.0, 401);
+        assert_eq!(send(verify(&second["access_token"])).await.0, 200);
 
-        let (status, body) = answer(post(&stands, &client, "authorize/token", &refresh)).await;
+        let (status, body) = send(post(&vendors, &client, "authorize/token", &refresh)).await;
         assert_eq!((status, &body["error"]), (400, &json!("invalid_grant")));
         let raw = "Grant has been revoked";
         assert!(body["error_description"].as_str().unwrap().starts_with(raw));
-        assert_eq!(answer(verify(&second["access_token"])).await.0, 200);
+        assert_eq!(send(verify(&second["access_token"])).await.0, 200);
     }
 
     #[tokio::test]
     async fn a_get_of_the_revoke_path_really_revokes() {
-        let (_dir, stands) = stands().await;
-        let client = client(&stands.files, Some(&stands.files.venafi));
-        let revoke = stands.venafi.url() + "/vedauth/Revoke/Token";
-        assert_eq!(answer(client.get(&revoke)).await.0, 202);
-        let (_, grant) = answer(post(&stands, &client, "authorize/certificate", &scope())).await;
+        let (_dir, vendors) = mock_vendors().await;
+        let client = client(&vendors.files, Some(&vendors.files.venafi));
+        let revoke = vendors.venafi.url() + "/vedauth/Revoke/Token";
+        assert_eq!(send(client.get(&revoke)).await.0, 202);
+        let (_, grant) = send(post(&vendors, &client, "authorize/certificate", &scope())).await;
         let token = grant["access_token"].as_str().unwrap();
 
-        assert_eq!(answer(client.get(revoke).bearer_auth(token)).await.0, 200);
-        let verify = stands.venafi.url() + "/vedauth/authorize/verify";
-        assert_eq!(answer(client.get(verify).bearer_auth(token)).await.0, 401);
+        assert_eq!(send(client.get(revoke).bearer_auth(token)).await.0, 200);
+        let verify = vendors.venafi.url() + "/vedauth/authorize/verify";
+        assert_eq!(send(client.get(verify).bearer_auth(token)).await.0, 401);
         let refresh = json!({"refresh_token": grant["refresh_token"]});
-        let (status, _) = answer(post(&stands, &client, "authorize/token", &refresh)).await;
+        let (status, _) = send(post(&vendors, &client, "authorize/token", &refresh)).await;
         assert_eq!(status, 400);
     }
 }

@@ -12,7 +12,7 @@ use crate::logs;
 use crate::outbound::VARIABLES;
 use crate::server::{self, Running};
 use crate::tls::Roots;
-use countersign_demo::{CALLS, Row, Stands};
+use countersign_demo::{CALLS, MockVendors, Row};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
@@ -75,17 +75,17 @@ async fn demonstrate(once: bool) -> Result<bool, Box<dyn Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
 
     let dir = tempfile::tempdir()?;
-    let stands = progress::shown("starting the vendors", Stands::start(dir.path())).await?;
+    let vendors = progress::shown("starting the vendors", MockVendors::start(dir.path())).await?;
     let path = dir.path().join("proxy.yaml");
     let (listener, admin) = if once {
         (loopback(0), loopback(0))
     } else {
         (free(LISTENER_PORT), free(ADMIN_PORT))
     };
-    std::fs::write(&path, stands.proxy_yaml(listener, admin))?;
+    std::fs::write(&path, vendors.proxy_yaml(listener, admin))?;
     progress::shown(
         "consenting, for the one who wants it",
-        consent(&stands, &path),
+        consent(&vendors, &path),
     )
     .await?;
 
@@ -98,12 +98,12 @@ async fn demonstrate(once: bool) -> Result<bool, Box<dyn Error>> {
     let running = server::start(config)?;
 
     let all_right = if once {
-        let calls = stands.call_all(running.listeners[0]);
+        let calls = vendors.call_all(running.listeners[0]);
         let rows = progress::shown("calling the vendors", calls).await?;
         print_table(&rows)?;
-        rows.iter().all(|row| row.trouble.is_none())
+        rows.iter().all(|row| row.problem.is_none())
     } else {
-        print_invitation(&stands, &running, &path)?;
+        print_invitation(&vendors, &running, &path)?;
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
@@ -116,7 +116,7 @@ async fn demonstrate(once: bool) -> Result<bool, Box<dyn Error>> {
 
 /// Plays the person who consents: runs `countersign authorize` as anybody would, opens the address
 /// it prints, and pastes what the browser was redirected to.
-async fn consent(stands: &Stands, config: &Path) -> Result<(), Box<dyn Error>> {
+async fn consent(vendors: &MockVendors, config: &Path) -> Result<(), Box<dyn Error>> {
     let mut authorize = Command::new(std::env::current_exe()?)
         .args(["authorize", "maxmd", "--config"])
         .arg(config)
@@ -139,7 +139,7 @@ async fn consent(stands: &Stands, config: &Path) -> Result<(), Box<dyn Error>> {
         let browser = reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
-            .tls_backend_preconfigured(Roots::load(&stands.files.ca)?.client_config(None)?)
+            .tls_backend_preconfigured(Roots::load(&vendors.files.ca)?.client_config(None)?)
             .build()?;
         let response = browser.get(url).send().await?;
         let location = response
@@ -160,11 +160,11 @@ async fn consent(stands: &Stands, config: &Path) -> Result<(), Box<dyn Error>> {
     Err(format!("countersign authorize failed: {}", said.trim()).into())
 }
 
-fn print_invitation(stands: &Stands, running: &Running, config: &Path) -> io::Result<()> {
+fn print_invitation(vendors: &MockVendors, running: &Running, config: &Path) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(
         out,
-        "Stand-ins for the five vendors and the proxy in front of them are running, configured by\n\
+        "Mock vendors, five of them, and the proxy in front of them are running, configured by\n\
          {}\n\n\
          Call any of them, with the caller's key and no vendor's secret:\n",
         config.display()
@@ -173,7 +173,7 @@ fn print_invitation(stands: &Stands, running: &Running, config: &Path) -> io::Re
         writeln!(
             out,
             "curl -s -H 'X-Countersign-Key: {}' 'http://{}/{}{}'",
-            stands.logins.caller_key, running.listeners[0], call.vendor, call.path
+            vendors.logins.caller_key, running.listeners[0], call.vendor, call.path
         )?;
     }
     writeln!(
@@ -218,12 +218,12 @@ fn print_table(rows: &[Row]) -> io::Result<()> {
             "{:vendor$}  {:request$}  {:login$}  {:>6}  ",
             row.vendor, row.request, row.login, row.status
         )?;
-        match &row.trouble {
+        match &row.problem {
             None => writeln!(out, "{good}right{end}")?,
-            Some(trouble) => writeln!(out, "{bad}wrong: {trouble}{end}")?,
+            Some(problem) => writeln!(out, "{bad}wrong: {problem}{end}")?,
         }
     }
-    let wrong = rows.iter().filter(|row| row.trouble.is_some()).count();
+    let wrong = rows.iter().filter(|row| row.problem.is_some()).count();
     if wrong == 0 {
         writeln!(
             out,

@@ -15,7 +15,7 @@ use crate::support::{Proxy, status_of};
 const KEY: &str = "the-key-of-ci";
 const LOGIN: &str = "/c/api/v1/authenticate/";
 
-async fn start() -> (countersign_demo::Stand, Proxy, tempfile::TempDir) {
+async fn start() -> (countersign_demo::MockServer, Proxy, tempfile::TempDir) {
     let echo = countersign_demo::echo().await.unwrap();
     let url = echo.url();
     let digest = hex::encode(countersign::tls::sha256(&[KEY.as_bytes()]));

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign::tls::{CertFiles, Identity, Roots};
-use countersign_demo::Stand;
+use countersign_demo::MockServer;
 use serde_json::{Value, json};
 
 use crate::callers::{Issuer, PODS, authority, dns, issue};
@@ -17,7 +17,7 @@ const KEY: &str = "the-key-of-ci";
 
 /// A proxy with the logins of vendor `t` in front of an echo.
 struct Setup {
-    _echo: Stand,
+    _echo: MockServer,
     proxy: Proxy,
     dir: tempfile::TempDir,
 }

@@ -13,7 +13,9 @@ use crate::support::{Proxy, eventually};
 #[tokio::test(flavor = "multi_thread")]
 async fn settled_is_ready_when_every_first_attempt_has_ended() {
     let plan = Plan::new().await.vendor("certn").vendor("sectigo");
-    plan.stands.certn.delay(Duration::from_millis(1500));
+    plan.stands
+        .certn
+        .delay_token_calls(Duration::from_millis(1500));
     plan.stands.certn.fail_next(1, StatusCode::BAD_GATEWAY);
     let front = plan.launch();
 
@@ -190,7 +192,9 @@ async fn status_names_each_state_a_credential_can_be_in() {
     plan.stands
         .certcenter
         .fail_next(usize::MAX, StatusCode::BAD_REQUEST);
-    plan.stands.sectigo_auth.delay(Duration::from_secs(4));
+    plan.stands
+        .sectigo_auth
+        .delay_token_calls(Duration::from_secs(4));
     let front = plan.launch();
     let state = |vendor: &str| front.status(vendor)["state"].clone();
 
@@ -229,7 +233,7 @@ async fn metrics_have_the_promised_names_types_and_labels() {
     let odd = reqwest::Method::from_bytes(b"BREW").unwrap();
     let odd = answer(front.request(odd, "/certn/hr/v1/applicants/")).await;
     assert_eq!(odd.status, 405, "the vendor's own");
-    front.stands.certn.revoke_all();
+    front.stands.certn.revoke_access_tokens();
     assert_eq!(front.answer("/certn/hr/v1/applicants/").await.status, 200);
     eventually("counted", || {
         let counted = front.metric(

@@ -2,7 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use countersign_demo::Stand;
+use countersign_demo::MockServer;
 
 use super::{HEAD, get, yaml};
 use crate::support::front::Answer;
@@ -10,7 +10,7 @@ use crate::support::{Proxy, eventually, run};
 
 /// Two vendors, `v` and `w`, in front of one echo.
 struct Setup {
-    echo: Stand,
+    echo: MockServer,
     proxy: Proxy,
     _dir: tempfile::TempDir,
 }

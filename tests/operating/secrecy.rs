@@ -87,7 +87,7 @@ async fn provoke(front: &Front) {
         &front.stands.venafi,
         &front.stands.maxmd,
     ] {
-        stand.revoke_all();
+        stand.revoke_access_tokens();
     }
     for target in CALLS {
         assert_eq!(front.answer(target).await.status, 200, "{target}");

@@ -248,7 +248,10 @@ async fn a_refresh_under_way_is_finished_and_stored_before_the_process_ends() {
     eventually("refreshed once", || {
         (front.stands.maxmd_auth.token_calls().len() == 2).then_some(())
     });
-    front.stands.maxmd_auth.delay(Duration::from_secs(2));
+    front
+        .stands
+        .maxmd_auth
+        .delay_token_calls(Duration::from_secs(2));
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert_eq!(front.refresh("maxmd").await, 202);
     eventually("asked, and not answered", || {
@@ -260,7 +263,7 @@ async fn a_refresh_under_way_is_finished_and_stored_before_the_process_ends() {
     assert_eq!(front.stands.maxmd_auth.token_calls()[2].status, 200);
 
     // What was bought is what is used: a token shown twice would have ended the whole grant.
-    front.stands.maxmd_auth.delay(Duration::ZERO);
+    front.stands.maxmd_auth.delay_token_calls(Duration::ZERO);
     front.restart();
     assert_eq!(
         front.answer("/maxmd/api/certificate/query").await.status,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign::tls::Roots;
-use countersign_demo::Stand;
+use countersign_demo::MockServer;
 use http::Request;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -266,7 +266,7 @@ async fn hello(to: SocketAddr, minor: u8) -> (u8, [u8; 2]) {
 /// A TLS listener with four certificates in front of an echo, which is vendor `v`, by its prefix
 /// and by the host one.test.
 struct Setup {
-    echo: Stand,
+    echo: MockServer,
     proxy: Proxy,
     roots: Roots,
     dir: tempfile::TempDir,

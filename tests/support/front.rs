@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use countersign::tls::Roots;
-use countersign_demo::{Seen, Stand, Stands};
+use countersign_demo::{MockServer, MockVendors, RecordedRequest};
 use reqwest::RequestBuilder;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -32,7 +32,7 @@ const DECOYS: [&str; 9] = [
 /// The stand-ins run, the proxy does not yet.
 pub struct Plan {
     /// What the proxy will be in front of.
-    pub stands: Stands,
+    pub stands: MockVendors,
     dir: TempDir,
     admin: String,
     vendors: String,
@@ -40,12 +40,12 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Starts the stand-ins. One caller is known, by the key of [`Stands::logins`], and may do
+    /// Starts the stand-ins. One caller is known, by the key of [`MockVendors::logins`], and may do
     /// everything.
     pub async fn new() -> Self {
         countersign::tls::install_provider();
         let dir = tempfile::tempdir().unwrap();
-        let stands = Stands::start(dir.path()).await.unwrap();
+        let stands = MockVendors::start(dir.path()).await.unwrap();
         write_secret(
             &dir.path().join("secrets/caller"),
             &stands.logins.caller_key,
@@ -203,7 +203,7 @@ vendors:
 /// The proxy runs.
 pub struct Front {
     /// What it is in front of.
-    pub stands: Stands,
+    pub stands: MockVendors,
     /// The proxy.
     pub proxy: Proxy,
     /// The caller's.
@@ -322,13 +322,13 @@ pub async fn answer(request: RequestBuilder) -> Answer {
 }
 
 /// The only request of its kind that `stand` was sent.
-pub fn only(mut seen: Vec<Seen>) -> Seen {
+pub fn only(mut seen: Vec<RecordedRequest>) -> RecordedRequest {
     assert_eq!(seen.len(), 1, "{seen:?}");
     seen.remove(0)
 }
 
 /// The tokens that were shown to `stand`, each once.
-pub fn bearers(stand: &Stand) -> Vec<String> {
+pub fn bearers(stand: &MockServer) -> Vec<String> {
     let calls = stand.api_calls();
     let mut tokens: Vec<String> = calls
         .iter()

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use countersign_demo::Seen;
+use countersign_demo::RecordedRequest;
 use serde_json::{Value, json};
 
 use crate::support::eventually;
@@ -31,7 +31,7 @@ async fn certcenter_gives_a_token_for_one_json_object() {
     let client = &front.stands.logins.certcenter;
     let token = only(front.stands.certcenter.token_calls());
     assert_eq!(request_line(&token), "POST /oauth2/token");
-    assert!(token.is("application/json"));
+    assert!(token.has_media_type("application/json"));
     let wanted = json!({
         "grant_type": "client_credentials",
         "client_id": client.id,
@@ -312,7 +312,7 @@ async fn venafi_is_refreshed_with_one_time_tokens_until_its_grant_ends_and_then_
     let calls = || -> Vec<String> {
         let calls = venafi.token_calls();
         let answered = calls.iter().filter(|seen| seen.status != 0);
-        let last = |seen: &Seen| seen.path().rsplit('/').next().unwrap().to_owned();
+        let last = |seen: &RecordedRequest| seen.path().rsplit('/').next().unwrap().to_owned();
         answered.map(last).collect()
     };
     let deadline = Instant::now() + Duration::from_secs(15);
@@ -332,7 +332,7 @@ async fn venafi_is_refreshed_with_one_time_tokens_until_its_grant_ends_and_then_
         .token_calls()
         .iter()
         .filter(|seen| seen.path().ends_with("/token"))
-        .map(Seen::json)
+        .map(RecordedRequest::json)
         .collect();
     for (nth, body) in refreshed.iter().enumerate() {
         let names: Vec<&String> = body.as_object().unwrap().keys().collect();
@@ -420,7 +420,7 @@ async fn all_vendors_behind_one_proxy_each_see_their_own_login_only() {
 }
 
 /// Nothing came but what the caller meant for the vendor and the proxy put there.
-fn nothing_surplus(front: &Front, seen: &Seen) {
+fn nothing_surplus(front: &Front, seen: &RecordedRequest) {
     let login: Vec<String> = seen.login().into_iter().map(|(name, _)| name).collect();
     let mut others: Vec<String> = seen
         .fields
@@ -435,18 +435,18 @@ fn nothing_surplus(front: &Front, seen: &Seen) {
 }
 
 /// The token of a request that the vendor took.
-fn issued(seen: &Seen) -> String {
+fn issued(seen: &RecordedRequest) -> String {
     assert_eq!(seen.status, 200);
     seen.bearer().unwrap().to_owned()
 }
 
-fn request_line(seen: &Seen) -> String {
+fn request_line(seen: &RecordedRequest) -> String {
     format!("{} {}", seen.method, seen.target)
 }
 
 /// A form body's members, sorted.
-fn form(seen: &Seen) -> Vec<(String, String)> {
-    assert!(seen.is("application/x-www-form-urlencoded"));
+fn form(seen: &RecordedRequest) -> Vec<(String, String)> {
+    assert!(seen.has_media_type("application/x-www-form-urlencoded"));
     let mut members: Vec<_> = url::form_urlencoded::parse(&seen.body)
         .into_owned()
         .collect();

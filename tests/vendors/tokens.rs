@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use countersign_demo::{Stand, echo};
+use countersign_demo::{MockServer, echo};
 use http::StatusCode;
 use serde_json::json;
 
@@ -13,7 +13,7 @@ use crate::support::front::{Answer, Front, Plan, answer, bearers, only};
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_cold_requests_cost_one_token_call() {
     let plan = Plan::new().await.vendor("certn");
-    plan.stands.certn.delay(Duration::from_secs(2));
+    plan.stands.certn.delay_token_calls(Duration::from_secs(2));
     let front = plan.launch();
 
     let answers = front.burst(200, "/certn/hr/v1/applicants/").await;
@@ -124,7 +124,7 @@ async fn the_held_token_serves_to_its_end_and_not_past_it() {
 async fn a_401_is_renewed_and_replayed_once_and_the_caller_sees_200() {
     let front = Plan::new().await.vendor("certn").start();
     let certn = &front.stands.certn;
-    certn.revoke_all();
+    certn.revoke_access_tokens();
 
     let answered = front.answer("/certn/hr/v1/applicants/").await;
     assert_eq!(answered.status, 200, "{answered:?}");
@@ -137,8 +137,8 @@ async fn a_401_is_renewed_and_replayed_once_and_the_caller_sees_200() {
 async fn fifty_401s_at_once_cost_one_token_call() {
     let front = Plan::new().await.vendor("certn").start();
     let certn = &front.stands.certn;
-    certn.revoke_all();
-    certn.delay(Duration::from_millis(500));
+    certn.revoke_access_tokens();
+    certn.delay_token_calls(Duration::from_millis(500));
 
     for answered in front.burst(50, "/certn/hr/v1/applicants/").await {
         assert_eq!(answered.status, 200, "{answered:?}");
@@ -154,7 +154,7 @@ async fn fifty_401s_at_once_cost_one_token_call() {
 async fn a_body_of_20_000_bytes_is_replayed_intact() {
     let front = Plan::new().await.vendor("certn").start();
     let certn = &front.stands.certn;
-    certn.revoke_all();
+    certn.revoke_access_tokens();
 
     let (answered, body) = post(&front, 20_000).await;
     assert_eq!(answered.status, 201, "{answered:?}");
@@ -168,7 +168,7 @@ async fn a_body_of_20_000_bytes_is_replayed_intact() {
 async fn a_body_of_70_000_bytes_gets_the_401_and_still_brings_a_new_token() {
     let front = Plan::new().await.vendor("certn").start();
     let certn = &front.stands.certn;
-    certn.revoke_all();
+    certn.revoke_access_tokens();
 
     let (answered, body) = post(&front, 70_000).await;
     assert_eq!(answered.status, 401, "{answered:?}");
@@ -248,7 +248,7 @@ async fn a_vendor_that_refuses_everything_costs_one_replay_and_few_token_calls()
 }
 
 /// Vendor `api`, an echo, whose token comes from certn's token endpoint.
-async fn front_of_an_echo() -> (Front, Stand) {
+async fn front_of_an_echo() -> (Front, MockServer) {
     let api = echo().await.unwrap();
     let plan = Plan::new().await;
     let stanza = format!(

@@ -1,9 +1,9 @@
-//! One stand-in: a server on a free loopback port that plays a [`Part`] and keeps every byte it
+//! One mock vendor: a server on a free loopback port that plays a [`Handler`] and keeps every byte it
 //! was sent.
 //!
 //! The HTTP library reads and writes the messages, but it forgets how a field name was spelled
 //! and in which order fields of different names came. Both are part of what a vendor sees, so
-//! every [`Seen`] is parsed from the recorded bytes.
+//! every [`RecordedRequest`] is parsed from the recorded bytes.
 
 use std::fmt;
 use std::io;
@@ -59,14 +59,14 @@ const LOGIN_MEMBERS: [&str; 9] = [
     "assertion",
 ];
 
-/// What a stand-in answers: the vendor's rules, without any networking.
-pub(crate) trait Part: Send + Sync + 'static {
+/// What a mock vendor answers: the vendor's rules, without any networking.
+pub(crate) trait Handler: Send + Sync + 'static {
     /// The vendor's answer to one request.
-    fn answer(&self, seen: &Seen) -> Answer;
+    fn respond(&self, request: &RecordedRequest) -> MockResponse;
 
-    /// Whether the request asks for tokens; [`Stand::delay`] and [`Stand::fail_next`] touch no
+    /// Whether the request asks for tokens; [`MockServer::delay_token_calls`] and [`MockServer::fail_next`] touch no
     /// other.
-    fn is_token_call(&self, _seen: &Seen) -> bool {
+    fn is_token_call(&self, _request: &RecordedRequest) -> bool {
         false
     }
 
@@ -74,37 +74,37 @@ pub(crate) trait Part: Send + Sync + 'static {
     fn revoke_grants(&self) {}
 }
 
-/// A running stand-in. Dropping it closes the port and every connection.
-pub struct Stand {
+/// A running mock vendor. Dropping it closes the port and every connection.
+pub struct MockServer {
     address: SocketAddr,
     scheme: &'static str,
-    stage: Arc<Stage>,
+    state: Arc<ServerState>,
     accepting: JoinHandle<()>,
 }
 
-impl Stand {
+impl MockServer {
     /// Starts on a free port of 127.0.0.1: over TLS, or in plaintext without `tls`.
     pub(crate) async fn start(
-        part: impl Part,
+        handler: impl Handler,
         tokens: Arc<Tokens>,
         tls: Option<Tls>,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let stage = Arc::new(Stage {
-            part: Box::new(part),
+        let state = Arc::new(ServerState {
+            handler: Box::new(handler),
             tokens,
-            wires: Mutex::default(),
-            seen: Mutex::default(),
+            recordings: Mutex::default(),
+            requests: Mutex::default(),
             delay: Mutex::default(),
             failures: Mutex::new((0, StatusCode::SERVICE_UNAVAILABLE)),
         });
-        let accepting = tokio::spawn(accept(listener, tls, stage.clone()));
+        let accepting = tokio::spawn(accept(listener, tls, state.clone()));
         Ok(Self {
             address,
             scheme,
-            stage,
+            state,
             accepting,
         })
     }
@@ -129,27 +129,30 @@ impl Stand {
 
     /// Every request so far, in the order their heads and bodies were complete.
     #[must_use]
-    pub fn requests(&self) -> Vec<Seen> {
-        self.stage.seen.lock().clone()
+    pub fn requests(&self) -> Vec<RecordedRequest> {
+        self.state.requests.lock().clone()
     }
 
     /// The requests that asked for tokens.
     #[must_use]
-    pub fn token_calls(&self) -> Vec<Seen> {
+    pub fn token_calls(&self) -> Vec<RecordedRequest> {
         self.filtered(true)
     }
 
     /// The requests that did not.
     #[must_use]
-    pub fn api_calls(&self) -> Vec<Seen> {
+    pub fn api_calls(&self) -> Vec<RecordedRequest> {
         self.filtered(false)
     }
 
     /// What was read after TLS, one entry a connection, whether or not it made up requests.
     #[must_use]
     pub fn connections(&self) -> Vec<Vec<u8>> {
-        let wires = self.stage.wires.lock();
-        wires.iter().map(|wire| wire.lock().bytes.clone()).collect()
+        let recordings = self.state.recordings.lock();
+        recordings
+            .iter()
+            .map(|recording| recording.lock().bytes.clone())
+            .collect()
     }
 
     /// Whether `needle` occurs anywhere in what was read.
@@ -164,42 +167,42 @@ impl Stand {
 
     /// How long access tokens issued from now on live; whole seconds.
     pub fn set_lifetime(&self, lifetime: Duration) {
-        self.stage.tokens.set_lifetime(lifetime);
+        self.state.tokens.set_lifetime(lifetime);
     }
 
     /// How long grants (refresh tokens) made from now on live; whole seconds.
     pub fn set_grant_lifetime(&self, lifetime: Duration) {
-        self.stage.tokens.set_grant_lifetime(lifetime);
+        self.state.tokens.set_grant_lifetime(lifetime);
     }
 
     /// Leaves `expires_in` out of token answers, as old versions of some vendors do.
     pub fn omit_expires_in(&self) {
-        self.stage.tokens.omit_expires_in();
+        self.state.tokens.omit_expires_in();
     }
 
     /// Takes this long over each token request from now on.
-    pub fn delay(&self, delay: Duration) {
-        *self.stage.delay.lock() = delay;
+    pub fn delay_token_calls(&self, delay: Duration) {
+        *self.state.delay.lock() = delay;
     }
 
     /// Answers the next `count` token requests with `status` and no token.
     pub fn fail_next(&self, count: usize, status: StatusCode) {
-        *self.stage.failures.lock() = (count, status);
+        *self.state.failures.lock() = (count, status);
     }
 
     /// Ends every access token, so that API calls are answered 401 until a new one is fetched.
     /// Refresh tokens live on.
-    pub fn revoke_all(&self) {
-        self.stage.tokens.revoke_all();
+    pub fn revoke_access_tokens(&self) {
+        self.state.tokens.revoke_access_tokens();
     }
 
     /// Ends every grant: no refresh token works any more. Access tokens live on.
     pub fn revoke_grants(&self) {
-        self.stage.part.revoke_grants();
+        self.state.handler.revoke_grants();
     }
 
-    fn filtered(&self, token_call: bool) -> Vec<Seen> {
-        let seen = self.stage.seen.lock();
+    fn filtered(&self, token_call: bool) -> Vec<RecordedRequest> {
+        let seen = self.state.requests.lock();
         seen.iter()
             .filter(|seen| seen.token_call == token_call)
             .cloned()
@@ -207,7 +210,7 @@ impl Stand {
     }
 }
 
-impl Drop for Stand {
+impl Drop for MockServer {
     fn drop(&mut self) {
         // The connections' tasks are owned by the accepting one and end with it.
         self.accepting.abort();
@@ -216,7 +219,7 @@ impl Drop for Stand {
 
 /// One request as it came over the wire.
 #[derive(Clone)]
-pub struct Seen {
+pub struct RecordedRequest {
     /// Which connection it came on, counted from 0.
     pub connection: usize,
     /// The method.
@@ -237,7 +240,7 @@ pub struct Seen {
     pub status: u16,
 }
 
-impl Seen {
+impl RecordedRequest {
     /// `None` when `raw` does not start with a whole head: the library had read it together with
     /// the request before it (pipelining).
     fn parse(
@@ -306,7 +309,7 @@ impl Seen {
 
     /// Whether the body's media type is `media`, parameters aside.
     #[must_use]
-    pub fn is(&self, media: &str) -> bool {
+    pub fn has_media_type(&self, media: &str) -> bool {
         self.field("content-type").is_some_and(|value| {
             let (value, _) = value.split_once(';').unwrap_or((value, ""));
             value.trim().eq_ignore_ascii_case(media)
@@ -360,10 +363,10 @@ impl Seen {
     }
 }
 
-impl fmt::Debug for Seen {
+impl fmt::Debug for RecordedRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = self.fields.iter().map(|(name, _)| name.as_str()).collect();
-        f.debug_struct("Seen")
+        f.debug_struct("RecordedRequest")
             .field("method", &self.method)
             .field("path", &self.path())
             .field("fields", &names)
@@ -374,8 +377,8 @@ impl fmt::Debug for Seen {
     }
 }
 
-/// What a stand-in sends back.
-pub(crate) struct Answer {
+/// What a mock vendor sends back.
+pub(crate) struct MockResponse {
     /// The status.
     pub(crate) status: u16,
     /// Instead of the status' usual reason phrase; some clients decide by it.
@@ -390,7 +393,7 @@ pub(crate) struct Answer {
     pub(crate) wait: Duration,
 }
 
-impl Answer {
+impl MockResponse {
     /// An answer without a body.
     pub(crate) fn empty(status: u16) -> Self {
         Self {
@@ -419,7 +422,7 @@ impl Answer {
     }
 
     /// With a reason phrase.
-    pub(crate) fn because(mut self, reason: &str) -> Self {
+    pub(crate) fn with_reason(mut self, reason: &str) -> Self {
         self.reason = Some(reason.to_owned());
         self
     }
@@ -484,35 +487,37 @@ impl hyper::body::Body for Cut {
     }
 }
 
-/// What all connections of one stand-in share.
-struct Stage {
-    part: Box<dyn Part>,
+/// What all connections of one mock vendor share.
+struct ServerState {
+    handler: Box<dyn Handler>,
     tokens: Arc<Tokens>,
-    wires: Mutex<Vec<Arc<Mutex<Wire>>>>,
-    seen: Mutex<Vec<Seen>>,
+    recordings: Mutex<Vec<Arc<Mutex<Recording>>>>,
+    requests: Mutex<Vec<RecordedRequest>>,
     delay: Mutex<Duration>,
     /// How many token requests are still to fail, and with what.
     failures: Mutex<(usize, StatusCode)>,
 }
 
-impl Stage {
-    async fn exchange(
+impl ServerState {
+    async fn handle(
         &self,
         request: Request<Incoming>,
         connection: usize,
-        wire: &Mutex<Wire>,
+        recording: &Mutex<Recording>,
         client_cert: Option<ClientCert>,
     ) -> Result<Response<Body>, axum::Error> {
         let body = to_bytes(Body::new(request.into_body()), usize::MAX).await?;
-        let raw = wire.lock().take();
-        let Some(mut seen) = Seen::parse(raw, &body, connection, client_cert) else {
-            return Ok(Answer::empty(400).because("Pipelined").into_response());
+        let raw = recording.lock().take();
+        let Some(mut seen) = RecordedRequest::parse(raw, &body, connection, client_cert) else {
+            return Ok(MockResponse::empty(400)
+                .with_reason("Pipelined")
+                .into_response());
         };
-        seen.token_call = self.part.is_token_call(&seen);
+        seen.token_call = self.handler.is_token_call(&seen);
         let index = {
             // Listed before the answer is made, so that a test can wait for a request that is
             // being answered slowly.
-            let mut all = self.seen.lock();
+            let mut all = self.requests.lock();
             all.push(seen.clone());
             all.len() - 1
         };
@@ -526,23 +531,23 @@ impl Stage {
         } else {
             None
         };
-        let answer = match failure {
-            Some(status) => Answer::empty(status.as_u16()),
-            None => self.part.answer(&seen),
+        let response = match failure {
+            Some(status) => MockResponse::empty(status.as_u16()),
+            None => self.handler.respond(&seen),
         };
-        sleep(answer.wait).await;
-        self.seen.lock()[index].status = answer.status;
-        Ok(answer.into_response())
+        sleep(response.wait).await;
+        self.requests.lock()[index].status = response.status;
+        Ok(response.into_response())
     }
 }
 
-async fn accept(listener: TcpListener, tls: Option<Tls>, stage: Arc<Stage>) {
+async fn accept(listener: TcpListener, tls: Option<Tls>, state: Arc<ServerState>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 if let Ok((tcp, _)) = accepted {
-                    connections.spawn(connection(tcp, tls.clone(), stage.clone()));
+                    connections.spawn(connection(tcp, tls.clone(), state.clone()));
                 }
             }
             Some(_) = connections.join_next() => {}
@@ -550,7 +555,7 @@ async fn accept(listener: TcpListener, tls: Option<Tls>, stage: Arc<Stage>) {
     }
 }
 
-async fn connection(tcp: TcpStream, tls: Option<Tls>, stage: Arc<Stage>) {
+async fn connection(tcp: TcpStream, tls: Option<Tls>, state: Arc<ServerState>) {
     // Only slower without it.
     let _ = tcp.set_nodelay(true);
     match tls {
@@ -558,33 +563,34 @@ async fn connection(tcp: TcpStream, tls: Option<Tls>, stage: Arc<Stage>) {
             // Whoever fails the handshake has been told so by an alert.
             if let Ok(stream) = tls.acceptor.accept(tcp).await {
                 let client_cert = tls.client_cert(stream.get_ref().1.peer_certificates());
-                converse(stream, client_cert, stage).await;
+                serve_connection(stream, client_cert, state).await;
             }
         }
-        None => converse(tcp, None, stage).await,
+        None => serve_connection(tcp, None, state).await,
     }
 }
 
-async fn converse(
+async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     client_cert: Option<ClientCert>,
-    stage: Arc<Stage>,
+    state: Arc<ServerState>,
 ) {
-    let wire = Arc::new(Mutex::new(Wire::default()));
+    let recording = Arc::new(Mutex::new(Recording::default()));
     let number = {
-        let mut wires = stage.wires.lock();
-        wires.push(wire.clone());
-        wires.len() - 1
+        let mut recordings = state.recordings.lock();
+        recordings.push(recording.clone());
+        recordings.len() - 1
     };
     let recorder = Recorder {
         stream,
-        wire: wire.clone(),
+        recording: recording.clone(),
     };
     let service = service_fn(move |request| {
-        let (stage, wire, client_cert) = (stage.clone(), wire.clone(), client_cert.clone());
-        async move { stage.exchange(request, number, &wire, client_cert).await }
+        let (state, recording, client_cert) =
+            (state.clone(), recording.clone(), client_cert.clone());
+        async move { state.handle(request, number, &recording, client_cert).await }
     });
-    // A peer that breaks off is no fault of the stand-in's, and a body that is cut short is meant.
+    // A peer that breaks off is no fault of the mock vendor's, and a body that is cut short is meant.
     let _ = http1::Builder::new()
         .title_case_headers(true)
         .serve_connection(TokioIo::new(recorder), service)
@@ -593,13 +599,13 @@ async fn converse(
 
 /// What one connection has read.
 #[derive(Default)]
-struct Wire {
+struct Recording {
     bytes: Vec<u8>,
     /// How much of it belongs to requests already seen.
     taken: usize,
 }
 
-impl Wire {
+impl Recording {
     fn take(&mut self) -> Vec<u8> {
         let rest = self.bytes[self.taken..].to_vec();
         self.taken = self.bytes.len();
@@ -610,7 +616,7 @@ impl Wire {
 /// A stream that notes what is read from it.
 struct Recorder<S> {
     stream: S,
-    wire: Arc<Mutex<Wire>>,
+    recording: Arc<Mutex<Recording>>,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Recorder<S> {
@@ -622,7 +628,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Recorder<S> {
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
         let read = &buffer.filled()[before..];
-        self.wire.lock().bytes.extend_from_slice(read);
+        self.recording.lock().bytes.extend_from_slice(read);
         polled
     }
 }
@@ -659,30 +665,30 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::super::echo;
-    use super::super::tests::{answer, client, stands};
+    use super::super::tests::{client, mock_vendors, send};
     use super::*;
 
     /// Sends `bytes` in one piece and reads to the end.
-    async fn speak(stand: &Stand, bytes: &str) -> String {
-        let mut tcp = TcpStream::connect(stand.address()).await.unwrap();
+    async fn speak(server: &MockServer, bytes: &str) -> String {
+        let mut tcp = TcpStream::connect(server.address()).await.unwrap();
         tcp.write_all(bytes.as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
+        let mut response = Vec::new();
         // A connection that is cut short may end in an error; what came before counts.
-        let _ = tcp.read_to_end(&mut answer).await;
-        String::from_utf8(answer).unwrap()
+        let _ = tcp.read_to_end(&mut response).await;
+        String::from_utf8(response).unwrap()
     }
 
     #[tokio::test]
     async fn order_spelling_and_bytes_are_kept() {
-        let stand = echo().await.unwrap();
+        let server = echo().await.unwrap();
         let request = "POST /a%2f?x=1&x=2 HTTP/1.1\r\nhost: a\r\nX-b: 1\r\ncustomerUri:  c \r\n\
                        x-B: 2\r\nTransfer-Encoding: chunked\r\nconnection: close\r\n\r\n\
                        3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
-        speak(&stand, request).await;
+        speak(&server, request).await;
 
-        let seen = &stand.requests()[0];
+        let seen = &server.requests()[0];
         assert_eq!(seen.raw, request.as_bytes());
-        assert_eq!(stand.connections(), [request.as_bytes()]);
+        assert_eq!(server.connections(), [request.as_bytes()]);
         assert_eq!(seen.target, "/a%2f?x=1&x=2");
         assert_eq!(seen.body, b"abcde");
         let fields: Vec<_> = seen
@@ -707,56 +713,65 @@ mod tests {
 
     #[tokio::test]
     async fn requests_of_one_connection_are_told_apart_and_pipelined_ones_refused() {
-        let stand = echo().await.unwrap();
-        let mut tcp = TcpStream::connect(stand.address()).await.unwrap();
+        let server = echo().await.unwrap();
+        let mut tcp = TcpStream::connect(server.address()).await.unwrap();
         for n in 0..2 {
             let request = format!("GET /{n} HTTP/1.1\r\nHost: a\r\n\r\n");
             tcp.write_all(request.as_bytes()).await.unwrap();
-            let mut answer = [0; 512];
-            let read = tcp.read(&mut answer).await.unwrap();
-            assert!(answer[..read].starts_with(b"HTTP/1.1 200 OK\r\n"));
-            assert_eq!(stand.requests()[n].raw, request.as_bytes());
-            assert_eq!(stand.requests()[n].connection, 0);
+            let mut response = [0; 512];
+            let read = tcp.read(&mut response).await.unwrap();
+            assert!(response[..read].starts_with(b"HTTP/1.1 200 OK\r\n"));
+            assert_eq!(server.requests()[n].raw, request.as_bytes());
+            assert_eq!(server.requests()[n].connection, 0);
         }
 
         let two = "GET /a HTTP/1.1\r\nHost: a\r\n\r\nGET /b HTTP/1.1\r\nHost: a\r\n\
                    Connection: close\r\n\r\n";
-        let answers = speak(&stand, two).await;
-        assert!(answers.contains("HTTP/1.1 400 Pipelined\r\n"), "{answers}");
-        assert_eq!(stand.requests().len(), 3);
-        assert_eq!(stand.requests()[2].raw, two.as_bytes());
+        let responses = speak(&server, two).await;
+        assert!(
+            responses.contains("HTTP/1.1 400 Pipelined\r\n"),
+            "{responses}"
+        );
+        assert_eq!(server.requests().len(), 3);
+        assert_eq!(server.requests()[2].raw, two.as_bytes());
     }
 
     #[tokio::test]
     async fn the_echo_answers_as_it_is_told() {
-        let stand = echo().await.unwrap();
+        let server = echo().await.unwrap();
         let get = |query: &str| {
             format!("GET /?{query} HTTP/1.1\r\nHost: a\r\nX-A: b\r\nConnection: close\r\n\r\n")
         };
 
-        let answer = speak(
-            &stand,
+        let response = speak(
+            &server,
             &get("status=299&reason=Odd+one&header=X-C:d&echo=x-a"),
         )
         .await;
-        assert!(answer.starts_with("HTTP/1.1 299 Odd one\r\n"), "{answer}");
-        assert!(answer.contains("\r\nX-C: d\r\n"), "{answer}");
-        assert!(answer.ends_with("\r\n\r\nb"), "{answer}");
+        assert!(
+            response.starts_with("HTTP/1.1 299 Odd one\r\n"),
+            "{response}"
+        );
+        assert!(response.contains("\r\nX-C: d\r\n"), "{response}");
+        assert!(response.ends_with("\r\n\r\nb"), "{response}");
 
-        let answer = speak(&stand, &get("size=100&cut=10")).await;
-        assert!(answer.contains("\r\nContent-Length: 100\r\n"), "{answer}");
-        assert!(answer.ends_with("\r\n\r\nxxxxxxxxxx"), "{answer}");
+        let response = speak(&server, &get("size=100&cut=10")).await;
+        assert!(
+            response.contains("\r\nContent-Length: 100\r\n"),
+            "{response}"
+        );
+        assert!(response.ends_with("\r\n\r\nxxxxxxxxxx"), "{response}");
     }
 
     #[tokio::test]
     async fn token_requests_fail_and_tokens_end_when_told_to() {
-        let (_dir, stands) = stands().await;
-        let stand = &stands.certcenter;
-        let client = client(&stands.files, None);
-        let login = &stands.logins.certcenter;
+        let (_dir, vendors) = mock_vendors().await;
+        let server = &vendors.certcenter;
+        let client = client(&vendors.files, None);
+        let login = &vendors.logins.certcenter;
         let ask = || {
             client
-                .post(stand.url() + "/oauth2/token")
+                .post(server.url() + "/oauth2/token")
                 .json(&serde_json::json!({
                     "grant_type": "client_credentials",
                     "client_id": login.id,
@@ -765,74 +780,78 @@ mod tests {
         };
         let limit = |token: &Value| {
             client
-                .get(stand.url() + "/rest/v1/Limit")
+                .get(server.url() + "/rest/v1/Limit")
                 .bearer_auth(token.as_str().unwrap())
         };
 
-        stand.fail_next(1, StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(answer(ask()).await.0, 503);
-        stand.set_lifetime(Duration::from_secs(7));
-        let (status, body) = answer(ask()).await;
+        server.fail_next(1, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(send(ask()).await.0, 503);
+        server.set_lifetime(Duration::from_secs(7));
+        let (status, body) = send(ask()).await;
         assert_eq!((status, body["expires_in"].as_u64()), (200, Some(7)));
-        assert_eq!(answer(limit(&body["access_token"])).await.0, 200);
-        stand.revoke_all();
-        assert_eq!(answer(limit(&body["access_token"])).await.0, 401);
-        stand.omit_expires_in();
-        stand.set_lifetime(Duration::ZERO);
-        let (_, body) = answer(ask()).await;
+        assert_eq!(send(limit(&body["access_token"])).await.0, 200);
+        server.revoke_access_tokens();
+        assert_eq!(send(limit(&body["access_token"])).await.0, 401);
+        server.omit_expires_in();
+        server.set_lifetime(Duration::ZERO);
+        let (_, body) = send(ask()).await;
         assert_eq!(body["expires_in"], Value::Null);
-        assert_eq!(answer(limit(&body["access_token"])).await.0, 401);
+        assert_eq!(send(limit(&body["access_token"])).await.0, 401);
 
-        assert_eq!(stand.token_calls().len(), 3);
-        assert_eq!(stand.api_calls().len(), 3);
-        let statuses: Vec<u16> = stand.token_calls().iter().map(|seen| seen.status).collect();
+        assert_eq!(server.token_calls().len(), 3);
+        assert_eq!(server.api_calls().len(), 3);
+        let statuses: Vec<u16> = server
+            .token_calls()
+            .iter()
+            .map(|seen| seen.status)
+            .collect();
         assert_eq!(statuses, [503, 200, 200]);
-        assert!(stand.has_read(&login.id));
+        assert!(server.has_read(&login.id));
     }
 
     #[tokio::test]
     async fn a_request_that_is_answered_slowly_is_listed_at_once() {
-        let (_dir, stands) = stands().await;
-        let stand = &stands.certn;
-        stand.delay(Duration::from_hours(1));
-        let client = client(&stands.files, None);
-        let asking = tokio::spawn(client.post(stand.url() + "/token/").send());
+        let (_dir, vendors) = mock_vendors().await;
+        let server = &vendors.certn;
+        server.delay_token_calls(Duration::from_hours(1));
+        let client = client(&vendors.files, None);
+        let asking = tokio::spawn(client.post(server.url() + "/token/").send());
 
         let listed = async {
-            while stand.token_calls().is_empty() {
+            while server.token_calls().is_empty() {
                 tokio::task::yield_now().await;
             }
         };
         tokio::time::timeout(Duration::from_secs(10), listed)
             .await
             .unwrap();
-        assert_eq!(stand.requests()[0].status, 0);
+        assert_eq!(server.requests()[0].status, 0);
         asking.abort();
     }
 
     #[tokio::test]
     async fn a_dropped_stand_in_closes_its_connections() {
-        let stand = echo().await.unwrap();
-        let mut tcp = TcpStream::connect(stand.address()).await.unwrap();
+        let server = echo().await.unwrap();
+        let mut tcp = TcpStream::connect(server.address()).await.unwrap();
         tcp.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             .await
             .unwrap();
-        let mut answer = [0; 512];
-        assert!(tcp.read(&mut answer).await.unwrap() > 0);
+        let mut response = [0; 512];
+        assert!(tcp.read(&mut response).await.unwrap() > 0);
 
-        drop(stand);
-        let end = tokio::time::timeout(Duration::from_secs(10), tcp.read(&mut answer));
+        drop(server);
+        let end = tokio::time::timeout(Duration::from_secs(10), tcp.read(&mut response));
         assert!(matches!(end.await.unwrap(), Ok(0) | Err(_)));
     }
 
     #[tokio::test]
     async fn what_is_printed_of_a_request_holds_no_login() {
-        let stand = echo().await.unwrap();
+        let server = echo().await.unwrap();
         let request = "GET /?token=hunter2 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer hunter2\r\n\
                        Connection: close\r\n\r\n";
-        speak(&stand, request).await;
+        speak(&server, request).await;
 
-        let seen = &stand.requests()[0];
+        let seen = &server.requests()[0];
         assert!(!format!("{seen:?}").contains("hunter2"));
         assert_eq!(
             seen.login(),

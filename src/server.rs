@@ -79,9 +79,6 @@ pub enum StartError {
         /// What is wrong with it.
         cause: credential::StartError,
     },
-    /// The place where refresh tokens live.
-    #[error("store: {0}")]
-    Store(String),
     /// Where spans are to go, by the environment.
     #[error("{0}")]
     Traces(String),

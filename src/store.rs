@@ -91,11 +91,9 @@ fn new_holder() -> Result<String, StoreError> {
 }
 
 /// The configured store. Nothing is read, created or connected to before a vendor needs it.
-///
-/// # Errors
-/// None today.
-pub fn open(config: &config::Store) -> Result<Arc<dyn Store>, StoreError> {
-    Ok(match config {
+#[must_use]
+pub fn open(config: &config::Store) -> Arc<dyn Store> {
+    match config {
         config::Store::File {
             dir,
             encryption_key,
@@ -114,7 +112,7 @@ pub fn open(config: &config::Store) -> Result<Arc<dyn Store>, StoreError> {
             namespace.as_ref(),
             encryption_key,
         )),
-    })
+    }
 }
 
 /// Held while a grant is spent; dropping it lets others, a moment later.

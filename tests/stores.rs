@@ -37,7 +37,7 @@ fn open(url: &str, ca: Option<&Path>, key: &str) -> Arc<dyn Store> {
         ca: ca.map(Path::to_owned),
         encryption_key: value(key),
     };
-    store::open(&config).unwrap()
+    store::open(&config)
 }
 
 fn grant(refresh_token: &str) -> Grant {

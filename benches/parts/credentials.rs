@@ -84,7 +84,7 @@ pub(crate) fn credential(vendor: &config::Vendor) -> Arc<Credential> {
         dir: "unused".into(),
         encryption_key: None,
     };
-    let store = store::open(&store).expect("nothing is opened yet");
+    let store = store::open(&store);
     let _inside = RUNTIME.enter();
     let metrics = Metrics::new().fetch(&vendor.name);
     // Without its keeper there is no task that looks for changes.

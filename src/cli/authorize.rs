@@ -119,7 +119,7 @@ pub(super) async fn run(config: &Config, vendor: &str, no_state: bool) -> Result
             kind: vendor.auth.as_ref().map_or("none", |auth| auth.kind().name),
         });
     };
-    let consent = Consent::new(auth, vendor, store::open(&config.store)?);
+    let consent = Consent::new(auth, vendor, store::open(&config.store));
     progress::shown("trying the store", consent.prepare()).await?;
 
     let mut prompts = io::stderr();
@@ -524,7 +524,7 @@ mod tests {
                 dir: self.dir.path().join("state"),
                 encryption_key: None,
             };
-            store::open(&config).unwrap()
+            store::open(&config)
         }
 
         async fn stored(&self) -> Option<Grant> {

@@ -9,7 +9,7 @@ use super::table::{self, Row};
 use super::{ConfigFile, progress};
 use crate::config::{Auth, Config, Vendor};
 use crate::credential::{self, Probed};
-use crate::store::{self, StoreError};
+use crate::store;
 
 /// What to try.
 #[derive(Debug, Args)]
@@ -33,9 +33,6 @@ pub(super) enum Error {
         /// What there is.
         known: String,
     },
-    /// The store cannot be used.
-    #[error("store: {0}")]
-    Store(#[from] StoreError),
     /// The table says which.
     #[error(
         "{failed} of {all} credentials could not be obtained; DETAIL says what the vendor or the \
@@ -58,7 +55,7 @@ pub(super) enum Error {
 /// [`Error`], after the table when it is about credentials.
 pub(super) async fn run(config: &Config, names: &[String]) -> Result<(), Error> {
     let vendors = chosen(config, names)?;
-    let store = store::open(&config.store)?;
+    let store = store::open(&config.store);
     let probing: Vec<_> = vendors
         .iter()
         .map(|vendor| {

@@ -669,13 +669,8 @@ async fn a_fixed_credential_is_there_at_once_and_follows_its_secret() {
         dir: dir.path().join("state"),
         encryption_key: None,
     });
-    let (credential, _keeper) = start(
-        &vendor(Auth::Bearer { token }),
-        &store.unwrap(),
-        metrics(),
-        None,
-    )
-    .unwrap();
+    let (credential, _keeper) =
+        start(&vendor(Auth::Bearer { token }), &store, metrics(), None).unwrap();
 
     let held = credential.current().unwrap();
     assert_eq!(text(&held), "Bearer one");
@@ -746,8 +741,7 @@ async fn a_refused_refresh_leads_to_a_new_grant_before_the_old_token_ends() {
     let store = crate::store::open(&config::Store::File {
         dir: dir.path().join("state"),
         encryption_key: None,
-    })
-    .unwrap();
+    });
     let auth = Auth::Vedauth(config::Vedauth {
         url: server.url("/vedauth"),
         client_id: value("MyApp"),
@@ -790,8 +784,7 @@ async fn a_missing_secret_is_named_at_start() {
     let store = crate::store::open(&config::Store::File {
         dir: "nowhere".into(),
         encryption_key: None,
-    })
-    .unwrap();
+    });
     let token = SecretRef::Env("COUNTERSIGN_NO_SUCH_VARIABLE".into());
     let error = start(&vendor(Auth::Bearer { token }), &store, metrics(), None).unwrap_err();
     assert_eq!(

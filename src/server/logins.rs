@@ -128,7 +128,6 @@ mod tests {
             dir: dir.to_owned(),
             encryption_key: Some(key),
         })
-        .unwrap()
     }
 
     #[tokio::test]

@@ -112,8 +112,7 @@ impl Runtime {
         certificates: Vec<Option<Arc<ListenerCertificates>>>,
     ) -> Result<Self, StartError> {
         let resolver = Resolver::system();
-        let store =
-            store::open(&config.store).map_err(|cause| StartError::Store(cause.to_string()))?;
+        let store = store::open(&config.store);
         let mint = Arc::new(mint(&config.store));
         let listeners = certificates.iter().flatten();
         let authorities = listeners.flat_map(|served| served.authorities()).collect();

@@ -202,7 +202,7 @@ fn status(proxy: &Proxy) -> Value {
 /// The refresh token in the store, as the next process will find it.
 async fn stored(dir: &Path) -> Option<String> {
     let config = Config::load(&dir.join("proxy.yaml"), Secrets::Resolve).unwrap();
-    let store = store::open(&config.store).unwrap();
+    let store = store::open(&config.store);
     let grant = store.load("v").await.unwrap()?;
     Some(grant.refresh_token?.expose().to_owned())
 }

@@ -214,7 +214,7 @@ vendors:
 
 async fn stored(pki: &Pki) -> String {
     let config = Config::load(&pki.file("proxy.yaml"), Secrets::Resolve).unwrap();
-    let store = store::open(&config.store).unwrap();
+    let store = store::open(&config.store);
     let grant = store.load("orders").await.unwrap().unwrap();
     grant.refresh_token.unwrap().expose().to_owned()
 }

@@ -197,7 +197,6 @@ impl Scene {
             dir,
             encryption_key,
         })
-        .unwrap()
     }
 
     fn process(&self) -> Rotation<Client> {

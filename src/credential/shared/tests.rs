@@ -89,7 +89,6 @@ impl Scene {
             dir,
             encryption_key,
         })
-        .unwrap()
     }
 
     fn store(&self) -> Arc<dyn Store> {

@@ -33,17 +33,27 @@ pub(in crate::config) fn auth(
     at: &Spot,
     context: &mut Context<'_>,
 ) -> Option<Auth> {
-    if let Some(bearer) = &written.bearer {
+    // In full, so that the compiler asks for the reader of a new kind.
+    let file::Auth {
+        bearer,
+        basic,
+        headers,
+        query,
+        client_credentials,
+        authorization_code,
+        vedauth,
+    } = written;
+    if let Some(bearer) = bearer {
         let at = at.key("bearer").key("token");
         let token = need(bearer.token.as_ref(), &at, context)?;
         let token = context.secret(token, &at)?;
         context.bearer_token(&token, &at);
         Some(Auth::Bearer { token })
-    } else if let Some(basic) = &written.basic {
+    } else if let Some(basic) = basic {
         self::basic(basic, &at.key("basic"), context)
-    } else if let Some(Entries(headers)) = &written.headers {
+    } else if let Some(Entries(headers)) = headers {
         Some(self::headers(headers, &at.key("headers"), context))
-    } else if let Some(Entries(query)) = &written.query {
+    } else if let Some(Entries(query)) = query {
         let at = at.key("query");
         let mut read = Vec::with_capacity(query.len());
         for (name, secret) in query {
@@ -62,14 +72,14 @@ pub(in crate::config) fn auth(
             }
         }
         Some(Auth::Query(read))
-    } else if let Some(client) = &written.client_credentials {
+    } else if let Some(client) = client_credentials {
         let at = at.key("client_credentials");
-        client_credentials(client, around, &at, context).map(Auth::ClientCredentials)
-    } else if let Some(client) = &written.authorization_code {
+        self::client_credentials(client, around, &at, context).map(Auth::ClientCredentials)
+    } else if let Some(client) = authorization_code {
         let at = at.key("authorization_code");
-        authorization_code(client, around, &at, context).map(Auth::AuthorizationCode)
-    } else if let Some(server) = &written.vedauth {
-        vedauth(server, around, &at.key("vedauth"), context).map(Auth::Vedauth)
+        self::authorization_code(client, around, &at, context).map(Auth::AuthorizationCode)
+    } else if let Some(server) = vedauth {
+        self::vedauth(server, around, &at.key("vedauth"), context).map(Auth::Vedauth)
     } else {
         None
     }

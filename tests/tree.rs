@@ -1,7 +1,11 @@
 //! The tree keeps its shape: which part may know which, and which words may not appear.
 
-use std::collections::BTreeSet;
+mod imports;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+
+use self::imports::Imports;
 
 /// Every source file below `src/`, with its path relative to it and its text; those of the demo's
 /// crate as `demo/src/…`.
@@ -73,6 +77,44 @@ fn the_two_paths_share_only_the_credential() {
             assert_eq!(uses(&text, "crate::store"), [""; 0], "{name}");
         }
     }
+}
+
+#[test]
+fn no_module_and_no_file_imports_what_imports_it() {
+    let imports = Imports::read();
+    assert_eq!(imports::circle(&imports.of_rooms()), None);
+    assert_eq!(imports::circle(&imports.of_files()), None);
+}
+
+#[test]
+fn each_module_imports_what_the_architecture_says_it_may() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("docs/architecture.md")).unwrap();
+    let (_, table) = text
+        .split_once("| module | what lives there | may import |")
+        .unwrap();
+    let names = |cell: &str| -> BTreeSet<String> {
+        // Every other piece stands between backquotes.
+        cell.split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect()
+    };
+    let rows = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
+    let said: BTreeMap<String, BTreeSet<String>> = rows
+        .map(|row| {
+            let cells: Vec<&str> = row.trim_matches('|').split('|').collect();
+            let module = names(cells[0]).pop_first().unwrap();
+            (module, names(cells[2]))
+        })
+        .collect();
+    let found = Imports::read().of_rooms();
+    assert_eq!(said, found);
+    assert!(!found["request"].contains("server"));
 }
 
 /// Whatever else asks about a kind asks `Auth::kind`.

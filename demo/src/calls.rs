@@ -1,13 +1,13 @@
-//! One call per login, through the proxy, by a caller that holds no vendor's secret: and whether
-//! the vendor saw exactly the login it demands, and nothing of what the caller sent.
+//! One call per login, through the proxy, by a caller that holds no vendor's secret. Checks that
+//! the vendor saw exactly the login it requires, and no credential that the caller sent.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::{MockServer, MockVendors, RecordedRequest};
 
-/// The caller's own attempts at logins, none of which may reach a vendor. The value occurs nowhere
-/// else.
+/// The value of the credentials that the caller sends itself, none of which may reach a vendor. It
+/// occurs nowhere else.
 const DECOY: &str = "decoy-of-the-demo";
 const DECOYS: [&str; 7] = [
     "Authorization",
@@ -19,26 +19,27 @@ const DECOYS: [&str; 7] = [
     "Cookie",
 ];
 
-/// One login of one vendor: the call that shows it, and what the vendor must see.
+/// A call that uses one login of one vendor, and the credentials that the vendor must see.
 pub struct Call {
     /// The vendor's name in [`MockVendors::proxy_yaml`].
     pub vendor: &'static str,
-    /// Path and query after the prefix; asked for with GET.
+    /// Path and query after the prefix. The method is GET.
     pub path: &'static str,
     server: fn(&MockVendors) -> &MockServer,
-    /// What the call must carry, by name.
+    /// Names of the credentials that the call must carry.
     login: &'static [&'static str],
-    /// Where the token comes from, and what that request must carry.
+    /// The token request behind it, if the login has one.
     token: Option<Token>,
 }
 
+/// A token request, and the credentials that it must carry.
 struct Token {
     server: fn(&MockVendors) -> &MockServer,
     path: &'static str,
     login: &'static [&'static str],
 }
 
-/// The calls, one a login.
+/// The calls, one for each login.
 pub const CALLS: [Call; 9] = [
     Call {
         vendor: "certcenter",
@@ -129,26 +130,26 @@ pub const CALLS: [Call; 9] = [
     },
 ];
 
-/// What a vendor saw, ready to be printed: every value masked.
+/// A request as the vendor saw it, ready to be printed: every value is masked.
 pub struct Row {
     /// The vendor's name in proxy.yaml.
     pub vendor: &'static str,
     /// Method and target.
     pub request: String,
-    /// Names and masked values, in the order of the wire.
+    /// Names and masked values, in the order they were received.
     pub login: String,
-    /// What the vendor answered; 0 when it was never asked.
+    /// Status of the vendor's response; 0 when the request never arrived.
     pub status: u16,
-    /// What is wrong with it.
+    /// Description of the failure, if there was one.
     pub problem: Option<String>,
 }
 
 impl MockVendors {
-    /// Makes every call of [`CALLS`] through the proxy at `proxy`, as its only caller: a
-    /// row for the token request behind it, where there is one, and a row for the call.
+    /// Makes every call of [`CALLS`] through the proxy at `proxy`, as its only caller. Returns a
+    /// row for the token request behind each call, where there is one, and a row for the call.
     ///
     /// # Errors
-    /// When no HTTP client can be made. Everything else is a row's problem.
+    /// When the HTTP client cannot be created. Every other failure is reported in its row.
     pub async fn call_all(&self, proxy: SocketAddr) -> Result<Vec<Row>, reqwest::Error> {
         let client = reqwest::Client::builder()
             .no_proxy()
@@ -165,7 +166,7 @@ impl MockVendors {
             for name in DECOYS {
                 request = request.header(name, DECOY);
             }
-            let answered = match request.send().await {
+            let received = match request.send().await {
                 Ok(response) => response.status().as_u16(),
                 Err(cause) => {
                     rows.push(Row {
@@ -189,14 +190,14 @@ impl MockVendors {
             let calls = server.api_calls().split_off(before);
             let mut row = self.row(call.vendor, call.path, calls.last(), call.login);
             if row.problem.is_none() && calls.len() > 1 {
-                row.problem = Some(format!("the vendor was called {} times", calls.len()));
+                row.problem = Some(format!("the vendor received {} requests", calls.len()));
             }
-            if row.problem.is_none() && answered != row.status {
-                row.problem = Some(format!("the caller was answered {answered}"));
+            if row.problem.is_none() && received != row.status {
+                row.problem = Some(format!("the caller received {received}"));
             }
             if row.problem.is_some() && calls.is_empty() {
                 row.problem = Some(format!(
-                    "the caller was answered {answered}, the vendor was never asked"
+                    "the caller received {received}, the vendor received nothing"
                 ));
             }
             rows.push(row);
@@ -209,7 +210,7 @@ impl MockVendors {
         vendor: &'static str,
         path: &str,
         seen: Option<&RecordedRequest>,
-        demanded: &[&str],
+        required: &[&str],
     ) -> Row {
         let Some(seen) = seen else {
             return Row {
@@ -217,13 +218,13 @@ impl MockVendors {
                 request: path.to_owned(),
                 login: String::new(),
                 status: 0,
-                problem: Some("the vendor was never asked".to_owned()),
+                problem: Some("the vendor received nothing".to_owned()),
             };
         };
         let login = seen.login();
         let mut names: Vec<&str> = login.iter().map(|(name, _)| name.as_str()).collect();
         names.sort_unstable();
-        let mut wanted = demanded.to_vec();
+        let mut wanted = required.to_vec();
         wanted.sort_unstable();
         let exact = names.len() == wanted.len()
             && names
@@ -234,11 +235,11 @@ impl MockVendors {
             .iter()
             .any(|mine| self.all().iter().any(|server| server.has_read(mine)));
         let problem = if leaked {
-            Some("a vendor saw what the caller sent".to_owned())
+            Some("a vendor received a credential of the caller".to_owned())
         } else if seen.status != 200 {
             Some("refused by the vendor".to_owned())
         } else if !exact {
-            Some(format!("demanded: {}", demanded.join(", ")))
+            Some(format!("required: {}", required.join(", ")))
         } else {
             None
         };
@@ -256,8 +257,8 @@ impl MockVendors {
     }
 }
 
-/// Enough of a value to recognise it: the scheme, two characters and the length. The subject of a
-/// certificate is no secret.
+/// Returns enough of a value to recognise it: the scheme, two characters and the length. The
+/// subject of a certificate is not a secret and returned whole.
 fn masked(name: &str, value: &str) -> String {
     if name == "certificate" {
         return value.to_owned();
@@ -269,7 +270,7 @@ fn masked(name: &str, value: &str) -> String {
         _ => (String::new(), value),
     };
     let length = secret.chars().count();
-    // Two characters of a short one would be too much of it.
+    // Two characters would give away too much of a short secret.
     let shown: String = secret
         .chars()
         .take(if length < 8 { 0 } else { 2 })
@@ -284,28 +285,28 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_answer_that_is_not_the_vendors_convinces_nobody() {
+    async fn a_response_that_is_not_the_vendors_is_reported() {
         let (_dir, vendors) = mock_vendors().await;
         let no_proxy = echo().await.unwrap();
 
         let rows = vendors.call_all(no_proxy.address()).await.unwrap();
         assert!(rows.len() >= CALLS.len());
         assert!(rows.iter().all(|row| row.problem.is_some()));
-        // The caller was there, though.
+        // The caller's requests did arrive.
         assert!(no_proxy.has_read(&vendors.logins.caller_key));
         assert!(no_proxy.has_read(DECOY));
     }
 
     #[tokio::test]
-    async fn too_much_too_little_and_the_callers_own_are_told_apart_from_right() {
+    async fn surplus_missing_and_leaked_credentials_are_reported() {
         let (_dir, vendors) = mock_vendors().await;
         let client = client(&vendors.files, None);
         let limit = vendors.certcenter.url() + "/rest/v1/Limit";
         let token = &vendors.logins.certcenter_token;
-        let judge = |demanded: &[&str]| {
+        let judge = |required: &[&str]| {
             let calls = vendors.certcenter.api_calls();
             vendors
-                .row("certcenter", "/", calls.last(), demanded)
+                .row("certcenter", "/", calls.last(), required)
                 .problem
         };
 
@@ -313,13 +314,13 @@ mod tests {
         assert_eq!(judge(&["Authorization"]), None);
         assert_eq!(
             judge(&["Authorization", "login"]).unwrap(),
-            "demanded: Authorization, login"
+            "required: Authorization, login"
         );
         let more = client.get(&limit).bearer_auth(token);
         assert_eq!(send(more.header("cookie", "a=b")).await.0, 200);
         assert_eq!(
             judge(&["Authorization"]).unwrap(),
-            "demanded: Authorization"
+            "required: Authorization"
         );
         assert_eq!(send(client.get(&limit)).await.0, 401);
         assert_eq!(judge(&[]).unwrap(), "refused by the vendor");
@@ -327,7 +328,7 @@ mod tests {
         assert_eq!(send(leak.header("x-other", DECOY)).await.0, 200);
         assert_eq!(
             judge(&["Authorization"]).unwrap(),
-            "a vendor saw what the caller sent"
+            "a vendor received a credential of the caller"
         );
     }
 

@@ -1,5 +1,5 @@
-//! `CertCenter`: a static bearer token with its suffix, or client credentials whose request
-//! is one JSON object. Answers of the API carry `success`; a 401 also vendors for missing rights.
+//! `CertCenter`: a static bearer token with a suffix, or client credentials whose request is one
+//! JSON object. Responses of the API carry `success`; a 401 can also mean missing rights.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::server::{Handler, MockResponse, RecordedRequest};
 use super::tokens::{Tokens, random_hex};
 use super::{Client, Logins};
 
-/// A complete token ends in this.
+/// The suffix of a complete token.
 const SUFFIX: &str = ".oauth2.certcenter.com";
 
 /// The API and its token endpoint, on one host.
@@ -28,7 +28,7 @@ impl CertCenter {
         }
     }
 
-    /// A token as the vendor makes them, suffix included.
+    /// Returns a new token, suffix included.
     pub(crate) fn token() -> String {
         random_hex() + SUFFIX
     }
@@ -44,7 +44,7 @@ impl CertCenter {
         if body["grant_type"] != "client_credentials" {
             return MockResponse::json(400, &json!({"error": "unsupported_grant_type"}));
         }
-        // 400, where RFC 6749 §5.2 would have 401.
+        // 400, where RFC 6749 §5.2 requires 401.
         if body["client_id"] != self.client.id || body["client_secret"] != self.client.secret {
             return MockResponse::json(400, &json!({"error": "invalid_client"}));
         }
@@ -79,7 +79,7 @@ impl Handler for CertCenter {
                 200,
                 &json!({"LimitInfo": {"Used": 2182.5, "Limit": 50000.0}, "success": true}),
             ),
-            // The real one repeats the caller's own token too.
+            // The real vendor repeats the caller's own token too.
             "Profile" => MockResponse::json(200, &json!({"success": true, "OAuth2_Token": token})),
             _ => MockResponse::json(404, &json!({"success": false, "Message": "Unknown method"})),
         }
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_static_token_opens_the_api_and_another_does_not() {
+    async fn the_api_accepts_the_static_token_and_no_other() {
         let (_dir, vendors) = mock_vendors().await;
         let client = client(&vendors.files, None);
         let limit = vendors.certcenter.url() + "/rest/v1/Limit";
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_token_endpoint_takes_json_and_answers_400_to_a_wrong_secret() {
+    async fn the_token_endpoint_takes_json_and_refuses_a_wrong_secret_with_400() {
         let (_dir, vendors) = mock_vendors().await;
         let client = client(&vendors.files, None);
         let token_url = vendors.certcenter.url() + "/oauth2/token";

@@ -1,5 +1,5 @@
-//! Certificates for the mock vendors: a CA for the servers, a CA for the certificate logins, and one
-//! that nobody trusts.
+//! Certificates for the mock vendors: a CA for the servers, a CA for the certificate logins, and
+//! one that is not trusted by anybody.
 
 use std::fs;
 use std::io;
@@ -19,17 +19,17 @@ use rustls::{DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// The PEM files a client of the mock vendors needs.
+/// PEM files that a client of the mock vendors needs.
 pub struct Files {
-    /// Trust this to believe the mock vendors' own certificates.
+    /// The CA of the mock servers' own certificates.
     pub ca: PathBuf,
-    /// The CA that signs the two certificates below.
+    /// The CA that signed the next two certificates.
     pub client_ca: PathBuf,
     /// The certificate of the certificate login, subject `CN=demo-sectigo`.
     pub sectigo: CertFiles,
     /// The certificate of the token server's certificate login, subject `CN=demo-venafi`.
     pub venafi: CertFiles,
-    /// Subject `CN=demo-venafi` as well, but signed by a CA that no mock vendor approves of.
+    /// Subject `CN=demo-venafi` as well, but signed by a CA that no mock vendor approves.
     pub foreign: CertFiles,
 }
 
@@ -41,18 +41,19 @@ pub struct CertFiles {
     pub key: PathBuf,
 }
 
-/// A client's certificate, proven to be in its hands by the handshake.
+/// A client's certificate. The handshake has proven that the client has its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCert {
     /// The subject, as `CN=…`.
     pub subject: String,
     /// The serial number, lower-case hex.
     pub serial: String,
-    /// Whether the client CA signed it.
+    /// `true` when the client CA signed it.
     pub approved: bool,
 }
 
-/// How a mock vendor speaks TLS: certificates asked for and never demanded, HTTP/1.1 only.
+/// TLS settings of a mock server: client certificates are requested but not required, HTTP/1.1
+/// only.
 #[derive(Clone)]
 pub(crate) struct Tls {
     pub(crate) acceptor: TlsAcceptor,
@@ -60,7 +61,7 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// What the client showed, if anything.
+    /// Describes the certificate that the client presented, if any.
     pub(crate) fn client_cert(&self, chain: Option<&[CertificateDer<'_>]>) -> Option<ClientCert> {
         let (leaf, intermediates) = chain?.split_first()?;
         let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
@@ -75,8 +76,8 @@ impl Tls {
     }
 }
 
-/// Makes all certificates, writes those that clients need into `dir`, keys readable by their
-/// owner only.
+/// Generates all certificates and writes those that clients need to `dir`. Only the owner may read
+/// the keys.
 pub(crate) fn generate(
     dir: &Path,
 ) -> Result<(Files, Tls), Box<dyn std::error::Error + Send + Sync>> {
@@ -155,8 +156,8 @@ fn name_of(common: &str) -> DistinguishedName {
     name
 }
 
-/// Lets every client certificate through the handshake, as the vendors' servers do: they refuse a
-/// stranger's with an HTTP status and words, not with a TLS alert.
+/// Accepts every client certificate in the handshake, as the vendors' servers do: they refuse an
+/// unknown one with an HTTP status and a message, not with a TLS alert.
 #[derive(Debug)]
 struct AcceptAnyClient(Arc<dyn ClientCertVerifier>);
 
@@ -166,7 +167,7 @@ impl ClientCertVerifier for AcceptAnyClient {
     }
 
     fn root_hint_subjects(&self) -> &[rustls::DistinguishedName] {
-        // A hint would keep clients from showing a stranger's certificate at all.
+        // With a hint, clients would not present a certificate of another CA at all.
         &[]
     }
 

@@ -1,5 +1,5 @@
-//! Certn: client credentials by HTTP Basic at `/token/`. The server behind it is a Django one, and
-//! shows it: 405 to GET, 301 without the last slash, `detail` in errors.
+//! Certn: client credentials by HTTP Basic at `/token/`. The server behaves as Django does: 405 to
+//! GET, 301 without the final slash, `detail` in errors.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ impl Certn {
         if request.method != "POST" {
             return MockResponse::empty(405).with("Allow", "POST, OPTIONS");
         }
-        // What comes in no form has no grant_type.
+        // A body that is not a form has no grant_type.
         let grant = request
             .form("grant_type")
             .filter(|_| request.has_media_type(super::FORM));
@@ -55,7 +55,7 @@ impl Certn {
         MockResponse::json(200, &self.tokens.finish(response)).with("Cache-Control", "no-store")
     }
 
-    /// Whether the client vendors in HTTP Basic, both halves form-encoded (RFC 6749 §2.3.1).
+    /// Tells whether HTTP Basic holds the client, ID and secret form-encoded (RFC 6749 §2.3.1).
     fn is_basic(&self, request: &RecordedRequest) -> bool {
         let decoded = || {
             let encoded = request.field("authorization")?.strip_prefix("Basic ")?;
@@ -87,7 +87,7 @@ impl Handler for Certn {
             .bearer()
             .is_some_and(|token| self.tokens.accepts(token))
         {
-            // The same words for no token and for a dead one.
+            // The same message for a missing token and for an invalid one.
             return MockResponse::json(
                 401,
                 &json!({"detail": "Authentication credentials were not provided."}),
@@ -154,13 +154,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_token_and_a_dead_one_get_the_same_detail() {
+    async fn a_missing_token_and_an_invalid_one_get_the_same_detail() {
         let (_dir, vendors) = mock_vendors().await;
         let client = client(&vendors.files, None);
         let api = vendors.certn.url() + "/hr/v1/applicants/";
         let detail = json!({"detail": "Authentication credentials were not provided."});
 
-        for request in [client.get(&api), client.get(&api).bearer_auth("dead")] {
+        for request in [client.get(&api), client.get(&api).bearer_auth("invalid")] {
             assert_eq!(send(request).await, (401, detail.clone()));
         }
     }

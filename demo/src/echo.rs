@@ -1,4 +1,4 @@
-//! An upstream without any login that answers as the request's query tells it to: for tests of
+//! An upstream without a login whose response is specified by the request's query: for tests of
 //! what passes through the proxy unchanged.
 //!
 //! | parameter | meaning |
@@ -8,11 +8,11 @@
 //! | `header` | `Name:value`, may repeat |
 //! | `size` | a body of this many `x` |
 //! | `body` | the body itself |
-//! | `echo` | the value of this request field, behind what `size` or `body` gave before |
-//! | `into` | `Name:field`: an answer field that holds the value of this request field |
+//! | `echo` | the value of this request field, appended to the body of `size` or `body` |
+//! | `into` | `Name:field`: a response field `Name` with the value of this request field |
 //! | `code` | `gzip`: the body so far in that coding, stored rather than compressed |
 //! | `cut` | closes the connection after this many bytes of the body |
-//! | `wait` | milliseconds before the answer |
+//! | `wait` | milliseconds before the response |
 //!
 //! Without `size`, `body` and `echo` the body is `METHOD target`.
 
@@ -24,7 +24,7 @@ use flate2::write::GzEncoder;
 
 use super::server::{Handler, MockResponse, RecordedRequest};
 
-/// The upstream; see the module.
+/// The upstream; see the module's documentation.
 pub(crate) struct Echo;
 
 impl Handler for Echo {
@@ -33,7 +33,7 @@ impl Handler for Echo {
         let (_, query) = request.target.split_once('?').unwrap_or_default();
         let mut given = false;
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
-            // A number that is none is a mistake in the test: it gets 0 and finds out.
+            // An invalid number is a bug in the test, which sees it by the 0.
             let number = || value.parse::<usize>().unwrap_or(0);
             match name.as_ref() {
                 "status" => response.status = value.parse().unwrap_or(500),
@@ -74,7 +74,7 @@ impl Handler for Echo {
 
 fn gzip(body: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::none());
-    // Writing to memory cannot fail; what came out tells a test if it did.
+    // Writing to memory cannot fail; if it did, a test would see it by the body.
     let _ = encoder.write_all(body);
     encoder.finish().unwrap_or_default()
 }

@@ -1,10 +1,8 @@
-//! Mock vendors, five of them, on loopback: what `countersign demo` shows and what the tests
-//! call.
+//! Mock servers of the five vendors, on loopback, for `countersign demo` and for the tests.
 //!
-//! Each one checks what it is shown as the real one does and refuses a wrong login with that
-//! vendor's own status and body. All of them keep every byte they are sent ([`MockServer::requests`]),
-//! so that a test can say what a vendor saw and what it must never see. Nothing of this talks to
-//! any vendor.
+//! Each one checks a login as the real vendor does, and refuses a wrong one with that vendor's own
+//! status and body. Each keeps every byte it receives ([`MockServer::requests`]), so that a test
+//! can assert what a vendor saw and what it must never see. No real vendor is ever contacted.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -34,7 +32,7 @@ use tokens::{Tokens, random_hex};
 
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// The running mock vendors. Dropping this closes all of them.
+/// The running mock servers. Dropping this closes all of them.
 pub struct MockVendors {
     /// `api.certcenter.com`: API and token endpoint.
     pub certcenter: MockServer,
@@ -52,16 +50,18 @@ pub struct MockVendors {
     pub maxmd: MockServer,
     /// A customer's Venafi TPP: `/vedauth` and `/vedsdk`.
     pub venafi: MockServer,
-    /// What they accept.
+    /// The logins they accept.
     pub logins: Logins,
-    /// Certificates, as files.
+    /// The certificates, as files.
     pub files: Files,
     dir: PathBuf,
 }
 
 impl MockVendors {
     /// Starts all of them on free ports of 127.0.0.1, with new secrets and new certificates.
-    /// Into `dir` go the certificates, and under `secrets/` what [`MockVendors::stanzas`] refers to.
+    ///
+    /// Writes the certificates to `dir`, and to `dir/secrets/` the secrets that
+    /// [`MockVendors::stanzas`] refers to.
     ///
     /// # Errors
     /// When no port is free or `dir` cannot be written.
@@ -116,7 +116,7 @@ impl MockVendors {
         Ok(vendors)
     }
 
-    /// All of them, for what must hold everywhere.
+    /// Returns all of them, for assertions that must hold for each.
     #[must_use]
     pub fn all(&self) -> [&MockServer; 8] {
         [
@@ -132,9 +132,9 @@ impl MockVendors {
     }
 }
 
-/// An upstream without login, in plaintext, that answers as the query tells it to: `status`,
-/// `reason`, `header=Name:value`, `size`, `body`, `echo=Name`, `into=Name:field`, `code=gzip`, `cut`,
-/// `wait` (milliseconds).
+/// Starts an upstream without login, in plaintext, whose response is specified by the query:
+/// `status`, `reason`, `header=Name:value`, `size`, `body`, `echo=Name`, `into=Name:field`,
+/// `code=gzip`, `cut`, `wait` (milliseconds).
 ///
 /// # Errors
 /// When no port of 127.0.0.1 is free.
@@ -142,9 +142,9 @@ pub async fn echo() -> io::Result<MockServer> {
     MockServer::start(echo::Echo, Arc::new(Tokens::new(Duration::ZERO)), None).await
 }
 
-/// What the mock vendors, and the proxy in front of them, accept; made anew at each start.
+/// The logins that the mock servers, and the proxy in front of them, accept. New at each start.
 pub struct Logins {
-    /// What the proxy's only caller shows to the proxy, and never to a vendor.
+    /// The key of the proxy's only caller. No vendor may ever see it.
     pub caller_key: String,
     /// The static token, suffix included.
     pub certcenter_token: String,
@@ -158,11 +158,11 @@ pub struct Logins {
     pub cert_manager_password: String,
     /// `customerUri` of both logins.
     pub cert_manager_customer: String,
-    /// `login` that belongs to the client certificate.
+    /// `login` that goes with the client certificate.
     pub cert_manager_certificate_login: String,
     /// Client credentials by HTTP Basic.
     pub certn: Client,
-    /// The client that a person's consent is for.
+    /// The client that a user consents to.
     pub maxmd: Client,
     /// `client_id` of the API integration.
     pub venafi_client_id: String,
@@ -184,7 +184,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// The secrets hold every character that one of the encodings on the way could spoil.
+    /// Makes a client whose secret holds every character that an encoding on the way could damage.
     fn new(id: &str) -> Self {
         Self {
             id: id.to_owned(),
@@ -192,7 +192,7 @@ impl Client {
         }
     }
 
-    /// Whether both halves server in the form body.
+    /// Tells whether the form body holds both ID and secret.
     fn is_in_form(&self, request: &RecordedRequest) -> bool {
         request.form("client_id").as_ref() == Some(&self.id)
             && request.form("client_secret").as_ref() == Some(&self.secret)
@@ -220,7 +220,7 @@ impl Logins {
     }
 }
 
-/// Writes a file that only its owner may read.
+/// Writes a file that only its owner may read (mode 0600).
 fn write_private(path: &Path, text: &str) -> io::Result<()> {
     OpenOptions::new()
         .write(true)
@@ -240,7 +240,7 @@ mod tests {
 
     use super::*;
 
-    /// The mock vendors and the directory that must live as long as they do.
+    /// Starts the mock vendors. The directory must live as long as they do.
     pub(super) async fn mock_vendors() -> (tempfile::TempDir, MockVendors) {
         // Already installed by another test of the same process: the same provider.
         let _ = default_provider().install_default();
@@ -249,7 +249,7 @@ mod tests {
         (dir, vendors)
     }
 
-    /// A client that trusts the mock vendors, follows no redirect and shows `identity`.
+    /// Returns a client that trusts the mock vendors, follows no redirect and presents `identity`.
     pub(super) fn client(files: &Files, identity: Option<&CertFiles>) -> reqwest::Client {
         reqwest::Client::builder()
             .no_proxy()
@@ -260,7 +260,7 @@ mod tests {
             .unwrap()
     }
 
-    /// How that client speaks TLS.
+    /// Returns the TLS settings of [`client`].
     pub(super) fn client_tls(files: &Files, identity: Option<&CertFiles>) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_file_iter(&files.ca).unwrap() {
@@ -280,7 +280,7 @@ mod tests {
         config.with_client_auth_cert(chain.unwrap(), key).unwrap()
     }
 
-    /// Status and JSON body (`Null` when it is none).
+    /// Sends `request` and returns the status and the JSON body (`Null` when it is not JSON).
     pub(super) async fn send(request: reqwest::RequestBuilder) -> (u16, serde_json::Value) {
         let response = request.send().await.unwrap();
         let status = response.status().as_u16();

@@ -1,5 +1,5 @@
-//! `MaxMD` Direct CA: a person's consent, an authorization code, then refresh tokens that rotate.
-//! Consent and tokens live on one host, the API on another.
+//! `MaxMD` Direct CA: a user's consent, an authorization code, then refresh tokens that rotate. One
+//! host serves consent and tokens, another the API.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::server::{Handler, MockResponse, RecordedRequest};
 use super::tokens::{Tokens, random_hex};
 use super::{Client, Logins};
 
-/// The consent page and the token endpoint. Whoever asks for consent has it.
+/// The consent page and the token endpoint. Every request for consent is granted.
 pub(crate) struct Auth {
     client: Client,
     tokens: Arc<Tokens>,
@@ -20,13 +20,13 @@ pub(crate) struct Auth {
 
 #[derive(Default)]
 struct Grants {
-    /// Codes not yet exchanged, and the `redirect_uri` each was sent to.
+    /// Codes not yet exchanged, each with the `redirect_uri` it was sent to.
     codes: HashMap<String, String>,
-    /// Refresh tokens, spent ones too, and the family each belongs to.
+    /// Refresh tokens, including spent ones, each with its family.
     refresh: HashMap<String, Refresh>,
-    /// The access tokens of each family that is alive, its latest last.
+    /// The access tokens of each family that is not revoked, the newest last.
     families: HashMap<usize, Vec<String>>,
-    /// How many families there have been.
+    /// Number of families so far.
     made: usize,
 }
 
@@ -55,7 +55,7 @@ impl Auth {
             redirect,
             request.query("client_id").as_ref() == Some(&self.client.id),
         ) else {
-            // Nowhere to send the browser back to.
+            // There is no valid URI to redirect the browser to.
             return MockResponse::json(400, &json!({"error": "invalid_request"}));
         };
         let state = request.query("state");
@@ -97,14 +97,14 @@ impl Auth {
                 let Some(uri) = grants.codes.remove(&code) else {
                     return refused("invalid_grant");
                 };
-                // Not among the documented parameters; wrong when sent is wrong all the same.
+                // Not among the documented parameters, but a wrong value is refused all the same.
                 if request.form("redirect_uri").is_some_and(|sent| sent != uri) {
                     return refused("invalid_grant");
                 }
                 grants.made += 1;
                 let family = grants.made;
                 grants.families.insert(family, Vec::new());
-                self.pair(&mut grants, family)
+                self.issue_pair(&mut grants, family)
             }
             Some("refresh_token") => {
                 let token = request.form("refresh_token").unwrap_or_default();
@@ -114,7 +114,7 @@ impl Auth {
                 let (family, spent) = (refresh.family, refresh.spent);
                 refresh.spent = true;
                 if spent {
-                    // Somebody else holds the grant as well: nobody keeps it.
+                    // Two clients hold the token, so the whole family is revoked.
                     for access in grants.families.remove(&family).unwrap_or_default() {
                         self.tokens.revoke(&access);
                     }
@@ -122,14 +122,14 @@ impl Auth {
                 if !grants.families.contains_key(&family) {
                     return refused("invalid_grant");
                 }
-                self.pair(&mut grants, family)
+                self.issue_pair(&mut grants, family)
             }
             Some(_) => refused("unsupported_grant_type"),
             None => refused("invalid_request"),
         }
     }
 
-    fn pair(&self, grants: &mut Grants, family: usize) -> MockResponse {
+    fn issue_pair(&self, grants: &mut Grants, family: usize) -> MockResponse {
         let (access, refresh) = (random_hex(), random_hex());
         let lifetime = self.tokens.issue(&access);
         if let Some(members) = grants.families.get_mut(&family) {
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_code_works_once_and_the_state_comes_back() {
+    async fn a_code_works_once_and_the_state_is_returned() {
         let (_dir, vendors) = mock_vendors().await;
         let client = client(&vendors.files, None);
         let back = consent(&vendors, &client, "a b").await;
@@ -273,7 +273,7 @@ mod tests {
         let api = vendors.maxmd.url() + "/api/certificate/direct.example.com";
         let token = body["access_token"].as_str().unwrap();
         assert_eq!(send(client.get(&api).bearer_auth(token)).await.0, 200);
-        let (status, body) = send(client.get(&api).bearer_auth("dead")).await;
+        let (status, body) = send(client.get(&api).bearer_auth("invalid")).await;
         assert_eq!((status, &body["error"]), (401, &json!("Unauthorized")));
         assert!(body["description"].is_string());
 
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn using_a_refresh_token_twice_ends_the_whole_family() {
+    async fn using_a_refresh_token_twice_revokes_the_whole_family() {
         let (_dir, vendors) = mock_vendors().await;
         let client = client(&vendors.files, None);
         let back = consent(&vendors, &client, "").await;

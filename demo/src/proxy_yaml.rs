@@ -1,5 +1,5 @@
-//! The proxy.yaml that leads to the mock vendors: the stanzas of a real one, plus where the
-//! mock vendors are and whom to trust for them.
+//! The proxy.yaml for the mock vendors: the stanzas of a real one, plus the addresses of the mock
+//! servers and the CA to trust for them.
 
 use std::fs;
 use std::io;
@@ -14,8 +14,9 @@ use super::{MockVendors, write_private};
 const CALLER: &str = "demo";
 
 impl MockVendors {
-    /// A whole proxy.yaml: one listener, one caller, and every vendor. Port 0 lets the system
-    /// choose. It belongs into the directory that [`MockVendors::start`] was given.
+    /// Returns a complete proxy.yaml: one listener, one caller, and every vendor. With port 0 the
+    /// system chooses the port. The file must be written to the directory that was passed to
+    /// [`MockVendors::start`], since its paths are relative to it.
     #[must_use]
     pub fn proxy_yaml(&self, listener: SocketAddr, admin: SocketAddr) -> String {
         let digest = hex::encode(digest(&SHA256, self.logins.caller_key.as_bytes()));
@@ -25,7 +26,7 @@ impl MockVendors {
 listeners:
   - bind: {listener}
 admin: {{ bind: \"{admin}\" }}
-# Nothing is worth waiting for when the demo ends.
+# Nothing has to be waited for when the demo stops.
 drain: {{ delay: 0s, timeout: 5s }}
 callers:
   {CALLER}:
@@ -38,7 +39,7 @@ vendors:
         )
     }
 
-    /// Every vendor's name and its stanza, indented to server under `vendors:`. One login each.
+    /// Returns the name and the stanza of every vendor, indented for `vendors:`. One login each.
     #[must_use]
     #[expect(clippy::too_many_lines, reason = "one piece of text per login")]
     pub fn stanzas(&self) -> [(&'static str, String); 9] {

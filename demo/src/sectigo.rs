@@ -1,5 +1,5 @@
-//! Sectigo SCM three ways: OAuth with the token server on a host of its own, three header fields
-//! on cert-manager.com, and a client certificate under its `/private/`.
+//! Sectigo SCM with its three logins: OAuth with a token server on a host of its own, three header
+//! fields on cert-manager.com, and a client certificate under `/private/` there.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::server::{Handler, MockResponse, RecordedRequest};
 use super::tokens::{Tokens, random_hex};
 use super::{Client, Logins};
 
-/// Where the token server issues tokens; the shape is Keycloak's.
+/// Path of the token endpoint, as Keycloak has it.
 pub(crate) const TOKEN_PATH: &str = "/auth/realms/apiclients/protocol/openid-connect/token";
 
 /// The token server.
@@ -59,7 +59,7 @@ impl Handler for TokenServer {
                 }),
             );
         }
-        // The documented way is the form body, and nothing beside it.
+        // The documentation has the credentials in the form body, and nowhere else.
         if !self.client.is_in_form(request) || request.field("authorization").is_some() {
             return MockResponse::json(
                 401,
@@ -74,7 +74,7 @@ impl Handler for TokenServer {
         let response = json!({
             "access_token": token,
             "expires_in": lifetime,
-            // Not "expired": this grant has no refresh token.
+            // 0 means "none" here, not "expired": this grant has no refresh token.
             "refresh_expires_in": 0,
             "token_type": "Bearer",
             "not-before-policy": 0,
@@ -108,7 +108,7 @@ impl Handler for Admin {
         {
             return api(request, request.path());
         }
-        // The token server's address vendors here because it is not the same for every customer.
+        // Contains the token server's address because it differs between customers.
         unknown_user().with(
             "WWW-Authenticate",
             format!("Bearer authorization_uri=\"{}\"", self.token_url),
@@ -137,7 +137,7 @@ impl CertManager {
 
 impl Handler for CertManager {
     fn respond(&self, request: &RecordedRequest) -> MockResponse {
-        // Spelled as documented: nobody here knows whether the real server minds.
+        // Compared as documented: it is unknown whether the real server is case-sensitive.
         let login = request.exact_field("login");
         let customer = request.exact_field("customerUri") == Some(&self.customer_uri);
         let path = request.path();
@@ -165,14 +165,14 @@ impl Handler for CertManager {
     }
 }
 
-/// What all three logins lead to.
+/// Responds as the API behind all three logins.
 fn api(request: &RecordedRequest, path: &str) -> MockResponse {
     match (request.method.as_str(), path) {
         ("GET", "/api/ssl/v1/types") => MockResponse::json(
             200,
             &json!([{"id": 2107, "name": "OV SSL", "description": "", "terms": [90, 365]}]),
         ),
-        // 201 points at the vendor's own host, absolutely.
+        // The Location of the 201 is an absolute URL of the vendor's host.
         ("POST", "/api/organization/v1") => MockResponse::empty(201).with(
             "Location",
             format!(
@@ -199,7 +199,7 @@ mod tests {
     use super::super::{CertFiles, Files, MockServer};
     use super::*;
 
-    /// Sends the fields as they are spelled here (reqwest would change that); the whole answer.
+    /// Sends the fields in this spelling, which reqwest would change. Returns the whole response.
     async fn get(
         server: &MockServer,
         files: &Files,
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_comes_for_the_secret_in_the_form_and_for_nothing_else() {
+    async fn a_token_is_issued_for_the_secret_in_the_form_only() {
         let (_dir, vendors) = mock_vendors().await;
         let client = client(&vendors.files, None);
         let token_url = vendors.sectigo_auth.url() + TOKEN_PATH;
@@ -258,12 +258,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_api_says_in_its_401_where_tokens_come_from() {
+    async fn the_401_of_the_api_names_the_token_server() {
         let (_dir, vendors) = mock_vendors().await;
         let client = client(&vendors.files, None);
         let types = vendors.sectigo.url() + "/api/ssl/v1/types";
 
-        let response = client.get(types).bearer_auth("dead").send().await.unwrap();
+        let response = client
+            .get(types)
+            .bearer_auth("invalid")
+            .send()
+            .await
+            .unwrap();
         assert_eq!(response.status(), 401);
         let hint = response.headers()["www-authenticate"].to_str().unwrap();
         let token_url = vendors.sectigo_auth.url() + TOKEN_PATH;
@@ -273,7 +278,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_header_login_is_taken_in_its_exact_spelling_only() {
+    async fn the_header_login_is_accepted_in_its_exact_spelling_only() {
         let (_dir, vendors) = mock_vendors().await;
         let logins = &vendors.logins;
         let right = [
@@ -303,7 +308,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_private_path_demands_the_certificate_and_refuses_a_password() {
+    async fn the_private_path_requires_the_certificate_and_refuses_a_password() {
         let (_dir, vendors) = mock_vendors().await;
         let (logins, files) = (&vendors.logins, &vendors.files);
         let right = [
@@ -320,9 +325,9 @@ mod tests {
 
         let response = get(server, files, Some(&files.sectigo), path, &right).await;
         assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
-        let shown = server.requests()[0].client_cert.clone().unwrap();
+        let presented = server.requests()[0].client_cert.clone().unwrap();
         assert_eq!(
-            (shown.subject.as_str(), shown.approved),
+            (presented.subject.as_str(), presented.approved),
             ("CN=demo-sectigo", true)
         );
 

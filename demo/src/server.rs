@@ -1,9 +1,9 @@
-//! One mock vendor: a server on a free loopback port that plays a [`Handler`] and keeps every byte it
-//! was sent.
+//! A mock server on a free loopback port, which responds by a [`Handler`] and records every byte it
+//! receives.
 //!
-//! The HTTP library reads and writes the messages, but it forgets how a field name was spelled
-//! and in which order fields of different names came. Both are part of what a vendor sees, so
-//! every [`RecordedRequest`] is parsed from the recorded bytes.
+//! The HTTP library reads and writes the messages, but loses the spelling of field names and the
+//! order of fields with different names. A vendor sees both, so every [`RecordedRequest`] is parsed
+//! from the recorded bytes.
 
 use std::fmt;
 use std::io;
@@ -46,7 +46,7 @@ const LOGIN_FIELDS: [&str; 10] = [
     "cookie2",
 ];
 
-/// Members of a token request's body that carry a login, and the client they belong to.
+/// Members of a token request's body that carry a login, and `client_id`.
 const LOGIN_MEMBERS: [&str; 9] = [
     "client_id",
     "client_secret",
@@ -59,22 +59,22 @@ const LOGIN_MEMBERS: [&str; 9] = [
     "assertion",
 ];
 
-/// What a mock vendor answers: the vendor's rules, without any networking.
+/// The rules of a vendor, without any networking.
 pub(crate) trait Handler: Send + Sync + 'static {
-    /// The vendor's answer to one request.
+    /// Returns the vendor's response to one request.
     fn respond(&self, request: &RecordedRequest) -> MockResponse;
 
-    /// Whether the request asks for tokens; [`MockServer::delay_token_calls`] and [`MockServer::fail_next`] touch no
-    /// other.
+    /// Tells whether this is a token request. [`MockServer::delay_token_calls`] and
+    /// [`MockServer::fail_next`] affect no others.
     fn is_token_call(&self, _request: &RecordedRequest) -> bool {
         false
     }
 
-    /// Ends every grant, so that no refresh token works any more.
+    /// Revokes every grant: no refresh token works any longer.
     fn revoke_grants(&self) {}
 }
 
-/// A running mock vendor. Dropping it closes the port and every connection.
+/// A running mock server. Dropping it closes the port and every connection.
 pub struct MockServer {
     address: SocketAddr,
     scheme: &'static str,
@@ -83,7 +83,7 @@ pub struct MockServer {
 }
 
 impl MockServer {
-    /// Starts on a free port of 127.0.0.1: over TLS, or in plaintext without `tls`.
+    /// Starts on a free port of 127.0.0.1, in plaintext without `tls`.
     pub(crate) async fn start(
         handler: impl Handler,
         tokens: Arc<Tokens>,
@@ -109,43 +109,43 @@ impl MockServer {
         })
     }
 
-    /// Where it listens.
+    /// Returns the address it listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// `https://127.0.0.1:PORT` (`http` for one without TLS).
+    /// Returns `https://127.0.0.1:PORT` (`http` without TLS).
     #[must_use]
     pub fn url(&self) -> String {
         format!("{}://{}", self.scheme, self.address)
     }
 
-    /// `https://localhost:PORT`: the same by a name, so that SNI is sent.
+    /// Returns `https://localhost:PORT`: with a host name, so that clients send SNI.
     #[must_use]
     pub fn url_by_name(&self) -> String {
         format!("{}://localhost:{}", self.scheme, self.address.port())
     }
 
-    /// Every request so far, in the order their heads and bodies were complete.
+    /// Returns every request so far, in the order in which they were complete.
     #[must_use]
     pub fn requests(&self) -> Vec<RecordedRequest> {
         self.state.requests.lock().clone()
     }
 
-    /// The requests that asked for tokens.
+    /// Returns the token requests.
     #[must_use]
     pub fn token_calls(&self) -> Vec<RecordedRequest> {
         self.filtered(true)
     }
 
-    /// The requests that did not.
+    /// Returns all other requests.
     #[must_use]
     pub fn api_calls(&self) -> Vec<RecordedRequest> {
         self.filtered(false)
     }
 
-    /// What was read after TLS, one entry a connection, whether or not it made up requests.
+    /// Returns the bytes read after TLS, one entry per connection, even if they are not requests.
     #[must_use]
     pub fn connections(&self) -> Vec<Vec<u8>> {
         let recordings = self.state.recordings.lock();
@@ -155,7 +155,7 @@ impl MockServer {
             .collect()
     }
 
-    /// Whether `needle` occurs anywhere in what was read.
+    /// Tells whether `needle` occurs anywhere in the bytes read.
     #[must_use]
     pub fn has_read(&self, needle: &str) -> bool {
         self.connections().iter().any(|bytes| {
@@ -165,38 +165,38 @@ impl MockServer {
         })
     }
 
-    /// How long access tokens issued from now on live; whole seconds.
+    /// Sets the lifetime of access tokens issued from now on; whole seconds.
     pub fn set_lifetime(&self, lifetime: Duration) {
         self.state.tokens.set_lifetime(lifetime);
     }
 
-    /// How long grants (refresh tokens) made from now on live; whole seconds.
+    /// Sets the lifetime of grants (refresh tokens) made from now on; whole seconds.
     pub fn set_grant_lifetime(&self, lifetime: Duration) {
         self.state.tokens.set_grant_lifetime(lifetime);
     }
 
-    /// Leaves `expires_in` out of token answers, as old versions of some vendors do.
+    /// Omits `expires_in` from token responses, as old versions of some vendors do.
     pub fn omit_expires_in(&self) {
         self.state.tokens.omit_expires_in();
     }
 
-    /// Takes this long over each token request from now on.
+    /// Delays the response to each token request from now on.
     pub fn delay_token_calls(&self, delay: Duration) {
         *self.state.delay.lock() = delay;
     }
 
-    /// Answers the next `count` token requests with `status` and no token.
+    /// Responds to the next `count` token requests with `status` and without a token.
     pub fn fail_next(&self, count: usize, status: StatusCode) {
         *self.state.failures.lock() = (count, status);
     }
 
-    /// Ends every access token, so that API calls are answered 401 until a new one is fetched.
-    /// Refresh tokens live on.
+    /// Revokes every access token, so that API calls get a 401 until a new one is fetched. Refresh
+    /// tokens stay valid.
     pub fn revoke_access_tokens(&self) {
         self.state.tokens.revoke_access_tokens();
     }
 
-    /// Ends every grant: no refresh token works any more. Access tokens live on.
+    /// Revokes every grant: no refresh token works any longer. Access tokens stay valid.
     pub fn revoke_grants(&self) {
         self.state.handler.revoke_grants();
     }
@@ -212,15 +212,15 @@ impl MockServer {
 
 impl Drop for MockServer {
     fn drop(&mut self) {
-        // The connections' tasks are owned by the accepting one and end with it.
+        // The accepting task owns the tasks of the connections, which are aborted with it.
         self.accepting.abort();
     }
 }
 
-/// One request as it came over the wire.
+/// One request as it was received.
 #[derive(Clone)]
 pub struct RecordedRequest {
-    /// Which connection it came on, counted from 0.
+    /// Number of its connection, counted from 0.
     pub connection: usize,
     /// The method.
     pub method: String,
@@ -234,15 +234,17 @@ pub struct RecordedRequest {
     pub raw: Vec<u8>,
     /// The client certificate of the connection.
     pub client_cert: Option<ClientCert>,
-    /// Whether it asked for tokens.
+    /// `true` for a token request.
     pub token_call: bool,
-    /// What was answered; 0 as long as nothing was.
+    /// Status of the response; 0 until there is one.
     pub status: u16,
 }
 
 impl RecordedRequest {
-    /// `None` when `raw` does not start with a whole head: the library had read it together with
-    /// the request before it (pipelining).
+    /// Parses the bytes of one request.
+    ///
+    /// `None` when `raw` does not start with a complete head: the library has read it together with
+    /// the previous request (pipelining).
     fn parse(
         raw: Vec<u8>,
         body: &Bytes,
@@ -271,7 +273,7 @@ impl RecordedRequest {
         })
     }
 
-    /// The target without its query.
+    /// Returns the target without its query.
     #[must_use]
     pub fn path(&self) -> &str {
         self.target
@@ -279,35 +281,35 @@ impl RecordedRequest {
             .map_or(&self.target, |(path, _)| path)
     }
 
-    /// The query's value for `name`, decoded; `None` when it occurs twice.
+    /// Returns the query's value for `name`, decoded; `None` when it occurs twice.
     #[must_use]
     pub fn query(&self, name: &str) -> Option<String> {
         let (_, query) = self.target.split_once('?')?;
         member(query.as_bytes(), name)
     }
 
-    /// The value of the only field called `name`, in any case; `None` when there is none or more
-    /// than one, because a vendor that is shown two logins takes neither.
+    /// Returns the value of the only field named `name`, in any case; `None` when there is none or
+    /// more than one, because a vendor that receives two logins accepts neither.
     #[must_use]
     pub fn field(&self, name: &str) -> Option<&str> {
         self.only(|spelled| spelled.eq_ignore_ascii_case(name))
     }
 
-    /// The value of the only field called exactly `name`, case included.
+    /// Returns the value of the only field named exactly `name`, case included.
     #[must_use]
     pub fn exact_field(&self, name: &str) -> Option<&str> {
         self.field(name)
             .and_then(|_| self.only(|spelled| spelled == name))
     }
 
-    /// The token of the only `Authorization: Bearer` (RFC 6750 §2.1).
+    /// Returns the token of the only `Authorization: Bearer` (RFC 6750 §2.1).
     #[must_use]
     pub fn bearer(&self) -> Option<&str> {
         let (scheme, token) = self.field("authorization")?.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(token)
     }
 
-    /// Whether the body's media type is `media`, parameters aside.
+    /// Tells whether the body's media type is `media`, ignoring parameters.
     #[must_use]
     pub fn has_media_type(&self, media: &str) -> bool {
         self.field("content-type").is_some_and(|value| {
@@ -316,20 +318,20 @@ impl RecordedRequest {
         })
     }
 
-    /// A form body's value for `name`; `None` when it occurs twice (RFC 6749 §3.2).
+    /// Returns a form body's value for `name`; `None` when it occurs twice (RFC 6749 §3.2).
     #[must_use]
     pub fn form(&self, name: &str) -> Option<String> {
         member(&self.body, name)
     }
 
-    /// The body as JSON; `Null` when it is none.
+    /// Returns the body as JSON; `Null` when it is not JSON.
     #[must_use]
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
     }
 
-    /// Everything in the request that proves who sent it: header fields as they were spelled, the
-    /// client certificate's subject, and, in a token request, the members of its body.
+    /// Returns every credential in the request: header fields as they were spelled, the client
+    /// certificate's subject, and, in a token request, members of its body.
     #[must_use]
     pub fn login(&self) -> Vec<(String, String)> {
         let mut login: Vec<(String, String)> = self
@@ -377,24 +379,25 @@ impl fmt::Debug for RecordedRequest {
     }
 }
 
-/// What a mock vendor sends back.
+/// The response of a mock server.
 pub(crate) struct MockResponse {
     /// The status.
     pub(crate) status: u16,
-    /// Instead of the status' usual reason phrase; some clients decide by it.
+    /// Reason phrase other than the status's own; some clients depend on it.
     pub(crate) reason: Option<String>,
     /// Header fields.
     pub(crate) fields: Vec<(String, String)>,
     /// The body.
     pub(crate) body: Vec<u8>,
-    /// Close the connection after this many bytes of the body, although more was promised.
+    /// Number of bytes of the body after which the connection is closed, although `Content-Length`
+    /// is larger.
     pub(crate) cut: Option<usize>,
-    /// Wait this long before answering.
+    /// Delay before the response.
     pub(crate) wait: Duration,
 }
 
 impl MockResponse {
-    /// An answer without a body.
+    /// Returns a response without a body.
     pub(crate) fn empty(status: u16) -> Self {
         Self {
             status,
@@ -406,7 +409,7 @@ impl MockResponse {
         }
     }
 
-    /// A JSON answer.
+    /// Returns a JSON response.
     pub(crate) fn json(status: u16, body: &Value) -> Self {
         Self {
             body: body.to_string().into_bytes(),
@@ -415,20 +418,20 @@ impl MockResponse {
         .with("Content-Type", "application/json")
     }
 
-    /// With one more header field.
+    /// Adds a header field.
     pub(crate) fn with(mut self, name: &str, value: impl Into<String>) -> Self {
         self.fields.push((name.to_owned(), value.into()));
         self
     }
 
-    /// With a reason phrase.
+    /// Sets the reason phrase.
     pub(crate) fn with_reason(mut self, reason: &str) -> Self {
         self.reason = Some(reason.to_owned());
         self
     }
 
-    /// For the library. An answer that cannot be sent (a bad field name in an instruction of a
-    /// test) becomes a 500 that says so.
+    /// Converts it for the HTTP library. A response that cannot be sent (a test asked for an
+    /// invalid field name) becomes a 500 with the error as its body.
     fn into_response(self) -> Response<Body> {
         let mut response = Response::builder().status(self.status);
         for (name, value) in &self.fields {
@@ -457,10 +460,10 @@ impl MockResponse {
     }
 }
 
-/// A body that breaks off after its first part.
+/// A body that is aborted after its first part.
 enum Cut {
     Part(Bytes),
-    /// The library flushes the part while it waits for more, and drops it on an error.
+    /// The library flushes the part while it waits for more, but drops it on an error.
     Pause,
     End,
 }
@@ -487,14 +490,14 @@ impl hyper::body::Body for Cut {
     }
 }
 
-/// What all connections of one mock vendor share.
+/// State shared by all connections of one mock server.
 struct ServerState {
     handler: Box<dyn Handler>,
     tokens: Arc<Tokens>,
     recordings: Mutex<Vec<Arc<Mutex<Recording>>>>,
     requests: Mutex<Vec<RecordedRequest>>,
     delay: Mutex<Duration>,
-    /// How many token requests are still to fail, and with what.
+    /// Number of token requests that are still to fail, and their status.
     failures: Mutex<(usize, StatusCode)>,
 }
 
@@ -507,7 +510,7 @@ impl ServerState {
         client_cert: Option<ClientCert>,
     ) -> Result<Response<Body>, axum::Error> {
         let body = to_bytes(Body::new(request.into_body()), usize::MAX).await?;
-        let raw = recording.lock().take();
+        let raw = recording.lock().take_request();
         let Some(mut seen) = RecordedRequest::parse(raw, &body, connection, client_cert) else {
             return Ok(MockResponse::empty(400)
                 .with_reason("Pipelined")
@@ -515,8 +518,8 @@ impl ServerState {
         };
         seen.token_call = self.handler.is_token_call(&seen);
         let index = {
-            // Listed before the answer is made, so that a test can wait for a request that is
-            // being answered slowly.
+            // Recorded before the response exists, so that a test can wait for a request whose
+            // response is delayed.
             let mut all = self.requests.lock();
             all.push(seen.clone());
             all.len() - 1
@@ -556,11 +559,11 @@ async fn accept(listener: TcpListener, tls: Option<Tls>, state: Arc<ServerState>
 }
 
 async fn connection(tcp: TcpStream, tls: Option<Tls>, state: Arc<ServerState>) {
-    // Only slower without it.
+    // Without it, responses are only slower.
     let _ = tcp.set_nodelay(true);
     match tls {
         Some(tls) => {
-            // Whoever fails the handshake has been told so by an alert.
+            // A client that fails the handshake has received an alert.
             if let Ok(stream) = tls.acceptor.accept(tcp).await {
                 let client_cert = tls.client_cert(stream.get_ref().1.peer_certificates());
                 serve_connection(stream, client_cert, state).await;
@@ -590,30 +593,31 @@ async fn serve_connection(
             (state.clone(), recording.clone(), client_cert.clone());
         async move { state.handle(request, number, &recording, client_cert).await }
     });
-    // A peer that breaks off is no fault of the mock vendor's, and a body that is cut short is meant.
+    // An error is a peer that closed the connection, or a body that is cut short on purpose.
     let _ = http1::Builder::new()
         .title_case_headers(true)
         .serve_connection(TokioIo::new(recorder), service)
         .await;
 }
 
-/// What one connection has read.
+/// The bytes that one connection has read.
 #[derive(Default)]
 struct Recording {
     bytes: Vec<u8>,
-    /// How much of it belongs to requests already seen.
-    taken: usize,
+    /// Number of bytes that belong to requests already recorded.
+    consumed: usize,
 }
 
 impl Recording {
-    fn take(&mut self) -> Vec<u8> {
-        let rest = self.bytes[self.taken..].to_vec();
-        self.taken = self.bytes.len();
+    /// Returns the bytes of the next request.
+    fn take_request(&mut self) -> Vec<u8> {
+        let rest = self.bytes[self.consumed..].to_vec();
+        self.consumed = self.bytes.len();
         rest
     }
 }
 
-/// A stream that notes what is read from it.
+/// A stream that records the bytes read from it.
 struct Recorder<S> {
     stream: S,
     recording: Arc<Mutex<Recording>>,
@@ -651,7 +655,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Recorder<S> {
     }
 }
 
-/// The value of `name` in form-encoded text, when it occurs once.
+/// Returns the value of `name` in form-encoded text if it occurs once.
 fn member(form: &[u8], name: &str) -> Option<String> {
     let mut values = url::form_urlencoded::parse(form).filter(|(key, _)| key == name);
     match (values.next(), values.next()) {
@@ -668,12 +672,12 @@ mod tests {
     use super::super::tests::{client, mock_vendors, send};
     use super::*;
 
-    /// Sends `bytes` in one piece and reads to the end.
+    /// Sends `bytes` in one piece and reads to the end of the connection.
     async fn speak(server: &MockServer, bytes: &str) -> String {
         let mut tcp = TcpStream::connect(server.address()).await.unwrap();
         tcp.write_all(bytes.as_bytes()).await.unwrap();
         let mut response = Vec::new();
-        // A connection that is cut short may end in an error; what came before counts.
+        // A connection that is cut short may end in an error; the bytes before it count.
         let _ = tcp.read_to_end(&mut response).await;
         String::from_utf8(response).unwrap()
     }
@@ -708,11 +712,15 @@ mod tests {
         );
         assert_eq!(seen.exact_field("customerUri"), Some("c"));
         assert_eq!(seen.exact_field("customeruri"), None);
-        assert_eq!(seen.field("x-b"), None, "two of a kind prove nothing");
+        assert_eq!(
+            seen.field("x-b"),
+            None,
+            "two fields of one name are no login"
+        );
     }
 
     #[tokio::test]
-    async fn requests_of_one_connection_are_told_apart_and_pipelined_ones_refused() {
+    async fn requests_of_one_connection_are_separated_and_pipelined_ones_refused() {
         let server = echo().await.unwrap();
         let mut tcp = TcpStream::connect(server.address()).await.unwrap();
         for n in 0..2 {
@@ -737,7 +745,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_echo_answers_as_it_is_told() {
+    async fn the_echo_responds_as_its_query_specifies() {
         let server = echo().await.unwrap();
         let get = |query: &str| {
             format!("GET /?{query} HTTP/1.1\r\nHost: a\r\nX-A: b\r\nConnection: close\r\n\r\n")
@@ -764,7 +772,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn token_requests_fail_and_tokens_end_when_told_to() {
+    async fn token_requests_fail_and_tokens_expire_on_request() {
         let (_dir, vendors) = mock_vendors().await;
         let server = &vendors.certcenter;
         let client = client(&vendors.files, None);
@@ -810,7 +818,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_is_answered_slowly_is_listed_at_once() {
+    async fn a_request_whose_response_is_delayed_is_recorded_at_once() {
         let (_dir, vendors) = mock_vendors().await;
         let server = &vendors.certn;
         server.delay_token_calls(Duration::from_hours(1));
@@ -845,7 +853,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_printed_of_a_request_holds_no_login() {
+    async fn the_debug_text_of_a_request_holds_no_login() {
         let server = echo().await.unwrap();
         let request = "GET /?token=hunter2 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer hunter2\r\n\
                        Connection: close\r\n\r\n";

@@ -1,6 +1,6 @@
-//! The access tokens a mock vendor has issued, and how long they live.
+//! The access tokens that a mock vendor has issued, and their lifetimes.
 //!
-//! A token server and the API server that takes its tokens share one of these.
+//! A token server and the API server that accepts its tokens share one [`Tokens`].
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +21,7 @@ pub(crate) struct Tokens {
 }
 
 impl Tokens {
-    /// None yet; those to come live as long as this vendor's usually do.
+    /// Returns an empty set. `lifetime` is that of the vendor's real tokens.
     pub(crate) fn new(lifetime: Duration) -> Self {
         Self {
             lifetime: Mutex::new(lifetime),
@@ -34,35 +34,35 @@ impl Tokens {
     /// Makes `token` valid from now on and returns its lifetime in seconds.
     pub(crate) fn issue(&self, token: &str) -> u64 {
         let lifetime = *self.lifetime.lock();
-        let end = Instant::now() + lifetime;
-        self.live.lock().insert(token.to_owned(), end);
+        let expires_at = Instant::now() + lifetime;
+        self.live.lock().insert(token.to_owned(), expires_at);
         lifetime.as_secs()
     }
 
-    /// Whether `token` was issued, is not over and was not revoked.
+    /// Tells whether `token` was issued, has not expired and was not revoked.
     pub(crate) fn accepts(&self, token: &str) -> bool {
         self.live
             .lock()
             .get(token)
-            .is_some_and(|end| Instant::now() < *end)
+            .is_some_and(|expires_at| Instant::now() < *expires_at)
     }
 
-    /// Ends one token.
+    /// Revokes one token.
     pub(crate) fn revoke(&self, token: &str) {
         self.live.lock().remove(token);
     }
 
-    /// Ends all of them.
+    /// Revokes all of them.
     pub(crate) fn revoke_access_tokens(&self) {
         self.live.lock().clear();
     }
 
-    /// How long grants live.
+    /// Returns the lifetime of grants.
     pub(crate) fn grant_lifetime(&self) -> Duration {
         *self.grant_lifetime.lock()
     }
 
-    /// Takes `expires_in` out of a token answer where that was asked for.
+    /// Removes `expires_in` from a token response if [`Tokens::omit_expires_in`] was called.
     pub(crate) fn finish(&self, mut response: Value) -> Value {
         if self.omit_expires_in.load(Ordering::Relaxed)
             && let Some(members) = response.as_object_mut()
@@ -85,12 +85,12 @@ impl Tokens {
     }
 }
 
-/// 16 random bytes as 32 hex digits.
+/// Returns 16 random bytes as 32 hex digits.
 pub(crate) fn random_hex() -> String {
     hex::encode(random())
 }
 
-/// 16 random bytes as base64: 24 characters, the last two `==`.
+/// Returns 16 random bytes as base64: 24 characters, the last two `==`.
 pub(crate) fn random_base64() -> String {
     STANDARD.encode(random())
 }

@@ -1,5 +1,5 @@
 //! Venafi TPP: the token server under `/vedauth` (by client certificate, password or JWT), the API
-//! under `/vedsdk`. IIS serves both, so the case of a path means nothing. Refreshing ends the old
+//! under `/vedsdk`. IIS serves both, so paths are case-insensitive. A refresh revokes the old
 //! access token at once, and a refresh token works once.
 
 use std::collections::HashMap;
@@ -14,8 +14,8 @@ use super::Logins;
 use super::server::{Handler, MockResponse, RecordedRequest};
 use super::tokens::{Tokens, random_base64};
 
-/// What a refused refresh token is answered, in the reason phrase too: clients look there.
-const GRANT_OVER: &str = "Grant has been revoked, has expired, or the refresh token is invalid";
+/// Message for a refused refresh token, also in the reason phrase, where clients look for it.
+const GRANT_REVOKED: &str = "Grant has been revoked, has expired, or the refresh token is invalid";
 
 /// The server of one customer.
 pub(crate) struct Tpp {
@@ -27,14 +27,14 @@ pub(crate) struct Tpp {
     grants: Mutex<HashMap<String, Grant>>,
 }
 
-/// What a refresh token vendors for.
+/// The grant of a refresh token.
 struct Grant {
     access: String,
     scope: String,
     identity: String,
-    /// No refreshing after this.
-    end: Instant,
-    /// The same as seconds since 1970.
+    /// Expiry of the grant: no refresh after it.
+    expires_at: Instant,
+    /// The same in seconds since 1970.
     until: u64,
 }
 
@@ -59,15 +59,13 @@ impl Tpp {
         let identity = match by {
             "certificate" => match &request.client_cert {
                 Some(cert) if !cert.approved => {
-                    return certificate_trouble("Certificate not signed by an approved issuer");
+                    return certificate_error("Certificate not signed by an approved issuer");
                 }
                 Some(cert) if cert.subject == "CN=demo-venafi" => {
                     "local:{77338c27-877b-d041-8c62-176f256abd4d}"
                 }
                 _ => {
-                    return certificate_trouble(
-                        "Certificate did not contain an acceptable identity",
-                    );
+                    return certificate_error("Certificate did not contain an acceptable identity");
                 }
             },
             "oauth" => {
@@ -87,11 +85,11 @@ impl Tpp {
             return error("invalid_scope", "The requested scope is missing");
         };
         let lifetime = self.tokens.grant_lifetime();
-        self.grant(Grant {
+        self.issue_pair(Grant {
             access: String::new(),
             scope: scope.to_owned(),
             identity: identity.to_owned(),
-            end: Instant::now() + lifetime,
+            expires_at: Instant::now() + lifetime,
             until: unix_time() + lifetime.as_secs(),
         })
     }
@@ -104,16 +102,16 @@ impl Tpp {
         };
         let token = body["refresh_token"].as_str().unwrap_or_default();
         let grant = self.grants.lock().remove(token);
-        match grant.filter(|grant| Instant::now() < grant.end) {
+        match grant.filter(|grant| Instant::now() < grant.expires_at) {
             Some(grant) => {
                 self.tokens.revoke(&grant.access);
-                self.grant(grant)
+                self.issue_pair(grant)
             }
-            None => error("invalid_grant", GRANT_OVER).with_reason(GRANT_OVER),
+            None => error("invalid_grant", GRANT_REVOKED).with_reason(GRANT_REVOKED),
         }
     }
 
-    /// What every POST needs: JSON, and the integration's own identifier, case and all.
+    /// Returns the body of a POST if it is JSON with the integration's `client_id`, case included.
     fn checked_body(&self, request: &RecordedRequest) -> Result<Value, MockResponse> {
         if request.method != "POST" {
             return Err(MockResponse::empty(405).with("Allow", "POST"));
@@ -131,7 +129,8 @@ impl Tpp {
         Ok(body)
     }
 
-    fn grant(&self, mut grant: Grant) -> MockResponse {
+    /// Issues a new pair of tokens for `grant`.
+    fn issue_pair(&self, mut grant: Grant) -> MockResponse {
         let (access, refresh) = (random_base64(), random_base64());
         let lifetime = self.tokens.issue(&access);
         let response = json!({
@@ -149,7 +148,7 @@ impl Tpp {
         MockResponse::json(200, &self.tokens.finish(response))
     }
 
-    /// `GET authorize/verify`: about the grant; hands out no token.
+    /// `GET authorize/verify`: describes the grant without its tokens.
     fn verify(&self, request: &RecordedRequest) -> MockResponse {
         let Some(token) = request.bearer().filter(|token| self.tokens.accepts(token)) else {
             return Self::unauthorized();
@@ -170,7 +169,7 @@ impl Tpp {
         )
     }
 
-    /// `GET revoke/token`: a GET that ends the grant of the token it carries.
+    /// `GET revoke/token`: revokes the grant of the token it carries, although it is a GET.
     fn revoke(&self, request: &RecordedRequest) -> MockResponse {
         let mut grants = self.grants.lock();
         let found = request.bearer().and_then(|token| {
@@ -260,8 +259,8 @@ fn error(error: &str, description: &str) -> MockResponse {
     )
 }
 
-/// 401 with the problem in the reason phrase and in the text.
-fn certificate_trouble(text: &str) -> MockResponse {
+/// Returns a 401 with `text` as the reason phrase and as the body.
+fn certificate_error(text: &str) -> MockResponse {
     MockResponse {
         body: text.as_bytes().to_vec(),
         ..MockResponse::empty(401)
@@ -299,7 +298,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_certificate_brings_a_grant_whatever_the_case_of_the_path() {
+    async fn a_certificate_is_granted_tokens_whatever_the_case_of_the_path() {
         let (_dir, vendors) = mock_vendors().await;
         let client = client(&vendors.files, Some(&vendors.files.venafi));
 
@@ -321,7 +320,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_wrong_certificate_is_401_with_words() {
+    async fn a_wrong_certificate_is_a_401_with_a_message() {
         let (_dir, vendors) = mock_vendors().await;
         for (identity, words) in [
             (
@@ -343,7 +342,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn password_and_jwt_bring_a_grant_and_wrong_ones_400() {
+    async fn password_and_jwt_are_granted_tokens_and_wrong_ones_are_a_400() {
         let (_dir, vendors) = mock_vendors().await;
         let client = client(&vendors.files, None);
         let logins = &vendors.logins;
@@ -369,7 +368,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refreshing_ends_the_old_access_token_and_works_once() {
+    async fn a_refresh_revokes_the_old_access_token_and_works_once() {
         let (_dir, vendors) = mock_vendors().await;
         let client = client(&vendors.files, Some(&vendors.files.venafi));
         let verify = |token: &Value| {

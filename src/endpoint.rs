@@ -70,10 +70,8 @@ impl Wrong {
             }
         }
     }
-}
 
-impl Wrong {
-    /// `other` in place of [`Wrong::NotUrl`], which names no kind of URL.
+    /// Returns `other` in place of [`Wrong::NotUrl`], which names no kind of URL.
     fn or(self, other: Self) -> Self {
         if self == Self::NotUrl { other } else { self }
     }

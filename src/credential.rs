@@ -545,16 +545,16 @@ pub struct Status {
     pub ever_usable: bool,
 }
 
-/// Ends its credential's refresh task when dropped. The credential itself stays usable to its end.
-pub struct Keeper {
+/// A credential's refresh task, ended when this is dropped. The credential itself stays usable to its end.
+pub struct RefreshTask {
     task: AbortHandle,
     /// Where a clean stop ends the grant.
     revocation: Option<Revocation>,
 }
 
-impl Keeper {
-    /// For a clean stop: ends the refresh task and, where the configuration asks for it, the grant
-    /// at its server, within 3 s. The outcome is logged.
+impl RefreshTask {
+    /// Ends the refresh task and, where the configuration asks for it, the grant at its server, within
+    /// 3 s: for a clean stop. The outcome is logged.
     pub async fn stop(&self) {
         self.task.abort();
         if let Some(revocation) = &self.revocation {
@@ -562,22 +562,22 @@ impl Keeper {
         }
     }
 
-    /// For the stop of a process that has a successor: ends the refresh task, and leaves the grant
-    /// to the other, who may have it from the same store.
-    pub fn leave(&self) {
+    /// Ends the refresh task and leaves the grant alone: for the stop of a process whose successor may
+    /// use the grant, out of the same store.
+    pub fn stop_without_revoking(&self) {
         self.task.abort();
     }
 }
 
-impl Drop for Keeper {
+impl Drop for RefreshTask {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl fmt::Debug for Keeper {
+impl fmt::Debug for RefreshTask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Keeper")
+        f.write_str("RefreshTask")
     }
 }
 
@@ -609,7 +609,7 @@ pub fn start(
     store: &Arc<dyn Store>,
     metrics: FetchMetrics,
     previous: Option<Arc<Held>>,
-) -> Result<(Arc<Credential>, Keeper), StartError> {
+) -> Result<(Arc<Credential>, RefreshTask), StartError> {
     let auth = vendor
         .auth
         .as_ref()
@@ -648,12 +648,12 @@ pub fn start(
     let credential = Arc::new(credential);
     let name = vendor.name.clone();
     let keeping = keep_fresh(credential.clone(), source, name, metrics, request_timeout);
-    let keeper = Keeper {
+    let refresh_task = RefreshTask {
         task: tokio::spawn(keeping).abort_handle(),
         revocation: revoked
             .map(|config| Revocation::new(config, vendor, store, credential.clone())),
     };
-    Ok((credential, keeper))
+    Ok((credential, refresh_task))
 }
 
 /// Where a credential comes from.

@@ -281,11 +281,11 @@ impl Keys {
     }
 }
 
-/// Ends its source's task when dropped. The keys stay usable.
+/// The task that reads a source again and again, ended when this is dropped. The keys stay usable.
 #[derive(Debug)]
-pub struct Keeper(AbortHandle);
+pub struct KeyRefreshTask(AbortHandle);
 
-impl Drop for Keeper {
+impl Drop for KeyRefreshTask {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -294,7 +294,7 @@ impl Drop for Keeper {
 /// Starts reading a source. Must be called inside a tokio runtime, which the task then lives on.
 /// Keys from a file are there when this returns.
 #[must_use]
-pub fn start(source: &KeySource) -> (Arc<Keys>, Keeper) {
+pub fn start(source: &KeySource) -> (Arc<Keys>, KeyRefreshTask) {
     let keys = Arc::new(Keys::default());
     if let KeySource::File(path) = source
         && let Ok(set) = read(path)
@@ -302,7 +302,7 @@ pub fn start(source: &KeySource) -> (Arc<Keys>, Keeper) {
         keys.publish(set);
     }
     let task = tokio::spawn(keep_current(keys.clone(), source.clone()));
-    (keys, Keeper(task.abort_handle()))
+    (keys, KeyRefreshTask(task.abort_handle()))
 }
 
 /// How often a URL is asked without a reason.
@@ -463,12 +463,12 @@ mod tests {
 
     const SET: &str = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"a","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
-    fn keys_of(dir: &tempfile::TempDir) -> (PathBuf, Arc<Keys>, Keeper) {
+    fn keys_of(dir: &tempfile::TempDir) -> (PathBuf, Arc<Keys>, KeyRefreshTask) {
         let path = dir.path().join("jwks.json");
         std::fs::write(&path, SET).unwrap();
-        let (keys, keeper) = start(&KeySource::File(path.clone()));
+        let (keys, task) = start(&KeySource::File(path.clone()));
         assert!(keys.current().has("a"));
-        (path, keys, keeper)
+        (path, keys, task)
     }
 
     async fn eventually(keys: &Keys, there: bool) -> bool {
@@ -482,7 +482,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_set_that_was_emptied_takes_its_keys_back_within_15_s() {
         let dir = tempfile::tempdir().unwrap();
-        let (path, keys, _keeper) = keys_of(&dir);
+        let (path, keys, _task) = keys_of(&dir);
         for empty in [
             r#"{"keys":[]}"#,
             r#"{"keys":[{"kty":"oct","k":"c2VjcmV0"}]}"#,
@@ -499,7 +499,7 @@ mod tests {
     async fn keys_whose_source_is_gone_or_broken_are_used_for_a_day() {
         for broken in [None, Some("{")] {
             let dir = tempfile::tempdir().unwrap();
-            let (path, keys, _keeper) = keys_of(&dir);
+            let (path, keys, _task) = keys_of(&dir);
             sleep(Duration::from_secs(10)).await;
             match broken {
                 None => std::fs::remove_file(&path).unwrap(),

@@ -389,7 +389,7 @@ impl Running {
         self.admin_task.abort();
         self.watcher.abort();
         if self.relieved {
-            self.runtime.leave().await;
+            self.runtime.stop_without_revoking().await;
         } else {
             self.runtime.stop().await;
         }

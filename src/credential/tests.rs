@@ -627,7 +627,7 @@ async fn a_life_goes_through_its_states() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dropped_keeper_stops_fetching() {
+async fn a_dropped_refresh_task_stops_fetching() {
     let script = script();
     script.then(token("a", 1000));
     let credential = Arc::new(Credential::new(true));
@@ -638,12 +638,12 @@ async fn a_dropped_keeper_stops_fetching() {
         metrics(),
         MINUTE,
     ));
-    let keeper = Keeper {
+    let refresh_task = RefreshTask {
         task: task.abort_handle(),
         revocation: None,
     };
     settle().await;
-    drop(keeper);
+    drop(refresh_task);
     sleep(MINUTE * 60).await;
     assert_eq!(script.calls(), 1);
 }
@@ -669,7 +669,7 @@ async fn a_fixed_credential_is_there_at_once_and_follows_its_secret() {
         dir: dir.path().join("state"),
         encryption_key: None,
     });
-    let (credential, _keeper) =
+    let (credential, _refresh_task) =
         start(&vendor(Auth::Bearer { token }), &store, metrics(), None).unwrap();
 
     let held = credential.current().unwrap();
@@ -756,7 +756,7 @@ async fn a_refused_refresh_leads_to_a_new_grant_before_the_old_token_ends() {
         times: fakes::times(),
     });
     let metrics = metrics();
-    let (credential, _keeper) = start(&vendor(auth), &store, metrics.clone(), None).unwrap();
+    let (credential, _refresh_task) = start(&vendor(auth), &store, metrics.clone(), None).unwrap();
 
     let mut held = credential.wait(Duration::from_secs(5)).await.unwrap();
     let mut texts = vec![text(&held).to_owned()];

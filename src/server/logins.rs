@@ -26,31 +26,31 @@ const AGAIN: Duration = Duration::from_secs(1);
 const LEASE: Duration = Duration::from_secs(10);
 const LOCKED: Duration = Duration::from_secs(4);
 
-/// Ends the task when dropped.
+/// The task that shares ended logins with other processes, ended when this is dropped.
 #[derive(Debug)]
-pub(super) struct Keeper {
+pub(super) struct EndedLoginSync {
     task: AbortHandle,
     settled: Arc<AtomicBool>,
 }
 
-impl Keeper {
+impl EndedLoginSync {
     /// Whether the first attempt to read the store has ended, one way or the other.
     pub(super) fn settled(&self) -> bool {
         self.settled.load(Ordering::Acquire)
     }
 }
 
-impl Drop for Keeper {
+impl Drop for EndedLoginSync {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
 /// Starts telling and learning. Must be called inside a tokio runtime, which the task then lives on.
-pub(super) fn start(mint: Arc<Mint>, store: Arc<dyn Store>) -> Keeper {
+pub(super) fn start(mint: Arc<Mint>, store: Arc<dyn Store>) -> EndedLoginSync {
     let settled = Arc::new(AtomicBool::new(false));
     let task = tokio::spawn(keep_alike(mint, store, settled.clone()));
-    Keeper {
+    EndedLoginSync {
         task: task.abort_handle(),
         settled,
     }

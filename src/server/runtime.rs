@@ -12,15 +12,16 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::JoinSet;
 
 use super::certificates::Ends;
+use super::logins::{self, EndedLoginSync};
 use super::status::{AdminView, VendorView};
-use super::{StartError, logins, unix_seconds};
+use super::{StartError, unix_seconds};
 use crate::config::{
     self, ApiKey, Callers as ConfiguredCallers, Carrier, Config, Secrets,
     Vendor as ConfiguredVendor,
 };
-use crate::credential::{self, Credential, Keeper};
+use crate::credential::{self, Credential, RefreshTask};
 use crate::downstream::tls::{Certificates, ListenerCertificates};
-use crate::jwks::{self, KeySource, Keys};
+use crate::jwks::{self, KeyRefreshTask, KeySource, Keys};
 use crate::metrics::Metrics;
 use crate::request::caller::Callers;
 use crate::request::caller::token::Mint;
@@ -37,7 +38,7 @@ use crate::upstream::resolver::Resolver;
 pub(super) struct Runtime {
     /// Tells the store which logins were ended, and learns it from there; since the first vendor
     /// with logins.
-    logins: OnceLock<logins::Keeper>,
+    logins: OnceLock<EndedLoginSync>,
     /// What requests begin with.
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     /// What the admin listener shows.
@@ -72,8 +73,8 @@ struct State {
 struct Issuer {
     source: KeySource,
     keys: Arc<Keys>,
-    /// Held for what its end does.
-    _keeper: Arc<jwks::Keeper>,
+    /// Held because dropping it ends the task.
+    _task: Arc<KeyRefreshTask>,
 }
 
 /// What one vendor made run.
@@ -84,7 +85,7 @@ struct VendorRuntime {
     trust: [u8; 32],
     route: Arc<Route>,
     view: Arc<VendorView>,
-    keeper: Option<Arc<Keeper>>,
+    refresh_task: Option<Arc<RefreshTask>>,
 }
 
 /// Why a new configuration was not taken into use. The one before goes on.
@@ -153,7 +154,7 @@ impl Runtime {
 
     /// Whether it is known which caller tokens of other processes were ended, as far as it can be.
     pub(super) fn knows_of_ended_logins(&self) -> bool {
-        self.logins.get().is_none_or(logins::Keeper::settled)
+        self.logins.get().is_none_or(EndedLoginSync::settled)
     }
 
     /// Reads the file again and takes it into use, or says why not.
@@ -186,18 +187,18 @@ impl Runtime {
     pub(super) async fn stop(&self) {
         let mut stopping = JoinSet::new();
         for vendor_runtime in self.state.lock().await.vendors.values() {
-            if let Some(keeper) = vendor_runtime.keeper.clone() {
-                stopping.spawn(async move { keeper.stop().await });
+            if let Some(refresh_task) = vendor_runtime.refresh_task.clone() {
+                stopping.spawn(async move { refresh_task.stop().await });
             }
         }
         stopping.join_all().await;
     }
 
     /// For a stop with a successor: ends every refresh task, and no grant.
-    pub(super) async fn leave(&self) {
+    pub(super) async fn stop_without_revoking(&self) {
         for vendor_runtime in self.state.lock().await.vendors.values() {
-            if let Some(keeper) = &vendor_runtime.keeper {
-                keeper.leave();
+            if let Some(refresh_task) = &vendor_runtime.refresh_task {
+                refresh_task.stop_without_revoking();
             }
         }
     }
@@ -357,11 +358,11 @@ impl Builder<'_> {
                     return issuer.keys.clone();
                 }
                 let issuer = known.iter().find(of_source).cloned().unwrap_or_else(|| {
-                    let (keys, keeper) = jwks::start(source);
+                    let (keys, task) = jwks::start(source);
                     Issuer {
                         source: source.clone(),
                         keys,
-                        _keeper: Arc::new(keeper),
+                        _task: Arc::new(task),
                     }
                 });
                 issuers.push(issuer.clone());
@@ -427,7 +428,7 @@ impl Builder<'_> {
                     cause,
                 }
             })?;
-        let (credential, keeper) = self.credential(vendor, before)?.unzip();
+        let (credential, refresh_task) = self.credential(vendor, before)?.unzip();
         let mut prepared = Vendor::new(
             vendor,
             credential.clone(),
@@ -451,7 +452,7 @@ impl Builder<'_> {
                 credential,
                 upstream,
             }),
-            keeper,
+            refresh_task,
         })
     }
 
@@ -460,23 +461,23 @@ impl Builder<'_> {
         &self,
         vendor: &ConfiguredVendor,
         before: Option<&VendorRuntime>,
-    ) -> Result<Option<(Arc<Credential>, Arc<Keeper>)>, StartError> {
+    ) -> Result<Option<(Arc<Credential>, Arc<RefreshTask>)>, StartError> {
         if vendor.auth.is_none() {
             return Ok(None);
         }
         let held = before.and_then(|before| {
             let credential = before.view.credential.clone()?;
-            Some((&before.config, credential, before.keeper.clone()?))
+            Some((&before.config, credential, before.refresh_task.clone()?))
         });
-        if let Some((config, credential, keeper)) = &held
+        if let Some((config, credential, refresh_task)) = &held
             && obtained_alike(config, vendor)
         {
-            return Ok(Some((credential.clone(), keeper.clone())));
+            return Ok(Some((credential.clone(), refresh_task.clone())));
         }
         let previous = held
             .filter(|(config, ..)| same_account(config, vendor))
             .and_then(|(_, credential, _)| credential.current().ok());
-        let (credential, keeper) = credential::start(
+        let (credential, refresh_task) = credential::start(
             vendor,
             self.store,
             self.metrics.fetch(&vendor.name),
@@ -486,7 +487,7 @@ impl Builder<'_> {
             vendor: vendor.name.clone(),
             cause,
         })?;
-        Ok(Some((credential, Arc::new(keeper))))
+        Ok(Some((credential, Arc::new(refresh_task))))
     }
 }
 
@@ -494,14 +495,14 @@ impl Builder<'_> {
 /// needed.
 fn share_logins(
     config: &Config,
-    keeper: &OnceLock<logins::Keeper>,
+    sync: &OnceLock<EndedLoginSync>,
     mint: &Arc<Mint>,
     store: &Arc<dyn Store>,
 ) {
     let known = matches!(config.callers, ConfiguredCallers::Known(_));
     let mut vendors = config.vendors.iter();
     if known && mint.is_shared() && vendors.any(|vendor| !vendor.logins.is_empty()) {
-        keeper.get_or_init(|| logins::start(mint.clone(), store.clone()));
+        sync.get_or_init(|| logins::start(mint.clone(), store.clone()));
     }
 }
 

@@ -33,6 +33,7 @@ pub mod credential;
 pub mod downstream;
 pub mod endpoint;
 pub mod error;
+mod http_fields;
 pub mod jwks;
 pub mod late_client_auth;
 pub mod logs;

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use parking_lot::Mutex;
 use reqwest::{Client, RequestBuilder, Response, redirect};
@@ -25,6 +25,7 @@ use super::quote::Mask;
 use super::{FetchError, Issued, Lifetime};
 use crate::config::{self, TokenTimes};
 use crate::endpoint;
+use crate::http_fields;
 use crate::late_client_auth::{LateClientAuth, exchange};
 use crate::outbound::Outbound;
 use crate::secret::Secret;
@@ -593,7 +594,7 @@ impl Reading<'_> {
         if !self.request.dated {
             return None;
         }
-        let date = httpdate::parse_http_date(self.header(&DATE)?).ok()?;
+        let date = http_fields::date(self.headers)?;
         let now = SystemTime::now();
         let (seconds, word) = match date.duration_since(now) {
             Ok(ahead) => (ahead.as_secs(), "ahead of"),
@@ -628,17 +629,14 @@ impl Reading<'_> {
     }
 
     fn temporary(&self, what: &str, unheard: bool) -> TokenError {
-        let wish = self.header(&RETRY_AFTER).and_then(|value| {
-            let seconds = value.parse().ok().or_else(|| {
-                let at = httpdate::parse_http_date(value).ok()?;
-                // A moment that has passed: no wish left.
-                Some((epoch(at) - self.server_now()).max(0.0))
-            })?;
-            (seconds >= 0.0).then(|| seconds.min(MAX_RETRY_AFTER.as_secs_f64()))
+        let wish = http_fields::retry_after(self.headers).or_else(|| {
+            // RFC 9110 knows whole seconds only; some servers state fractions.
+            let seconds: f64 = self.header(&RETRY_AFTER)?.parse().ok()?;
+            (seconds >= 0.0).then(|| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
         });
         TokenError::Temporary {
             cause: self.text(what),
-            retry_after: wish.map(Duration::from_secs_f64),
+            retry_after: wish.map(|wish| wish.min(MAX_RETRY_AFTER)),
             unheard,
         }
     }
@@ -652,9 +650,7 @@ impl Reading<'_> {
     /// Seconds since the epoch by the server's clock, for what it states in absolute times; by
     /// ours when it does not say.
     fn server_now(&self) -> f64 {
-        self.header(&DATE)
-            .and_then(|value| httpdate::parse_http_date(value).ok())
-            .map_or_else(|| epoch(SystemTime::now()), epoch)
+        epoch(http_fields::date(self.headers).unwrap_or_else(SystemTime::now))
     }
 
     fn header(&self, name: &HeaderName) -> Option<&str> {

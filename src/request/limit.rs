@@ -3,16 +3,16 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use http::HeaderMap;
-use http::header::{DATE, RETRY_AFTER};
 use tokio::time::Instant;
 
 use crate::config::Rate;
 use crate::error::Error;
+use crate::http_fields::retry_after;
 
 /// A limit and what is left of it.
 pub struct Limiter {
@@ -86,7 +86,7 @@ impl RetryAfterHold {
         if !matches!(status, 429 | 503) {
             return;
         }
-        let Some(wish) = retry_after(headers, SystemTime::now()) else {
+        let Some(wish) = retry_after(headers) else {
             return;
         };
         let until = (self.born.elapsed() + wish.min(LONGEST_REST)).as_millis();
@@ -117,22 +117,10 @@ impl RetryAfterHold {
     }
 }
 
-/// `Retry-After` (RFC 9110 §10.2.3), a date read by the vendor's own clock where it shows one.
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let at = httpdate::parse_http_date(text).ok()?;
-    let now = headers
-        .get(DATE)
-        .and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok())
-        .unwrap_or(now);
-    at.duration_since(now).ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use http::header::{DATE, RETRY_AFTER};
+
     use super::*;
 
     #[test]

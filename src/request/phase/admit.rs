@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
+use http::header::{EXPECT, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Version};
 use pingora::proxy::Session;
 
@@ -15,6 +15,7 @@ use crate::downstream::certificate::Certificate;
 use crate::downstream::raw_head;
 use crate::downstream::stream::DownstreamStream;
 use crate::error::Error;
+use crate::http_fields::content_length;
 use crate::request::caller::{self, Found, Identified, Presented};
 use crate::request::decide::{Ask, decide};
 use crate::request::limit::{Limiter, RetryAfterHold};
@@ -90,10 +91,7 @@ pub(in crate::request) async fn admit(
     ctx.target = path;
     ctx.kind = Kind::of(head.version, &head.headers);
     ctx.expecting = head.version == Version::HTTP_11 && head.headers.contains_key(EXPECT);
-    let announced = head
-        .headers
-        .get(CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let announced = content_length(&head.headers);
     if announced.is_some_and(|length| vendor.limits.body > 0 && length > vendor.limits.body) {
         return Err(Error::BodyTooLarge);
     }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
+use http::header::{EXPECT, TRANSFER_ENCODING};
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 use tokio::sync::Semaphore;
@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 use super::Admitted;
 use crate::config::LoginShape;
 use crate::error::Error;
+use crate::http_fields::content_length;
 use crate::request::caller::Found;
 use crate::request::caller::token::Mint;
 use crate::request::login::{self, LONGEST, Posted};
@@ -84,9 +85,7 @@ pub(super) async fn log_in(
 async fn read_body(session: &mut Session, is_known: bool) -> Result<Zeroizing<Vec<u8>>, Error> {
     let fields = &session.req_header().headers;
     let expects = fields.contains_key(EXPECT);
-    let announced = fields
-        .get(CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let announced = content_length(fields);
     let chunked = fields.contains_key(TRANSFER_ENCODING);
     let mut body = Zeroizing::new(Vec::new());
     if session.as_downstream_mut().is_body_done() {

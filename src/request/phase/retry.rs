@@ -1,12 +1,12 @@
 //! Whether a request may be sent once more, where to, and with which credential.
 
 use http::StatusCode;
-use http::header::CONTENT_LENGTH;
 use pingora::ErrorSource;
 use pingora::prelude::{Error as PingoraError, ErrorType};
 use pingora::proxy::Session;
 use tokio::time::Instant;
 
+use crate::http_fields::content_length;
 use crate::request::vendor::Vendor;
 use crate::request::{Context, REPLAYABLE};
 use crate::upstream::http2::Refusal;
@@ -151,11 +151,7 @@ pub(in crate::request) fn is_answered(session: &Session) -> bool {
 /// Whether the whole body can be sent again: what has been read of it is there, and what is still
 /// to come will be.
 fn replayable(session: &Session) -> bool {
-    let announced = session
-        .req_header()
-        .headers
-        .get(CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let announced = content_length(&session.req_header().headers);
     !session.as_ref().retry_buffer_truncated()
         && announced.is_none_or(|length| length <= REPLAYABLE)
 }

@@ -43,6 +43,8 @@ use crate::wording::in_words;
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// A connection that ends is given this long to take the news.
 const FAREWELL_TIME: Duration = Duration::from_secs(1);
+/// Between a failed accept and the next.
+const FAILURE_PAUSE: Duration = Duration::from_millis(100);
 /// How long a connection over HTTP/2 may be without a request.
 const KEEPALIVE: Duration = Duration::from_secs(75);
 /// A connection over HTTP/2 with more malformed requests than this is closed, as pingora has it.
@@ -89,49 +91,75 @@ impl RejectionLog {
     }
 }
 
-/// Takes connections, at most `most` at a time, until `stop` says so; those taken go on.
+/// The bound of a listener's accept loop, and what the loop logs.
+pub(super) struct Bound {
+    /// Open connections at most; further ones wait.
+    pub(super) most: usize,
+    /// Logged once whenever all of them are taken.
+    pub(super) when_full: Option<&'static str>,
+    /// Logged when the system gives no connection.
+    pub(super) when_failed: &'static str,
+}
+
+/// Accepts connections within `bound` and serves each in a task of its own, until dropped. Those
+/// accepted go on.
+pub(super) async fn accept_within<S>(
+    bound: Bound,
+    listener: TcpListener,
+    serve: impl Fn(tokio::net::TcpStream, SocketAddr) -> S,
+) where
+    S: Future<Output = ()> + Send + 'static,
+{
+    let most = bound.most;
+    let slots = Arc::new(Semaphore::new(most));
+    let mut full = false;
+    loop {
+        if slots.available_permits() > 0 {
+            full = false;
+        } else if !full && let Some(text) = bound.when_full {
+            full = true;
+            tracing::warn!(most, "{text}");
+        }
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((socket, from)) => {
+                let serving = serve(socket, from);
+                tokio::spawn(async move {
+                    serving.await;
+                    drop(slot);
+                });
+            }
+            Err(cause) => {
+                tracing::error!(%cause, "{}", bound.when_failed);
+                // Out of files or memory: the next attempt would fail as fast.
+                sleep(FAILURE_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Accepts callers' connections, at most `most` at a time, until `stop` says so; those accepted go on.
 pub(super) async fn accept(
     listener_context: Arc<ListenerContext>,
     listener: TcpListener,
     stop: watch::Receiver<bool>,
     most: usize,
 ) {
-    let slots = Arc::new(Semaphore::new(most));
+    let bound = Bound {
+        most,
+        when_full: Some("as many connections as this listener takes: further callers wait"),
+        when_failed: "a connection could not be taken",
+    };
     let mut stopping = stop.clone();
-    let mut full = false;
-    loop {
-        if slots.available_permits() > 0 {
-            full = false;
-        } else if !full {
-            full = true;
-            tracing::warn!(
-                most,
-                "as many connections as this listener takes: further callers wait"
-            );
-        }
-        let slot = tokio::select! {
-            slot = slots.clone().acquire_owned() => slot,
-            _ = stopping.wait_for(|stop| *stop) => return,
-        };
-        let Ok(slot) = slot else { return };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = stopping.wait_for(|stop| *stop) => return,
-        };
-        match accepted {
-            Ok((socket, from)) => {
-                let (listener_context, stop) = (listener_context.clone(), stop.clone());
-                tokio::spawn(async move {
-                    serve(&listener_context, socket, from, stop).await;
-                    drop(slot);
-                });
-            }
-            Err(cause) => {
-                tracing::error!(%cause, "a connection could not be taken");
-                // Out of files or memory: the next attempt would fail as fast.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
+    let accepting = accept_within(bound, listener, |socket, from| {
+        let (listener_context, stop) = (listener_context.clone(), stop.clone());
+        async move { serve(&listener_context, socket, from, stop).await }
+    });
+    tokio::select! {
+        () = accepting => {}
+        _ = stopping.wait_for(|stop| *stop) => {}
     }
 }
 

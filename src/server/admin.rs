@@ -21,8 +21,8 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde_json::json;
-use tokio::sync::Semaphore;
 
+use super::accept::{Bound, accept_within};
 use super::admin_state::AdminState;
 use super::page::events::Events;
 use super::page::history::History;
@@ -86,19 +86,14 @@ pub(super) async fn serve(console: Arc<AdminState>, socket: tokio::net::TcpListe
 /// Axum's own loop has no bounds: whoever reaches the listener could open files until none are left
 /// for callers and vendors.
 async fn accept(socket: tokio::net::TcpListener, app: Router) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    while let Ok(slot) = slots.clone().acquire_owned().await {
-        let (stream, from) = match socket.accept().await {
-            Ok(accepted) => accepted,
-            Err(cause) => {
-                tracing::error!(%cause, "a connection to the admin listener could not be taken");
-                // Out of files or memory: the next attempt would fail as fast.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+    let bound = Bound {
+        most: CONNECTIONS,
+        when_full: None,
+        when_failed: "a connection to the admin listener could not be taken",
+    };
+    accept_within(bound, socket, |stream, from| {
         let service = TowerToHyperService::new(app.clone().layer(Extension(ConnectInfo(from))));
-        tokio::spawn(async move {
+        async move {
             // How it ends is nobody's concern.
             let _ = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -106,9 +101,9 @@ async fn accept(socket: tokio::net::TcpListener, app: Router) {
                 .max_buf_size(LONGEST_HEAD)
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
-            drop(slot);
-        });
-    }
+        }
+    })
+    .await;
 }
 
 /// Lets pass what names this listener as nobody else could.

@@ -14,7 +14,7 @@ PEERS := tests/support/peers
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: setup-build ## Five stand-in vendors and the proxy on loopback; Ctrl-C ends it (ARGS=--once: call each vendor once)
+demo: setup-build ## Five mock vendors and the proxy on loopback; Ctrl-C ends it (ARGS=--once: call each vendor once)
 	$(CARGO) run --locked -- demo $(ARGS)
 
 # One after the other even under -j: the cheap answers come first, the test runner's lines last.

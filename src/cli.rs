@@ -1,4 +1,4 @@
-//! The command line: arguments → command, one file per command.
+//! The command line: parses the arguments and runs the command. One file per command.
 
 mod authorize;
 mod caller;
@@ -23,8 +23,8 @@ use crate::config::{Config, Secrets};
 use crate::logs;
 use clap::{CommandFactory, Parser, Subcommand};
 
-/// An authenticating reverse proxy: callers prove who they are to it, it proves who it is to each
-/// vendor, and tokens are always fresh.
+/// An authenticating reverse proxy: callers authenticate to it, and it authenticates to each
+/// vendor, with tokens that it renews before they expire.
 #[derive(Debug, Parser)]
 #[command(name = "countersign", version, propagate_version = true, after_help = first_steps())]
 pub struct Cli {
@@ -36,40 +36,41 @@ pub struct Cli {
 enum Command {
     /// Run the proxy until SIGTERM or SIGINT, then drain
     ///
-    /// SIGINT (Ctrl-C) skips `drain.delay`, a second signal everything.
+    /// SIGINT (Ctrl-C) skips `drain.delay`, a second signal skips the drain.
     ///
-    /// SIGHUP, or a change of the configuration or of a file it names, reloads. Request lines go to
-    /// stdout, everything else to stderr; `RUST_LOG` sets levels. Exit code 2: bad configuration.
+    /// SIGHUP, or a change of the configuration or of a file it refers to, reloads. The access log
+    /// goes to stdout, everything else to stderr; `RUST_LOG` sets log levels. Exit code 2: invalid
+    /// configuration.
     Serve {
         #[command(flatten)]
         file: OnlyConfigFile,
     },
-    /// Report every mistake in the configuration at once; sends nothing over the network
+    /// Report every error in the configuration at once; sends nothing over the network
     Check {
         #[command(flatten)]
         file: OnlyConfigFile,
-        /// Check only the form of secret references, not whether the secrets are there
+        /// Check only the form of secret references, not whether the secrets exist
         #[arg(long)]
         without_secrets: bool,
     },
-    /// Obtain each vendor's credential for real and say how it went, without using it
+    /// Obtain each vendor's credential and report the result, without using it
     ///
-    /// No vendor's API is called, and no stored refresh token is spent. Exit code 1: one of them
-    /// could not be obtained.
+    /// Calls no vendor's API and spends no stored refresh token. Exit code 1: a credential could
+    /// not be obtained.
     Probe(probe::Arguments),
     /// Show a running proxy's vendors and the state of their credentials
     ///
-    /// Exit code 1: one of them has no usable credential, or nobody answered.
+    /// Exit code 1: a vendor has no usable credential, or the proxy did not respond.
     Status(status::Arguments),
-    /// Say what would happen to a request, without sending it
+    /// Show what would happen to a request, without sending it
     ///
     /// Exit code 0: it would be forwarded; 1: refused.
     Explain(explain::Arguments),
-    /// Give consent once, in a browser, for a vendor with `authorization_code`
+    /// Consent once, in a browser, for a vendor with `authorization_code`
     Authorize {
         /// The vendor's name in the configuration
         vendor: String,
-        /// The same as --config FILE
+        /// Same as --config FILE
         #[arg(
             value_name = "FILE",
             value_hint = clap::ValueHint::FilePath,
@@ -78,40 +79,40 @@ enum Command {
         argument: Option<String>,
         #[command(flatten)]
         file: ConfigFile,
-        /// Accept a pasted redirect without a state parameter, unasked
+        /// Accept a pasted redirect without a state parameter, without asking
         #[arg(long)]
         no_state: bool,
     },
-    /// Make keys for callers
+    /// Create keys for callers
     #[command(subcommand)]
     Caller(CallerCommand),
-    /// Print the JSON Schema of the configuration, or the reference made from it
+    /// Print the JSON Schema of the configuration, or the reference generated from it
     Schema {
-        /// Print the configuration reference, Markdown
+        /// Print the configuration reference as Markdown
         #[arg(long)]
         markdown: bool,
     },
-    /// Print completions for a shell, to be read by it at its start
+    /// Print shell completions
     #[command(after_help = COMPLETIONS)]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Try everything on this machine: five stand-in vendors and the proxy, no accounts needed
+    /// Try everything on this machine: five mock vendors and the proxy, no accounts needed
     #[cfg(feature = "demo")]
     Demo(demo::Arguments),
 }
 
 #[derive(Debug, Subcommand)]
 enum CallerCommand {
-    /// Make an API key: prints it once, with the stanza for `callers:`
+    /// Create an API key: prints it once, with the stanza for `callers:`
     New {
         /// The caller's name
         name: String,
     },
 }
 
-/// Runs the command that the process was started with.
+/// Runs the command given on the command line.
 #[must_use]
 pub fn main() -> ExitCode {
     crate::tls::install_provider();
@@ -129,8 +130,8 @@ fn run(command: Command) -> ExitCode {
             without_secrets,
         } => check::run(&file.path(), without_secrets),
         Command::Probe(arguments) => {
-            let told = arguments.file.among(&arguments.vendors);
-            let (path, vendors) = told.unwrap_or_else(|message| config_file::refuse(message));
+            let given = arguments.file.among(&arguments.vendors);
+            let (path, vendors) = given.unwrap_or_else(|message| config_file::refuse(message));
             with_config(&path, |config| {
                 let outcome = on_threads(1, probe::run(&config, &vendors));
                 failed_or_done(outcome.and_then(|done| done.map_err(|cause| cause.to_string())))
@@ -147,8 +148,8 @@ fn run(command: Command) -> ExitCode {
             file,
             no_state,
         } => {
-            let told = file.beside_vendor(&vendor, argument.as_deref());
-            let (vendor, path) = told.unwrap_or_else(|message| config_file::refuse(message));
+            let given = file.beside_vendor(&vendor, argument.as_deref());
+            let (vendor, path) = given.unwrap_or_else(|message| config_file::refuse(message));
             with_config(&path, |config| {
                 let outcome = on_threads(1, authorize::run(&config, &vendor, no_state));
                 failed_or_done(outcome.and_then(|done| done.map_err(|cause| cause.to_string())))
@@ -159,31 +160,31 @@ fn run(command: Command) -> ExitCode {
         Command::Completions { shell } => completions(shell),
         #[cfg(feature = "demo")]
         Command::Demo(arguments) => {
-            demo::leave_out_proxies();
+            demo::unset_proxies();
             logs::init(logs::LevelFilter::WARN);
             on_threads(2, demo::run(&arguments)).unwrap_or_else(|cause| failed_or_done(Err(cause)))
         }
     }
 }
 
-/// For whoever runs it for the first time.
+/// Returns the commands for a first run.
 fn first_steps() -> String {
     let demo = if cfg!(feature = "demo") {
-        "\n  countersign demo              see it work, without an account anywhere"
+        "\n  countersign demo              see it work, no accounts needed"
     } else {
         ""
     };
     format!(
         "\
 First steps:{demo}
-  countersign caller new NAME   make a key for a program that calls
-  countersign check             is proxy.yaml right?
-  countersign probe             are the vendors' logins right?
+  countersign caller new NAME   create a key for a caller
+  countersign check             check proxy.yaml
+  countersign probe             check the vendors' credentials
   countersign serve             run it"
     )
 }
 
-/// Where each shell looks for completions.
+/// The directory in which each shell looks for completions.
 const COMPLETIONS: &str = "\
 Examples:
   bash        countersign completions bash > ~/.local/share/bash-completion/completions/countersign
@@ -198,8 +199,8 @@ fn completions(shell: clap_complete::Shell) -> ExitCode {
     failed_or_done(written.map_err(|cause| cause.to_string()))
 }
 
-/// A crash must not write what we hold to a disk. Best effort: where it is not permitted, the
-/// process runs as it is.
+/// Disables core dumps, which would write secrets to disk. Best effort: the process also runs where
+/// this is not permitted.
 fn no_core_dumps() {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
@@ -208,39 +209,39 @@ fn no_core_dumps() {
         maximum: Some(0),
     };
     let _ = setrlimit(Resource::Core, none);
-    // Also keeps other processes of the same user from reading our memory.
+    // Also prevents other processes of the same user from reading our memory.
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
-/// Loads the configuration with its secrets, or reports its mistakes and returns 2.
-fn with_config(path: &std::path::Path, then: impl FnOnce(Config) -> ExitCode) -> ExitCode {
+/// Loads the configuration with its secrets, or reports its errors and returns 2.
+fn with_config(path: &std::path::Path, command: impl FnOnce(Config) -> ExitCode) -> ExitCode {
     match Config::load(path, Secrets::Resolve) {
         Ok(config) => {
             check::warn(&config.warnings);
-            then(config)
+            command(config)
         }
-        Err(mistakes) => {
-            check::complain(path, &mistakes);
+        Err(errors) => {
+            check::print_errors(path, &errors);
             ExitCode::from(check::BAD_CONFIGURATION)
         }
     }
 }
 
-/// Runs `command` to its end on a runtime of so many threads.
+/// Runs `command` to completion on a runtime with `threads` worker threads.
 fn on_threads<T>(threads: usize, command: impl Future<Output = T>) -> Result<T, String> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .thread_name("countersign")
         .enable_all()
         .build()
-        .map_err(|cause| format!("the system gives no threads: {cause}"))?;
+        .map_err(|cause| format!("cannot start threads: {cause}"))?;
     let outcome = runtime.block_on(command);
-    // What is left are background tasks without an end of their own.
+    // The tasks that are left run in the background and never complete.
     runtime.shutdown_background();
     Ok(outcome)
 }
 
-/// 0, or the error on stderr and 1.
+/// Returns 0, or prints the error to stderr and returns 1.
 fn failed_or_done(outcome: Result<(), String>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

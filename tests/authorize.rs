@@ -318,7 +318,7 @@ impl Terminal {
             child,
             said,
         };
-        terminal.shows("paste the address");
+        terminal.shows("paste the URL");
         terminal
     }
 

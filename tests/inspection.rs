@@ -59,8 +59,8 @@ async fn probe_tries_every_login_for_real_and_shows_and_uses_and_stores_nothing(
     for name in names {
         let cells = line(&table, name);
         match name {
-            "certcenter" => assert_eq!(cells[1..3], ["bearer", "there"]),
-            "sectigo" => assert_eq!(cells[1..3], ["headers", "there"]),
+            "certcenter" => assert_eq!(cells[1..3], ["bearer", "present"]),
+            "sectigo" => assert_eq!(cells[1..3], ["headers", "present"]),
             _ => {
                 assert_eq!(cells[2], "obtained", "{table}");
                 let left = humantime::parse_duration(cells[3]).unwrap();
@@ -93,7 +93,7 @@ async fn probe_tries_every_login_for_real_and_shows_and_uses_and_stores_nothing(
     assert_eq!(line(&table, "venafi")[2], "obtained");
     assert!(!table.contains("sectigo") && !table.contains("hunter2"));
     assert!(
-        said.starts_with("error: 1 of 2 credentials could not be obtained; DETAIL says"),
+        said.starts_with("error: 1 of 2 credentials could not be obtained; DETAIL shows"),
         "{said}"
     );
 

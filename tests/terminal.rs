@@ -96,7 +96,7 @@ async fn a_long_wait_is_shown_at_a_terminal_and_nowhere_else() {
         .output()
         .unwrap();
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(shown.contains("asking the proxy … 1 s"), "{shown}");
+    assert!(shown.contains("waiting for the proxy … 1 s"), "{shown}");
     let (_, after) = shown.rsplit_once("\r\u{1b}[K").unwrap();
     assert!(
         after.contains("VENDOR") && !after.contains("asking"),
@@ -146,15 +146,15 @@ fn every_error_says_what_to_do_next() {
         (
             &["status", "--admin", &nobody],
             1,
-            "does `countersign serve` run",
+            "is `countersign serve` running",
         ),
-        (&["probe", "w"], 1, "there are: v"),
+        (&["probe", "w"], 1, "it has: v"),
         (&["authorize", "w"], 1, "those that need consent: none"),
         (&["authorize", "v"], 1, "countersign probe v"),
         (
             &["explain", "GET", "/v/x", "--caller", "ci"],
             1,
-            "no callers",
+            "no `callers:`",
         ),
         (&["caller", "new", "a/b"], 1, "letters, digits"),
         (&["statsu"], 2, "status"),

@@ -1,7 +1,7 @@
-//! `countersign authorize`: one person's consent, once, for a vendor that wants it.
+//! `countersign authorize`: obtains a user's consent, once, for a vendor that needs it.
 //!
-//! The redirect is taken from a callback on loopback, when that is where it goes, and at the same
-//! time from what is pasted: the browser may be on another machine than this terminal.
+//! Accepts the redirect from a callback on loopback, if `redirect_uri` is there, and at the same
+//! time from pasted text: the browser may be on another machine than this terminal.
 
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -20,28 +20,28 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use url::{Host, Url};
 
-use super::progress;
+use super::progress::with_progress;
 use super::terminal::Input;
 use crate::config::{self, Auth, Config};
 use crate::credential::consent::{Consent, Granted, Redirect};
 use crate::secret::Secret;
 use crate::store::{self, StoreError};
 
-/// Why no consent was stored.
+/// A failure of `countersign authorize`.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// No such vendor.
-    #[error("there is no vendor \"{name}\" in the configuration; those that need consent: {known}")]
+    /// No vendor has this name.
+    #[error("the configuration has no vendor \"{name}\"; those that need consent: {known}")]
     NoVendor {
-        /// What was asked for.
+        /// The name on the command line.
         name: String,
-        /// Vendors with `authorization_code`.
+        /// The vendors with `authorization_code`.
         known: String,
     },
-    /// A vendor whose credential needs no consent.
+    /// The vendor's credential needs no consent.
     #[error(
-        "vendors.{vendor} has auth {kind}; only authorization_code needs a person's consent; \
-         `countersign probe {vendor}` tells whether its credential can be had"
+        "vendors.{vendor} has auth {kind}; only authorization_code needs a user's consent; \
+         `countersign probe {vendor}` tests its credential"
     )]
     NothingToConsent {
         /// The vendor.
@@ -49,51 +49,51 @@ pub(super) enum Error {
         /// Its `auth`.
         kind: &'static str,
     },
-    /// Tokens could not be stored; nobody was asked.
+    /// The store cannot be written. The user was not asked.
     #[error("store: {0}")]
     Store(#[from] StoreError),
-    /// The URL cannot be made.
+    /// The authorization URL cannot be built.
     #[error("{0}")]
     Url(String),
-    /// stdin ended, and no callback can come.
+    /// stdin was closed, and there is no callback listener.
     #[error(
-        "stdin was closed before a redirect was pasted; run it again and paste the address that \
-         the browser was sent to"
+        "stdin was closed before a redirect was pasted; run the command again and paste the URL \
+         that the browser was redirected to"
     )]
     NoInput,
-    /// Pasted from another consent than the one asked for.
+    /// The pasted redirect belongs to another authorization request.
     #[error(
-        "the state in it is not the one of this request: nothing was exchanged; run it again and \
-         open the address it prints then"
+        "the redirect has the state of another request: nothing was exchanged; run the command \
+         again and open the URL that it prints then"
     )]
     WrongState,
-    /// From another server than the one that was asked.
+    /// The redirect comes from another server.
     #[error(
-        "it names the issuer {found} and not {wanted}: nothing was exchanged; if this is what your \
-         vendor calls itself, write `issuer: {found}` beside `authorize_url`"
+        "the redirect specifies the issuer {found}, not {wanted}: nothing was exchanged; if this is \
+         your vendor's issuer, write `issuer: {found}` beside `authorize_url`"
     )]
     OtherIssuer {
-        /// What the redirect says.
+        /// The issuer in the redirect.
         found: String,
-        /// What it has to say.
+        /// The issuer that is expected.
         wanted: String,
     },
-    /// The server or the person said no.
+    /// The server or the user refused.
     #[error("the server refused: {0}")]
     Refused(String),
-    /// The code was not exchanged, or what came could not be stored.
+    /// The code could not be exchanged, or the tokens could not be stored.
     #[error("{0}")]
     Exchange(String),
-    /// The terminal went away.
+    /// The terminal could not be written.
     #[error("cannot write: {0}")]
     Output(#[from] io::Error),
 }
 
-/// Asks for consent to `vendor`'s `authorization_code` and stores what comes of it. With
-/// `no_state`, a redirect without `state` is accepted unasked; a wrong one never is.
+/// Asks for consent for `vendor`'s `authorization_code` and stores the tokens. With `no_state`, a
+/// redirect without `state` is accepted without asking; one with a wrong `state` never is.
 ///
 /// # Errors
-/// [`Error`]; nothing is stored then.
+/// [`Error`]; nothing is stored in this case.
 pub(super) async fn run(config: &Config, vendor: &str, no_state: bool) -> Result<(), Error> {
     let vendor = config
         .vendors
@@ -120,7 +120,7 @@ pub(super) async fn run(config: &Config, vendor: &str, no_state: bool) -> Result
         });
     };
     let consent = Consent::new(auth, vendor, store::open(&config.store));
-    progress::shown("trying the store", consent.prepare()).await?;
+    with_progress("checking the store", consent.prepare()).await?;
 
     let mut prompts = io::stderr();
     let mut listeners = Vec::new();
@@ -129,7 +129,7 @@ pub(super) async fn run(config: &Config, vendor: &str, no_state: bool) -> Result
             Ok(listener) => listeners.push(listener),
             Err(cause) => writeln!(
                 prompts,
-                "No callback at {}: {cause}",
+                "Cannot listen for the callback at {}: {cause}",
                 std::net::SocketAddr::from(address)
             )?,
         }
@@ -144,13 +144,13 @@ pub(super) async fn run(config: &Config, vendor: &str, no_state: bool) -> Result
         prompts,
     };
     let mut input = Input::start()?;
-    conversation.hold(callback, &mut input.lines).await
+    conversation.run(callback, &mut input.lines).await
 }
 
-/// What is said, and to whom.
+/// The dialogue with the user.
 struct Conversation<Results, Prompts> {
     consent: Consent,
-    /// As it is written in the configuration.
+    /// The redirect URI as configured.
     redirect_uri: String,
     no_state: bool,
     vendor: String,
@@ -159,22 +159,22 @@ struct Conversation<Results, Prompts> {
 }
 
 impl<Results: Write, Prompts: Write> Conversation<Results, Prompts> {
-    async fn hold(
+    async fn run(
         &mut self,
         mut callback: Callback,
         lines: &mut mpsc::Receiver<String>,
     ) -> Result<(), Error> {
         let url = self.consent.url().map_err(Error::Url)?;
-        writeln!(self.prompts, "Open this address in a browser and consent:")?;
+        writeln!(self.prompts, "Open this URL in a browser and consent:")?;
         writeln!(self.results, "{url}")?;
         self.results.flush()?;
-        let where_to = if callback.listening {
-            "Waiting for the browser to come back. If it cannot reach this machine, paste the \
-             address it was sent to here:"
+        let instruction = if callback.listening {
+            "Waiting for the redirect. If the browser cannot reach this machine, paste the URL it \
+             was redirected to here:"
         } else {
-            "Then paste the address the browser was sent to, or the code in it:"
+            "Then paste the URL the browser was redirected to, or the code in it:"
         };
-        writeln!(self.prompts, "{where_to}")?;
+        writeln!(self.prompts, "{instruction}")?;
 
         let mut unproven: Option<Secret> = None;
         let mut reading = true;
@@ -204,7 +204,7 @@ impl<Results: Write, Prompts: Write> Conversation<Results, Prompts> {
                             if let Redirect::OtherIssuer(found) = foreign {
                                 let wanted = self.consent.issuer();
                                 let error = Error::OtherIssuer { found, wanted };
-                                writeln!(self.prompts, "It has our state, but {error}.")?;
+                                writeln!(self.prompts, "It has the right state, but {error}.")?;
                             } else if let Redirect::NoIssuer = foreign {
                                 writeln!(self.prompts, "{NO_ISSUER}")?;
                             }
@@ -236,8 +236,8 @@ impl<Results: Write, Prompts: Write> Conversation<Results, Prompts> {
                             unproven = Some(code);
                             writeln!(
                                 self.prompts,
-                                "There is no state in it, so nothing proves that it is the answer \
-                                 to this very request. Type yes to use it all the same:"
+                                "There is no state in it, so it may belong to another request. \
+                                 Type yes to use it anyway:"
                             )?;
                         }
                         Redirect::Foreign => return Err(Error::WrongState),
@@ -262,12 +262,12 @@ impl<Results: Write, Prompts: Write> Conversation<Results, Prompts> {
         Err(Error::NoInput)
     }
 
-    /// The whole address, with or without its scheme, its query, or the code alone; in the quotes or
-    /// brackets that it was copied with.
+    /// Reads a pasted redirect: the whole URL, with or without its scheme, its query, or the code
+    /// alone; possibly in quotes or brackets.
     fn pasted(&self, line: &str) -> Redirect {
-        let line = bare(line);
-        let (before, fragment) = line.split_once('#').unwrap_or((line, ""));
-        let (address, query) = before.split_once('?').unwrap_or((before, ""));
+        let line = unquoted(line);
+        let (rest, fragment) = line.split_once('#').unwrap_or((line, ""));
+        let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
         let alone = if address.contains("://") { "" } else { address };
         for form in [query, fragment, alone] {
             if form.contains("code=") || form.contains("error=") {
@@ -289,7 +289,7 @@ impl<Results: Write, Prompts: Write> Conversation<Results, Prompts> {
         page: Option<oneshot::Sender<Page>>,
     ) -> Result<(), Error> {
         let exchange = self.consent.complete(code);
-        let outcome = progress::shown("exchanging the code", exchange).await;
+        let outcome = with_progress("exchanging the code", exchange).await;
         let page_text = if outcome.is_ok() { DONE } else { FAILED };
         callback.close_with(page, page_text).await;
         let Granted {
@@ -304,7 +304,7 @@ impl<Results: Write, Prompts: Write> Conversation<Results, Prompts> {
         if !renewable {
             writeln!(
                 self.prompts,
-                "The server gave no refresh token: consent is needed again in {}.",
+                "The server issued no refresh token: consent is needed again in {}.",
                 humantime::format_duration(lifetime)
             )?;
         }
@@ -312,10 +312,10 @@ impl<Results: Write, Prompts: Write> Conversation<Results, Prompts> {
     }
 }
 
-/// The page a browser is shown; nothing in it comes from anywhere but here.
+/// A page for the browser: constant text, with nothing from the request in it.
 type Page = (StatusCode, &'static str);
 
-/// Listens where the redirect goes.
+/// The listener at `redirect_uri`.
 struct Callback {
     listening: bool,
     redirects: mpsc::Receiver<(String, oneshot::Sender<Page>)>,
@@ -331,7 +331,9 @@ impl Callback {
         let shared = Arc::new((redirect_uri.path().to_owned(), sender));
         let mut serving = JoinSet::new();
         for listener in listeners {
-            let app = Router::new().fallback(answer).with_state(shared.clone());
+            let app = Router::new()
+                .fallback(receive_redirect)
+                .with_state(shared.clone());
             let mut stopped = stopped.clone();
             serving.spawn(async move {
                 let until = async move {
@@ -350,12 +352,12 @@ impl Callback {
         }
     }
 
-    /// Shows the last page, and gives the browser a moment to have it.
+    /// Sends the last page and closes, after at most 2 s for the browser to receive it.
     async fn close_with(mut self, page: Option<oneshot::Sender<Page>>, text: Page) {
         if let Some(page) = page {
             let _ = page.send(text);
         }
-        // Further redirects find nobody.
+        // Further redirects are refused.
         self.redirects.close();
         let _ = self.stop.send(true);
         let all = async { while self.serving.join_next().await.is_some() {} };
@@ -365,9 +367,9 @@ impl Callback {
 
 type Shared = Arc<(String, mpsc::Sender<(String, oneshot::Sender<Page>)>)>;
 
-/// Takes a redirect, or the form that a page of the server posts in its place (OAuth 2.0 Form Post
+/// Receives a redirect, or the form that a page of the server posts instead (OAuth 2.0 Form Post
 /// Response Mode §2).
-async fn answer(
+async fn receive_redirect(
     State(shared): State<Shared>,
     method: Method,
     uri: Uri,
@@ -376,20 +378,20 @@ async fn answer(
 ) -> (StatusCode, Html<&'static str>) {
     let (path, redirects) = &*shared;
     if uri.path() != path {
-        return (StatusCode::NOT_FOUND, Html("Nothing here."));
+        return (StatusCode::NOT_FOUND, Html("Not found."));
     }
     let parameters = match method {
         Method::GET => uri.query().unwrap_or_default().to_owned(),
-        Method::POST if is_form(&headers) => match to_bytes(body, READ_OF_FORM).await {
-            Ok(body) if body.len() <= LONGEST_FORM => String::from_utf8_lossy(&body).into_owned(),
+        Method::POST if is_form(&headers) => match to_bytes(body, MAX_READ).await {
+            Ok(body) if body.len() <= MAX_FORM => String::from_utf8_lossy(&body).into_owned(),
             Ok(_) | Err(_) => return (StatusCode::PAYLOAD_TOO_LARGE, Html("Too long.")),
         },
         Method::POST => return (StatusCode::UNSUPPORTED_MEDIA_TYPE, Html("Not a form.")),
-        _ => return (StatusCode::METHOD_NOT_ALLOWED, Html("Not here.")),
+        _ => return (StatusCode::METHOD_NOT_ALLOWED, Html("Method not allowed.")),
     };
-    let (page, shown) = oneshot::channel();
+    let (page, result) = oneshot::channel();
     let (status, text) = match redirects.send((parameters, page)).await {
-        Ok(()) => shown.await.unwrap_or(LATE),
+        Ok(()) => result.await.unwrap_or(LATE),
         Err(_) => LATE,
     };
     (status, Html(text))
@@ -404,8 +406,8 @@ fn is_form(headers: &HeaderMap) -> bool {
     })
 }
 
-/// `line` without what it was copied with: quotes, brackets, white space.
-fn bare(line: &str) -> &str {
+/// Removes surrounding quotes, brackets and white space.
+fn unquoted(line: &str) -> &str {
     let mut line = line.trim();
     while let Some(inner) = PAIRS
         .iter()
@@ -416,7 +418,7 @@ fn bare(line: &str) -> &str {
     line
 }
 
-/// What stands around an address in a chat, a mail or a shell.
+/// Pairs that surround a URL in a chat, a mail or a shell.
 const PAIRS: [(char, char); 8] = [
     ('"', '"'),
     ('\'', '\''),
@@ -428,16 +430,16 @@ const PAIRS: [(char, char); 8] = [
     ('\u{2018}', '\u{2019}'),
 ];
 
-/// Bytes of a posted form: codes of a few kilobytes occur.
-const LONGEST_FORM: usize = 256 * 1024;
-/// Bytes of a posted form that are read before it is refused: a connection that is closed while its
-/// browser still sends shows no page.
-const READ_OF_FORM: usize = 16 * LONGEST_FORM;
+/// Maximum size of a posted form in bytes: codes of a few kilobytes occur.
+const MAX_FORM: usize = 256 * 1024;
+/// Number of bytes of a posted form that are read before it is refused: if the connection is closed
+/// while the browser is still sending, it shows no page.
+const MAX_READ: usize = 16 * MAX_FORM;
 
-const NO_ISSUER: &str = "It names no issuer (`iss`), and `issuer` in the configuration asks for one: \
-                         if the server sends none, remove `issuer`.";
+const NO_ISSUER: &str = "The redirect has no issuer (`iss`), and `issuer` in the configuration \
+                         requires one: if the server sends none, remove `issuer`.";
 
-/// Where a callback can be taken; empty: the redirect goes elsewhere.
+/// Returns the addresses to listen on for the callback; empty if the redirect is not to loopback.
 fn callback_addresses(redirect_uri: &Url) -> Vec<(IpAddr, u16)> {
     let Some(port) = redirect_uri.port_or_known_default() else {
         return Vec::new();
@@ -445,7 +447,7 @@ fn callback_addresses(redirect_uri: &Url) -> Vec<(IpAddr, u16)> {
     let v4 = IpAddr::from(Ipv4Addr::LOCALHOST);
     let v6 = IpAddr::from(Ipv6Addr::LOCALHOST);
     let hosts = match redirect_uri.host() {
-        // Over TLS we would need a certificate the browser believes.
+        // TLS would need a certificate that the browser trusts.
         _ if redirect_uri.scheme() != "http" => vec![],
         Some(Host::Domain("localhost")) => vec![v4, v6],
         Some(Host::Ipv4(ip)) if ip.is_loopback() => vec![IpAddr::from(ip)],
@@ -461,20 +463,20 @@ const DONE: Page = (
 );
 const REFUSED: Page = (
     StatusCode::OK,
-    "<!doctype html><title>countersign</title><p>Consent was refused. The terminal says more.",
+    "<!doctype html><title>countersign</title><p>Consent was refused. See the terminal for details.",
 );
 const FAILED: Page = (
     StatusCode::BAD_GATEWAY,
-    "<!doctype html><title>countersign</title><p>That did not work. The terminal says why.",
+    "<!doctype html><title>countersign</title><p>An error occurred. See the terminal for details.",
 );
 const FOREIGN: Page = (
     StatusCode::BAD_REQUEST,
-    "<!doctype html><title>countersign</title><p>This does not answer the request that is \
-     waiting. Use the address in the terminal.",
+    "<!doctype html><title>countersign</title><p>This redirect does not belong to the \
+     pending request. Open the URL in the terminal.",
 );
 const LATE: Page = (
     StatusCode::GONE,
-    "<!doctype html><title>countersign</title><p>Nobody is waiting for this any more.",
+    "<!doctype html><title>countersign</title><p>This request is no longer pending.",
 );
 
 #[cfg(test)]
@@ -490,7 +492,7 @@ mod tests {
 
     const TOKENS: &str = r#"{"access_token":"a","refresh_token":"r","expires_in":3600}"#;
 
-    /// A person at a terminal, a token server and a store.
+    /// A user at a terminal, a token server and a store.
     struct Scene {
         server: TokenServer,
         dir: TempDir,
@@ -500,7 +502,7 @@ mod tests {
         issuer: Option<String>,
     }
 
-    /// What a run of the command came to.
+    /// The result of running the command.
     struct Outcome {
         result: Result<(), Error>,
         printed: String,
@@ -531,11 +533,11 @@ mod tests {
             self.store().load("acme").await.unwrap()
         }
 
-        /// Runs the command; `person` gets the printed URL's parameters, the callback's address
-        /// and the terminal.
+        /// Runs the command; `user` receives the printed URL's parameters, the callback's URL and
+        /// the terminal.
         async fn run<F: Future<Output = ()> + Send + 'static>(
             &self,
-            person: impl FnOnce(HashMap<String, String>, String, mpsc::Sender<String>) -> F,
+            user: impl FnOnce(HashMap<String, String>, String, mpsc::Sender<String>) -> F,
         ) -> Outcome {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let redirect_uri = format!("http://{}/back", listener.local_addr().unwrap());
@@ -558,7 +560,7 @@ mod tests {
             let url = consent.url().unwrap();
             let (terminal, mut lines) = mpsc::channel(8);
             let query = url.query_pairs().into_owned().collect();
-            let person = tokio::spawn(person(query, redirect_uri, terminal));
+            let user = tokio::spawn(user(query, redirect_uri, terminal));
             let listeners = if self.listen { vec![listener] } else { vec![] };
             let callback = Callback::serve(listeners, auth.redirect_uri.url());
             let (mut results, mut prompts) = (Vec::new(), Vec::new());
@@ -570,11 +572,11 @@ mod tests {
                 results: &mut results,
                 prompts: &mut prompts,
             };
-            let held = conversation.hold(callback, &mut lines);
-            let result = timeout(Duration::from_secs(20), held)
+            let running = conversation.run(callback, &mut lines);
+            let result = timeout(Duration::from_secs(20), running)
                 .await
-                .expect("it hangs");
-            person.await.unwrap();
+                .expect("the command ends");
+            user.await.unwrap();
             assert_eq!(String::from_utf8_lossy(&results), format!("{url}\n"));
             Outcome {
                 result,
@@ -583,8 +585,8 @@ mod tests {
             }
         }
 
-        /// Runs the command with a person who pastes these lines and then closes stdin; `{state}`
-        /// in them is this request's.
+        /// Runs the command with a user who pastes these lines and then closes stdin. `{state}` in
+        /// them is replaced by this request's state.
         async fn paste(&self, lines: &[&str]) -> Outcome {
             let lines: Vec<_> = lines.iter().map(|line| (*line).to_owned()).collect();
             self.run(async |query, _, terminal| {
@@ -600,8 +602,8 @@ mod tests {
     async fn get(url: &str) -> (u16, String) {
         crate::tls::install_provider();
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let answer = client.get(url).send().await.unwrap();
-        (answer.status().as_u16(), answer.text().await.unwrap())
+        let response = client.get(url).send().await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
     }
 
     #[tokio::test]
@@ -660,7 +662,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_missing_state_wants_a_typed_yes_or_the_option() {
+    async fn a_missing_state_needs_a_typed_yes_or_the_option() {
         for (lines, no_state, exchanged) in [
             (&["https://x.example/?code=c", "yes"][..], false, true),
             (&["c", " YES "], false, true),
@@ -698,7 +700,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_code_the_server_does_not_take_stores_nothing() {
+    async fn a_code_that_the_server_refuses_stores_nothing() {
         let refusal = r#"{"error":"invalid_grant","error_description":"code c-hunter2 is old"}"#;
         let scene = Scene::new([crate::credential::fakes::answer("400 Bad", "", refusal)]).await;
         let outcome = scene.paste(&["?code=c-hunter2&state={state}"]).await;
@@ -711,12 +713,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_callback_takes_only_the_answer_to_this_request() {
+    async fn the_callback_accepts_only_the_redirect_of_this_request() {
         let mut scene = Scene::new([json(r#"{"access_token":"a","expires_in":3600}"#)]).await;
         scene.listen = true;
         let outcome = scene
             .run(async |query, callback, terminal| {
-                // stdin is closed: only the callback is left.
+                // stdin is closed: only the callback remains.
                 drop(terminal);
                 let origin = callback.trim_end_matches("/back").to_owned();
                 assert_eq!(get(&origin).await.0, 404);
@@ -761,13 +763,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn stdin_that_is_closed_ends_it_when_no_callback_can_come() {
+    async fn a_closed_stdin_ends_the_command_without_a_callback_listener() {
         let outcome = Scene::new([]).await.paste(&[]).await;
         assert!(matches!(outcome.result, Err(Error::NoInput)));
     }
 
     #[test]
-    fn a_callback_is_taken_on_loopback_only() {
+    fn the_callback_listens_on_loopback_only() {
         for (uri, hosts) in [
             ("http://127.0.0.1:7777/back", 1),
             ("http://localhost:7777/back", 2),

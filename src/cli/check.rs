@@ -1,4 +1,4 @@
-//! `countersign check`: every mistake of a proxy.yaml at once, and nothing sent anywhere.
+//! `countersign check`: reports every error of a proxy.yaml at once and sends nothing.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -9,8 +9,8 @@ use crate::logs;
 
 /// Reads the file, and every secret and certificate it refers to unless `without_secrets`.
 ///
-/// Mistakes and warnings go to stderr, one a line; a summary of a valid file goes to stdout.
-/// Exit code 0, or 2 for a bad configuration.
+/// Errors and warnings go to stderr, one per line; a summary of a valid file goes to stdout. Exit
+/// code 0, or 2 for an invalid configuration.
 #[must_use]
 pub fn run(config: &Path, without_secrets: bool) -> ExitCode {
     let secrets = if without_secrets {
@@ -20,47 +20,47 @@ pub fn run(config: &Path, without_secrets: bool) -> ExitCode {
     };
     match Config::load(config, secrets) {
         Ok(valid) => {
-            let is_warning = |one: &&ConfigError| !valid.expired.contains(one);
+            let is_warning = |error: &&ConfigError| !valid.expired.contains(error);
             let warnings: Vec<_> = valid.warnings.iter().filter(is_warning).cloned().collect();
             warn(&warnings);
             if !valid.expired.is_empty() {
-                complain(config, &valid.expired);
+                print_errors(config, &valid.expired);
                 return ExitCode::from(BAD_CONFIGURATION);
             }
-            // Nobody is left to tell when stdout is closed.
+            // When stdout is closed, there is nobody to report it to.
             let _ = writeln!(io::stdout().lock(), "{}", summary(&valid));
             ExitCode::SUCCESS
         }
-        Err(mistakes) => {
-            complain(config, &mistakes);
+        Err(errors) => {
+            print_errors(config, &errors);
             ExitCode::from(BAD_CONFIGURATION)
         }
     }
 }
 
-/// Prints warnings to stderr, one a line. `serve` does not wait for a reader of them.
+/// Prints warnings to stderr, one per line. Does not block `serve` when nobody reads them.
 pub fn warn(warnings: &[ConfigError]) {
     for warning in warnings {
         logs::say(&format!("warning: {warning}\n"));
     }
 }
 
-/// Prints mistakes to stderr, one a line, and their number.
-pub fn complain(config: &Path, mistakes: &[ConfigError]) {
+/// Prints errors to stderr, one per line, and their number.
+pub fn print_errors(config: &Path, errors: &[ConfigError]) {
     let mut stderr = buffered_stderr();
-    for mistake in mistakes {
-        let _ = writeln!(stderr, "{mistake}");
+    for error in errors {
+        let _ = writeln!(stderr, "{error}");
     }
-    let count = counted(mistakes.len(), "mistake");
+    let count = counted(errors.len(), "error");
     let _ = writeln!(stderr, "{count} in {}", config.display());
 }
 
-/// stderr itself makes a system call of every piece of every line.
+/// Returns a buffered stderr. The unbuffered one makes a system call for every piece of a line.
 fn buffered_stderr() -> impl Write {
     io::BufWriter::new(io::stderr().lock())
 }
 
-/// Exit code of every command that is given a bad configuration.
+/// Exit code of every command that is given an invalid configuration.
 pub const BAD_CONFIGURATION: u8 = 2;
 
 fn summary(config: &Config) -> String {

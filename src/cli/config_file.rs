@@ -1,9 +1,9 @@
-//! Which configuration file a command reads: `--config FILE`, `-c FILE`, or FILE as an argument; else
-//! what `COUNTERSIGN_CONFIG` names; else `proxy.yaml`.
+//! The configuration file that a command reads: `--config FILE`, `-c FILE`, or FILE as an argument;
+//! else the one in `COUNTERSIGN_CONFIG`; else `proxy.yaml`.
 //!
-//! Some commands have arguments of other kinds. A vendor's name has no slash, so what has one is a
-//! file; what ends in `.yaml` or `.yml` is taken for one as well, unless a vendor is called so. Where
-//! that cannot be told apart, the message says what to write.
+//! Some commands have arguments of other kinds. A vendor's name has no slash, so an argument with a
+//! slash is a file; one that ends in `.yaml` or `.yml` is a file as well, unless a vendor has this
+//! name. Where an argument is ambiguous, the message says what to write.
 
 use std::path::{Path, PathBuf};
 
@@ -12,10 +12,10 @@ use clap::{Args, CommandFactory};
 use super::Cli;
 use crate::config::{Config, Secrets};
 
-/// Where the configuration is.
+/// The path of the configuration.
 #[derive(Clone, Debug, Args)]
 pub(super) struct ConfigFile {
-    /// The configuration file; default: what `COUNTERSIGN_CONFIG` names, else proxy.yaml
+    /// The configuration file; default: `COUNTERSIGN_CONFIG`, else proxy.yaml
     #[arg(
         short,
         long,
@@ -25,12 +25,12 @@ pub(super) struct ConfigFile {
     config: Option<PathBuf>,
 }
 
-/// The same for a command that has no other arguments.
+/// The path of the configuration, for a command without other arguments.
 #[derive(Clone, Debug, Args)]
 pub(super) struct OnlyConfigFile {
     #[command(flatten)]
     option: ConfigFile,
-    /// The same as --config FILE
+    /// Same as --config FILE
     #[arg(value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with = "config")]
     file: Option<PathBuf>,
 }
@@ -42,14 +42,14 @@ impl OnlyConfigFile {
 }
 
 impl ConfigFile {
-    /// The file to read; `argument` is the one that was given without `--config`.
+    /// Returns the file to read; `argument` is the one given without `--config`.
     pub(super) fn path(&self, argument: Option<&Path>) -> PathBuf {
         let given = argument.or(self.config.as_deref()).map(Path::to_owned);
         given.unwrap_or_else(default)
     }
 
-    /// Tells the file among `words`, the others of which are vendors' names. `Err`: what to write
-    /// instead.
+    /// Separates the file from the vendors' names in `words`. `Err`: a message that says what to
+    /// write instead.
     pub(super) fn among(&self, words: &[String]) -> Result<(PathBuf, Vec<String>), String> {
         let mut names = Vec::new();
         let mut file: Option<&str> = None;
@@ -66,7 +66,8 @@ impl ConfigFile {
         Ok((self.path(file.map(Path::new)), names))
     }
 
-    /// The vendor and the file of `first` and `second`, in either order. `Err`: what to write instead.
+    /// Returns which of `first` and `second` is the vendor and which the file. `Err`: a message
+    /// that says what to write instead.
     pub(super) fn beside_vendor(
         &self,
         first: &str,
@@ -90,8 +91,8 @@ impl ConfigFile {
         Ok((vendor.to_owned(), self.path(file.map(Path::new))))
     }
 
-    /// The method, the path and the file of what `explain` was given, the file first, last or in
-    /// between. `Err`: what to write instead.
+    /// Returns the method, the path and the file from the arguments of `explain`, where the file
+    /// may be first, last or in between. `Err`: a message that says what to write instead.
     pub(super) fn beside_request<'w>(
         &self,
         method: &'w str,
@@ -106,10 +107,10 @@ impl ConfigFile {
             }
             file => (method, path, file),
         };
-        let lost = [method, path]
+        let misplaced = [method, path]
             .into_iter()
             .find(|word| has_extension(word) && !is_path(word));
-        if let (Some(word), None) = (lost, file) {
+        if let (Some(word), None) = (misplaced, file) {
             return Err(format!(
                 "a request has a method and a path: write `countersign explain METHOD PATH {word}`"
             ));
@@ -117,7 +118,7 @@ impl ConfigFile {
         Ok((method, path, self.path(file.map(Path::new))))
     }
 
-    /// Whether `word`, which may be a vendor's name, is the configuration file.
+    /// Tells whether `word`, which may be a vendor's name, is the configuration file.
     fn is_file(&self, word: &str) -> Result<bool, String> {
         if !looks_like_file(word) {
             return Ok(false);
@@ -127,7 +128,7 @@ impl ConfigFile {
                 return Ok(false);
             }
             return Err(format!(
-                "`{word}` is no vendor's name, and the configuration file is given already: \
+                "`{word}` is not a vendor's name, and the configuration file is given already: \
                  --config {}",
                 config.display()
             ));
@@ -135,7 +136,7 @@ impl ConfigFile {
         if word.contains('/') {
             return Ok(true);
         }
-        // What else is wrong with it, whoever reads it next will say.
+        // Other errors in the file are reported when the command reads it.
         let default = default();
         let known = Config::load(&default, Secrets::FormOnly).is_ok_and(|config| {
             let mut vendors = config.vendors.iter();
@@ -158,18 +159,18 @@ fn default() -> PathBuf {
         .map_or_else(|| "proxy.yaml".into(), PathBuf::from)
 }
 
-/// Whether `word` cannot, or is not likely to, be a vendor's name or a method.
+/// Tells whether `word` cannot be, or is unlikely to be, a vendor's name or a method.
 fn looks_like_file(word: &str) -> bool {
     word.contains('/') || has_extension(word)
 }
 
-/// Whether `word` ends as YAML files do.
+/// Tells whether `word` has the extension of a YAML file.
 fn has_extension(word: &str) -> bool {
     let extension = Path::new(word).extension().and_then(|it| it.to_str());
     extension.is_some_and(|it| it.eq_ignore_ascii_case("yaml") || it.eq_ignore_ascii_case("yml"))
 }
 
-/// Ends the process as a command line that cannot be understood does: `message` on stderr, exit code 2.
+/// Exits as clap does for an invalid command line: `message` on stderr, exit code 2.
 pub(super) fn refuse(message: String) -> ! {
     Cli::command()
         .error(clap::error::ErrorKind::ArgumentConflict, message)

@@ -1,4 +1,4 @@
-//! `countersign demo`: the stand-in vendors and the real proxy in one process, on loopback.
+//! `countersign demo`: the mock vendors and the real proxy in one process, on loopback.
 
 use std::error::Error;
 use std::io::{self, IsTerminal, Write};
@@ -17,19 +17,21 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Where the README says the proxy and its admin listener are; another port when it is taken.
+/// Ports of the proxy and of its admin listener, as in the README. If one is in use, the system
+/// chooses another.
 const LISTENER_PORT: u16 = 8080;
 const ADMIN_PORT: u16 = 9090;
 
-/// What follows `countersign demo`.
+/// Arguments of `countersign demo`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
-    /// Call every vendor once through the proxy, print what each of them saw, and exit
+    /// Call every vendor once through the proxy, print what each vendor saw, and exit
     #[arg(long)]
     once: bool,
 }
 
-/// Runs the demo. 0: ended by Ctrl-C, or with `--once` every vendor saw the login it demands.
+/// Runs the demo. Exit code 0: stopped by Ctrl-C, or with `--once` every vendor saw the login it
+/// requires.
 pub(crate) async fn run(arguments: &Arguments) -> ExitCode {
     match demonstrate(arguments.once).await {
         Ok(true) => ExitCode::SUCCESS,
@@ -41,10 +43,10 @@ pub(crate) async fn run(arguments: &Arguments) -> ExitCode {
     }
 }
 
-/// Begins this process anew without the environment's outbound proxies, if there are any: everything
-/// the demo speaks to is on loopback, where a company's proxy does not lead. The demo runs as it is
-/// where that fails.
-pub(super) fn leave_out_proxies() {
+/// Re-executes this process without the outbound proxies of the environment, if there are any: the
+/// demo connects to loopback only, which a company's proxy cannot reach. If that fails, the demo
+/// runs with them.
+pub(super) fn unset_proxies() {
     use std::os::unix::process::CommandExt;
 
     let mut command = match std::env::current_exe() {
@@ -70,12 +72,13 @@ pub(super) fn leave_out_proxies() {
 }
 
 async fn demonstrate(once: bool) -> Result<bool, Box<dyn Error>> {
-    // Before anything can be interrupted: the directory and the listeners are ours to clear away.
+    // Registered first: an interrupted demo must remove its directory and its listeners.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
 
     let dir = tempfile::tempdir()?;
-    let vendors = progress::shown("starting the vendors", MockVendors::start(dir.path())).await?;
+    let vendors =
+        progress::with_progress("starting the vendors", MockVendors::start(dir.path())).await?;
     let path = dir.path().join("proxy.yaml");
     let (listener, admin) = if once {
         (loopback(0), loopback(0))
@@ -83,27 +86,27 @@ async fn demonstrate(once: bool) -> Result<bool, Box<dyn Error>> {
         (free(LISTENER_PORT), free(ADMIN_PORT))
     };
     std::fs::write(&path, vendors.proxy_yaml(listener, admin))?;
-    progress::shown(
-        "consenting, for the one who wants it",
+    progress::with_progress(
+        "consenting to the vendor that needs it",
         consent(&vendors, &path),
     )
     .await?;
 
-    let mut config = Config::load(&path, Secrets::Resolve).map_err(|mistakes| {
-        let lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+    let mut config = Config::load(&path, Secrets::Resolve).map_err(|errors| {
+        let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
         lines.join("\n")
     })?;
-    // With `--once` the table is all that belongs on stdout.
+    // With `--once`, only the table goes to stdout.
     config.access_log = !once;
     let running = server::start(config)?;
 
-    let all_right = if once {
+    let succeeded = if once {
         let calls = vendors.call_all(running.listeners[0]);
-        let rows = progress::shown("calling the vendors", calls).await?;
+        let rows = progress::with_progress("calling the vendors", calls).await?;
         print_table(&rows)?;
         rows.iter().all(|row| row.problem.is_none())
     } else {
-        print_invitation(&vendors, &running, &path)?;
+        print_instructions(&vendors, &running, &path)?;
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
@@ -111,11 +114,11 @@ async fn demonstrate(once: bool) -> Result<bool, Box<dyn Error>> {
         true
     };
     running.stop_interrupted().await;
-    Ok(all_right)
+    Ok(succeeded)
 }
 
-/// Plays the person who consents: runs `countersign authorize` as anybody would, opens the address
-/// it prints, and pastes what the browser was redirected to.
+/// Consents as a user would: runs `countersign authorize`, opens the URL that it prints, and pastes
+/// the URL of the redirect.
 async fn consent(vendors: &MockVendors, config: &Path) -> Result<(), Box<dyn Error>> {
     let mut authorize = Command::new(std::env::current_exe()?)
         .args(["authorize", "maxmd", "--config"])
@@ -150,23 +153,23 @@ async fn consent(vendors: &MockVendors, config: &Path) -> Result<(), Box<dyn Err
         stdin.write_all(format!("{location}\n").as_bytes()).await?;
     }
     drop(stdin);
-    // Its pipe must stay open until it has said everything.
+    // The pipe must stay open until the command has written everything.
     while lines.next_line().await?.is_some() {}
     let output = authorize.wait_with_output().await?;
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(format!("countersign authorize failed: {}", said.trim()).into())
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Err(format!("countersign authorize failed: {}", stderr.trim()).into())
 }
 
-fn print_invitation(vendors: &MockVendors, running: &Running, config: &Path) -> io::Result<()> {
+fn print_instructions(vendors: &MockVendors, running: &Running, config: &Path) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(
         out,
-        "Mock vendors, five of them, and the proxy in front of them are running, configured by\n\
+        "Five mock vendors and the proxy in front of them are running, configured by\n\
          {}\n\n\
-         Call any of them, with the caller's key and no vendor's secret:\n",
+         Call any of them, with the caller's key and without a vendor's secret:\n",
         config.display()
     )?;
     for call in &CALLS {
@@ -178,7 +181,7 @@ fn print_invitation(vendors: &MockVendors, running: &Running, config: &Path) -> 
     }
     writeln!(
         out,
-        "\nStatus: http://{}/\nCtrl-C ends everything.\n",
+        "\nStatus: http://{}/\nCtrl-C stops everything.\n",
         running.admin
     )?;
     out.flush()
@@ -192,7 +195,7 @@ fn print_table(rows: &[Row]) -> io::Result<()> {
     } else {
         ("", "", "")
     };
-    let heads = [
+    let headings = [
         "VENDOR",
         "REQUEST AT THE VENDOR",
         "LOGIN THE VENDOR SAW (MASKED)",
@@ -204,13 +207,13 @@ fn print_table(rows: &[Row]) -> io::Result<()> {
             .max()
             .unwrap_or_default()
     };
-    let vendor = widest(heads[0], |row| row.vendor);
-    let request = widest(heads[1], |row| &row.request);
-    let login = widest(heads[2], |row| &row.login);
+    let vendor = widest(headings[0], |row| row.vendor);
+    let request = widest(headings[1], |row| &row.request);
+    let login = widest(headings[2], |row| &row.login);
     writeln!(
         out,
-        "{:vendor$}  {:request$}  {:login$}  ANSWER",
-        heads[0], heads[1], heads[2]
+        "{:vendor$}  {:request$}  {:login$}  STATUS",
+        headings[0], headings[1], headings[2]
     )?;
     for row in rows {
         write!(
@@ -227,7 +230,7 @@ fn print_table(rows: &[Row]) -> io::Result<()> {
     if wrong == 0 {
         writeln!(
             out,
-            "\n{good}Every vendor saw the login it demands, and nothing of the caller's.{end}"
+            "\n{good}Every vendor saw the login it requires, and no credential of the caller.{end}"
         )?;
     } else {
         writeln!(out, "\n{bad}{wrong} of {} are wrong.{end}", rows.len())?;
@@ -239,10 +242,10 @@ fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
-/// The preferred port when nobody has it, else one that the system chooses.
+/// Returns the preferred port if it is free, else 0: the system chooses one.
 fn free(port: u16) -> SocketAddr {
-    // The probe is closed before the proxy binds; whoever is quicker makes the start fail with
-    // the address in the message.
-    let taken = TcpListener::bind(loopback(port)).is_err();
-    loopback(if taken { 0 } else { port })
+    // The probe is closed before the proxy binds. If another process binds the port in between, the
+    // start fails with the address in the message.
+    let in_use = TcpListener::bind(loopback(port)).is_err();
+    loopback(if in_use { 0 } else { port })
 }

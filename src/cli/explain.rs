@@ -1,4 +1,4 @@
-//! `countersign explain`: what would happen to a request, without sending it.
+//! `countersign explain`: shows what would happen to a request, without sending it.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -23,24 +23,24 @@ use serde_json::{Value, json};
 use super::check;
 use super::config_file::{self, ConfigFile};
 
-/// What to explain.
+/// Arguments of `countersign explain`.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// The method, for example GET
     method: String,
     /// Path and query as a caller would send them, for example /certn/hr/v1/applicants/
     path: String,
-    /// The same as --config FILE
+    /// Same as --config FILE
     #[arg(
         value_name = "FILE",
         value_hint = clap::ValueHint::FilePath,
         conflicts_with = "config"
     )]
     argument: Option<String>,
-    /// The Host a caller would send
+    /// The Host header that a caller would send
     #[arg(long, default_value = "localhost")]
     host: String,
-    /// The caller; without it, what callers may do is left out of account
+    /// The caller's name; without it, `allow` rules of callers are not applied
     #[arg(long)]
     caller: Option<String>,
     /// Print JSON
@@ -50,19 +50,19 @@ pub(super) struct Arguments {
     file: ConfigFile,
 }
 
-/// 0: it would be forwarded; 1: refused; 2: bad configuration.
+/// Explains the request. Exit code 0: it would be forwarded; 1: refused; 2: invalid configuration.
 pub(super) fn run(mut arguments: Arguments) -> ExitCode {
-    let told = arguments.file.beside_request(
+    let given = arguments.file.beside_request(
         &arguments.method,
         &arguments.path,
         arguments.argument.as_deref(),
     );
-    let (method, path, file) = told.unwrap_or_else(|message| config_file::refuse(message));
+    let (method, path, file) = given.unwrap_or_else(|message| config_file::refuse(message));
     (arguments.method, arguments.path) = (method.to_owned(), path.to_owned());
     let config = match Config::load(&file, Secrets::FormOnly) {
         Ok(config) => config,
-        Err(mistakes) => {
-            check::complain(&file, &mistakes);
+        Err(errors) => {
+            check::print_errors(&file, &errors);
             return ExitCode::from(check::BAD_CONFIGURATION);
         }
     };
@@ -73,7 +73,7 @@ pub(super) fn run(mut arguments: Arguments) -> ExitCode {
     let text = if arguments.json {
         format!("{explanation:#}\n")
     } else {
-        readable(&explanation)
+        as_text(&explanation)
     };
     if let Err(cause) = std::io::stdout().write_all(text.as_bytes()) {
         return super::failed_or_done(Err(cause.to_string()));
@@ -97,7 +97,7 @@ fn explain(config: &Config, arguments: &Arguments) -> Result<Value, String> {
     }));
     let caller = caller(config, arguments.caller.as_deref())?;
     let caller = match &config.callers {
-        // Whether anyone may depends on the host.
+        // Without `callers:`, access depends on the Host header.
         Callers::Loopback => this_machine(&routes, &arguments.host, caller),
         Callers::Anyone | Callers::Known(_) => Ok(caller),
     };
@@ -113,7 +113,7 @@ fn explain(config: &Config, arguments: &Arguments) -> Result<Value, String> {
             "preset": vendor.and_then(|vendor| vendor.preset.as_ref()),
             "status": 200,
             "reason": "login",
-            "detail": "The proxy answers this login itself, with a caller token of its own.",
+            "detail": "The proxy responds to this login itself, with a caller token of its own.",
             "rule": decision.rule,
         }));
     }
@@ -152,7 +152,7 @@ fn explain(config: &Config, arguments: &Arguments) -> Result<Value, String> {
     })
 }
 
-/// `caller` by a name of this machine, as a program on it would be.
+/// Identifies `caller` as the proxy identifies a program on this machine.
 fn this_machine(
     routes: &Routes<Vendor>,
     authority: &str,
@@ -215,7 +215,7 @@ fn caller(config: &Config, name: Option<&str>) -> Result<Arc<Caller>, String> {
     };
     let Callers::Known(known) = &config.callers else {
         return Err(format!(
-            "there are no callers in the configuration, so no \"{name}\""
+            "the configuration has no `callers:`, so no \"{name}\""
         ));
     };
     known
@@ -225,7 +225,7 @@ fn caller(config: &Config, name: Option<&str>) -> Result<Arc<Caller>, String> {
         .ok_or_else(|| {
             let names: Vec<_> = known.iter().map(|caller| caller.name.as_str()).collect();
             format!(
-                "no caller is called \"{name}\"; there are: {}",
+                "the configuration has no caller \"{name}\"; it has: {}",
                 names.join(", ")
             )
         })
@@ -235,12 +235,12 @@ fn auth_kind(vendor: &config::Vendor) -> &'static str {
     vendor.auth.as_ref().map_or("none", |auth| auth.kind().name)
 }
 
-/// Whether all replicas have one token, because the vendor keeps only one alive.
+/// Tells whether all replicas share one token, because the vendor keeps only one valid.
 fn is_shared(vendor: &config::Vendor) -> bool {
     vendor.auth.as_ref().is_some_and(Auth::is_shared)
 }
 
-/// The query to send, values of ours masked.
+/// Returns the query sent upstream, with our own values masked.
 fn sent_query(vendor: Option<&config::Vendor>, callers: Option<&str>) -> Option<String> {
     let auth = vendor.and_then(|vendor| vendor.auth.as_ref());
     let Some(Carrier::Query(parameters)) = auth.map(|auth| auth.kind().carrier) else {
@@ -252,7 +252,7 @@ fn sent_query(vendor: Option<&config::Vendor>, callers: Option<&str>) -> Option<
     Some(theirs.chain(ours).collect::<Vec<_>>().join("&"))
 }
 
-/// What is put on the request, values masked.
+/// Lists what is added to the request, values masked.
 fn added(vendor: &config::Vendor) -> Vec<String> {
     let mut added = vec![format!("Host: {}", vendor.upstream.authority())];
     match vendor.auth.as_ref().map(|auth| auth.kind().carrier) {
@@ -290,10 +290,10 @@ fn refused_paths(vendor: &config::Vendor) -> Vec<String> {
     rules.collect()
 }
 
-/// The same, for people.
-fn readable(explanation: &Value) -> String {
+/// Formats the explanation as text.
+fn as_text(explanation: &Value) -> String {
     let mut text = String::new();
-    let word = |key: &str| match &explanation[key] {
+    let text_of = |key: &str| match &explanation[key] {
         Value::String(text) => text.clone(),
         Value::Null => "-".into(),
         Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
@@ -305,17 +305,17 @@ fn readable(explanation: &Value) -> String {
         let _ = writeln!(text, "{key:<16}{value}");
     };
     if explanation["forwarded"] == true {
-        line("forwarded to", &word("upstream"));
-        line("vendor", &word("vendor"));
-        line("preset", &word("preset"));
-        line("rule", &word("rule"));
+        line("forwarded to", &text_of("upstream"));
+        line("vendor", &text_of("vendor"));
+        line("preset", &text_of("preset"));
+        line("rule", &text_of("rule"));
         let shared = explanation["shared"] == true;
         let shared = if shared {
             ", one token for all replicas"
         } else {
             ""
         };
-        line("auth", &format!("{}{shared}", word("auth")));
+        line("auth", &format!("{}{shared}", text_of("auth")));
         for (title, key) in [
             ("added", "headers_added"),
             ("removed", "headers_removed"),
@@ -332,10 +332,13 @@ fn readable(explanation: &Value) -> String {
             }
         }
     } else {
-        line("refused", &format!("{} {}", word("status"), word("reason")));
-        line("vendor", &word("vendor"));
-        line("rule", &word("rule"));
-        line("why", &word("detail"));
+        line(
+            "refused",
+            &format!("{} {}", text_of("status"), text_of("reason")),
+        );
+        line("vendor", &text_of("vendor"));
+        line("rule", &text_of("rule"));
+        line("why", &text_of("detail"));
     }
     text
 }

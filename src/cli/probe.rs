@@ -1,58 +1,58 @@
-//! `countersign probe`: does each vendor's login work, tried for real?
+//! `countersign probe`: obtains each vendor's credential to test its configuration.
 
 use std::io;
 use std::time::Duration;
 
 use clap::Args;
 
+use super::ConfigFile;
+use super::progress::with_progress;
 use super::table::{self, Row};
-use super::{ConfigFile, progress};
 use crate::config::{Auth, Config, Vendor};
 use crate::credential::{self, Probed};
 use crate::store;
 
-/// What to try.
+/// Arguments of `countersign probe`.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Vendors' names in the configuration; default: all. The configuration file may stand among
-    /// them
+    /// Vendors' names in the configuration; default: all. May include the configuration file
     #[arg(value_name = "VENDOR")]
     pub(super) vendors: Vec<String>,
     #[command(flatten)]
     pub(super) file: ConfigFile,
 }
 
-/// Why nothing was tried, or not everything succeeded.
+/// A failure of `countersign probe`.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// No such vendor.
-    #[error("there is no vendor \"{name}\" in the configuration; there are: {known}")]
+    /// No vendor has this name.
+    #[error("the configuration has no vendor \"{name}\"; it has: {known}")]
     NoVendor {
-        /// What was asked for.
+        /// The name on the command line.
         name: String,
-        /// What there is.
+        /// The names of the vendors.
         known: String,
     },
-    /// The table says which.
+    /// Some credentials could not be obtained; the table has the details.
     #[error(
-        "{failed} of {all} credentials could not be obtained; DETAIL says what the vendor or the \
-         network answered: correct its `auth:` or secret, then probe it again by its name"
+        "{failed} of {all} credentials could not be obtained; DETAIL shows the vendor's response or \
+         the network error: correct its `auth:` or secret, then probe it again by its name"
     )]
     NotObtained {
-        /// How many.
+        /// Number of credentials that could not be obtained.
         failed: usize,
-        /// Out of.
+        /// Number of all credentials.
         all: usize,
     },
-    /// The terminal went away.
+    /// stdout could not be written.
     #[error("cannot write: {0}")]
     Output(#[from] io::Error),
 }
 
-/// Tries the vendors of these names, or all, at once and prints a line each.
+/// Probes the vendors with these names, or all of them, in parallel and prints a line for each.
 ///
 /// # Errors
-/// [`Error`], after the table when it is about credentials.
+/// [`Error`]; [`Error::NotObtained`] after the table is printed.
 pub(super) async fn run(config: &Config, names: &[String]) -> Result<(), Error> {
     let vendors = chosen(config, names)?;
     let store = store::open(&config.store);
@@ -65,14 +65,18 @@ pub(super) async fn run(config: &Config, names: &[String]) -> Result<(), Error> 
         .collect();
     let mut rows = Vec::new();
     for (vendor, probing) in vendors.into_iter().zip(probing) {
-        let waiting = format!("waiting for the credential of {}", vendor.name);
-        let outcome = progress::shown(&waiting, probing).await;
+        let progress = format!("waiting for the credential of {}", vendor.name);
+        let outcome = with_progress(&progress, probing).await;
         rows.push(row(
             vendor,
             outcome.unwrap_or_else(|cause| Some(Probed::Failed(cause.to_string()))),
         ));
     }
-    table::print(["VENDOR", "AUTH", "RESULT", "GOOD FOR", "DETAIL"], &rows, 2)?;
+    table::print(
+        ["VENDOR", "AUTH", "RESULT", "EXPIRES IN", "DETAIL"],
+        &rows,
+        2,
+    )?;
     let failed = rows.iter().filter(|row| !row.good).count();
     if failed > 0 {
         let all = rows.len();
@@ -99,9 +103,13 @@ fn chosen<'a>(config: &'a Config, names: &[String]) -> Result<Vec<&'a Vendor>, E
 }
 
 fn row(vendor: &Vendor, outcome: Option<Probed>) -> Row<5> {
-    let (result, good_for, detail) = match outcome {
+    let (result, expires_in, detail) = match outcome {
         None => ("none", None, "nothing is injected".to_owned()),
-        Some(Probed::Static) => ("there", None, "used as it is written: not tried".to_owned()),
+        Some(Probed::Static) => (
+            "present",
+            None,
+            "not tested: a fixed credential is used as configured".to_owned(),
+        ),
         Some(Probed::Obtained(left)) => {
             let shared = vendor.auth.as_ref().is_some_and(Auth::is_shared);
             let stored = if shared { ", not stored" } else { "" };
@@ -110,18 +118,18 @@ fn row(vendor: &Vendor, outcome: Option<Probed>) -> Row<5> {
         Some(Probed::Shared(left)) => (
             "shared",
             Some(left),
-            "the stored token of all replicas: no other was asked for, and nothing was written"
+            "the stored token of all replicas: no new one was requested, nothing was written"
                 .to_owned(),
         ),
         Some(Probed::Consented(left)) => (
             "consented",
             left,
-            "a refresh token works once: the stored one was not tried".to_owned(),
+            "not tested: a refresh token works once, so the stored one was not used".to_owned(),
         ),
         Some(Probed::Failed(cause)) => ("FAILED", None, cause),
     };
     let seconds = |left: Duration| Duration::from_secs(left.as_secs());
-    let good_for = good_for.map_or("-".to_owned(), |left| {
+    let expires_in = expires_in.map_or("-".to_owned(), |left| {
         humantime::format_duration(seconds(left)).to_string()
     });
     Row {
@@ -134,7 +142,7 @@ fn row(vendor: &Vendor, outcome: Option<Probed>) -> Row<5> {
                 .map_or("none", |auth| auth.kind().name)
                 .to_owned(),
             result.to_owned(),
-            good_for,
+            expires_in,
             detail,
         ],
     }

@@ -1,4 +1,4 @@
-//! `countersign schema`: the JSON Schema of proxy.yaml, and the reference made from it.
+//! `countersign schema`: the JSON Schema of proxy.yaml, and the reference generated from it.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -16,7 +16,7 @@ pub fn run(markdown: bool) -> ExitCode {
     };
     match io::stdout().lock().write_all(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
-        // `countersign schema | head` has what it wants.
+        // The reader has read enough, for example `countersign schema | head`.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }

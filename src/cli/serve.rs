@@ -10,12 +10,13 @@ use crate::server::{self, Running};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
-/// Runs the proxy until SIGTERM or SIGINT, or until a successor has taken its place after SIGUSR2.
-/// 0: a clean stop; 2: bad configuration; 1: anything else.
+/// Runs the proxy until SIGTERM or SIGINT, or until a successor has taken over after SIGUSR2.
+///
+/// Exit code 0: a clean stop; 2: invalid configuration; 1: any other failure.
 pub(super) fn run(path: &Path) -> ExitCode {
     logs::init(logs::LevelFilter::INFO);
     let inherited = Inherited::from_environment();
-    take_all_files();
+    raise_open_file_limit();
     super::with_config(path, |config| {
         let threads = config.threads;
         let outcome = super::on_threads(threads, until_stopped(config, inherited));
@@ -23,21 +24,21 @@ pub(super) fn run(path: &Path) -> ExitCode {
     })
 }
 
-/// The usual limit of open files is for programs that call `select`; a process that needs more may
-/// raise it. Best effort: listeners take as many connections as the limit leaves room for.
-fn take_all_files() {
+/// Raises the limit of open files to its maximum. The default is low for the sake of programs that
+/// call `select`. Best effort: listeners accept as many connections as the limit permits.
+fn raise_open_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
     let maximum = getrlimit(Resource::Nofile).maximum;
-    let all = Rlimit {
+    let raised = Rlimit {
         current: maximum,
         maximum,
     };
-    let _ = setrlimit(Resource::Nofile, all);
+    let _ = setrlimit(Resource::Nofile, raised);
 }
 
 async fn until_stopped(config: Config, mut inherited: Inherited) -> Result<(), String> {
-    // Registered before the sockets are bound: whoever sees us listening may stop us.
+    // Registered before the sockets are bound: once we listen, a signal may come.
     let listen = |kind| signal(kind).map_err(|cause| cause.to_string());
     let mut signals = Signals {
         terminate: listen(SignalKind::terminate())?,
@@ -48,7 +49,7 @@ async fn until_stopped(config: Config, mut inherited: Inherited) -> Result<(), S
     let predecessor = inherited.predecessor();
     let running = server::prepare(config, inherited).map_err(|cause| cause.to_string())?;
     if let Some(predecessor) = predecessor {
-        // Until then it serves, and better than we could.
+        // Until then the predecessor serves, since our credentials are not fetched yet.
         tokio::select! {
             () = running.ready() => {}
             () = signals.stop() => {
@@ -78,19 +79,19 @@ async fn until_stopped(config: Config, mut inherited: Inherited) -> Result<(), S
     };
     tokio::select! {
         () = stopping => {}
-        // Asked twice: whoever stops us does not want to wait.
+        // A second signal skips the drain.
         () = signals.stop() => {}
     }
     Ok(())
 }
 
-/// Why a process stops serving.
+/// The reason why a process stops serving.
 enum End {
     /// A successor is ready.
     Relieved,
-    /// SIGTERM: whoever manages the process goes on sending requests for `drain.delay`.
+    /// SIGTERM: load balancers still send requests during `drain.delay`.
     Terminated,
-    /// SIGINT: a person waits.
+    /// SIGINT: a user is waiting, so `drain.delay` is skipped.
     Interrupted,
 }
 
@@ -117,7 +118,7 @@ async fn serve(running: &Running, signals: &mut Signals) -> End {
                         return End::Relieved;
                     }
                     Err(cause) => {
-                        tracing::error!(cause, "no successor took our place; this process goes on");
+                        tracing::error!(cause, "no successor has taken over; this process continues to serve");
                     }
                 }
             }

@@ -1,4 +1,4 @@
-//! `countersign status`: what a running proxy says of its vendors.
+//! `countersign status`: the vendors of a running proxy and the state of their credentials.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, SystemTime};
@@ -8,24 +8,24 @@ use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use url::Url;
 
-use super::progress;
+use super::progress::with_progress;
 use super::table::{self, Row};
 use crate::endpoint::{self, Wrong};
 use crate::wording::in_words;
 
-/// Whom to ask.
+/// Arguments of `countersign status`.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// The proxy's admin listener: `admin.bind` in its configuration
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9090")]
     admin: String,
-    /// Print JSON, as the proxy gave it; with --watch one line each time
+    /// Print the proxy's JSON; with --watch one line each time
     #[arg(long)]
     json: bool,
-    /// Ask again and again until Ctrl-C, and draw the table anew each time
+    /// Repeat until Ctrl-C, and redraw the table each time
     #[arg(long)]
     watch: bool,
-    /// How long to wait in between, with --watch
+    /// Interval of --watch
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = interval)]
     interval: Duration,
 }
@@ -39,56 +39,56 @@ fn interval(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| hint.to_owned())
 }
 
-/// Why there is no good news.
+/// A failure of `countersign status`.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// `--admin` names no URL.
+    /// `--admin` is not a URL.
     #[error("--admin {0}; {hint}", hint = .0.hint())]
     Admin(Wrong),
-    /// Nobody there, or somebody else.
+    /// No response, or not one of an admin listener.
     #[error(
-        "no status from {url}: {cause}; does `countersign serve` run, and is this its admin \
-         listener? --admin names another"
+        "no status from {url}: {cause}; is `countersign serve` running, and is this its admin \
+         listener? --admin specifies another"
     )]
-    NoAnswer {
-        /// What was asked.
+    NoResponse {
+        /// The URL of the request.
         url: String,
-        /// What came of it.
+        /// The reason.
         cause: String,
     },
-    /// The table says which.
+    /// Some vendors have no usable credential; the table has the details.
     #[error(
-        "{failed} of {all} vendors are not usable; BREAKER and LAST ERROR say why, and the status \
+        "{failed} of {all} vendors are not usable; BREAKER and LAST ERROR show why, and the status \
          page at {page} what to do"
     )]
     NotUsable {
-        /// How many.
+        /// Number of vendors that are not usable.
         failed: usize,
-        /// Out of.
+        /// Number of all vendors.
         all: usize,
-        /// Where more is said.
+        /// URL of the status page.
         page: String,
     },
-    /// The terminal went away.
+    /// stdout could not be written.
     #[error("cannot write: {0}")]
     Output(#[from] io::Error),
 }
 
-/// Asks once and prints a line for each vendor, or goes on until Ctrl-C.
+/// Prints a line for each vendor, once or repeatedly until Ctrl-C.
 ///
 /// # Errors
-/// [`Error`], after the table when it is about vendors. While watching, only when nobody is
-/// left to watch.
+/// [`Error`]; [`Error::NotUsable`] after the table is printed. With `--watch` only when stdout or
+/// signals fail.
 pub(super) async fn run(arguments: &Arguments) -> Result<(), Error> {
     if arguments.watch {
         return watch(arguments).await;
     }
-    let status = progress::shown("asking the proxy", ask(&arguments.admin)).await?;
+    let status = with_progress("waiting for the proxy", fetch(&arguments.admin)).await?;
     let rows = rows(&status);
     let text = if arguments.json {
         format!("{status:#}\n")
     } else {
-        readable(&status, &rows)
+        as_table(&status, &rows)
     };
     write(&text)?;
     let failed = rows.iter().filter(|row| !row.good).count();
@@ -102,35 +102,35 @@ pub(super) async fn run(arguments: &Arguments) -> Result<(), Error> {
     Ok(())
 }
 
-/// On a terminal the same lines are drawn over; elsewhere one table follows the other.
+/// Prints the status repeatedly. On a terminal each table overwrites the one before.
 async fn watch(arguments: &Arguments) -> Result<(), Error> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let over = io::stdout().is_terminal() && !arguments.json;
-    if over {
+    let redraw = io::stdout().is_terminal() && !arguments.json;
+    if redraw {
         write("\x1b[2J")?;
     }
     loop {
-        let told = tokio::select! {
-            told = ask(&arguments.admin) => told,
+        let outcome = tokio::select! {
+            outcome = fetch(&arguments.admin) => outcome,
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
         };
-        let text = match told {
+        let text = match outcome {
             Ok(status) if arguments.json => format!("{status}\n"),
-            Ok(status) => readable(&status, &rows(&status)),
-            // It may be starting, or be started again.
+            Ok(status) => as_table(&status, &rows(&status)),
+            // The proxy may be starting or restarting, so this is no reason to stop.
             Err(cause) if arguments.json => {
                 let _ = writeln!(io::stderr(), "error: {cause}");
                 String::new()
             }
             Err(cause) => format!("error: {cause}\n"),
         };
-        if over {
+        if redraw {
             let now = humantime::format_rfc3339_seconds(SystemTime::now());
             let every = humantime::format_duration(arguments.interval);
             let text = format!("{now}, every {every} until Ctrl-C\n\n{text}");
-            // Line by line, so that nothing flickers: each one to its end, then what was below.
+            // Clears each line to its end, then the rest below: clearing the screen would flicker.
             let text = text.replace('\n', "\x1b[K\n");
             write(&format!("\x1b[H{text}\x1b[J"))?;
         } else if arguments.json {
@@ -144,8 +144,8 @@ async fn watch(arguments: &Arguments) -> Result<(), Error> {
             _ = terminate.recv() => break,
         }
     }
-    if over {
-        // Below the ^C that the terminal has written.
+    if redraw {
+        // The terminal has written ^C on this line.
         write("\n")?;
     }
     Ok(())
@@ -156,8 +156,8 @@ fn rows(status: &Value) -> Vec<Row<7>> {
     vendors.into_iter().flatten().map(row).collect()
 }
 
-fn readable(status: &Value, rows: &[Row<7>]) -> String {
-    let heads = [
+fn as_table(status: &Value, rows: &[Row<7>]) -> String {
+    let headings = [
         "VENDOR",
         "AUTH",
         "STATE",
@@ -166,7 +166,7 @@ fn readable(status: &Value, rows: &[Row<7>]) -> String {
         "BREAKER",
         "LAST ERROR",
     ];
-    let mut text = table::lines(heads, rows, 2);
+    let mut text = table::lines(headings, rows, 2);
     if let Some(refused) = status["config"]["last_error"].as_str() {
         for line in ["\nThe last reload was refused:\n", refused, "\n"] {
             text.push_str(line);
@@ -181,24 +181,24 @@ fn write(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// The URL of `path` on the admin listener.
+/// Returns the URL of `path` on the admin listener.
 fn url(admin: &str, path: &str) -> Result<Url, Wrong> {
     let scheme = if admin.contains("://") { "" } else { "http://" };
     endpoint::web_with_login(&format!("{scheme}{}{path}", admin.trim_end_matches('/')))
 }
 
-/// The same as it may be shown.
+/// Returns the same URL without a password, for messages.
 fn shown(admin: &str, path: &str) -> String {
     url(admin, path).map_or_else(|_| "--admin".to_owned(), |url| endpoint::shown(&url))
 }
 
-async fn ask(admin: &str) -> Result<Value, Error> {
+async fn fetch(admin: &str) -> Result<Value, Error> {
     let url = url(admin, "/status").map_err(Error::Admin)?;
-    let no_answer = |cause: String| Error::NoAnswer {
+    let no_response = |cause: String| Error::NoResponse {
         url: endpoint::shown(&url),
         cause,
     };
-    let asking = async {
+    let request = async {
         let client = reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
@@ -206,29 +206,36 @@ async fn ask(admin: &str) -> Result<Value, Error> {
             .build()?;
         client.get(url.clone()).send().await
     };
-    let answer = asking.await.map_err(|error| no_answer(story(&error)))?;
-    if answer.status() != reqwest::StatusCode::OK {
-        return Err(no_answer(format!("answered {}", answer.status())));
+    let response = request
+        .await
+        .map_err(|error| no_response(root_cause(&error)))?;
+    if response.status() != reqwest::StatusCode::OK {
+        return Err(no_response(format!(
+            "the response is {}",
+            response.status()
+        )));
     }
-    let body = answer
+    let body = response
         .text()
         .await
-        .map_err(|error| no_answer(story(&error)))?;
+        .map_err(|error| no_response(root_cause(&error)))?;
     match serde_json::from_str::<Value>(&body) {
         Ok(status) if status["vendors"].is_array() => Ok(status),
-        Ok(_) | Err(_) => Err(no_answer("this is no admin listener of Countersign".into())),
+        Ok(_) | Err(_) => Err(no_response(
+            "this is not an admin listener of Countersign".into(),
+        )),
     }
 }
 
-/// reqwest's own words end before the interesting part.
-fn story(error: &dyn std::error::Error) -> String {
-    let mut story = error.to_string();
+/// Returns the innermost cause: reqwest's own text does not contain it.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
-        story = inner.to_string();
+        text = inner.to_string();
         cause = inner.source();
     }
-    in_words(&story)
+    in_words(&text)
 }
 
 fn row(vendor: &Value) -> Row<7> {
@@ -238,7 +245,7 @@ fn row(vendor: &Value) -> Row<7> {
     let expires = at("expires_at");
     let good = match state.as_str() {
         "fresh" | "refreshing" | "static" | "none" => true,
-        // What is held serves on while asking for more is refused.
+        // The current token stays valid although a renewal was refused.
         "failed" | "reauthorize" => expires.is_some_and(|at| at > SystemTime::now()),
         _ => false,
     };
@@ -255,8 +262,8 @@ fn row(vendor: &Value) -> Row<7> {
             text("name"),
             text("auth"),
             state,
-            expires.map_or("-".into(), distance),
-            at("refresh_at").map_or("-".into(), distance),
+            expires.map_or("-".into(), relative),
+            at("refresh_at").map_or("-".into(), relative),
             circuit,
             if errors.is_empty() {
                 "-".to_owned()
@@ -267,8 +274,8 @@ fn row(vendor: &Value) -> Row<7> {
     }
 }
 
-/// In whole seconds, from now.
-fn distance(at: SystemTime) -> String {
+/// Returns the time from now, in whole seconds: `in 5m` or `10s ago`.
+fn relative(at: SystemTime) -> String {
     let whole = |span: Duration| humantime::format_duration(Duration::from_secs(span.as_secs()));
     match at.duration_since(SystemTime::now()) {
         Ok(left) => format!("in {}", whole(left)),

@@ -1,30 +1,30 @@
-//! Columns for people: aligned, coloured on a terminal only.
+//! Tables of text: aligned, coloured on a terminal only.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 
-/// One row: its cells, and whether it is good news.
+/// One row of a table.
 pub(super) struct Row<const COLUMNS: usize> {
-    /// The last one is not padded.
+    /// The cells; the last one is not padded.
     pub(super) cells: [String; COLUMNS],
-    /// Colours the cell of the same number.
+    /// `true`: the cell in the `verdict` column is green, else red.
     pub(super) good: bool,
 }
 
-/// Prints the rows to stdout under their heads; the cells in column `verdict` are green or red.
+/// Prints the rows to stdout below their headings; the cells in column `verdict` are green or red.
 pub(super) fn print<const COLUMNS: usize>(
-    heads: [&str; COLUMNS],
+    headings: [&str; COLUMNS],
     rows: &[Row<COLUMNS>],
     verdict: usize,
 ) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(lines(heads, rows, verdict).as_bytes())?;
+    out.write_all(lines(headings, rows, verdict).as_bytes())?;
     out.flush()
 }
 
-/// The same as text, coloured when stdout is a terminal.
+/// Returns the table as text, coloured when stdout is a terminal.
 pub(super) fn lines<const COLUMNS: usize>(
-    heads: [&str; COLUMNS],
+    headings: [&str; COLUMNS],
     rows: &[Row<COLUMNS>],
     verdict: usize,
 ) -> String {
@@ -32,7 +32,10 @@ pub(super) fn lines<const COLUMNS: usize>(
         io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row.cells[column].chars().count());
-        cells.chain([heads[column].len()]).max().unwrap_or_default()
+        cells
+            .chain([headings[column].len()])
+            .max()
+            .unwrap_or_default()
     };
     let widths: Vec<usize> = (0..COLUMNS).map(width).collect();
     let line = |cells: [&str; COLUMNS], paint: Option<&str>| {
@@ -45,7 +48,7 @@ pub(super) fn lines<const COLUMNS: usize>(
         }
         format!("{}\n", text.trim_end())
     };
-    let mut text = line(heads, None);
+    let mut text = line(headings, None);
     for row in rows {
         let paint = if row.good { "\x1b[32m" } else { "\x1b[31m" };
         let cells = std::array::from_fn(|column| row.cells[column].as_str());

@@ -1,9 +1,10 @@
-//! Lines that a person types or pastes.
+//! Reads lines that a user types or pastes.
 //!
-//! A terminal in its canonical mode hands over at most 4,095 bytes of a line and drops the rest
-//! (termios(3)), and redirects with large codes or tokens in them are longer. So the terminal is
-//! switched to deliver every byte, and echo and the few editing keys are done here. Its settings are
-//! restored on every way out: return, panic, a signal that ends the process, and while it is stopped.
+//! A terminal in canonical mode delivers at most 4,095 bytes of a line and drops the rest
+//! (termios(3)), and redirects with large codes or tokens are longer. So the terminal is switched
+//! to noncanonical mode, and echo and the few editing keys are implemented here. Its settings are
+//! restored on every exit: return, panic, a signal that ends the process; and while the process is
+//! stopped.
 
 use std::io::{self, IsTerminal, Read, Stdin, Write};
 use std::sync::Arc;
@@ -16,29 +17,29 @@ use rustix::termios::{
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-/// What is typed or pasted on stdin. Restores the terminal when dropped.
+/// Lines typed or pasted on stdin. Restores the terminal when dropped.
 pub(super) struct Input {
-    /// The lines, without their ends; closed at the end of stdin.
+    /// The lines, without line terminators; closed at the end of stdin.
     pub(super) lines: mpsc::Receiver<String>,
     terminal: Option<Arc<Terminal>>,
 }
 
 impl Input {
-    /// Begins to read stdin. Must be called inside a tokio runtime.
+    /// Starts to read stdin. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// When signals cannot be listened for. The terminal is as it was then.
+    /// When signal handlers cannot be installed. The terminal is unchanged in this case.
     pub(super) fn start() -> io::Result<Self> {
         let stdin = io::stdin();
         let terminal = stdin
             .is_terminal()
-            .then(|| Terminal::take(&stdin))
+            .then(|| Terminal::open(&stdin))
             .transpose()?
             .flatten();
         let (sender, lines) = mpsc::channel(1);
         let keys = terminal.is_some();
-        // A thread of its own: reading a terminal cannot be cancelled, and a runtime would wait for it
-        // at its end.
+        // A thread of its own: reading a terminal cannot be cancelled, and a runtime would wait for
+        // the read at shutdown.
         std::thread::spawn(move || read(&stdin, keys, &sender));
         Ok(Self { lines, terminal })
     }
@@ -52,65 +53,65 @@ impl Drop for Input {
     }
 }
 
-/// The terminal at stdin, and the settings it had.
+/// The terminal at stdin, and its original settings.
 struct Terminal {
-    before: Termios,
-    /// Whether ours are in force.
-    ours: Mutex<bool>,
+    original: Termios,
+    /// `true` while our settings are in force.
+    switched: Mutex<bool>,
 }
 
 impl Terminal {
-    /// `None`: it cannot be switched, and is read as it is.
-    fn take(stdin: &Stdin) -> io::Result<Option<Arc<Self>>> {
-        let Ok(before) = tcgetattr(stdin) else {
+    /// Switches the terminal at stdin. `None`: it cannot be switched and is read in canonical mode.
+    fn open(stdin: &Stdin) -> io::Result<Option<Arc<Self>>> {
+        let Ok(original) = tcgetattr(stdin) else {
             return Ok(None);
         };
         let mut signals = Signals::new()?;
         let terminal = Arc::new(Self {
-            before,
-            ours: Mutex::new(false),
+            original,
+            switched: Mutex::new(false),
         });
         let watched = terminal.clone();
-        // Lives on after the settings are restored: the process is about to end, and a signal must
-        // end it still.
+        // Continues after the settings are restored: until the process exits, a signal must still
+        // end it.
         tokio::spawn(async move { signals.watch(&watched).await });
         let switched = terminal.switch() || !in_foreground();
         Ok(switched.then_some(terminal))
     }
 
-    /// Asks for every byte at once, none of them echoed; signals of keys stay. Whether ours are in
-    /// force.
+    /// Switches to noncanonical mode without echo; keys still send signals. Returns `true` if our
+    /// settings are in force.
     fn switch(&self) -> bool {
-        let mut ours = self.ours.lock();
-        if *ours || !in_foreground() {
-            return *ours;
+        let mut switched = self.switched.lock();
+        if *switched || !in_foreground() {
+            return *switched;
         }
-        let mut settings = self.before.clone();
+        let mut settings = self.original.clone();
         let line_by_line = LocalModes::ICANON | LocalModes::ECHO | LocalModes::IEXTEN;
         settings.local_modes.remove(line_by_line);
         settings.special_codes[SpecialCodeIndex::VMIN] = 1;
         settings.special_codes[SpecialCodeIndex::VTIME] = 0;
-        *ours = tcsetattr(io::stdin(), OptionalActions::Now, &settings).is_ok();
-        *ours
+        *switched = tcsetattr(io::stdin(), OptionalActions::Now, &settings).is_ok();
+        *switched
     }
 
     fn restore(&self) {
-        let mut ours = self.ours.lock();
-        if *ours && in_foreground() {
-            // Nothing is left to try when it is gone.
-            let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
+        let mut switched = self.switched.lock();
+        if *switched && in_foreground() {
+            // An error means that the terminal is closed.
+            let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.original);
         }
-        *ours = false;
+        *switched = false;
     }
 }
 
-/// Changing a terminal that belongs to another job stops the process (termios(3), `SIGTTOU`). One that
-/// has no jobs belongs to whoever has it.
+/// Tells whether this process is in the foreground. Changing the terminal from the background would
+/// stop the process (termios(3), `SIGTTOU`). `true` for a terminal without job control.
 fn in_foreground() -> bool {
     tcgetpgrp(io::stdin()).map_or(true, |group| group == getpgrp())
 }
 
-/// What ends, stops or continues the process.
+/// The signals that end, stop or continue the process.
 struct Signals {
     hangup: Signal,
     interrupt: Signal,
@@ -142,7 +143,7 @@ impl Signals {
                 _ = self.terminate.recv() => Kind::TERM,
                 _ = self.stop.recv() => {
                     terminal.restore();
-                    // As the signal would have done; this one cannot be handled.
+                    // Stops the process as SIGTSTP would have; SIGSTOP cannot be handled.
                     let _ = kill_process(getpid(), Kind::STOP);
                     continue;
                 }
@@ -152,16 +153,16 @@ impl Signals {
                 }
             };
             terminal.restore();
-            // Below what was being typed.
+            // Moves below the line that was being typed.
             echo(b"\n");
-            // What shells report for a process that a signal has ended.
+            // The exit code that shells report for a process ended by a signal.
             std::process::exit(128 + kind.as_raw());
         }
     }
 }
 
-/// Sends the lines of `stdin` until nobody wants more. With `keys` it is a terminal that does nothing
-/// of its own.
+/// Sends the lines of `stdin` until the receiver is closed. `keys` means that stdin is a terminal
+/// in noncanonical mode.
 fn read(stdin: &Stdin, keys: bool, lines: &mpsc::Sender<String>) {
     let mut line = Line::new(keys);
     let mut bytes = [0; 4096];
@@ -170,7 +171,7 @@ fn read(stdin: &Stdin, keys: bool, lines: &mpsc::Sender<String>) {
             Ok(read @ 1..) => read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Ok(0) | Err(_) => {
-                // The last one need not be ended.
+                // The last line need not be terminated.
                 let rest = line.take();
                 if !rest.is_empty() {
                     let _ = lines.blocking_send(rest);
@@ -178,11 +179,11 @@ fn read(stdin: &Stdin, keys: bool, lines: &mpsc::Sender<String>) {
                 return;
             }
         };
-        let mut shown = Vec::new();
+        let mut echoed = Vec::new();
         for byte in &bytes[..read] {
-            let typed = line.push(*byte, &mut shown);
+            let typed = line.push(*byte, &mut echoed);
             if typed.is_some() && keys {
-                echo(&std::mem::take(&mut shown));
+                echo(&std::mem::take(&mut echoed));
             }
             let wanted = match typed {
                 None => true,
@@ -194,12 +195,12 @@ fn read(stdin: &Stdin, keys: bool, lines: &mpsc::Sender<String>) {
             }
         }
         if keys {
-            echo(&shown);
+            echo(&echoed);
         }
     }
 }
 
-/// Writes to the terminal that is read from, as its own echo does.
+/// Writes to the terminal at stdin, as its own echo does.
 fn echo(mut bytes: &[u8]) {
     while let Ok(written @ 1..) = rustix::io::write(io::stdin(), bytes) {
         bytes = &bytes[written..];
@@ -207,7 +208,7 @@ fn echo(mut bytes: &[u8]) {
             break;
         }
     }
-    // What is shown in between must stay in this order.
+    // Keeps the order of the echo and of messages on stderr.
     let _ = io::stderr().flush();
 }
 
@@ -217,16 +218,16 @@ enum Typed {
     End,
 }
 
-/// A line that is being typed.
+/// The line that is being typed.
 struct Line {
     bytes: Vec<u8>,
     keys: bool,
     escape: Escape,
-    /// Its end was not kept.
+    /// `true` if bytes beyond [`MAX_LINE`] were dropped.
     too_long: bool,
 }
 
-/// How far an escape sequence of a key has come (ECMA-48 §5.4).
+/// The state of parsing a key's escape sequence (ECMA-48 §5.4).
 #[derive(PartialEq)]
 enum Escape {
     None,
@@ -234,8 +235,8 @@ enum Escape {
     Control,
 }
 
-/// More than any redirect, and still nothing to a process.
-const LONGEST: usize = 1 << 20;
+/// Maximum length of a line in bytes: more than any redirect, and little memory.
+const MAX_LINE: usize = 1 << 20;
 
 impl Line {
     fn new(keys: bool) -> Self {
@@ -247,6 +248,7 @@ impl Line {
         }
     }
 
+    /// Returns the line and starts a new one. Empty if it was too long.
     fn take(&mut self) -> String {
         let bytes = std::mem::take(&mut self.bytes);
         if std::mem::take(&mut self.too_long) {
@@ -255,49 +257,49 @@ impl Line {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// One more byte; what the terminal is to show for it is added to `shown`.
-    fn push(&mut self, byte: u8, shown: &mut Vec<u8>) -> Option<Typed> {
+    /// Adds one byte of input. Appends to `echoed` the bytes that the terminal must show for it.
+    fn push(&mut self, byte: u8, echoed: &mut Vec<u8>) -> Option<Typed> {
         if byte == b'\n' || (self.keys && byte == b'\r') {
             if self.too_long {
-                shown.extend_from_slice(b"\r\n(longer than 1 MiB, and not used)");
+                echoed.extend_from_slice(b"\r\n(longer than 1 MiB, so not used)");
             }
-            shown.extend_from_slice(b"\r\n");
+            echoed.extend_from_slice(b"\r\n");
             self.escape = Escape::None;
             return Some(Typed::Line(self.take()));
         }
         if self.keys && !self.is_text(byte) {
-            return self.key(byte, shown);
+            return self.key(byte, echoed);
         }
-        if self.bytes.len() == LONGEST {
+        if self.bytes.len() == MAX_LINE {
             self.too_long = true;
         } else {
             self.bytes.push(byte);
-            shown.push(byte);
+            echoed.push(byte);
         }
         None
     }
 
-    /// Whether `byte` is part of the line. An escape sequence of a key is followed to its end.
+    /// Tells whether `byte` is text, not a control character or part of a key's escape sequence.
     fn is_text(&mut self, byte: u8) -> bool {
         let text = self.escape == Escape::None && byte >= b' ' && byte != 0x7f;
         self.escape = match (&self.escape, byte) {
             (Escape::None, 0x1b) => Escape::Begun,
             (Escape::Begun, b'[' | b'O') | (Escape::Control, b' '..=b'?') => Escape::Control,
-            // Its last byte, or none of one.
+            // The final byte of a sequence, or no sequence.
             (Escape::None | Escape::Begun | Escape::Control, _) => Escape::None,
         };
         text
     }
 
-    fn key(&mut self, byte: u8, shown: &mut Vec<u8>) -> Option<Typed> {
+    fn key(&mut self, byte: u8, echoed: &mut Vec<u8>) -> Option<Typed> {
         match byte {
             0x04 if self.bytes.is_empty() => return Some(Typed::End),
-            // Backspace, by either of its names.
-            0x08 | 0x7f => self.erase(shown),
+            // Backspace or delete: terminals send either.
+            0x08 | 0x7f => self.erase(echoed),
             // Ctrl-U.
             0x15 => {
                 while !self.bytes.is_empty() {
-                    self.erase(shown);
+                    self.erase(echoed);
                 }
             }
             _ => {}
@@ -305,12 +307,13 @@ impl Line {
         None
     }
 
-    /// Takes the last character away.
-    fn erase(&mut self, shown: &mut Vec<u8>) {
-        // The bytes that continue a character (RFC 3629 §3) go with the one that begins it.
+    /// Removes the last character.
+    fn erase(&mut self, echoed: &mut Vec<u8>) {
+        // Continuation bytes (RFC 3629 §3) are removed together with the first byte of the
+        // character.
         while let Some(byte) = self.bytes.pop() {
             if byte & 0xc0 != 0x80 {
-                shown.extend_from_slice(b"\x08 \x08");
+                echoed.extend_from_slice(b"\x08 \x08");
                 break;
             }
         }
@@ -322,22 +325,22 @@ impl Line {
 mod tests {
     use super::*;
 
-    /// The lines that these bytes make, what was shown of them, and whether they ended it.
+    /// Returns the lines of these bytes, the echo, and whether they ended the input.
     fn typed(keys: bool, bytes: &[u8]) -> (Vec<String>, String, bool) {
         let mut line = Line::new(keys);
-        let (mut lines, mut shown, mut ended) = (Vec::new(), Vec::new(), false);
+        let (mut lines, mut echoed, mut ended) = (Vec::new(), Vec::new(), false);
         for byte in bytes {
-            match line.push(*byte, &mut shown) {
+            match line.push(*byte, &mut echoed) {
                 Some(Typed::Line(text)) => lines.push(text),
                 Some(Typed::End) => ended = true,
                 None => {}
             }
         }
-        (lines, String::from_utf8_lossy(&shown).into_owned(), ended)
+        (lines, String::from_utf8_lossy(&echoed).into_owned(), ended)
     }
 
     #[test]
-    fn a_line_is_edited_as_a_terminal_does_and_sequences_of_keys_are_no_text() {
+    fn a_line_is_edited_as_by_a_terminal_and_escape_sequences_are_dropped() {
         for (bytes, line) in [
             (&b"plain\n"[..], "plain"),
             (b"return\r", "return"),
@@ -354,31 +357,31 @@ mod tests {
             let (lines, _, ended) = typed(true, bytes);
             assert_eq!((lines, ended), (vec![line.to_owned()], false), "{bytes:?}");
         }
-        let (lines, shown, ended) = typed(true, b"ab\x7fc\n\x04");
+        let (lines, echoed, ended) = typed(true, b"ab\x7fc\n\x04");
         assert_eq!(lines, ["ac"]);
-        assert_eq!(shown, "ab\x08 \x08c\r\n");
+        assert_eq!(echoed, "ab\x08 \x08c\r\n");
         assert!(ended);
     }
 
     #[test]
-    fn what_is_no_terminal_is_read_as_it_is() {
+    fn input_that_is_not_a_terminal_is_not_edited() {
         let (lines, _, ended) = typed(false, b"a\x7f\x04\r\n\x15b\n");
         assert_eq!(lines, ["a\x7f\x04\r", "\x15b"]);
         assert!(!ended);
     }
 
     #[test]
-    fn a_line_has_no_limit_but_memorys() {
+    fn a_line_of_more_than_1_mib_is_dropped() {
         let mut bytes = vec![b'x'; 100_000];
         bytes.push(b'\n');
         for keys in [true, false] {
             let (lines, _, _) = typed(keys, &bytes);
             assert_eq!(lines[0].len(), 100_000);
         }
-        let mut bytes = vec![b'x'; LONGEST + 1];
+        let mut bytes = vec![b'x'; MAX_LINE + 1];
         bytes.push(b'\n');
-        let (lines, shown, _) = typed(true, &bytes);
+        let (lines, echoed, _) = typed(true, &bytes);
         assert_eq!(lines, [""]);
-        assert!(shown.contains("longer than 1 MiB"));
+        assert!(echoed.contains("longer than 1 MiB"));
     }
 }

@@ -162,7 +162,7 @@ fn check_refuses_what_has_expired_and_warns_of_what_soon_will_and_serve_starts()
             refused.is_some_and(|line| line.starts_with("proxy.yaml:")),
             "{late:?}"
         );
-        assert!(late.stderr.contains("1 mistake in proxy.yaml"), "{late:?}");
+        assert!(late.stderr.contains("1 error in proxy.yaml"), "{late:?}");
         put(dir, &format!("c{nth}"), now + 30 * DAY);
     }
 

@@ -142,7 +142,7 @@ async fn a_successor_that_cannot_start_changes_nothing() {
     signal(proxy.id(), "USR2");
     let log = eventually("refused", || {
         let log = proxy.stderr();
-        log.contains("no successor took our place").then_some(log)
+        log.contains("no successor has taken over").then_some(log)
     });
     assert!(log.contains("ended with exit status: 2"), "{log}");
     assert!(log.contains("did you mean `vendors`"), "{log}");

@@ -29,6 +29,7 @@
 pub mod cli;
 mod clock;
 pub mod config;
+mod content_digest;
 pub mod credential;
 pub mod downstream;
 pub mod endpoint;

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aws_lc_rs::digest;
 use parking_lot::Mutex;
 use tokio::time::sleep;
 
+use crate::content_digest::ContentDigest;
 use crate::secret::SecretRef;
 use crate::tls::CertFiles;
 
@@ -17,7 +17,7 @@ pub(super) struct Inputs {
     noted: Mutex<Option<Digest>>,
 }
 
-type Digest = [u8; digest::SHA256_OUTPUT_LEN];
+type Digest = [u8; 32];
 
 impl Inputs {
     pub(super) fn new<'a>(
@@ -44,9 +44,6 @@ impl Inputs {
 
     /// Returns once something holds something else than was noted; never before [`Inputs::note`].
     /// Looks at once, then every few seconds.
-    ///
-    /// Files are read rather than watched: contents are what counts, and this sees every way of
-    /// changing them, the symlinks Kubernetes swaps included.
     pub(super) async fn changed(&self) {
         while !self.differ() {
             // A thousand credentials of one start shall not look all at the same moment.
@@ -77,24 +74,16 @@ impl Inputs {
     }
 
     fn digest(&self) -> Digest {
-        let mut context = digest::Context::new(&digest::SHA256);
-        let mut add = |bytes: Option<&[u8]>| {
-            // The length keeps ("ab", "c") and ("a", "bc") apart; one past the longest possible
-            // slice stands for what cannot be read.
-            let length = bytes.map_or(u64::MAX, |bytes| bytes.len() as u64);
-            context.update(&length.to_be_bytes());
-            context.update(bytes.unwrap_or_default());
-        };
+        let mut digest = ContentDigest::default();
         for secret in &self.secrets {
             let bytes = secret.resolve_bytes().ok();
-            add(bytes.as_ref().map(|bytes| bytes.as_slice()));
+            digest.add(bytes.as_ref().map(|bytes| bytes.as_slice()));
         }
         for path in &self.files {
-            add(std::fs::read(path).ok().as_deref());
+            // A file that cannot be read is a content, too.
+            let _ = digest.add_file(path);
         }
-        let mut digest = Digest::default();
-        digest.copy_from_slice(context.finish().as_ref());
-        digest
+        digest.finish()
     }
 }
 

@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
-use aws_lc_rs::digest;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use parking_lot::Mutex;
@@ -24,6 +23,7 @@ use super::pace::MIN_PAUSE;
 use super::quote::Mask;
 use super::{FetchError, Issued, Lifetime};
 use crate::config::{self, TokenTimes};
+use crate::content_digest::ContentDigest;
 use crate::endpoint;
 use crate::http_fields;
 use crate::late_client_auth::{LateClientAuth, exchange};
@@ -306,16 +306,13 @@ impl TokenClient {
 
     /// Made anew when a certificate or CA file holds something else than before.
     fn transport(&self) -> Result<Transport, String> {
-        let mut files = digest::Context::new(&digest::SHA256);
+        let mut files = ContentDigest::default();
         let identity = self.identity.iter().flat_map(|f| [&f.cert, &f.key]);
         for path in identity.chain(&self.ca) {
-            let bytes = std::fs::read(path)
-                .map_err(|cause| format!("{} cannot be read: {cause}", path.display()))?;
-            files.update(&(bytes.len() as u64).to_be_bytes());
-            files.update(&bytes);
+            let added = files.add_file(path);
+            added.map_err(|cause| format!("{} cannot be read: {cause}", path.display()))?;
         }
-        let mut digest = [0; 32];
-        digest.copy_from_slice(files.finish().as_ref());
+        let digest = files.finish();
         if let Some((made_from, transport)) = &*self.built.lock()
             && *made_from == digest
         {

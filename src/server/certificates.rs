@@ -4,12 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
-use zeroize::Zeroizing;
 
 use super::unix_seconds;
 use crate::config::PresentedCertificate;
+use crate::content_digest;
 use crate::metrics::Metrics;
-use crate::tls::{Identity, sha256};
+use crate::tls::Identity;
 
 /// What the gauge shows: by place in proxy.yaml, the digest of the files it was read from.
 #[derive(Debug, Default)]
@@ -49,9 +49,7 @@ impl Ends {
 
     /// Files that cannot be used change nothing: the certificate before them goes on.
     fn look(&self, one: &PresentedCertificate, metrics: &Metrics) {
-        let content = |path| std::fs::read(path).map(Zeroizing::new).unwrap_or_default();
-        let (cert, key) = (content(&one.files.cert), content(&one.files.key));
-        let digest = sha256(&[&sha256(&[&cert]), &key]);
+        let digest = content_digest::of_files([&one.files.cert, &one.files.key]);
         if self.0.lock().get(&one.place) == Some(&digest) {
             return;
         }

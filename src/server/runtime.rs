@@ -2,7 +2,7 @@
 //! request noticing: whole or not at all, and every part that has not changed goes on as it is.
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +19,7 @@ use crate::config::{
     self, ApiKey, Callers as ConfiguredCallers, Carrier, Config, Secrets,
     Vendor as ConfiguredVendor,
 };
+use crate::content_digest;
 use crate::credential::{self, Credential, RefreshTask};
 use crate::downstream::tls::{Certificates, ListenerCertificates};
 use crate::jwks::{self, KeyRefreshTask, KeySource, Keys};
@@ -305,7 +306,7 @@ impl Runtime {
 
     async fn contents(&self) -> [u8; 32] {
         let files = files_of(&self.state.lock().await.config);
-        tokio::task::spawn_blocking(move || digest(&files))
+        tokio::task::spawn_blocking(move || as_they_are(&files))
             .await
             .unwrap_or_default()
     }
@@ -414,7 +415,7 @@ impl Builder<'_> {
         vendor: &ConfiguredVendor,
         before: Option<&VendorRuntime>,
     ) -> Result<VendorRuntime, StartError> {
-        let trust = digest(&trust_files(vendor));
+        let trust = content_digest::of_files(trust_files(vendor));
         if let Some(before) = before
             && before.config == *vendor
             && before.trust == trust
@@ -603,32 +604,26 @@ fn pair(files: &CertFiles) -> [PathBuf; 2] {
     [files.cert.clone(), files.key.clone()]
 }
 
-/// The digest of a configuration's files with the file itself as it was when it was read: a change
+/// Returns the digest of a configuration's files, the file itself as it was when it was read: a change
 /// since then must be noticed.
 fn as_read(config: &Config) -> [u8; 32] {
-    let mut each = digests(&files_of(config));
-    if let Some(first) = each.first_mut() {
-        // Written by us as 64 hex digits.
-        let _ = hex::decode_to_slice(&config.sha256, first);
-    }
-    sha256(&each.iter().map(|digest| &digest[..]).collect::<Vec<_>>())
+    let mut itself = [0; 32];
+    // Written by us as 64 hex digits.
+    let is_known = hex::decode_to_slice(&config.sha256, &mut itself).is_ok();
+    digest(is_known.then_some(itself), &files_of(config))
 }
 
-/// Of the files' contents; what cannot be read counts as content, too.
-fn digest(files: &[PathBuf]) -> [u8; 32] {
-    let each = digests(files);
-    sha256(&each.iter().map(|digest| &digest[..]).collect::<Vec<_>>())
+/// Returns the digest of what `files` hold now, the first of them being the configuration itself.
+fn as_they_are(files: &[PathBuf]) -> [u8; 32] {
+    let itself = files.first().and_then(|path| std::fs::read(path).ok());
+    let itself = itself.map(zeroize::Zeroizing::new);
+    digest(itself.map(|content| sha256(&[&content])), files)
 }
 
-fn digests(files: &[PathBuf]) -> Vec<[u8; 32]> {
-    files
-        .iter()
-        .map(|path| content(path).map_or([0; 32], |bytes| sha256(&[&bytes])))
-        .collect()
-}
-
-fn content(path: &Path) -> Option<zeroize::Zeroizing<Vec<u8>>> {
-    std::fs::read(path).ok().map(zeroize::Zeroizing::new)
+/// `itself`: the SHA-256 of the first of `files`, which is not read.
+fn digest(itself: Option<[u8; 32]>, files: &[PathBuf]) -> [u8; 32] {
+    let others = content_digest::of_files(files.iter().skip(1));
+    sha256(&[&itself.unwrap_or_default(), &others])
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +14,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use url::Url;
 
-use crate::config::{Auth, Limits, Timeouts, TokenTimes, Upstream, Vendor};
+use super::token_request::Answer;
+use super::{FetchError, Issued, Lifetime};
+use crate::config::{self, Auth, Limits, Timeouts, TokenTimes, Upstream, Vendor};
 use crate::metrics::FetchMetrics;
 use crate::secret::{Secret, SecretRef};
+use crate::store::{self, Store};
 
 /// Answers on loopback from a script, and remembers what it was sent.
 pub(crate) struct TokenServer {
@@ -190,6 +194,36 @@ pub(crate) fn times() -> TokenTimes {
         default_lifetime: Duration::from_mins(5),
         request_timeout: Duration::from_secs(2),
     }
+}
+
+/// A store of files in `dir`, sealed with `key`.
+pub(crate) fn file_store(dir: PathBuf, key: Option<&str>) -> Arc<dyn Store> {
+    let encryption_key = key.map(value);
+    store::open(&config::Store::File {
+        dir,
+        encryption_key,
+    })
+}
+
+/// An answer with this access token, good for an hour.
+pub(super) fn hour_of(access_token: String, refresh_token: Option<Secret>) -> Answer {
+    let total = Duration::from_hours(1);
+    Answer {
+        access_token: Secret::new(access_token),
+        lifetime: Lifetime {
+            total,
+            end: Instant::now() + total,
+        },
+        refresh_token,
+        refresh_until: None,
+    }
+}
+
+/// The access token that was fetched.
+pub(super) fn fetched_token(fetched: Result<Issued, FetchError>) -> String {
+    let value = fetched.unwrap().values.remove(0);
+    let value = value.to_str().unwrap();
+    value.trim_start_matches("Bearer ").to_owned()
 }
 
 /// A vendor called `acme` with this `auth`, plaintext allowed.

@@ -7,11 +7,10 @@ use tempfile::TempDir;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::super::fakes::{times, value, vendor};
+use super::super::fakes::{fetched_token, file_store, hour_of, times, value, vendor};
 use super::super::issuer::Asking;
 use super::*;
-use crate::config::{self, Auth};
-use crate::store;
+use crate::config::Auth;
 
 /// A server whose refresh tokens work once, and whose second sight of one kills the family.
 #[derive(Default)]
@@ -51,15 +50,8 @@ impl Bank {
         if !reusable {
             *self.valid.lock() = Some(refresh_token.clone());
         }
-        Answer {
-            access_token: Secret::new(format!("a{n}")),
-            lifetime: Lifetime {
-                total: Duration::from_hours(1),
-                end: Instant::now() + Duration::from_hours(1),
-            },
-            refresh_token: (!reusable).then(|| Secret::new(refresh_token)),
-            refresh_until: None,
-        }
+        let refresh_token = (!reusable).then(|| Secret::new(refresh_token));
+        hour_of(format!("a{n}"), refresh_token)
     }
 
     fn shown(&self) -> Vec<String> {
@@ -191,12 +183,7 @@ impl Scene {
     }
 
     fn store(&self) -> Arc<dyn Store> {
-        let dir = self.dir.path().join("state");
-        let encryption_key = None;
-        store::open(&config::Store::File {
-            dir,
-            encryption_key,
-        })
+        file_store(self.dir.path().join("state"), None)
     }
 
     fn process(&self) -> Rotation<Client> {
@@ -242,15 +229,6 @@ impl Scene {
     }
 }
 
-fn access(fetched: Result<Issued, FetchError>) -> String {
-    let value = fetched.unwrap().values.remove(0);
-    value
-        .to_str()
-        .unwrap()
-        .trim_start_matches("Bearer ")
-        .to_owned()
-}
-
 fn refresh_token(grant: &Grant) -> Option<&str> {
     grant.refresh_token.as_ref().map(Secret::expose)
 }
@@ -272,7 +250,7 @@ async fn without_a_grant_a_person_is_asked_for_and_the_consent_is_noticed() {
     let scene = scene.consented().await;
     let soon = timeout(Duration::from_secs(10), process.changed());
     soon.await.expect("the consent goes unnoticed");
-    assert_eq!(access(process.fetch().await), "a1");
+    assert_eq!(fetched_token(process.fetch().await), "a1");
     assert!(scene.bank.shown().is_empty());
 }
 
@@ -286,15 +264,15 @@ async fn a_stored_access_token_is_used_at_once_and_then_renewed_by_spending() {
     assert!(lifetime.end <= Instant::now() + lifetime.total);
     assert!(scene.bank.shown().is_empty());
 
-    assert_eq!(access(process.fetch().await), "a2");
-    assert_eq!(access(process.fetch().await), "a3");
+    assert_eq!(fetched_token(process.fetch().await), "a2");
+    assert_eq!(fetched_token(process.fetch().await), "a3");
     assert_eq!(scene.bank.shown(), ["r1", "r2"]);
     let stored = scene.stored().await;
     assert_eq!(refresh_token(&stored), Some("r3"));
     assert_eq!(stored.intent, None);
 
     // The next process: nothing to spend either.
-    assert_eq!(access(scene.process().fetch().await), "a3");
+    assert_eq!(fetched_token(scene.process().fetch().await), "a3");
     assert_eq!(scene.bank.shown().len(), 2);
 }
 
@@ -307,7 +285,7 @@ async fn an_access_token_past_its_use_is_not_handed_out() {
             access.issued = SystemTime::now() - Duration::from_secs(3595);
         })
         .await;
-    assert_eq!(access(scene.process().fetch().await), "a2");
+    assert_eq!(fetched_token(scene.process().fetch().await), "a2");
     assert_eq!(scene.bank.shown(), ["r1"]);
 }
 
@@ -317,7 +295,7 @@ async fn an_answer_without_a_refresh_token_leaves_the_old_one() {
     scene.bank.reusable.store(true, Ordering::SeqCst);
     let process = scene.process();
     for expected in ["a1", "a2", "a3"] {
-        assert_eq!(access(process.fetch().await), expected);
+        assert_eq!(fetched_token(process.fetch().await), expected);
     }
     assert_eq!(scene.bank.shown(), ["r1", "r1"]);
     assert_eq!(refresh_token(&scene.stored().await), Some("r1"));
@@ -341,7 +319,7 @@ async fn whoever_stops_waiting_loses_no_answer() {
     // The next spender waits for the lock, which is released when the answer was stored.
     let next = scene.process();
     next.0.known.lock().handed_out = Some(sha256(&[b"a1"]));
-    assert_eq!(access(next.fetch().await), "a2");
+    assert_eq!(fetched_token(next.fetch().await), "a2");
     assert_eq!(scene.bank.shown(), ["r1"]);
     assert_eq!(refresh_token(&scene.stored().await), Some("r2"));
 }
@@ -376,7 +354,7 @@ async fn an_intent_without_a_result_is_tried_exactly_once() {
             }
             assert_eq!(refresh_token(&scene.stored().await), None);
         } else {
-            assert_eq!(access(first), "a2");
+            assert_eq!(fetched_token(first), "a2");
         }
         assert_eq!(scene.bank.shown(), ["r1"], "{acted}");
     }
@@ -400,7 +378,7 @@ async fn a_lost_answer_ends_in_a_persons_consent_or_in_a_new_grant() {
     process.fetch().await.unwrap();
     scene.bank.troubles.lock().push_back(Trouble::Lost);
     process.fetch().await.unwrap_err();
-    assert_eq!(access(process.fetch().await), "a3");
+    assert_eq!(fetched_token(process.fetch().await), "a3");
     assert_eq!(scene.bank.granted.load(Ordering::SeqCst), 1);
     assert_eq!(refresh_token(&scene.stored().await), Some("r3"));
 }
@@ -441,7 +419,7 @@ async fn a_probably_dead_refresh_token_waits_for_a_person_and_is_kept() {
         (Some("r1"), None)
     );
     // It was the client's fault, and somebody has seen to it.
-    assert_eq!(access(process.fetch().await), "a2");
+    assert_eq!(fetched_token(process.fetch().await), "a2");
 
     // A server that grants by itself is asked for another grant when this one is refused for good.
     scene.bank.troubles.lock().push_back(Trouble::Mute);
@@ -503,7 +481,7 @@ async fn a_refresh_token_whose_answers_keep_getting_lost_is_shown_twice_and_then
             intent.at = SystemTime::now() - LOST_PAUSE;
         })
         .await;
-    assert!(access(process.fetch().await).starts_with('a'));
+    assert!(fetched_token(process.fetch().await).starts_with('a'));
     assert_eq!(scene.bank.shown().len(), 4);
     assert_eq!(scene.stored().await.intent, None);
 }
@@ -533,7 +511,7 @@ async fn a_server_that_was_not_reached_has_spent_nothing() {
         process.fetch().await.unwrap_err();
         assert_eq!(scene.stored().await.intent, None);
     }
-    assert_eq!(access(process.fetch().await), "a2");
+    assert_eq!(fetched_token(process.fetch().await), "a2");
     assert_eq!(scene.bank.granted.load(Ordering::SeqCst), 0);
 }
 
@@ -550,7 +528,7 @@ async fn a_refusal_of_the_client_leaves_the_grant_alone() {
         (refresh_token(&stored), stored.intent.as_ref()),
         (Some("r1"), None)
     );
-    assert_eq!(access(process.fetch().await), "a2");
+    assert_eq!(fetched_token(process.fetch().await), "a2");
 }
 
 #[tokio::test]
@@ -562,7 +540,7 @@ async fn a_grant_past_its_end_is_replaced_without_showing_its_refresh_token() {
             grant.refresh_until = Some(SystemTime::now() + ON_THE_WAY / 2);
         })
         .await;
-    assert_eq!(access(scene.process().fetch().await), "a2");
+    assert_eq!(fetched_token(scene.process().fetch().await), "a2");
     assert!(scene.bank.shown().is_empty());
     assert_eq!(scene.stored().await.refresh_until, None);
 }
@@ -574,7 +552,7 @@ async fn another_clients_grant_is_neither_used_nor_shown() {
     let error = other.fetch().await.unwrap_err().to_string();
     assert!(error.contains("another client_id's"), "{error}");
     assert!(scene.bank.shown().is_empty());
-    assert_eq!(access(scene.process().fetch().await), "a1");
+    assert_eq!(fetched_token(scene.process().fetch().await), "a1");
 }
 
 #[tokio::test]
@@ -585,7 +563,7 @@ async fn processes_that_share_a_directory_never_show_a_refresh_token_twice() {
         let fetching: Vec<_> = processes
             .iter()
             .cloned()
-            .map(|process| tokio::spawn(async move { access(process.fetch().await) }))
+            .map(|process| tokio::spawn(async move { fetched_token(process.fetch().await) }))
             .collect();
         for fetched in fetching {
             let token = fetched.await.unwrap();
@@ -606,12 +584,12 @@ async fn what_another_process_bought_is_adopted_without_spending() {
     let (one, two) = (scene.process(), scene.process());
     one.fetch().await.unwrap();
     two.fetch().await.unwrap();
-    assert_eq!(access(one.fetch().await), "a2");
+    assert_eq!(fetched_token(one.fetch().await), "a2");
 
     tokio::time::pause();
     let soon = timeout(Duration::from_secs(10), two.changed());
     soon.await.expect("the newer token goes unnoticed");
-    assert_eq!(access(two.fetch().await), "a2");
+    assert_eq!(fetched_token(two.fetch().await), "a2");
     assert_eq!(scene.bank.shown(), ["r1"]);
 }
 
@@ -633,7 +611,7 @@ async fn what_the_store_has_lost_is_put_back_and_spent_by_nobody_for_a_lease() {
     let other = scene.process();
     other.0.known.lock().handed_out = Some(sha256(&[b"a1"]));
     let since = Instant::now();
-    assert_eq!(access(other.fetch().await), "a2");
+    assert_eq!(fetched_token(other.fetch().await), "a2");
     let waited = since.elapsed() + Duration::from_secs(5);
     assert!(waited >= lease(process.0.request_timeout), "{waited:?}");
     assert_eq!(scene.bank.shown(), ["r1"]);
@@ -645,11 +623,11 @@ async fn a_store_that_fell_back_to_an_old_state_brings_no_old_refresh_token_back
     let process = scene.process();
     process.fetch().await.unwrap();
     let old = std::fs::read(grant_file(&scene)).unwrap();
-    assert_eq!(access(process.fetch().await), "a2");
+    assert_eq!(fetched_token(process.fetch().await), "a2");
     std::fs::write(grant_file(&scene), old).unwrap();
 
     tokio::time::pause();
-    assert_eq!(access(process.fetch().await), "a3");
+    assert_eq!(fetched_token(process.fetch().await), "a3");
     assert_eq!(scene.bank.shown(), ["r1", "r2"]);
 }
 
@@ -658,11 +636,11 @@ async fn a_consent_after_the_store_has_lost_everything_is_newer_than_any_memory(
     let scene = Scene::new().consented().await;
     let process = scene.process();
     for expected in ["a1", "a2"] {
-        assert_eq!(access(process.fetch().await), expected);
+        assert_eq!(fetched_token(process.fetch().await), expected);
     }
     std::fs::remove_file(grant_file(&scene)).unwrap();
     let scene = scene.consented().await;
-    assert_eq!(access(process.fetch().await), "a3");
+    assert_eq!(fetched_token(process.fetch().await), "a3");
     assert_eq!(refresh_token(&scene.stored().await), Some("r3"));
 }
 
@@ -675,11 +653,11 @@ async fn nobody_else_spends_while_what_was_bought_waits_to_be_stored() {
 
     let other = scene.process();
     other.0.known.lock().handed_out = Some(sha256(&[b"a1"]));
-    let waiting = tokio::spawn(async move { access(other.fetch().await) });
+    let waiting = tokio::spawn(async move { fetched_token(other.fetch().await) });
     tokio::time::pause();
     let soon = timeout(Duration::from_secs(5), process.changed());
     soon.await.expect("it does not try again by itself");
-    assert_eq!(access(process.fetch().await), "a2");
+    assert_eq!(fetched_token(process.fetch().await), "a2");
     assert_eq!(waiting.await.unwrap(), "a2");
     assert_eq!(scene.bank.shown(), ["r1"]);
 }
@@ -785,7 +763,7 @@ async fn what_was_bought_and_cannot_be_stored_is_kept_and_not_used_until_it_is()
         let error = process.fetch().await.unwrap_err().to_string();
         assert!(error.contains("cannot be stored"), "{error}");
     }
-    assert_eq!(access(process.fetch().await), "a2");
+    assert_eq!(fetched_token(process.fetch().await), "a2");
     assert_eq!(scene.bank.shown(), ["r1"]);
     assert_eq!(refresh_token(&scene.stored().await), Some("r2"));
 }
@@ -796,8 +774,8 @@ async fn a_dead_refresh_token_gives_way_to_a_newer_grant_in_the_store() {
     let process = scene.process();
     process.fetch().await.unwrap();
     scene.bank.troubles.lock().push_back(Trouble::Usurped);
-    assert_eq!(access(process.fetch().await), "a2");
-    assert_eq!(access(process.fetch().await), "a3");
+    assert_eq!(fetched_token(process.fetch().await), "a2");
+    assert_eq!(fetched_token(process.fetch().await), "a3");
     assert_eq!(scene.bank.shown(), ["r2"]);
     assert_eq!(refresh_token(&scene.stored().await), Some("r3"));
 }

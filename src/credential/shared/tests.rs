@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
-use super::super::fakes::{times, value, vendor};
+use super::super::fakes::{fetched_token, file_store, hour_of, times, value, vendor};
 use super::super::rotation::Rotation;
-use super::super::{FetchError, Issued, Lifetime, Source};
+use super::super::{FetchError, Source};
 use super::*;
-use crate::config::{self, Auth};
+use crate::config::Auth;
 use crate::secret::SecretRef;
-use crate::store::{self, Access, Grant, Lock, Store, StoreError};
+use crate::store::{Access, Grant, Lock, Store, StoreError};
 
 /// Counts what it is asked for.
 #[derive(Default)]
@@ -41,17 +41,9 @@ impl Asks for Client {
             return Err(TokenError::NotSent("refused".to_owned()));
         }
         let nth = self.server.asked.fetch_add(1, Ordering::SeqCst) + 1;
-        let total = Duration::from_hours(1);
-        Ok(Answer {
-            access_token: Secret::new(format!("t{nth}")),
-            lifetime: Lifetime {
-                total,
-                end: Instant::now() + total,
-            },
-            // Some servers give one, against RFC 6749 §4.4.3.
-            refresh_token: Some(Secret::new("not to be stored")),
-            refresh_until: None,
-        })
+        // Some servers give a refresh token, against RFC 6749 §4.4.3.
+        let refresh_token = Some(Secret::new("not to be stored"));
+        Ok(hour_of(format!("t{nth}"), refresh_token))
     }
 
     fn account(&self) -> Option<[u8; 32]> {
@@ -83,12 +75,7 @@ impl Scene {
     }
 
     fn store_in(&self, dir: &str, key: Option<&str>) -> Arc<dyn Store> {
-        let dir = self.dir.path().join(dir);
-        let encryption_key = key.map(value);
-        store::open(&config::Store::File {
-            dir,
-            encryption_key,
-        })
+        file_store(self.dir.path().join(dir), key)
     }
 
     fn store(&self) -> Arc<dyn Store> {
@@ -120,17 +107,11 @@ impl Scene {
     }
 }
 
-fn token(fetched: Result<Issued, FetchError>) -> String {
-    let value = fetched.unwrap().values.remove(0);
-    let value = value.to_str().unwrap().to_owned();
-    value.trim_start_matches("Bearer ").to_owned()
-}
-
 #[tokio::test]
 async fn whoever_comes_later_takes_the_stored_token_and_nobody_stores_a_refresh_token() {
     let scene = Scene::new();
-    assert_eq!(token(scene.process().fetch().await), "t1");
-    assert_eq!(token(scene.process().fetch().await), "t1");
+    assert_eq!(fetched_token(scene.process().fetch().await), "t1");
+    assert_eq!(fetched_token(scene.process().fetch().await), "t1");
     assert_eq!(scene.server.asked(), 1);
     assert!(scene.stored().await.refresh_token.is_none());
 }
@@ -140,11 +121,14 @@ async fn after_a_rejection_one_asks_and_the_others_take_what_it_got() {
     let scene = Scene::new();
     let (one, two, three) = (scene.process(), scene.process(), scene.process());
     for process in [&one, &two, &three] {
-        assert_eq!(token(process.fetch().await), "t1");
+        assert_eq!(fetched_token(process.fetch().await), "t1");
     }
     // All of them were told 401 at the same moment.
     let (a, b, c) = tokio::join!(one.fetch(), two.fetch(), three.fetch());
-    assert_eq!([token(a), token(b), token(c)], ["t2", "t2", "t2"]);
+    assert_eq!(
+        [fetched_token(a), fetched_token(b), fetched_token(c)],
+        ["t2", "t2", "t2"]
+    );
     assert_eq!(scene.server.asked(), 2);
 }
 
@@ -154,12 +138,12 @@ async fn a_newer_token_in_the_store_is_noticed_without_a_rejection() {
     let (one, two) = (scene.process(), scene.process());
     one.fetch().await.unwrap();
     two.fetch().await.unwrap();
-    assert_eq!(token(one.fetch().await), "t2");
+    assert_eq!(fetched_token(one.fetch().await), "t2");
 
     tokio::time::pause();
     let soon = timeout(Duration::from_secs(10), two.changed());
     soon.await.expect("the newer token goes unnoticed");
-    assert_eq!(token(two.fetch().await), "t2");
+    assert_eq!(fetched_token(two.fetch().await), "t2");
     assert_eq!(scene.server.asked(), 2);
 }
 
@@ -174,14 +158,14 @@ async fn a_stored_token_past_its_use_is_replaced() {
         lifetime: Duration::from_hours(1),
     });
     scene.store().save("acme", &mut grant).await.unwrap();
-    assert_eq!(token(scene.process().fetch().await), "t2");
+    assert_eq!(fetched_token(scene.process().fetch().await), "t2");
 }
 
 #[tokio::test]
 async fn a_token_of_another_secret_or_scope_is_not_used_and_stays_until_there_is_one_of_ours() {
     let scene = Scene::new();
     let ours = scene.process();
-    assert_eq!(token(ours.fetch().await), "t1");
+    assert_eq!(fetched_token(ours.fetch().await), "t1");
     let other = scene.dir.path().join("other");
     std::fs::write(&other, "two").unwrap();
     let others = scene.process_with(&scene.store(), "read", &other);
@@ -189,11 +173,11 @@ async fn a_token_of_another_secret_or_scope_is_not_used_and_stays_until_there_is
     // A wrong secret takes nothing away from those who have the right one.
     scene.server.refuses.store(true, Ordering::SeqCst);
     assert_eq!(others.fetch().await.unwrap_err().to_string(), "refused");
-    assert_eq!(token(scene.process().fetch().await), "t1");
+    assert_eq!(fetched_token(scene.process().fetch().await), "t1");
     scene.server.refuses.store(false, Ordering::SeqCst);
-    assert_eq!(token(others.fetch().await), "t2");
+    assert_eq!(fetched_token(others.fetch().await), "t2");
     let wider = scene.process_with(&scene.store(), "read write", &scene.secret());
-    assert_eq!(token(wider.fetch().await), "t3");
+    assert_eq!(fetched_token(wider.fetch().await), "t3");
 
     // While secrets are being replaced the two do not take turns.
     tokio::time::pause();
@@ -216,7 +200,7 @@ async fn a_changed_secret_asks_for_a_token_of_its_own() {
     tokio::time::pause();
     let soon = timeout(Duration::from_secs(10), process.changed());
     soon.await.expect("the changed secret goes unnoticed");
-    assert_eq!(token(process.fetch().await), "t2");
+    assert_eq!(fetched_token(process.fetch().await), "t2");
 }
 
 #[tokio::test]
@@ -231,7 +215,7 @@ async fn a_store_that_is_down_or_sealed_with_another_key_says_so_and_nothing_is_
     let keys = ["1", "2"].map(|digit| digit.repeat(64));
     let [first, second] = keys.map(|key| scene.store_in("keyed", Some(&key)));
     let process = scene.process_with(&first, "read", &scene.secret());
-    assert_eq!(token(process.fetch().await), "t1");
+    assert_eq!(fetched_token(process.fetch().await), "t1");
     let process = scene.process_with(&second, "read", &scene.secret());
     let error = process.fetch().await.unwrap_err();
     assert!(matches!(error, FetchError::Temporary { .. }));
@@ -252,7 +236,7 @@ async fn who_waits_for_the_lock_takes_what_its_holder_stored() {
     assert_eq!(scene.server.asked(), 0);
     // Its holder dies: the system lets go.
     drop(held);
-    assert_eq!(token(waiting.await), "t1");
+    assert_eq!(fetched_token(waiting.await), "t1");
 }
 
 /// A store whose locks lapse as soon as they are taken.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use countersign_demo::MockServer;
 
-use crate::fuzzing::path::{GRANTS, VENDORS, misread};
+use crate::fuzzing::path::{ALLOW, VENDORS, forbidden_interpretation};
 use crate::support::{Proxy, status_of};
 
 /// `path` in every way that we know to have meant the same to one server or another, and in many
@@ -253,7 +253,7 @@ impl Setup {
         let dir = tempfile::tempdir().unwrap();
         let upstream = format!("{}/base\n    allow_plaintext: true", echo.url());
         let yaml = format!(
-            "listeners: [ {{ bind: 127.0.0.1:0 }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\ncallers: {{ app: {{ api_key: {{ env: CALLER }}, allow: {GRANTS} }} }}\nvendors:{}",
+            "listeners: [ {{ bind: 127.0.0.1:0 }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\ncallers: {{ app: {{ api_key: {{ env: CALLER }}, allow: {ALLOW} }} }}\nvendors:{}",
             VENDORS.replace("https://vendor.example/base", &upstream)
         );
         let directory = dir.path().to_owned();
@@ -293,8 +293,8 @@ impl Setup {
                 let (_, body) = answer.split_once("\r\n\r\n").unwrap();
                 assert_eq!(body, arrived, "{vendor}: {target}");
                 let path = body[4..].split('?').next().unwrap();
-                if let Some(reading) = misread(vendor, "GET", path) {
-                    panic!("{target} reached {vendor}, which may read it as {reading}");
+                if let Some(found) = forbidden_interpretation(vendor, "GET", path) {
+                    panic!("{target} reached {vendor}, which may interpret it as {found}");
                 }
             }
             400 => {

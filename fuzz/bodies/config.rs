@@ -1,4 +1,4 @@
-//! Any text as proxy.yaml: every mistake has a place, and what is accepted can be used.
+//! Parses any text as proxy.yaml: every error has a position, and every accepted file can be used.
 
 use std::path::Path;
 
@@ -7,10 +7,10 @@ use countersign::metrics::Metrics;
 use countersign::request::path::Target;
 use countersign::request::vendor::Vendor;
 
-/// `data` is the file.
+/// Runs one input: `data` is the file.
 ///
 /// # Panics
-/// When a mistake points outside of the file, or what was accepted cannot be prepared.
+/// When an error's position is outside of the file, or an accepted vendor cannot be prepared.
 pub fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -31,13 +31,13 @@ pub fn run(data: &[u8]) {
                 assert!(sent.starts_with('/'), "{sent}");
             }
         }
-        Err(mistakes) => {
-            assert!(!mistakes.is_empty());
+        Err(errors) => {
+            assert!(!errors.is_empty());
             // YAML ends lines at a lone CR as well.
             let lines = text.split(['\n', '\r']).count();
-            for mistake in mistakes {
-                assert!(mistake.line <= lines + 1, "{mistake} in {lines} lines");
-                assert!(!mistake.message.is_empty());
+            for error in errors {
+                assert!(error.line <= lines + 1, "{error} in {lines} lines");
+                assert!(!error.message.is_empty());
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Our credential in a vendor's answer: masked in text wherever chunks end, never let through in
-//! what is compressed.
+//! Our credential in a vendor's response: masked in text at any chunk boundary, never passed
+//! through in a compressed body.
 
 use std::io::{Read, Write};
 use std::sync::{Arc, LazyLock};
@@ -12,7 +12,7 @@ use flate2::write::GzEncoder;
 use http::header::{CONTENT_ENCODING, HeaderMap, HeaderValue};
 use zeroize::Zeroizing;
 
-/// Something of every class of characters, and one that begins again within itself.
+/// Secrets with every class of characters, and one that contains its own beginning.
 const SECRETS: [&str; 3] = ["aab/+ \"aab\\=z", "tokentokentoken1", "+++/%+++"];
 
 static NEEDLES: LazyLock<Vec<Arc<Needles>>> = LazyLock::new(|| {
@@ -23,11 +23,11 @@ static NEEDLES: LazyLock<Vec<Arc<Needles>>> = LazyLock::new(|| {
         .collect()
 });
 
-/// The first byte chooses the secret, the second how long chunks are; in the rest, the bytes from
-/// 0xf8 on stand for the secret in one spelling or another, or for a part of it.
+/// Runs one input. The first byte selects the secret, the second the length of chunks. In the rest,
+/// bytes from 0xf8 on are replaced by the secret in one of its encodings, or by a part of it.
 ///
 /// # Panics
-/// When the secret gets through, or anything else does not.
+/// When the secret is passed through, or anything else is not.
 pub fn run(data: &[u8]) {
     let [which, step, rest @ ..] = data else {
         return;
@@ -57,7 +57,7 @@ pub fn run(data: &[u8]) {
     }
     as_text(secret, needles, &text, step);
     as_gzip(needles, &text, step);
-    // As a vendor would send it that is broken or hostile.
+    // The text is no valid body of these codings: a broken or hostile vendor may send one.
     for coding in ["gzip", "deflate", "br"] {
         let (sent, _) = passed(needles, coding, &text, step);
         assert!(sent.len() <= text.len());
@@ -98,12 +98,12 @@ fn as_gzip(needles: &Arc<Needles>, text: &[u8], step: usize) {
         assert_eq!(sent, coded);
     }
     let mut read = Vec::new();
-    // What was broken off has no end.
+    // An aborted body is incomplete.
     let _ = MultiGzDecoder::new(&*sent).read_to_end(&mut read);
     assert!(!needles.occur_in(&read));
 }
 
-/// What comes out of `text` in chunks of `step`, and whether it was broken off.
+/// Passes `text` in chunks of `step`. Returns the output, and `true` if the body was aborted.
 fn passed(
     needles: &Arc<Needles>,
     coding: &'static str,

@@ -1,4 +1,4 @@
-//! The head's fields in both directions: what is taken for well-formed, and what is left of it.
+//! Header fields of requests and responses: which are accepted as well-formed, and which remain.
 
 use countersign::config::Upstream;
 use countersign::downstream::raw_head::{check_raw_head, request_id};
@@ -8,14 +8,14 @@ use countersign::request::headers::{
 use countersign::request::references::{link, location};
 use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, LINK, LOCATION};
 
-/// `data` is the head of a request, or of an answer, from the first line on.
+/// Runs one input: `data` is the head of a request or of a response, from the first line on.
 ///
 /// # Panics
-/// When something passes that must not.
+/// When a field passes that must not.
 pub fn run(data: &[u8]) {
     if check_raw_head(data).is_ok() {
         let whole = String::from_utf8_lossy(data);
-        // One that ends in the middle of a line's end is not what the parser hands on.
+        // The parser never passes on a head that ends in the middle of a CRLF.
         let whole = whole
             .trim_start_matches(['\r', '\n'])
             .trim_end_matches('\r');
@@ -49,12 +49,12 @@ pub fn run(data: &[u8]) {
     );
     request(&fields);
     for prefix in ["", "/v"] {
-        answer(&fields, prefix);
+        response(&fields, prefix);
     }
 }
 
 fn request(fields: &HeaderMap) {
-    // What one vendor permits.
+    // The names that a vendor permits.
     let permitted = [
         HeaderName::from_static("x_real_ip"),
         HeaderName::from_static("x_y"),
@@ -68,16 +68,16 @@ fn request(fields: &HeaderMap) {
     let stripped = StrippedHeaders::new([HeaderName::from_static("customeruri")]);
     for h2 in [false, true] {
         let mut left = fields.clone();
-        let doubles = stripped.lookalikes_in_request(fields, false);
+        let lookalikes = stripped.lookalikes_in_request(fields, false);
         for name in stripped
             .in_request(fields, false, h2)
             .iter()
-            .chain(&doubles)
+            .chain(&lookalikes)
         {
             left.remove(name);
         }
         for name in left.keys() {
-            // As a CGI server spells it.
+            // CGI servers do not distinguish the two.
             let plain = name.as_str().replace('_', "-");
             let secret = matches!(
                 plain.as_str(),
@@ -110,7 +110,7 @@ fn request(fields: &HeaderMap) {
     }
 }
 
-fn answer(fields: &HeaderMap, prefix: &str) {
+fn response(fields: &HeaderMap, prefix: &str) {
     let mut left = fields.clone();
     for name in stripped_from_response(fields, false, false) {
         left.remove(&name);
@@ -154,7 +154,7 @@ fn answer(fields: &HeaderMap, prefix: &str) {
     }
     for value in fields.get_all(LINK) {
         if let Some(ours) = link(value, &upstream, prefix) {
-            // What leads back leads nowhere else when it is read again.
+            // A rewritten link must not be rewritten again.
             assert!(
                 link(&ours, &upstream, prefix).is_none() || prefix.is_empty(),
                 "{value:?} became {ours:?}"

@@ -1,5 +1,5 @@
-//! What may pass, and as what: any target against vendors of every kind. The judge below knows
-//! nothing of the code under test; it reads paths as the servers behind us might.
+//! Any request target against vendors with every kind of rule. The check is independent of the code
+//! under test: it interprets paths as the servers behind us might.
 
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -11,7 +11,7 @@ use countersign::request::decide::{Ask, decide};
 use countersign::request::path::{Target, split_absolute};
 use countersign::request::vendor::{Routes, Vendor};
 
-/// One vendor of each kind of rule, all below `/base` of their upstreams.
+/// One vendor for each kind of rule, all under `/base` of their upstreams.
 pub const VENDORS: &str = r#"
   plain:
     prefix: /v
@@ -36,13 +36,13 @@ pub const VENDORS: &str = r#"
     encoded_slash: pass
 "#;
 
-/// What the caller may do.
-pub const GRANTS: &str = r#"[ plain, refusing, allowing, slashes, "granted /open/*" ]"#;
+/// The caller's `allow` rules.
+pub const ALLOW: &str = r#"[ plain, refusing, allowing, slashes, "granted /open/*" ]"#;
 
 static SETUP: LazyLock<(Routes<Vendor>, Arc<Caller>)> = LazyLock::new(|| {
     let digest = "0".repeat(64);
     let yaml = format!(
-        "callers: {{ app: {{ api_key: {{ sha256: \"{digest}\" }}, allow: {GRANTS} }} }}\nvendors:{VENDORS}"
+        "callers: {{ app: {{ api_key: {{ sha256: \"{digest}\" }}, allow: {ALLOW} }} }}\nvendors:{VENDORS}"
     );
     let config = Config::parse(&yaml, Path::new("proxy.yaml"), Secrets::FormOnly).unwrap();
     let metrics = Metrics::new();
@@ -56,10 +56,10 @@ static SETUP: LazyLock<(Routes<Vendor>, Arc<Caller>)> = LazyLock::new(|| {
     (routes, Arc::new(Caller::new(&callers[0])))
 });
 
-/// `data` is a request target.
+/// Runs one input: `data` is a request target.
 ///
 /// # Panics
-/// When something passes that a server could read as what must not.
+/// When a path is forwarded that a server could interpret as a forbidden one.
 pub fn run(data: &[u8]) {
     let (routes, caller) = &*SETUP;
     let Ok((_, raw)) = split_absolute(data) else {
@@ -80,33 +80,35 @@ pub fn run(data: &[u8]) {
         let (Ok(sent), Some(vendor)) = (&decision.path, decision.vendor) else {
             continue;
         };
-        let rest = sent.strip_prefix("/base").expect("the base comes first");
+        let rest = sent
+            .strip_prefix("/base")
+            .expect("the path begins with the base");
         assert!(target.path.ends_with(rest), "{target:?} became {sent}");
         assert!(raw.starts_with(b"/"), "{target:?}");
-        if let Some(reading) = misread(&vendor.name, method, sent) {
+        if let Some(path) = forbidden_interpretation(&vendor.name, method, sent) {
             panic!(
-                "{method} {sent} to {} can be read as {reading}",
+                "{method} {sent} to {} can be interpreted as {path}",
                 vendor.name
             );
         }
     }
 }
 
-/// A reading of the path that reaches what this vendor's rules, or its base, keep out of reach.
+/// Returns an interpretation of the path that this vendor's rules, or its base, forbid.
 #[must_use]
-pub fn misread(vendor: &str, method: &str, sent: &str) -> Option<String> {
-    readings(sent).into_iter().find(|read| {
+pub fn forbidden_interpretation(vendor: &str, method: &str, sent: &str) -> Option<String> {
+    interpretations(sent).into_iter().find(|read| {
         let under = |root: &str| read == root || read.starts_with(&format!("{root}/"));
         let parts: Vec<&str> = read.split('/').collect();
         let forbidden = match vendor {
             "refusing" | "slashes" if under("/base/token") => {
-                // What is excepted is so with parameters, too.
+                // An exception also holds for the path with parameters.
                 let bare = read.replace("%3b", ";");
                 method != "GET" || bare.split(';').next() != Some("/base/token/info")
             }
             "refusing" => parts.len() > 3 && parts[2].starts_with('v') && parts[3] == "secret",
             "allowing" => {
-                // What is allowed is so with parameters, too.
+                // An allowed path is also allowed with parameters.
                 let bare = without_parameters(read.replace("%3b", ";").as_bytes());
                 let allowed = bare == b"/base/api" || bare.starts_with(b"/base/api/");
                 !allowed || under("/base/api/keys")
@@ -118,12 +120,12 @@ pub fn misread(vendor: &str, method: &str, sent: &str) -> Option<String> {
     })
 }
 
-/// The path as servers are known to read it: decoded or not or twice, up to a `?` or `#` that shows
-/// then, parameters dropped before or after or not at all, empty and dot segments resolved, without
-/// case and without a slash at the end.
+/// Returns the path as servers are known to interpret it: not decoded, decoded once or twice; cut
+/// at a `?` or `#` that decoding reveals; parameters dropped before or after decoding, or not at
+/// all; empty and dot segments resolved; in lower case and without a final slash.
 #[must_use]
-pub fn readings(path: &str) -> Vec<String> {
-    // RFC 3986 §6.2.2.2: these are the same.
+pub fn interpretations(path: &str) -> Vec<String> {
+    // These are equivalent (RFC 3986 §6.2.2.2).
     let raw = decode(path.as_bytes(), |byte| {
         byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
     });
@@ -154,8 +156,7 @@ pub fn readings(path: &str) -> Vec<String> {
     texts
 }
 
-/// The escapes of what `wanted` names, once, and the slashes that lax decoders find in overlong
-/// encodings.
+/// Decodes the escapes of `wanted` bytes once, and the overlong encodings that lax decoders accept.
 fn decode(path: &[u8], wanted: impl Fn(u8) -> bool) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(path.len());
     let mut at = 0;

@@ -79,7 +79,8 @@ async fn what_a_lax_server_takes_for_a_login_path_is_not_forwarded() {
                     continue;
                 }
                 // Forwarded, because it is another path, whoever reads it.
-                for mut read in crate::fuzzing::path::readings(spelling.split('?').next().unwrap())
+                for mut read in
+                    crate::fuzzing::path::interpretations(spelling.split('?').next().unwrap())
                 {
                     if name.starts_with("venafi") {
                         read = without_trailing_dots(&read);

@@ -1,4 +1,4 @@
-//! The yardstick as a process of its own, see [`pass_through`].
+//! The yardstick, a proxy on pingora alone, as a process of its own; see [`pass_through`].
 
 mod pass_through;
 

@@ -1,13 +1,14 @@
-//! Countersign and the yardstick with every allocation counted, for `counts.py`, which drives them
-//! from outside: neither the client's nor the upstream's allocations are in the figures.
+//! Countersign and the yardstick with every allocation counted, for `counts.py`. It sends the
+//! requests from another process, so the figures contain no allocations of the client or of the
+//! upstream.
 //!
 //! ```text
 //! counts countersign CONFIG
 //! counts bare LISTEN UPSTREAM
 //! ```
 //!
-//! Each line on stdin is answered with one on stderr, `counts ALLOCATIONS REALLOCATIONS BYTES`, all
-//! since the start and of all threads. The end of stdin ends the process.
+//! For each line on stdin, prints the line `counts ALLOCATIONS REALLOCATIONS BYTES` to stderr, with
+//! the totals of all threads since the start. Exits at the end of stdin.
 
 mod pass_through;
 
@@ -21,7 +22,7 @@ use countersign::logs;
 use countersign::server;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
-// What C libraries take from malloc themselves is not seen here; `counts.py --sites` shows it.
+// Does not count what C libraries allocate by malloc; `counts.py --sites` shows it.
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
@@ -38,7 +39,7 @@ fn main() {
     }
 }
 
-/// As `countersign serve` does.
+/// Serves as `countersign serve` does.
 fn serve(config: &Path) {
     logs::init(logs::LevelFilter::INFO);
     let config = Config::load(config, Secrets::Resolve).expect("the configuration is valid");
@@ -46,14 +47,14 @@ fn serve(config: &Path) {
         .worker_threads(config.threads)
         .enable_all()
         .build()
-        .expect("the system gives threads");
+        .expect("the runtime starts");
     runtime.block_on(async {
         let _running = server::start(config).expect("the proxy starts");
         std::future::pending::<()>().await;
     });
 }
 
-/// Takes nothing from the heap itself, but for the text.
+/// Prints the counts for each line on stdin. Allocates nothing but the text.
 fn report() {
     let mut byte = [0];
     while let Ok(1) = std::io::stdin().read(&mut byte) {

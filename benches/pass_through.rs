@@ -1,5 +1,6 @@
-//! The yardstick: a pass-through on pingora alone, with one field from an `ArcSwap` put into each
-//! request. No caller is asked who it is, nothing is decided, counted, logged or searched.
+//! The yardstick: a pass-through proxy on pingora alone, which inserts one header from an `ArcSwap`
+//! into each request. It authenticates no caller and does not decide, count, log or search
+//! anything.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -44,14 +45,15 @@ impl ProxyHttp for PassThrough {
     }
 }
 
-/// What [`run`] takes. TLS (HTTP/1.1 or 2) for callers with `--tls`, to the upstream with the last two.
+/// Arguments of [`run`]. With `--tls`, callers use TLS (HTTP/1.1 or 2); with the last two, so does
+/// the connection to the upstream.
 pub(crate) const USAGE: &str = "[--tls CERT KEY] LISTEN UPSTREAM [SERVER-NAME CA-FILE]";
 
-/// Serves until the process is ended, on one worker thread. Returns when `arguments` are not as
-/// [`USAGE`] says.
+/// Serves until the process is killed, on one worker thread. Returns if `arguments` do not match
+/// [`USAGE`].
 ///
 /// # Panics
-/// When files, addresses or ports cannot be had.
+/// When a file cannot be read, an address is invalid or a port cannot be bound.
 pub(crate) fn run(arguments: &[String]) {
     countersign::tls::install_provider();
     let (tls, arguments) = match arguments {

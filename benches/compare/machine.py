@@ -63,7 +63,7 @@ def _system():
 def _commit():
     """What was built; results of earlier runs do not make it another program."""
     commit = _said(["git", "rev-parse", "--short", "HEAD"])
-    changed = _said(["git", "status", "--porcelain", "--", *(ROOT / name for name in ("src", "Cargo.toml", "Cargo.lock"))])
+    changed = _said(["git", "status", "--porcelain", "--", *(ROOT / name for name in ("src", "demo", "Cargo.toml", "Cargo.lock"))])
     return f"{commit} with changes" if changed else commit
 
 

@@ -1,16 +1,16 @@
-//! Requests at moments fixed beforehand, however slow the answers are: what callers wait who do not
-//! know of each other. A latency runs from the moment at which its request was due, so waiting for a
-//! free connection counts.
+//! An open-loop load generator: sends requests on a fixed schedule, however slow the responses are,
+//! as independent callers do. Latencies are measured from the time at which the request was due, so
+//! they include waiting for a free connection.
 //!
 //! ```text
 //! open_loop ADDRESS RATE WARM-SECONDS SECONDS CONNECTIONS KEY PATH...
 //! ```
 //!
 //! HTTP/1.1, GET, the paths in turn. Arrivals are random (exponential gaps) and the same in every
-//! run. The result is one line of JSON, times in microseconds: of the requests due after the warm-up,
-//! `p50`, `p90`, `p99`, `p999` and `max`; how many `answers` (status 200) and `errors` there were;
-//! and `late_p99`, how late we ourselves sent when a connection was free: no latency means anything
-//! below that.
+//! run. The result is one line of JSON, times in microseconds, for the requests due after the
+//! warm-up: `p50`, `p90`, `p99`, `p999` and `max`; the numbers of `responses` (status 200) and
+//! `errors`; and `late_p99`, the generator's own delay when a connection was free, below which no
+//! latency is meaningful.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -24,9 +24,10 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
-/// What is still without an answer so long after the last request was due never had one.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time after the last request was due after which missing responses count as errors.
+const DEADLINE: Duration = Duration::from_secs(10);
 
+/// A request that is due.
 struct Due {
     number: usize,
     at: Instant,
@@ -40,7 +41,7 @@ struct Shared {
 }
 
 #[derive(Default)]
-struct Seen {
+struct Measurements {
     latencies: Vec<u128>,
     lateness: Vec<u128>,
     errors: usize,
@@ -78,39 +79,39 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .expect("a runtime");
+        .expect("the runtime starts");
     let local = LocalSet::new();
-    let mut seen = local.block_on(&runtime, async {
+    let mut measured = local.block_on(&runtime, async {
         let tasks: VecDeque<_> = (0..connections)
-            .map(|_| tokio::task::spawn_local(connection(Rc::clone(&shared), end + PATIENCE)))
+            .map(|_| tokio::task::spawn_local(connection(Rc::clone(&shared), end + DEADLINE)))
             .collect();
-        let mut all = Seen::default();
+        let mut all = Measurements::default();
         for task in tasks {
-            let one = task.await.expect("a connection's task ends by itself");
+            let one = task.await.expect("the connection's task does not panic");
             all.latencies.extend(one.latencies);
             all.lateness.extend(one.lateness);
             all.errors += one.errors;
         }
         all
     });
-    pacer.join().expect("the pacer ends by itself");
-    seen.latencies.sort_unstable();
-    seen.lateness.sort_unstable();
+    pacer.join().expect("the pacer does not panic");
+    measured.latencies.sort_unstable();
+    measured.lateness.sort_unstable();
     let line = serde_json::json!({
-        "answers": seen.latencies.len(),
-        "errors": seen.errors,
-        "p50": percentile(&seen.latencies, 500),
-        "p90": percentile(&seen.latencies, 900),
-        "p99": percentile(&seen.latencies, 990),
-        "p999": percentile(&seen.latencies, 999),
-        "max": percentile(&seen.latencies, 1000),
-        "late_p99": percentile(&seen.lateness, 990),
+        "responses": measured.latencies.len(),
+        "errors": measured.errors,
+        "p50": percentile(&measured.latencies, 500),
+        "p90": percentile(&measured.latencies, 900),
+        "p99": percentile(&measured.latencies, 990),
+        "p999": percentile(&measured.latencies, 999),
+        "max": percentile(&measured.latencies, 1000),
+        "late_p99": percentile(&measured.lateness, 990),
     });
-    writeln!(std::io::stdout(), "{line}").expect("somebody reads the result");
+    writeln!(std::io::stdout(), "{line}").expect("stdout is open");
 }
 
-/// Says when each request is due, at that moment. A thread of its own: the runtime's timers are good
-/// to a millisecond, the kernel's to less than a tenth.
+/// Sends each request to `sender` when it is due. Runs in a thread of its own: the runtime's timers
+/// have a resolution of a millisecond, the kernel's of less than a tenth of that.
 fn pace(sender: &UnboundedSender<Due>, rate: f64, begin: Instant, end: Instant) {
     let mut random = fastrand::Rng::with_seed(20_240_229);
     let mut at = begin;
@@ -126,38 +127,38 @@ fn pace(sender: &UnboundedSender<Due>, rate: f64, begin: Instant, end: Instant) 
     }
 }
 
-/// Takes whatever is due next, as long as there is something, and waits for its answer.
-async fn connection(shared: Rc<Shared>, last: Instant) -> Seen {
-    let mut seen = Seen::default();
+/// Sends the request that is due next and waits for its response, until there are no more.
+async fn connection(shared: Rc<Shared>, last: Instant) -> Measurements {
+    let mut measured = Measurements::default();
     let mut stream = None;
     let mut buffer = Vec::with_capacity(64 * 1024);
     loop {
-        // Waiting for our turn may have taken longer than the request was due.
+        // Waiting for the lock may take longer than until the request is due.
         let free_since = Instant::now();
         let Some(due) = shared.due.lock().await.recv().await else {
-            return seen;
+            return measured;
         };
         let lateness = due.at.max(free_since).elapsed().as_micros();
         let request = &shared.requests[due.number % shared.requests.len()];
         let left = last.saturating_duration_since(Instant::now());
         let exchange = exchange(&mut stream, &shared.address, request, &mut buffer);
-        let answered = matches!(timeout(left, exchange).await, Ok(Ok(200)));
-        if !answered {
+        let succeeded = matches!(timeout(left, exchange).await, Ok(Ok(200)));
+        if !succeeded {
             stream = None;
         }
         if due.at < shared.measured_from {
             continue;
         }
-        if answered {
-            seen.latencies.push(due.at.elapsed().as_micros());
-            seen.lateness.push(lateness);
+        if succeeded {
+            measured.latencies.push(due.at.elapsed().as_micros());
+            measured.lateness.push(lateness);
         } else {
-            seen.errors += 1;
+            measured.errors += 1;
         }
     }
 }
 
-/// One request and its whole answer; the answer's status.
+/// Sends one request, reads the whole response and returns its status.
 async fn exchange(
     stream: &mut Option<TcpStream>,
     address: &str,
@@ -184,13 +185,14 @@ async fn exchange(
     }
 }
 
-/// Status and whole length of the answer that begins here, once its head is complete.
+/// Returns the status and the length of the response, head included; `None` while the head is
+/// incomplete.
 fn head(read: &[u8]) -> std::io::Result<Option<(u16, usize)>> {
     let Some(end) = read.windows(4).position(|four| four == b"\r\n\r\n") else {
         return Ok(None);
     };
-    let unreadable = || std::io::Error::from(std::io::ErrorKind::InvalidData);
-    let text = std::str::from_utf8(&read[..end]).map_err(|_| unreadable())?;
+    let invalid = || std::io::Error::from(std::io::ErrorKind::InvalidData);
+    let text = std::str::from_utf8(&read[..end]).map_err(|_| invalid())?;
     let status = text.get(9..12).and_then(|digits| digits.parse().ok());
     let length = text.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
@@ -198,12 +200,12 @@ fn head(read: &[u8]) -> std::io::Result<Option<(u16, usize)>> {
             .then(|| value.trim().parse::<usize>().ok())?
     });
     let (Some(status), Some(length)) = (status, length) else {
-        return Err(unreadable());
+        return Err(invalid());
     };
     Ok(Some((status, end + 4 + length)))
 }
 
-/// Of ascending numbers, the one below which so many thousandths are.
+/// Returns the percentile of ascending numbers, in thousandths.
 fn percentile(ascending: &[u128], thousandths: usize) -> Option<u128> {
     let index = ascending.len() * thousandths / 1000;
     ascending

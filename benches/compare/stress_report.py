@@ -11,7 +11,7 @@ LATE_US = 1000
 def latency_line(run):
     line = (
         f"p50 {run['p50']}  p99 {run['p99']}  p99.9 {run['p999']}  max {run['max']} µs, "
-        f"{run['answers']} answers"
+        f"{run['responses']} responses"
     )
     if run["errors"]:
         line += f", {run['errors']} ERRORS"

@@ -1,4 +1,4 @@
-//! Who is calling: the cost must not grow with the number of callers.
+//! Identifying the caller. The cost must not grow with the number of callers.
 
 use std::collections::HashSet;
 use std::hint::black_box;
@@ -28,15 +28,16 @@ pub(crate) fn bench(criterion: &mut Criterion) {
             headers.remove("x-countersign-key");
             headers.insert(name, HeaderValue::from_str(&value).expect("ASCII"));
             group.bench_function(BenchmarkId::new(slot, count), |bencher| {
-                bencher.iter(|| identify(&callers, black_box(&headers)).expect("it is known"));
+                bencher
+                    .iter(|| identify(&callers, black_box(&headers)).expect("the caller is known"));
             });
         }
     }
     let callers = known(1);
     let mut headers = super::heads::request();
     headers.insert("x-countersign-key", HeaderValue::from_static("a guess"));
-    group.bench_function("nobody's key", |bencher| {
-        bencher.iter(|| identify(&callers, black_box(&headers)).expect_err("it is nobody's"));
+    group.bench_function("unknown key", |bencher| {
+        bencher.iter(|| identify(&callers, black_box(&headers)).expect_err("the key is unknown"));
     });
 }
 
@@ -75,7 +76,7 @@ fn known(count: usize) -> Callers {
         HashSet::new(),
         |_| panic!("no caller has a signed token"),
     )
-    .expect("the digests are there")
+    .expect("the digests are configured")
 }
 
 fn key(nth: usize) -> String {

@@ -1,5 +1,6 @@
-//! The credential in hand, as every request loads it. A swap must cost readers nothing: the same
-//! load is measured while another thread swaps as fast as it can, beside what locks would cost.
+//! Loading the current credential, as every request does. A swap must cost readers nothing: the
+//! same load is measured while another thread swaps as fast as it can, and for comparison with
+//! locks.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,26 +22,27 @@ pub(crate) fn bench(criterion: &mut Criterion) {
     group.bench_function("Credential::current", |bencher| {
         bencher.iter(|| black_box(&one).current());
     });
-    // A credential is swapped by its own task alone, at most once a second. So these stand in for
-    // it: what it holds, in what holds it, with the look at the clock that is part of the load.
+    // A credential is swapped only by its own task, at most once a second. So the following use its
+    // content directly, with the reading of the clock that is part of the load.
     group.bench_function("the clock alone", |bencher| bencher.iter(Instant::now));
-    let pair = [&one, &token("other")].map(|one| one.current().expect("it is fixed"));
+    let pair = [&one, &token("other")]
+        .map(|one| one.current().expect("a fixed credential is always present"));
     let arc_swap = ArcSwapOption::new(Some(pair[0].clone()));
-    quiet_and_stormy(
+    idle_and_swapping(
         &mut group,
         "ArcSwap",
         || arc_swap.load_full(),
         |nth| arc_swap.store(Some(pair[nth % 2].clone())),
     );
     let rw_lock = RwLock::new(Some(pair[0].clone()));
-    quiet_and_stormy(
+    idle_and_swapping(
         &mut group,
         "RwLock",
         || rw_lock.read().clone(),
         |nth| *rw_lock.write() = Some(pair[nth % 2].clone()),
     );
     let mutex = Mutex::new(Some(pair[0].clone()));
-    quiet_and_stormy(
+    idle_and_swapping(
         &mut group,
         "Mutex",
         || mutex.lock().clone(),
@@ -48,14 +50,14 @@ pub(crate) fn bench(criterion: &mut Criterion) {
     );
 }
 
-fn quiet_and_stormy(
+fn idle_and_swapping(
     group: &mut BenchmarkGroup<'_, WallTime>,
     name: &str,
     load: impl Fn() -> Option<Arc<Held>>,
     swap: impl Fn(usize) + Sync,
 ) {
     let current = || load().map(|held| (Instant::now(), held.generation()));
-    group.bench_function(format!("{name}, quiet"), |bencher| bencher.iter(current));
+    group.bench_function(format!("{name}, idle"), |bencher| bencher.iter(current));
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -65,7 +67,7 @@ fn quiet_and_stormy(
                 swap(nth);
             }
         });
-        group.bench_function(format!("{name}, swapped all the time"), |bencher| {
+        group.bench_function(format!("{name}, swapped continuously"), |bencher| {
             bencher.iter(current);
         });
         stop.store(true, Ordering::Relaxed);
@@ -78,18 +80,18 @@ fn token(value: &str) -> Arc<Credential> {
     )))
 }
 
-/// A credential that is used as it is written down, and never changes.
+/// Returns a credential that is used as configured and never changes.
 pub(crate) fn credential(vendor: &config::Vendor) -> Arc<Credential> {
     let store = config::Store::File {
         dir: "unused".into(),
         encryption_key: None,
     };
     let store = store::open(&store);
-    let _inside = RUNTIME.enter();
+    let _guard = RUNTIME.enter();
     let metrics = Metrics::new().fetch(&vendor.name);
-    // Without its keeper there is no task that looks for changes.
+    // The task that looks for changes is dropped.
     let (credential, _) =
-        credential::start(vendor, &store, metrics, None).expect("the secret is there");
+        credential::start(vendor, &store, metrics, None).expect("the secret is configured");
     credential
 }
 
@@ -97,5 +99,5 @@ static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .expect("the system gives what a runtime needs")
+        .expect("the runtime starts")
 });

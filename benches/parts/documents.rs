@@ -1,4 +1,4 @@
-//! From the text of a large proxy.yaml to what cannot be invalid.
+//! Parsing and validating a large proxy.yaml.
 
 use std::fmt::Write;
 use std::hint::black_box;
@@ -31,7 +31,7 @@ fn yaml(count: u64) -> String {
             text,
             "  acme-{nth}:\n    upstream: https://api-{nth}.acme.example/base\n    hosts: [ acme-{nth}.proxy.internal ]\n    auth:\n      client_credentials:\n        token_url: https://login.acme.example/oauth/token\n        client_id: countersign-{nth}\n        client_secret: {{ value: 0123456789abcdef }}\n    timeouts: {{ connect: 2s }}\n    limits: {{ in_flight: 64 }}\n    refuse: [ \"/base/oauth/**\", \"!GET /base/oauth/keys\" ]\n"
         )
-        .expect("a string takes it");
+        .expect("writing to a string cannot fail");
     }
     text
 }

@@ -1,4 +1,4 @@
-//! What heads must look like, which fields never pass, and where the credential goes.
+//! Checks of request heads, the removal of headers, and the placement of the credential.
 
 use std::hint::black_box;
 
@@ -17,7 +17,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
     let raw = raw_head();
     group.throughput(Throughput::Bytes(raw.len() as u64));
     group.bench_function("check_raw_head", |bencher| {
-        bencher.iter(|| check_raw_head(black_box(&raw)).expect("nothing is wrong with it"));
+        bencher.iter(|| check_raw_head(black_box(&raw)).expect("the head is valid"));
     });
     let long = [
         &raw[..raw.len() - 2],
@@ -28,17 +28,17 @@ pub(crate) fn bench(criterion: &mut Criterion) {
     .concat();
     group.throughput(Throughput::Bytes(long.len() as u64));
     group.bench_function("check_raw_head, 8 KiB", |bencher| {
-        bencher.iter(|| check_raw_head(black_box(&long)).expect("nothing is wrong with it"));
+        bencher.iter(|| check_raw_head(black_box(&long)).expect("the head is valid"));
     });
     drop(group);
 
     let mut group = criterion.benchmark_group("heads");
     let request = request();
     group.bench_function("check_fields", |bencher| {
-        bencher.iter(|| check_fields(black_box(&request)).expect("nothing is wrong with it"));
+        bencher.iter(|| check_fields(black_box(&request)).expect("the head is valid"));
     });
     group.bench_function("authority", |bencher| {
-        bencher.iter(|| authority(black_box(&request), None).expect("there is a Host"));
+        bencher.iter(|| authority(black_box(&request), None).expect("Host is present"));
     });
     group.bench_function("request_id", |bencher| {
         bencher.iter(|| request_id(black_box(&request)));
@@ -50,13 +50,16 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         let stripped = StrippedHeaders::new((0..fields).map(|nth| {
             HeaderName::from_bytes(format!("x-acme-{nth}-key").as_bytes()).expect("a field name")
         }));
-        group.bench_function(format!("Barred::in_request, fields of {name}"), |bencher| {
-            bencher.iter(|| stripped.in_request(black_box(&request), false, false));
-        });
+        group.bench_function(
+            format!("StrippedHeaders::in_request, fields of {name}"),
+            |bencher| {
+                bencher.iter(|| stripped.in_request(black_box(&request), false, false));
+            },
+        );
     }
-    let answer = answer();
-    group.bench_function("barred_in_answer", |bencher| {
-        bencher.iter(|| stripped_from_response(black_box(&answer), false, false));
+    let response = response();
+    group.bench_function("stripped_from_response", |bencher| {
+        bencher.iter(|| stripped_from_response(black_box(&response), false, false));
     });
     drop(group);
 
@@ -71,7 +74,7 @@ fn placements(criterion: &mut Criterion) {
             "bearer: { token: { value: 0123456789abcdef0123456789abcdef } }",
         ),
         (
-            "three fields",
+            "three headers",
             "headers: { login: { value: countersign }, password: { value: 0123456789abcdef }, customerUri: acme }",
         ),
         ("query", "query: { api_key: { value: 0123456789abcdef } }"),
@@ -79,10 +82,10 @@ fn placements(criterion: &mut Criterion) {
         let configured = super::vendor(&format!(
             "    upstream: https://api.acme.example\n    auth: {{ {auth} }}\n"
         ));
-        let placement = Placement::of(configured.auth.as_ref().expect("it has one"));
+        let placement = Placement::of(configured.auth.as_ref().expect("auth is configured"));
         let held = super::credentials::credential(&configured)
             .current()
-            .expect("it is fixed");
+            .expect("a fixed credential is always present");
         group.bench_function(name, |bencher| {
             let target = b"/certificates?format=pem&page=2";
             let plain = RequestHeader::build("GET", target, None).expect("a valid target");
@@ -99,7 +102,7 @@ fn placements(criterion: &mut Criterion) {
     }
 }
 
-/// What a small client sends.
+/// Returns the headers of a small client.
 pub(crate) fn request() -> HeaderMap {
     let mut headers = HeaderMap::new();
     for line in raw_head().split(|byte| *byte == b'\n').skip(1) {
@@ -125,8 +128,8 @@ fn raw_head() -> Vec<u8> {
         .to_vec()
 }
 
-/// What a vendor answers.
-fn answer() -> HeaderMap {
+/// Returns the headers of a vendor's response.
+fn response() -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in [
         ("date", "Tue, 03 Jun 2025 10:00:00 GMT"),

@@ -1,16 +1,16 @@
-//! How long the parts of a request take, each by itself: `make bench`.
+//! Benchmarks of the parts of a request, each by itself: `make bench`.
 //!
 //! ```text
 //! make bench                                   everything, some minutes
-//! make bench ARGS=routes                       what has that in its name
+//! make bench ARGS=routes                       only those with this in their name
 //! make bench ARGS='--save-baseline before'     and later '--baseline before'
 //! ```
 
-mod answers;
 mod callers;
 mod credentials;
 mod documents;
 mod heads;
+mod responses;
 mod routes;
 
 use std::path::Path;
@@ -20,10 +20,10 @@ use countersign::config::{Config, Secrets, Vendor};
 use criterion::Criterion;
 
 fn main() {
-    if answers::wrote_lines() {
+    if responses::wrote_lines() {
         return;
     }
-    // The provider of TLS is of digests as well.
+    // The TLS provider also computes digests.
     countersign::tls::install_provider();
     let mut criterion = Criterion::default()
         .warm_up_time(Duration::from_secs(1))
@@ -33,12 +33,12 @@ fn main() {
     callers::bench(&mut criterion);
     heads::bench(&mut criterion);
     credentials::bench(&mut criterion);
-    answers::bench(&mut criterion);
+    responses::bench(&mut criterion);
     documents::bench(&mut criterion);
     criterion.final_summary();
 }
 
-/// A vendor called acme, as configured by these lines of YAML, indented by four.
+/// Returns a vendor named acme, configured by these lines of YAML, which are indented by four.
 fn vendor(lines: &str) -> Vendor {
     let yaml = format!(
         "listeners: [ {{ bind: 127.0.0.1:0 }} ]\nadmin: {{ bind: 127.0.0.1:1 }}\nvendors:\n  acme:\n{lines}"
@@ -48,5 +48,5 @@ fn vendor(lines: &str) -> Vendor {
 
 fn config(yaml: &str) -> Config {
     Config::parse(yaml, Path::new("proxy.yaml"), Secrets::Resolve)
-        .unwrap_or_else(|mistakes| panic!("{mistakes:#?}"))
+        .unwrap_or_else(|errors| panic!("{errors:#?}"))
 }

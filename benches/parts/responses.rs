@@ -1,4 +1,5 @@
-//! What is done with an answer: our own credential is searched for in it, and one line says it all.
+//! Work per response: the search for our own credential in its body, and its line in the access
+//! log.
 
 use std::hint::black_box;
 use std::io::Read;
@@ -19,19 +20,19 @@ use zeroize::Zeroizing;
 
 pub(crate) fn bench(criterion: &mut Criterion) {
     echoes(criterion);
-    lines(criterion);
+    after_the_response(criterion);
 }
 
 const TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhY21lIn0.0123456789abcdef-_0123456789abcdef";
 
-/// As pingora reads them.
+/// Size of the chunks that pingora reads.
 const CHUNK: usize = 64 * 1024;
 
 fn echoes(criterion: &mut Criterion) {
     let secret = Zeroizing::new(TOKEN.as_bytes().to_vec());
     let needles = Arc::new(Needles::new(&[secret]).expect("long enough"));
     let mut group = criterion.benchmark_group("echoes");
-    group.bench_function("making the needles", |bencher| {
+    group.bench_function("Needles::new", |bencher| {
         bencher.iter(|| Needles::new(black_box(&[Zeroizing::new(TOKEN.as_bytes().to_vec())])));
     });
     let echo = json(1024).replacen("Issued", TOKEN, 1);
@@ -52,7 +53,7 @@ fn echoes(criterion: &mut Criterion) {
             fields.insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
         }
         let body = coded(coding, text.as_bytes());
-        // Of what the caller will read, not of what travels.
+        // Bytes after decompression.
         group.throughput(Throughput::Bytes(text.len() as u64));
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
@@ -64,7 +65,7 @@ fn echoes(criterion: &mut Criterion) {
                     let mut chunk = Some(body.slice(from..to));
                     redactor
                         .pass(&mut chunk, to == body.len())
-                        .expect("no compressed body holds it");
+                        .expect("no compressed body holds the credential");
                     sent += chunk.map_or(0, |chunk| chunk.len());
                     from = to;
                 }
@@ -120,10 +121,10 @@ fn filled(size: usize, mut piece: impl FnMut(usize) -> String) -> String {
     text
 }
 
-fn lines(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("afterwards");
+fn after_the_response(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("after the response");
     group.bench_function("AccessLog::write", |bencher| {
-        bencher.iter_custom(elsewhere);
+        bencher.iter_custom(write_in_child);
     });
     let metrics = Metrics::new().vendor("acme");
     let caller = Arc::from("issuance");
@@ -132,25 +133,25 @@ fn lines(criterion: &mut Criterion) {
     });
 }
 
-/// How long so many request lines take, in a process that has no other use for its stdout.
-fn elsewhere(lines: u64) -> Duration {
-    let program = std::env::current_exe().expect("the system knows what runs");
+/// Returns the time for this number of lines of the access log, in a child process, since they go
+/// to stdout.
+fn write_in_child(lines: u64) -> Duration {
+    let program = std::env::current_exe().expect("the path of this program is known");
     let done = Command::new(program)
         .env(LINES, lines.to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .output()
-        .expect("what runs can be run again");
+        .expect("this program can be run again");
     let took = String::from_utf8_lossy(&done.stderr);
     Duration::from_nanos(took.trim().parse().expect("nanoseconds"))
 }
 
-/// In the environment of that process: how many lines.
+/// Environment variable of the child process: the number of lines.
 const LINES: &str = "COUNTERSIGN_BENCH_LINES";
 
-/// Whether this process is the one that writes lines; it has done so then, and said how long it
-/// took.
+/// If this is the child process, writes the lines, prints the time to stderr and returns `true`.
 pub(crate) fn wrote_lines() -> bool {
     let Some(lines) = std::env::var(LINES)
         .ok()
@@ -177,12 +178,12 @@ pub(crate) fn wrote_lines() -> bool {
         bytes_out: 128,
         trace_id: None,
     };
-    let log = AccessLog::to_stdout().expect("the system gives a thread");
-    let begun = Instant::now();
+    let log = AccessLog::to_stdout().expect("the thread starts");
+    let started = Instant::now();
     for _ in 0..lines {
         log.write(black_box(&line));
     }
-    let took = begun.elapsed();
+    let took = started.elapsed();
     log.flush();
     eprintln!("{}", took.as_nanos());
     true

@@ -1,4 +1,4 @@
-//! Where a request goes and whether it may: the cost must not grow with the number of vendors.
+//! Routing and access decisions. The cost must not grow with the number of vendors.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
     }
 }
 
-/// So many vendors, each with rules of its own.
+/// Returns routes to `count` vendors, each with rules of its own.
 fn table(count: usize) -> Routes<Vendor> {
     let metrics = Metrics::new();
     let mut configured = super::vendor(

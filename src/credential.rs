@@ -11,23 +11,23 @@
 
 mod client_auth;
 pub(crate) mod consent;
+mod evictions;
 mod explanation;
 #[cfg(test)]
 pub(crate) mod fakes;
-mod fixed;
 #[cfg(test)]
 mod fleet;
 mod inputs;
 mod issuer;
-mod losses;
 mod oauth2;
-mod pace;
 mod probe;
 mod quote;
 mod renewal;
 mod revocation;
 mod rotation;
-mod shared;
+mod schedule;
+mod shared_token;
+mod static_auth;
 mod token_request;
 mod vedauth;
 
@@ -47,13 +47,13 @@ use crate::clock::{End, Moment};
 use crate::config::{self, Auth};
 use crate::metrics::FetchMetrics;
 use crate::store::Store;
-use fixed::{Fixed, Shape};
-use losses::Losses;
-use pace::MIN_PAUSE;
+use evictions::Evictions;
 pub use probe::{Probed, probe};
-use renewal::{Board, Outcome, keep_fresh, wall_clock};
+use renewal::{Outcome, RenewalState, keep_fresh, wall_clock};
 use revocation::Revocation;
-pub use rotation::answers_are_stored;
+pub use rotation::wait_for_refreshes;
+use schedule::MIN_PAUSE;
+use static_auth::{Scheme, StaticAuth};
 
 /// Obtains a credential. Implement this to add a kind of credential.
 #[async_trait]
@@ -82,7 +82,7 @@ trait Source: Send + Sync + 'static {
     }
 
     /// Whether the last attempt brought what another replica had obtained.
-    fn took_from_store(&self) -> bool {
+    fn adopted_from_store(&self) -> bool {
         false
     }
 
@@ -93,7 +93,7 @@ trait Source: Send + Sync + 'static {
 
     /// Tells that somebody wants the next attempt, or that something has changed: a pause that the
     /// source keeps on its own account is over.
-    fn asked(&self) {}
+    fn end_pause(&self) {}
 }
 
 /// A credential as its source issued it.
@@ -148,13 +148,13 @@ impl FetchError {
 /// What we hold for one vendor now. Written by one task, loaded by every request.
 pub struct Credential {
     current: ArcSwapOption<Held>,
-    board: watch::Sender<Board>,
-    operator: Notify,
-    look: Notify,
+    renewal: watch::Sender<RenewalState>,
+    refresh_requested: Notify,
+    check_secrets: Notify,
     /// Of the newest.
     generation: AtomicU64,
     renewable: bool,
-    losses: Losses,
+    evictions: Evictions,
     /// Replicas take it from a store, and do not end each other's.
     shared: bool,
 }
@@ -178,16 +178,16 @@ impl Credential {
     /// [`Unavailable`], at once when waiting cannot help.
     pub async fn wait(&self, at_most: Duration) -> Result<Arc<Held>, Unavailable> {
         let deadline = Instant::now() + at_most;
-        let mut board = self.board.subscribe();
+        let mut renewal = self.renewal.subscribe();
         loop {
             // Before the load: what is published afterwards wakes us.
-            let hope = board.borrow_and_update().attempt_by(deadline);
+            let may_come = renewal.borrow_and_update().attempt_by(deadline);
             match self.current() {
                 Ok(held) => return Ok(held),
-                Err(unavailable) if !hope => return Err(unavailable),
+                Err(unavailable) if !may_come => return Err(unavailable),
                 Err(_) => {}
             }
-            if timeout_at(deadline, board.changed()).await.is_err() {
+            if timeout_at(deadline, renewal.changed()).await.is_err() {
                 return self.current();
             }
         }
@@ -197,50 +197,50 @@ impl Credential {
     /// `at_most`; `None`, as early as it is certain, when there will be none by then.
     pub async fn newer_than(&self, held: &Arc<Held>, at_most: Duration) -> Option<Arc<Held>> {
         let deadline = Instant::now() + at_most;
-        let mut board = self.board.subscribe();
+        let mut renewal = self.renewal.subscribe();
         loop {
-            let hope = {
-                let board = board.borrow_and_update();
+            let may_come = {
+                let renewal = renewal.borrow_and_update();
                 // The task may not have heard of the rejection yet; what it will do is known.
                 let forced = held.rejected.load(Ordering::Acquire)
-                    && board.forced_from.is_some_and(|from| from <= deadline);
-                forced || board.attempt_by(deadline)
+                    && renewal.forced_from.is_some_and(|from| from <= deadline);
+                forced || renewal.attempt_by(deadline)
             };
             match self.current() {
                 Ok(newer) if !Arc::ptr_eq(&newer, held) => return Some(newer),
-                _ if !hope => return None,
+                _ if !may_come => return None,
                 _ => {}
             }
-            timeout_at(deadline, board.changed()).await.ok()?.ok()?;
+            timeout_at(deadline, renewal.changed()).await.ok()?.ok()?;
         }
     }
 
     /// Notes that a request for which `before` was rejected went through with a newer one. `true`:
     /// `before` was lost long before its end, and this is the first to say so.
-    pub fn helped_by_newer(&self, before: &Held) -> bool {
+    pub fn record_eviction(&self, before: &Held) -> bool {
         let now = Instant::now();
-        let lost = before.half.is_some_and(|half| now < half)
-            && !before.lost.swap(true, Ordering::Relaxed);
-        if lost {
-            self.losses.add(now);
+        let evicted = before.half_life.is_some_and(|half_life| now < half_life)
+            && !before.evicted.swap(true, Ordering::Relaxed);
+        if evicted {
+            self.evictions.add(now);
         }
-        lost
+        evicted
     }
 
     /// For `/status`, `/metrics` and `/readyz`.
     #[must_use]
     pub fn status(&self) -> Status {
         let held = self.current.load_full();
-        let board = self.board.borrow();
+        let renewal = self.renewal.borrow();
         Status {
-            state: self.state(held.as_deref(), &board),
+            state: self.state(held.as_deref(), &renewal),
             expires_at: held.as_ref().and_then(|held| held.expires_at()),
-            refresh_at: board.refresh_at,
-            last_refresh: board.last_refresh,
-            last_error: (board.last_error.clone())
-                .or_else(|| self.losses.told(Instant::now(), self.shared)),
+            refresh_at: renewal.refresh_at,
+            last_refresh: renewal.last_refresh,
+            last_error: (renewal.last_error.clone())
+                .or_else(|| self.evictions.advice(Instant::now(), self.shared)),
             generation: self.generation.load(Ordering::Acquire),
-            settled: board.settled,
+            settled: renewal.settled,
             ever_usable: self.generation.load(Ordering::Acquire) > 0,
         }
     }
@@ -248,39 +248,39 @@ impl Credential {
     /// An operator asks: secrets are read again and the credential is renewed at once, at most
     /// once a second.
     pub fn refresh_now(&self) {
-        self.operator.notify_one();
+        self.refresh_requested.notify_one();
     }
 
     /// Secrets may have been changed: they are looked at now instead of within seconds, and the
     /// credential is renewed only when they have.
-    pub fn look_now(&self) {
-        self.look.notify_one();
+    pub fn check_secrets_now(&self) {
+        self.check_secrets.notify_one();
     }
 
     fn new(renewable: bool) -> Self {
         Self {
             current: ArcSwapOption::empty(),
-            board: watch::Sender::new(Board::default()),
-            operator: Notify::new(),
-            look: Notify::new(),
+            renewal: watch::Sender::new(RenewalState::default()),
+            refresh_requested: Notify::new(),
+            check_secrets: Notify::new(),
             generation: AtomicU64::new(0),
             renewable,
-            losses: Losses::new(),
+            evictions: Evictions::new(),
             shared: false,
         }
     }
 
-    fn state(&self, held: Option<&Held>, board: &Board) -> State {
+    fn state(&self, held: Option<&Held>, renewal: &RenewalState) -> State {
         if !self.renewable {
             return State::Static;
         }
-        match (board.outcome, held) {
+        match (renewal.outcome, held) {
             (Outcome::Reauthorize, _) => State::Reauthorize,
             (Outcome::Rejected, _) | (Outcome::Temporary, None) => State::Failed,
             (Outcome::None | Outcome::Ok, None) => State::Pending,
             (_, Some(held)) if !held.usable() => State::Expired,
             (Outcome::Temporary, Some(_)) => State::Refreshing,
-            (Outcome::None | Outcome::Ok, Some(_)) if board.attempting => State::Refreshing,
+            (Outcome::None | Outcome::Ok, Some(_)) if renewal.attempting => State::Refreshing,
             (Outcome::None | Outcome::Ok, Some(_)) => State::Fresh,
         }
     }
@@ -296,31 +296,36 @@ impl Credential {
     /// Looks at the wall clock after it was set. By it a token may have ended that `CLOCK_BOOTTIME`
     /// says is good: the virtual machine was paused, or the clock was wrong before. Such a token is
     /// held back until an attempt has ended; `true`: there is one.
-    fn doubt(&self) -> bool {
+    fn suspect(&self) -> bool {
         let held = self.current.load_full();
-        held.is_some_and(|held| held.doubt())
+        held.is_some_and(|held| held.suspect())
     }
 
-    /// Ends what [`Credential::doubt`] began, because there is nothing better.
-    fn trust(&self) {
+    /// Ends what [`Credential::suspect`] began, because there is nothing better.
+    fn confirm(&self) {
         if let Some(held) = self.current.load_full() {
-            let doubted = &held.trust;
-            let _ = doubted.compare_exchange(DOUBTED, TRUSTED, Ordering::AcqRel, Ordering::Acquire);
+            let suspicion = &held.suspicion;
+            let _ = suspicion.compare_exchange(
+                SUSPECTED,
+                CONFIRMED,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            );
         }
     }
 
     fn unavailable(&self) -> Unavailable {
         let held = self.current.load_full();
-        let board = self.board.borrow();
-        let pause = match board.next {
-            _ if board.attempting => Duration::ZERO,
+        let renewal = self.renewal.borrow();
+        let pause = match renewal.next {
+            _ if renewal.attempting => Duration::ZERO,
             Some(next) => next.saturating_duration_since(Instant::now()),
             None => MAX_RETRY_AFTER,
         };
         let seconds = pause.as_secs_f64().ceil();
         Unavailable {
             retry_after: Duration::from_secs_f64(seconds).clamp(MIN_PAUSE, MAX_RETRY_AFTER),
-            reason: self.state(held.as_deref(), &board),
+            reason: self.state(held.as_deref(), &renewal),
         }
     }
 
@@ -346,17 +351,17 @@ impl Credential {
             until: issued.lifetime.map(|lifetime| {
                 let unused = lifetime
                     .total
-                    .saturating_sub(pace::usable_for(lifetime.total));
+                    .saturating_sub(schedule::usable_for(lifetime.total));
                 End::at(lifetime.end.checked_sub(unused).unwrap_or(lifetime.end))
             }),
-            trust: AtomicU8::new(UNDOUBTED),
-            half: issued.lifetime.and_then(|lifetime| {
-                let half = lifetime.total / 2;
-                lifetime.end.checked_sub(half)
+            suspicion: AtomicU8::new(UNSUSPECTED),
+            half_life: issued.lifetime.and_then(|lifetime| {
+                let half_life = lifetime.total / 2;
+                lifetime.end.checked_sub(half_life)
             }),
             rejection: Notify::new(),
             rejected: AtomicBool::new(false),
-            lost: AtomicBool::new(false),
+            evicted: AtomicBool::new(false),
         });
         self.current.store(Some(held.clone()));
         held
@@ -386,14 +391,14 @@ pub struct Held {
     ends: Option<End>,
     /// No longer used from here on.
     until: Option<End>,
-    /// What the wall clock says against it: see [`Credential::doubt`].
-    trust: AtomicU8,
+    /// What the wall clock says against it: see [`Credential::suspect`].
+    suspicion: AtomicU8,
     /// Until here its end is far away.
-    half: Option<Instant>,
+    half_life: Option<Instant>,
     rejection: Notify,
     rejected: AtomicBool,
     /// Its early end has been counted.
-    lost: AtomicBool,
+    evicted: AtomicBool,
 }
 
 impl Held {
@@ -430,18 +435,18 @@ impl Held {
     /// wall clock says is looked at by the refresh task.
     fn usable(&self) -> bool {
         self.until.is_none_or(|until| !until.has_come())
-            && self.trust.load(Ordering::Acquire) != DOUBTED
+            && self.suspicion.load(Ordering::Acquire) != SUSPECTED
     }
 
-    /// See [`Credential::doubt`].
-    fn doubt(&self) -> bool {
+    /// See [`Credential::suspect`].
+    fn suspect(&self) -> bool {
         let forward = self.since.set_forward_until(&Moment::now());
         let ended = self.until.is_some_and(|until| until.has_come_in(forward));
-        let trust = &self.trust;
+        let suspicion = &self.suspicion;
         !forward.is_zero()
             && ended
-            && trust
-                .compare_exchange(UNDOUBTED, DOUBTED, Ordering::AcqRel, Ordering::Acquire)
+            && suspicion
+                .compare_exchange(UNSUSPECTED, SUSPECTED, Ordering::AcqRel, Ordering::Acquire)
                 .is_ok()
     }
 
@@ -617,15 +622,15 @@ pub fn start(
     let origin = Origin::of(auth, vendor, store);
     let revoked = origin.revoked;
     let (credential, source) = match origin.source {
-        Read::AsWritten(fixed) => {
+        Read::AsWritten(static_auth) => {
             // At once, so that no request ever waits for what is already here.
-            let issued = fixed.read().map_err(|cause| StartError::Secret {
+            let issued = static_auth.read().map_err(|cause| StartError::Secret {
                 vendor: vendor.name.clone(),
                 cause: cause.to_string(),
             })?;
             let credential = Credential::new(false);
             credential.publish(issued, None);
-            (credential, Arc::new(fixed) as Arc<dyn Source>)
+            (credential, Arc::new(static_auth) as Arc<dyn Source>)
         }
         Read::Fetched(source) => (Credential::new(true), source),
     };
@@ -666,7 +671,7 @@ struct Origin<'a> {
 /// How a credential is obtained.
 enum Read {
     /// Used as it is written.
-    AsWritten(Fixed),
+    AsWritten(StaticAuth),
     /// Fetched before it expires.
     Fetched(Arc<dyn Source>),
 }
@@ -674,17 +679,17 @@ enum Read {
 impl<'a> Origin<'a> {
     /// Makes the source of `auth`: the one place where a kind meets its code.
     fn of(auth: &'a Auth, vendor: &config::Vendor, store: &Arc<dyn Store>) -> Self {
-        let fixed = |shape| Read::AsWritten(Fixed::new(shape));
+        let static_auth = |scheme| Read::AsWritten(StaticAuth::new(scheme));
         let source = match auth {
-            Auth::Bearer { token } => fixed(Shape::Bearer(token.clone())),
-            Auth::Basic { username, password } => fixed(Shape::Basic {
+            Auth::Bearer { token } => static_auth(Scheme::Bearer(token.clone())),
+            Auth::Basic { username, password } => static_auth(Scheme::Basic {
                 username: username.clone(),
                 password: password.clone(),
             }),
-            Auth::Headers(headers) => fixed(Shape::Headers(
+            Auth::Headers(headers) => static_auth(Scheme::Headers(
                 headers.iter().map(|(_, value)| value.clone()).collect(),
             )),
-            Auth::Query(pairs) => fixed(Shape::Query(pairs.clone())),
+            Auth::Query(pairs) => static_auth(Scheme::Query(pairs.clone())),
             Auth::ClientCredentials(config) => {
                 Read::Fetched(oauth2::client_credentials(config, vendor, store))
             }
@@ -705,11 +710,11 @@ impl<'a> Origin<'a> {
     }
 }
 
-/// Values of [`Held::trust`]: nothing speaks against it; the wall clock does; it does, and an
+/// Values of [`Held::suspicion`]: nothing speaks against it; the wall clock does; it does, and an
 /// attempt for something better has failed.
-const UNDOUBTED: u8 = 0;
-const DOUBTED: u8 = 1;
-const TRUSTED: u8 = 2;
+const UNSUSPECTED: u8 = 0;
+const SUSPECTED: u8 = 1;
+const CONFIRMED: u8 = 2;
 
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
 

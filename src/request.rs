@@ -532,7 +532,7 @@ impl ProxyHttp for Proxy {
         } else if let (Some(before), Some((_, credential))) =
             (ctx.rejected.take(), &vendor.credential)
             && answer.status.as_u16() < 500
-            && credential.helped_by_newer(&before)
+            && credential.record_eviction(&before)
         {
             vendor.metrics.lost.inc();
         }

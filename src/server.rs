@@ -393,7 +393,7 @@ impl Running {
         } else {
             self.runtime.stop().await;
         }
-        credential::answers_are_stored(ANSWER_TIME).await;
+        credential::wait_for_refreshes(ANSWER_TIME).await;
         if let Some(traces) = self.traces {
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
             traces.flush(left.clamp(LEAST_FLUSH, MOST_FLUSH)).await;

@@ -120,7 +120,7 @@ pub(super) async fn run(config: &Config, vendor: &str, no_state: bool) -> Result
         });
     };
     let consent = Consent::new(auth, vendor, store::open(&config.store));
-    with_progress("checking the store", consent.prepare()).await?;
+    with_progress("checking the store", consent.check_store()).await?;
 
     let mut prompts = io::stderr();
     let mut listeners = Vec::new();
@@ -195,7 +195,7 @@ impl<Results: Write, Prompts: Write> Conversation<Results, Prompts> {
                         | Redirect::OtherIssuer(_)
                         | Redirect::NoIssuer
                         | Redirect::Foreign
-                        | Redirect::Nothing) => {
+                        | Redirect::Empty) => {
                             let _ = page.send(FOREIGN);
                             writeln!(
                                 self.prompts,
@@ -251,7 +251,7 @@ impl<Results: Write, Prompts: Write> Conversation<Results, Prompts> {
                         Redirect::Refused(text) | Redirect::StatelessRefused(text) => {
                             return Err(Error::Refused(text));
                         }
-                        Redirect::Nothing => {
+                        Redirect::Empty => {
                             writeln!(self.prompts, "There is no code in it. Paste another one:")?;
                         }
                     }
@@ -277,7 +277,7 @@ impl<Results: Write, Prompts: Write> Conversation<Results, Prompts> {
         let ours = self.redirect_uri.split_once("://");
         let ours = ours.is_some_and(|(_, address)| line.starts_with(address));
         if line.is_empty() || line.contains("://") || ours || line.contains(char::is_whitespace) {
-            return Redirect::Nothing;
+            return Redirect::Empty;
         }
         self.consent.read_code(line)
     }
@@ -556,7 +556,7 @@ mod tests {
             };
             let vendor = vendor(Auth::AuthorizationCode(auth.clone()));
             let consent = Consent::new(&auth, &vendor, self.store());
-            consent.prepare().await.unwrap();
+            consent.check_store().await.unwrap();
             let url = consent.url().unwrap();
             let (terminal, mut lines) = mpsc::channel(8);
             let query = url.query_pairs().into_owned().collect();
@@ -623,7 +623,7 @@ mod tests {
         assert_eq!(query["code_challenge_method"], "S256");
         assert!(query["state"].len() >= 43 && query["redirect_uri"].ends_with("/back"));
 
-        let sent: HashMap<_, _> = scene.server.seen()[0].form().into_iter().collect();
+        let sent: HashMap<_, _> = scene.server.requests()[0].form().into_iter().collect();
         assert_eq!(sent["code"], "c");
         assert_eq!(sent["redirect_uri"], query["redirect_uri"]);
         let challenge = crate::tls::sha256(&[sent["code_verifier"].as_bytes()]);
@@ -644,7 +644,7 @@ mod tests {
         let outcome = scene.paste(&["?code=c&state={state}"]).await;
         outcome.result.unwrap();
         assert!(!outcome.printed.contains("code_challenge"));
-        assert!(!scene.server.seen()[0].body.contains("code_verifier"));
+        assert!(!scene.server.requests()[0].body.contains("code_verifier"));
     }
 
     #[tokio::test]
@@ -657,7 +657,7 @@ mod tests {
                 .await;
             assert!(matches!(outcome.result, Err(Error::WrongState)));
         }
-        assert!(scene.server.seen().is_empty());
+        assert!(scene.server.requests().is_empty());
         assert!(scene.stored().await.is_none());
     }
 
@@ -682,7 +682,7 @@ mod tests {
             if !exchanged {
                 assert!(matches!(outcome.result, Err(Error::NoInput)));
             }
-            assert_eq!(scene.server.seen().len(), usize::from(exchanged));
+            assert_eq!(scene.server.requests().len(), usize::from(exchanged));
             assert_eq!(scene.stored().await.is_some(), exchanged);
         }
     }
@@ -702,7 +702,7 @@ mod tests {
     #[tokio::test]
     async fn a_code_that_the_server_refuses_stores_nothing() {
         let refusal = r#"{"error":"invalid_grant","error_description":"code c-hunter2 is old"}"#;
-        let scene = Scene::new([crate::credential::fakes::answer("400 Bad", "", refusal)]).await;
+        let scene = Scene::new([crate::credential::fakes::response("400 Bad", "", refusal)]).await;
         let outcome = scene.paste(&["?code=c-hunter2&state={state}"]).await;
         let text = outcome.result.unwrap_err().to_string();
         assert!(
@@ -733,7 +733,7 @@ mod tests {
             })
             .await;
         outcome.result.unwrap();
-        assert_eq!(scene.server.seen().len(), 1);
+        assert_eq!(scene.server.requests().len(), 1);
         assert!(
             outcome.prompts.contains("consent is needed again in 1h"),
             "{}",

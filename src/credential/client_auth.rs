@@ -13,7 +13,7 @@ use serde_json::json;
 use url::Url;
 use url::form_urlencoded;
 
-use super::fixed::basic;
+use super::static_auth::basic;
 use super::token_request::TokenRequest;
 use crate::config::ClientAuth;
 use crate::secret::{Secret, SecretRef};
@@ -24,7 +24,7 @@ use crate::tls::pem::{UNUSABLE_KEY, private_key, unadorned};
 ///
 /// # Errors
 /// What is missing or unusable, without showing it.
-pub(super) fn prove(
+pub(super) fn authenticate_client(
     auth: Option<&ClientAuth>,
     client_id: &SecretRef,
     token_url: &Url,
@@ -39,7 +39,7 @@ pub(super) fn prove(
         json: false,
         client_id: client_id.clone(),
         secrets: Vec::new(),
-        dated: false,
+        time_bound: false,
     };
     match auth {
         Some(ClientAuth::Basic(secret)) => {
@@ -82,7 +82,7 @@ pub(super) fn prove(
                 .params
                 .push(("client_assertion_type", Secret::new(JWT_BEARER)));
             request.params.push(("client_assertion", assertion));
-            request.dated = true;
+            request.time_bound = true;
         }
         Some(ClientAuth::Tls(_)) | None => request.params.push(("client_id", client_id)),
     }
@@ -107,8 +107,8 @@ fn assertion(
         "RS256" | "RS384" | "RS512" | "PS256" | "PS384" | "PS512" => {
             EncodingKey::from_rsa_pem(text).map_err(|_| unusable())?
         }
-        "ES256" => elliptic(text, &ECDSA_P256_SHA256_FIXED_SIGNING).ok_or_else(unusable)?,
-        "ES384" => elliptic(text, &ECDSA_P384_SHA384_FIXED_SIGNING).ok_or_else(unusable)?,
+        "ES256" => ec_key(text, &ECDSA_P256_SHA256_FIXED_SIGNING).ok_or_else(unusable)?,
+        "ES384" => ec_key(text, &ECDSA_P384_SHA384_FIXED_SIGNING).ok_or_else(unusable)?,
         "EdDSA" => EncodingKey::from_ed_pem(text).map_err(|_| unusable())?,
         _ => return Err(format!("cannot sign: the algorithm {algorithm} is unknown")),
     };
@@ -125,7 +125,7 @@ fn assertion(
         // A server that is behind us must not find it issued in its future, and one that is ahead
         // must not find it over before it has come.
         "iat": now.saturating_sub(SKEW_SECONDS),
-        "exp": now + UNDER_WAY_SECONDS + SKEW_SECONDS,
+        "exp": now + TRANSIT_SECONDS + SKEW_SECONDS,
     });
     let mut header = Header::new(algorithm);
     header.kid = key_id;
@@ -135,7 +135,7 @@ fn assertion(
 }
 
 /// The JWT library reads PKCS#8 only; openssl writes SEC1 unless told otherwise.
-fn elliptic(pem: &[u8], curve: &'static EcdsaSigningAlgorithm) -> Option<EncodingKey> {
+fn ec_key(pem: &[u8], curve: &'static EcdsaSigningAlgorithm) -> Option<EncodingKey> {
     let der = private_key(pem).ok()?;
     let pair = EcdsaKeyPair::from_private_key_der(curve, der.secret_der()).ok()?;
     let pkcs8 = pair.to_pkcs8v1().ok()?;
@@ -155,7 +155,7 @@ const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer
 const SKEW_SECONDS: u64 = 60;
 /// How long a request may be under way. With the skew on both sides an assertion is good for four
 /// minutes; some servers take none that is good for more than five.
-const UNDER_WAY_SECONDS: u64 = 120;
+const TRANSIT_SECONDS: u64 = 120;
 
 #[cfg(test)]
 mod tests {
@@ -170,9 +170,9 @@ mod tests {
     use super::super::fakes::value;
     use super::*;
 
-    fn proof(auth: Option<&ClientAuth>) -> Result<TokenRequest, String> {
+    fn authenticate(auth: Option<&ClientAuth>) -> Result<TokenRequest, String> {
         let url = "https://as.example/token".parse().unwrap();
-        prove(auth, &value("my app"), &url, Vec::new())
+        authenticate_client(auth, &value("my app"), &url, Vec::new())
     }
 
     fn params(request: &TokenRequest) -> Vec<(&str, &str)> {
@@ -185,18 +185,18 @@ mod tests {
 
     #[test]
     fn a_secret_goes_where_the_server_wants_it() {
-        let basic = proof(Some(&ClientAuth::Basic(value("p:a s%")))).unwrap();
+        let basic = authenticate(Some(&ClientAuth::Basic(value("p:a s%")))).unwrap();
         let header = basic.authorization.as_ref().unwrap();
         let encoded = BASE64_STANDARD.encode("my+app:p%3Aa+s%25");
         assert_eq!(header.to_str().unwrap(), format!("Basic {encoded}"));
         assert!(header.is_sensitive() && params(&basic).is_empty() && !basic.json);
 
         let both = [("client_id", "my app"), ("client_secret", "s")];
-        let post = proof(Some(&ClientAuth::Post(value("s")))).unwrap();
+        let post = authenticate(Some(&ClientAuth::Post(value("s")))).unwrap();
         assert!(params(&post) == both && post.authorization.is_none() && !post.json);
-        let json = proof(Some(&ClientAuth::Json(value("s")))).unwrap();
+        let json = authenticate(Some(&ClientAuth::Json(value("s")))).unwrap();
         assert!(params(&json) == both && json.json);
-        let public = proof(None).unwrap();
+        let public = authenticate(None).unwrap();
         assert_eq!(params(&public), [("client_id", "my app")]);
     }
 
@@ -214,7 +214,7 @@ mod tests {
     }
 
     fn signed(algorithm: &str, key: &str) -> Result<String, String> {
-        let request = proof(Some(&ClientAuth::PrivateKeyJwt {
+        let request = authenticate(Some(&ClientAuth::PrivateKeyJwt {
             private_key: value(key),
             key_id: Some("k1".into()),
             algorithm: algorithm.into(),

@@ -48,7 +48,7 @@ pub(crate) enum Redirect {
     /// The same, without any state.
     StatelessRefused(String),
     /// Neither a code nor an error.
-    Nothing,
+    Empty,
 }
 
 /// What has been stored.
@@ -62,19 +62,19 @@ pub(crate) struct Granted {
 
 impl Consent {
     pub(crate) fn new(config: &AuthorizationCode, vendor: &Vendor, store: Arc<dyn Store>) -> Self {
-        let unguessable = || Secret::new(BASE64_URL_SAFE_NO_PAD.encode(random::<32>()));
+        let random_text = || Secret::new(BASE64_URL_SAFE_NO_PAD.encode(random::<32>()));
         Self {
             server: CodeServer::new(config, vendor).0,
             store,
             vendor: vendor.name.clone(),
-            state: unguessable(),
-            verifier: config.pkce.then(unguessable),
+            state: random_text(),
+            verifier: config.pkce.then(random_text),
             config: config.clone(),
         }
     }
 
     /// Proves that a grant could be stored, before a person is asked for one.
-    pub(crate) async fn prepare(&self) -> Result<(), StoreError> {
+    pub(crate) async fn check_store(&self) -> Result<(), StoreError> {
         let lock = self.lock().await?;
         let loaded = self.store.load(&self.vendor).await;
         lock.release().await;
@@ -149,8 +149,8 @@ impl Consent {
             return Redirect::Foreign;
         }
         let refusal = field("error").map(|error| {
-            let story = field("error_description").unwrap_or_default();
-            printable(format!("{error} {story}").trim())
+            let description = field("error_description").unwrap_or_default();
+            printable(format!("{error} {description}").trim())
         });
         let code = field("code").map(Secret::new);
         if refusal.is_some() || code.is_some() {
@@ -167,7 +167,7 @@ impl Consent {
             (Some(refusal), _, None) => Redirect::StatelessRefused(refusal),
             (None, Some(code), Some(_)) => Redirect::Code(code),
             (None, Some(code), None) => Redirect::Stateless(code),
-            (None, None, _) => Redirect::Nothing,
+            (None, None, _) => Redirect::Empty,
         }
     }
 
@@ -216,9 +216,9 @@ impl Consent {
     async fn lock(&self) -> Result<Lock, StoreError> {
         // A running proxy holds it for two token requests at most.
         let request_timeout = self.config.times.request_timeout;
-        let patience = request_timeout * 3 + Duration::from_secs(5);
+        let lock_timeout = request_timeout * 3 + Duration::from_secs(5);
         let lease = lease(request_timeout);
-        self.store.lock(&self.vendor, lease, patience).await
+        self.store.lock(&self.vendor, lease, lock_timeout).await
     }
 }
 

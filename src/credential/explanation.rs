@@ -5,69 +5,69 @@ use http::StatusCode;
 use serde_json::{Map, Value};
 use url::form_urlencoded;
 
-use super::quote::visible;
+use super::quote::visible_text;
 
 /// What a refusal says about the refresh token of its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// It is dead, or a person has to consent again: there is a code for it.
-    Ended,
+    Invalid,
     /// The same, by what a sentence says, or by a code that has other uses as well.
-    ProbablyEnded,
+    ProbablyInvalid,
     /// It may be dead, or something else is wrong.
     Unclear,
     /// Something else is wrong.
-    Untouched,
+    Unrelated,
 }
 
 /// The readable parts of one body. Nothing of them is masked yet.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Explanation {
     /// Identifiers such as `invalid_grant`, as they came.
-    words: Vec<String>,
+    codes: Vec<String>,
     /// Sentences for people.
-    sentences: Vec<String>,
+    messages: Vec<String>,
     /// The body says that something failed, whatever the status says.
     failed: bool,
     /// The sentence is what a page shows, whose author may be anybody on the way.
-    page: bool,
+    is_page: bool,
 }
 
 impl Explanation {
     /// Reads `body`: JSON in the shapes of RFC 6749 §5.2, RFC 9457 and of many servers' own, a
     /// form, a page, or plain text.
     pub(super) fn read(body: &[u8], content_type: Option<&str>) -> Self {
-        let mut read = Self::default();
+        let mut explanation = Self::default();
         let text = String::from_utf8_lossy(&body[..body.len().min(MAX_READ)]);
         let text = text.trim_start_matches('\u{feff}').trim();
         let kind = content_type.unwrap_or_default().to_ascii_lowercase();
         if let Some(json) = json(body) {
             match &json {
-                Value::String(sentence) => read.sentence(sentence),
+                Value::String(message) => explanation.add_message(message),
                 Value::Null
                 | Value::Bool(_)
                 | Value::Number(_)
                 | Value::Array(_)
-                | Value::Object(_) => read.value(&json, 0),
+                | Value::Object(_) => explanation.value(&json, 0),
             }
         } else if kind.contains("x-www-form-urlencoded") || text.starts_with("error=") {
             let pairs = form_urlencoded::parse(text.as_bytes());
             let fields: Map<String, Value> = pairs
                 .map(|(name, value)| (name.into_owned(), value.into()))
                 .collect();
-            read.object(&fields, 0);
+            explanation.object(&fields, 0);
         } else if kind.contains("html") || kind.contains("xml") || text.starts_with('<') {
-            read.page = true;
-            read.sentence(&visible(text));
-        } else if is_readable(text) && !holds_tokens(text) {
-            read.sentence(text);
+            explanation.is_page = true;
+            explanation.add_message(&visible_text(text));
+        } else if is_readable(text) && !may_hold_tokens(text) {
+            explanation.add_message(text);
         }
-        read
+        explanation
     }
 
     /// Reads what may be shown of a body that should have been tokens: the words of a page. In
     /// anything else there might be one.
-    pub(super) fn of_page(body: &[u8], content_type: Option<&str>) -> Self {
+    pub(super) fn from_page(body: &[u8], content_type: Option<&str>) -> Self {
         let html = |kind: &str| kind.to_ascii_lowercase().contains("html");
         if content_type.is_some_and(html) && json(body).is_none() {
             Self::read(body, content_type)
@@ -88,14 +88,14 @@ impl Explanation {
     }
 
     /// Reads a JSON object that came with a status of success.
-    pub(super) fn of_object(fields: &Map<String, Value>) -> Self {
-        let mut read = Self::default();
-        read.object(fields, 0);
-        if !read.failed {
+    pub(super) fn from_object(fields: &Map<String, Value>) -> Self {
+        let mut explanation = Self::default();
+        explanation.object(fields, 0);
+        if !explanation.failed {
             // Identifiers may be anything there.
-            read.words.clear();
+            explanation.codes.clear();
         }
-        read
+        explanation
     }
 
     /// Whether the body itself says that something failed.
@@ -107,20 +107,20 @@ impl Explanation {
     pub(super) fn text(&self) -> String {
         let mut text = String::new();
         // "error" says nothing that is not known.
-        let words = self
-            .words
+        let codes = self
+            .codes
             .iter()
-            .filter(|word| !NO_NEWS.contains(&squeezed(word).as_str()));
-        let word = words.clone().next();
-        let rest = words.skip(1).filter(|_| self.sentences.is_empty());
-        for part in word.into_iter().chain(&self.sentences).chain(rest) {
+            .filter(|code| !UNINFORMATIVE.contains(&normalized(code).as_str()));
+        let code = codes.clone().next();
+        let rest = codes.skip(1).filter(|_| self.messages.is_empty());
+        for part in code.into_iter().chain(&self.messages).chain(rest) {
             if text.contains(part.as_str()) {
                 continue;
             }
             if !text.is_empty() {
-                let only_word = word.is_some_and(|word| *word == text);
+                let only_code = code.is_some_and(|code| *code == text);
                 text.truncate(text.trim_end_matches('.').len());
-                text.push_str(if only_word { ": " } else { "; " });
+                text.push_str(if only_code { ": " } else { "; " });
             }
             text.push_str(part);
         }
@@ -129,81 +129,84 @@ impl Explanation {
 
     /// The error code of RFC 6749 §5.2, if there is one.
     pub(super) fn code(&self) -> Option<&'static str> {
-        let said = |code: &&str| self.words.iter().any(|word| word == code);
-        CODES.into_iter().find(said)
+        let stated = |code: &&str| self.codes.iter().any(|stated| stated == code);
+        RFC_CODES.into_iter().find(stated)
     }
 
     /// Whether the server only asks to come back later, and has done nothing.
     pub(super) fn is_busy(&self) -> bool {
-        let sentence = |sentence: &String| {
-            let sentence = sentence.to_ascii_lowercase();
+        let message = |message: &String| {
+            let message = message.to_ascii_lowercase();
             ["too many requests", "rate limit exceeded"]
                 .iter()
-                .any(|phrase| sentence.contains(phrase))
+                .any(|phrase| message.contains(phrase))
         };
-        self.says(&BUSY) || self.sentences.iter().any(sentence)
+        self.has_code(&BUSY) || self.messages.iter().any(message)
     }
 
     /// Whether the server says that it failed, rather than that it refuses.
-    pub(super) fn is_breakdown(&self) -> bool {
-        self.says(&BREAKDOWNS)
+    pub(super) fn is_server_error(&self) -> bool {
+        self.has_code(&SERVER_ERRORS)
     }
 
     /// What a refusal with this status and body says about the refresh token of its request.
     pub(super) fn verdict(&self, status: StatusCode) -> Verdict {
         let code = self.code();
         if code == Some("invalid_grant") {
-            return Verdict::Ended;
+            return Verdict::Invalid;
         }
         // Other statuses are about the path, the method and the like.
-        if self.page || !matches!(status.as_u16(), 200..=299 | 400 | 401 | 403 | 422) {
-            return if status.is_client_error() && !self.page {
-                Verdict::Untouched
+        if self.is_page || !matches!(status.as_u16(), 200..=299 | 400 | 401 | 403 | 422) {
+            return if status.is_client_error() && !self.is_page {
+                Verdict::Unrelated
             } else {
                 Verdict::Unclear
             };
         }
-        let any = |said: fn(&str) -> bool| self.sentences.iter().any(|sentence| said(sentence));
-        let refresh_token = any(names_dead_refresh_token);
+        let any = |test: fn(&str) -> bool| self.messages.iter().any(|message| test(message));
+        let refresh_token = any(says_refresh_token_invalid);
         match code {
             Some("invalid_client") if refresh_token => return Verdict::Unclear,
             Some("invalid_client" | "unsupported_grant_type" | "invalid_scope") => {
-                return Verdict::Untouched;
+                return Verdict::Unrelated;
             }
             _ => {}
         }
-        if self.says(&ENDED) {
-            return Verdict::Ended;
+        if self.has_code(&INVALID_GRANT) {
+            return Verdict::Invalid;
         }
         if refresh_token {
-            return Verdict::ProbablyEnded;
+            return Verdict::ProbablyInvalid;
         }
         if code == Some("unauthorized_client") {
             return if status == StatusCode::FORBIDDEN {
-                Verdict::ProbablyEnded
+                Verdict::ProbablyInvalid
             } else {
                 Verdict::Unclear
             };
         }
-        if (any(names_dead_token) || self.says(&ENDED_TOKEN)) && !any(speaks_of_the_client) {
-            return Verdict::ProbablyEnded;
+        if (any(says_token_invalid) || self.has_code(&INVALID_TOKEN)) && !any(mentions_client) {
+            return Verdict::ProbablyInvalid;
         }
-        if self.says(&CLIENT) {
-            return Verdict::Untouched;
+        if self.has_code(&INVALID_CLIENT) {
+            return Verdict::Unrelated;
         }
         Verdict::Unclear
     }
 
     /// Whether a word is, or ends in, one of these codes; some servers have them where a sentence
     /// should be.
-    fn says(&self, codes: &[&str]) -> bool {
-        let sentences = self.sentences.iter().filter(|sentence| is_word(sentence));
-        let said = self.words.iter().chain(sentences);
-        said.map(|said| squeezed(said)).any(|said| {
-            let about_us = said.contains("client") || said.contains("assertion");
+    fn has_code(&self, codes: &[&str]) -> bool {
+        let messages = self
+            .messages
+            .iter()
+            .filter(|message| is_identifier(message));
+        let stated = self.codes.iter().chain(messages);
+        stated.map(|code| normalized(code)).any(|stated| {
+            let about_us = stated.contains("client") || stated.contains("assertion");
             codes
                 .iter()
-                .any(|code| said == *code || (said.ends_with(code) && !about_us))
+                .any(|code| stated == *code || (stated.ends_with(code) && !about_us))
         })
     }
 
@@ -213,7 +216,7 @@ impl Explanation {
             Value::Array(items) if depth < MAX_DEPTH => {
                 for item in items.iter().take(MAX_PARTS) {
                     match item {
-                        Value::String(sentence) => self.sentence(sentence),
+                        Value::String(message) => self.add_message(message),
                         Value::Null
                         | Value::Bool(_)
                         | Value::Number(_)
@@ -241,7 +244,7 @@ impl Explanation {
         let mut fields: Vec<_> = fields.iter().take(MAX_FIELDS).collect();
         fields.sort_by_key(|(name, _)| rank(name));
         for (name, value) in fields {
-            self.field(&squeezed(name), value, depth);
+            self.field(&normalized(name), value, depth);
         }
     }
 
@@ -254,9 +257,9 @@ impl Explanation {
             }
             ("error" | "err", Value::String(text)) if !is_no_error(text) => {
                 self.failed = true;
-                self.word_or_sentence(text);
+                self.add_code_or_message(text);
             }
-            ("error" | "err" | "errors" | "errorcauses" | "fault", _) if is_full(value) => {
+            ("error" | "err" | "errors" | "errorcauses" | "fault", _) if is_non_empty(value) => {
                 self.failed = true;
                 self.errors(value, depth);
             }
@@ -277,23 +280,23 @@ impl Explanation {
                 Value::String(text),
             ) if !is_no_error(text) => {
                 self.failed = true;
-                self.word(text);
+                self.add_code(text);
             }
             ("status" | "result" | "message", Value::String(text))
-                if FAILURES.contains(&squeezed(text).as_str()) =>
+                if FAILURE_VALUES.contains(&normalized(text).as_str()) =>
             {
                 self.failed = true;
-                self.word(text);
+                self.add_code(text);
             }
-            ("errortype" | "errorname" | "errorid", Value::String(text)) => self.word(text),
+            ("errortype" | "errorname" | "errorid", Value::String(text)) => self.add_code(text),
             ("code" | "status" | "type" | "name" | "reasoncode", Value::String(text)) => {
-                self.word(text);
+                self.add_code(text);
             }
-            (name, Value::String(text)) if SENTENCES.contains(&name) => {
+            (name, Value::String(text)) if MESSAGE_FIELDS.contains(&name) => {
                 self.failed |= name.starts_with("err") && !is_no_error(text);
-                self.sentence(text);
+                self.add_message(text);
             }
-            (name, _) if SENTENCES.contains(&name) || CONTAINERS.contains(&name) => {
+            (name, _) if MESSAGE_FIELDS.contains(&name) || CONTAINER_FIELDS.contains(&name) => {
                 self.value(value, depth + 1);
             }
             _ => {}
@@ -302,10 +305,10 @@ impl Explanation {
 
     /// `errors` and its like: one object, a list, or a map from fields to what is wrong with them.
     fn errors(&mut self, value: &Value, depth: usize) {
-        let known = self.words.len() + self.sentences.len();
+        let known = self.codes.len() + self.messages.len();
         self.value(value, depth + 1);
         if let Value::Object(fields) = value
-            && self.words.len() + self.sentences.len() == known
+            && self.codes.len() + self.messages.len() == known
         {
             for (name, wrong) in fields.iter().take(MAX_PARTS) {
                 let wrong = match wrong {
@@ -314,32 +317,31 @@ impl Explanation {
                     Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => None,
                 };
                 if let Some(wrong) = wrong {
-                    self.sentence(&format!("{name}: {wrong}"));
+                    self.add_message(&format!("{name}: {wrong}"));
                 }
             }
         }
     }
 
-    fn word_or_sentence(&mut self, text: &str) {
-        if is_word(text) {
-            self.word(text);
+    fn add_code_or_message(&mut self, text: &str) {
+        if is_identifier(text) {
+            self.add_code(text);
         } else {
-            self.sentence(text);
+            self.add_message(text);
         }
     }
 
-    fn word(&mut self, text: &str) {
+    fn add_code(&mut self, text: &str) {
         let text = text.trim();
-        if is_word(text) && self.words.len() < MAX_PARTS {
-            self.words.push(text.to_owned());
+        if is_identifier(text) && self.codes.len() < MAX_PARTS {
+            self.codes.push(text.to_owned());
         }
     }
 
-    fn sentence(&mut self, text: &str) {
+    fn add_message(&mut self, text: &str) {
         let text = text.trim();
-        if !text.is_empty() && self.sentences.len() < MAX_PARTS {
-            self.sentences
-                .push(text.chars().take(MAX_SENTENCE).collect());
+        if !text.is_empty() && self.messages.len() < MAX_PARTS {
+            self.messages.push(text.chars().take(MAX_MESSAGE).collect());
         }
     }
 }
@@ -351,7 +353,7 @@ pub(super) fn json(body: &[u8]) -> Option<Value> {
 }
 
 /// An identifier: letters, and no white space.
-fn is_word(text: &str) -> bool {
+fn is_identifier(text: &str) -> bool {
     let part = |c: char| c.is_ascii_alphanumeric() || "_-./:#".contains(c);
     (2..=64).contains(&text.len())
         && text.chars().all(part)
@@ -368,7 +370,7 @@ fn is_no_error(text: &str) -> bool {
     )
 }
 
-fn is_full(value: &Value) -> bool {
+fn is_non_empty(value: &Value) -> bool {
     match value {
         Value::Object(fields) => !fields.is_empty(),
         Value::Array(items) => !items.is_empty(),
@@ -378,19 +380,22 @@ fn is_full(value: &Value) -> bool {
 
 /// Text rather than a compressed or binary body.
 fn is_readable(text: &str) -> bool {
-    let odd =
+    let unreadable =
         |c: &char| *c == char::REPLACEMENT_CHARACTER || (c.is_control() && !c.is_whitespace());
-    let (odd, all) = (text.chars().filter(odd).count(), text.chars().count());
-    odd * 20 <= all
+    let (unreadable, all) = (
+        text.chars().filter(unreadable).count(),
+        text.chars().count(),
+    );
+    unreadable * 20 <= all
 }
 
 /// A broken piece of JSON may hold what it was to bring.
-fn holds_tokens(text: &str) -> bool {
+fn may_hold_tokens(text: &str) -> bool {
     text.contains("access_token") || text.contains("refresh_token\"")
 }
 
 /// Letters and digits, in lower case: `Invalid-Grant` and `invalidGrant` are `invalidgrant`.
-fn squeezed(text: &str) -> String {
+fn normalized(text: &str) -> String {
     text.chars()
         .filter(char::is_ascii_alphanumeric)
         .map(|c| c.to_ascii_lowercase())
@@ -398,39 +403,41 @@ fn squeezed(text: &str) -> String {
 }
 
 /// Whether what is called the token may be how the client proves itself.
-fn speaks_of_the_client(sentence: &str) -> bool {
-    let sentence = sentence.to_ascii_lowercase();
+fn mentions_client(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
     ["client", "assertion", "jwt", "api"]
         .iter()
-        .any(|word| sentence.contains(word))
+        .any(|word| message.contains(word))
 }
 
-fn names_dead_refresh_token(sentence: &str) -> bool {
-    let sentence = sentence.to_ascii_lowercase().replace(['_', '-'], " ");
-    (sentence.contains("refresh token") || sentence.contains("refreshtoken"))
-        && DEATHS.iter().any(|death| sentence.contains(death))
-        && !NOT_ITS_DEATH.iter().any(|other| sentence.contains(other))
+fn says_refresh_token_invalid(message: &str) -> bool {
+    let message = message.to_ascii_lowercase().replace(['_', '-'], " ");
+    (message.contains("refresh token") || message.contains("refreshtoken"))
+        && INVALID_PHRASES
+            .iter()
+            .any(|phrase| message.contains(phrase))
+        && !UNRELATED_PHRASES
+            .iter()
+            .any(|other| message.contains(other))
 }
 
-fn names_dead_token(sentence: &str) -> bool {
-    let sentence = format!(
-        " {}",
-        sentence.to_ascii_lowercase().replace(['_', '-'], " ")
-    );
-    let about = |subjects: &[&str]| subjects.iter().any(|subject| sentence.contains(subject));
-    let says = |deaths: &[&str]| deaths.iter().any(|death| sentence.contains(death));
-    let of_a_token = about(&["token"]) && says(&DEATHS);
-    let of_a_grant = about(&["grant", "consent", "authorization", "session"]) && says(&ENDINGS);
+fn says_token_invalid(message: &str) -> bool {
+    let message = format!(" {}", message.to_ascii_lowercase().replace(['_', '-'], " "));
+    let about = |subjects: &[&str]| subjects.iter().any(|subject| message.contains(subject));
+    let says = |phrases: &[&str]| phrases.iter().any(|phrase| message.contains(phrase));
+    let of_a_token = about(&["token"]) && says(&INVALID_PHRASES);
+    let of_a_grant =
+        about(&["grant", "consent", "authorization", "session"]) && says(&EXPIRED_PHRASES);
     (of_a_token || of_a_grant)
-        && !NOT_ITS_DEATH.iter().any(|other| sentence.contains(other))
+        && !UNRELATED_PHRASES.iter().any(|other| message.contains(other))
         // Another token's.
         && !["access", "api", "csrf", "bearer", "id", "security"]
             .iter()
-            .any(|other| sentence.contains(&format!(" {other} token")))
+            .any(|other| message.contains(&format!(" {other} token")))
 }
 
 /// RFC 6749 §5.2.
-const CODES: [&str; 6] = [
+const RFC_CODES: [&str; 6] = [
     "invalid_request",
     "invalid_client",
     "invalid_grant",
@@ -440,7 +447,7 @@ const CODES: [&str; 6] = [
 ];
 
 /// Codes for a dead refresh token, or for a person who is needed, beside `invalid_grant`; squeezed.
-const ENDED: [&str; 33] = [
+const INVALID_GRANT: [&str; 33] = [
     "invalidgrant",
     "badgrant",
     "expiredgrant",
@@ -476,7 +483,7 @@ const ENDED: [&str; 33] = [
     "reauthorizationrequired",
 ];
 /// Codes for a dead token: the refresh token, unless the text speaks of another.
-const ENDED_TOKEN: [&str; 20] = [
+const INVALID_TOKEN: [&str; 20] = [
     "invalidtoken",
     "badtoken",
     "tokeninvalid",
@@ -499,7 +506,7 @@ const ENDED_TOKEN: [&str; 20] = [
     "reauthenticationrequired",
 ];
 /// Codes for a client that is unknown or proves itself wrongly, beside `invalid_client`.
-const CLIENT: [&str; 9] = [
+const INVALID_CLIENT: [&str; 9] = [
     "invalidclient",
     "invalidclientid",
     "invalidclientsecret",
@@ -522,7 +529,7 @@ const BUSY: [&str; 10] = [
     "serviceunavailable",
     "overloaded",
 ];
-const BREAKDOWNS: [&str; 7] = [
+const SERVER_ERRORS: [&str; 7] = [
     "servererror",
     "internalerror",
     "internalfailure",
@@ -532,7 +539,7 @@ const BREAKDOWNS: [&str; 7] = [
     "unknownerror",
 ];
 /// Members that hold a sentence, or a list of what is wrong; squeezed.
-const SENTENCES: [&str; 21] = [
+const MESSAGE_FIELDS: [&str; 21] = [
     "errordescription",
     "description",
     "message",
@@ -556,11 +563,11 @@ const SENTENCES: [&str; 21] = [
     "cause",
 ];
 /// Members whose value is looked into.
-const CONTAINERS: [&str; 4] = ["data", "body", "response", "exception"];
+const CONTAINER_FIELDS: [&str; 4] = ["data", "body", "response", "exception"];
 /// Values of `status` and its like that say that something failed.
-const FAILURES: [&str; 6] = ["error", "errors", "fail", "failed", "failure", "ko"];
+const FAILURE_VALUES: [&str; 6] = ["error", "errors", "fail", "failed", "failure", "ko"];
 /// Words that add nothing to what is known.
-const NO_NEWS: [&str; 8] = [
+const UNINFORMATIVE: [&str; 8] = [
     "error",
     "errors",
     "fail",
@@ -571,7 +578,7 @@ const NO_NEWS: [&str; 8] = [
     "badrequest",
 ];
 /// What is said of a token that is dead.
-const DEATHS: [&str; 22] = [
+const INVALID_PHRASES: [&str; 22] = [
     "expired",
     "revoked",
     "invalid",
@@ -596,7 +603,7 @@ const DEATHS: [&str; 22] = [
     "blacklisted",
 ];
 /// What is said of a consent that has ended; "invalid" may mean the header of that name.
-const ENDINGS: [&str; 6] = [
+const EXPIRED_PHRASES: [&str; 6] = [
     "expired",
     "revoked",
     "no longer valid",
@@ -605,7 +612,7 @@ const ENDINGS: [&str; 6] = [
     "not active",
 ];
 /// With one of these, a sentence is about the request rather than about its refresh token.
-const NOT_ITS_DEATH: [&str; 16] = [
+const UNRELATED_PHRASES: [&str; 16] = [
     "endpoint",
     "url",
     "client",
@@ -630,7 +637,7 @@ const MAX_DEPTH: usize = 4;
 const MAX_FIELDS: usize = 64;
 const MAX_PARTS: usize = 6;
 /// Characters of one sentence.
-const MAX_SENTENCE: usize = 2000;
+const MAX_MESSAGE: usize = 2000;
 
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use url::Url;
 
-use super::token_request::Answer;
+use super::token_request::TokenResponse;
 use super::{FetchError, Issued, Lifetime};
 use crate::config::{self, Auth, Limits, Timeouts, TokenTimes, Upstream, Vendor};
 use crate::metrics::FetchMetrics;
@@ -24,7 +24,7 @@ use crate::store::{self, Store};
 /// Answers on loopback from a script, and remembers what it was sent.
 pub(crate) struct TokenServer {
     pub(crate) address: SocketAddr,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    requests: Arc<Mutex<Vec<ReceivedRequest>>>,
     _serving: JoinSet<()>,
 }
 
@@ -40,14 +40,14 @@ pub(crate) enum Reply {
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct Seen {
-    pub(crate) line: String,
+pub(crate) struct ReceivedRequest {
+    pub(crate) request_line: String,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: String,
     pub(crate) at: Instant,
 }
 
-impl Seen {
+impl ReceivedRequest {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let found = self
             .headers
@@ -78,10 +78,10 @@ impl TokenServer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let script = Arc::new(Mutex::new(script.into_iter().collect::<VecDeque<_>>()));
-        let seen = Arc::new(Mutex::new(Vec::new()));
+        let requests = Arc::new(Mutex::new(Vec::new()));
         let tls = tls.map(|config| tokio_rustls::TlsAcceptor::from(Arc::new(config)));
         let mut serving = JoinSet::new();
-        let (replies, sink) = (script, seen.clone());
+        let (replies, sink) = (script, requests.clone());
         serving.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
@@ -100,7 +100,7 @@ impl TokenServer {
         });
         Self {
             address,
-            seen,
+            requests,
             _serving: serving,
         }
     }
@@ -109,17 +109,17 @@ impl TokenServer {
         format!("http://{}{path}", self.address).parse().unwrap()
     }
 
-    pub(crate) fn seen(&self) -> Vec<Seen> {
-        self.seen.lock().clone()
+    pub(crate) fn requests(&self) -> Vec<ReceivedRequest> {
+        self.requests.lock().clone()
     }
 }
 
 /// 200 with this JSON.
 pub(crate) fn json(body: &str) -> Reply {
-    answer("200 OK", "", body)
+    response("200 OK", "", body)
 }
 
-pub(crate) fn answer(status: &str, headers: &str, body: &str) -> Reply {
+pub(crate) fn response(status: &str, headers: &str, body: &str) -> Reply {
     Reply::Raw(format!(
         "{status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{headers}\r\n{body}",
         body.len()
@@ -129,7 +129,7 @@ pub(crate) fn answer(status: &str, headers: &str, body: &str) -> Reply {
 async fn serve(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     replies: &Mutex<VecDeque<Reply>>,
-    seen: &Mutex<Vec<Seen>>,
+    requests: &Mutex<Vec<ReceivedRequest>>,
 ) {
     let mut bytes = Vec::new();
     let (head, body) = loop {
@@ -149,8 +149,8 @@ async fn serve(
         }
     };
     let mut lines = head.lines().map(str::to_owned);
-    seen.lock().push(Seen {
-        line: lines.next().unwrap(),
+    requests.lock().push(ReceivedRequest {
+        request_line: lines.next().unwrap(),
         headers: lines
             .filter_map(|line| {
                 line.split_once(": ")
@@ -206,9 +206,9 @@ pub(crate) fn file_store(dir: PathBuf, key: Option<&str>) -> Arc<dyn Store> {
 }
 
 /// An answer with this access token, good for an hour.
-pub(super) fn hour_of(access_token: String, refresh_token: Option<Secret>) -> Answer {
+pub(super) fn hour_of(access_token: String, refresh_token: Option<Secret>) -> TokenResponse {
     let total = Duration::from_hours(1);
-    Answer {
+    TokenResponse {
         access_token: Secret::new(access_token),
         lifetime: Lifetime {
             total,

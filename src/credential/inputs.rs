@@ -38,21 +38,21 @@ impl Inputs {
 
     /// Remembers what everything holds now. To be called before a fetch reads it: a change in
     /// between then costs one fetch more instead of going unnoticed.
-    pub(super) fn note(&self) {
+    pub(super) fn snapshot(&self) {
         *self.noted.lock() = Some(self.digest());
     }
 
-    /// Returns once something holds something else than was noted; never before [`Inputs::note`].
+    /// Returns once something holds something else than was noted; never before [`Inputs::snapshot`].
     /// Looks at once, then every few seconds.
     pub(super) async fn changed(&self) {
-        while !self.differ() {
+        while !self.changed_since_snapshot() {
             // A thousand credentials of one start shall not look all at the same moment.
             sleep(POLL.mul_f64(0.8 + fastrand::f64() / 5.0)).await;
         }
     }
 
-    /// Whether something holds something else than was noted; `false` before [`Inputs::note`].
-    pub(super) fn differ(&self) -> bool {
+    /// Whether something holds something else than was noted; `false` before [`Inputs::snapshot`].
+    pub(super) fn changed_since_snapshot(&self) -> bool {
         let noted = *self.noted.lock();
         noted.is_some_and(|noted| noted != self.digest())
     }
@@ -103,16 +103,16 @@ mod tests {
         std::fs::write(&path, "one").unwrap();
         let inputs = Inputs::new(&[SecretRef::File(path.clone())], None, None);
 
-        inputs.note();
+        inputs.snapshot();
         let minute = Duration::from_mins(1);
         assert!(timeout(minute, inputs.changed()).await.is_err());
 
         std::fs::write(&path, "two").unwrap();
         assert!(timeout(POLL * 2, inputs.changed()).await.is_ok());
-        inputs.note();
+        inputs.snapshot();
         std::fs::remove_file(&path).unwrap();
         assert!(timeout(POLL * 2, inputs.changed()).await.is_ok());
-        inputs.note();
+        inputs.snapshot();
         std::fs::write(&path, "").unwrap();
         assert!(timeout(POLL * 2, inputs.changed()).await.is_ok());
     }

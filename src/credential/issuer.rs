@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use http::StatusCode;
 
 use super::explanation::Verdict;
-use super::token_request::{Answer, TokenError};
+use super::token_request::{TokenError, TokenResponse};
 use crate::secret::Secret;
 
 /// The server that grants, in its own protocol.
@@ -21,19 +21,20 @@ pub(super) trait Issuer: Send + Sync + 'static {
     }
 
     /// Shows a refresh token to the server.
-    async fn refresh(&self, refresh_token: &Secret) -> Result<Answer, TokenError>;
+    async fn refresh(&self, refresh_token: &Secret) -> Result<TokenResponse, TokenError>;
 
     /// Whether a refusal of [`Issuer::refresh`] means that the refresh token is dead, rather than
     /// that we are refused.
-    fn ends_grant(&self, status: StatusCode, verdict: Verdict) -> bool;
+    fn invalidates_grant(&self, status: StatusCode, verdict: Verdict) -> bool;
 
     /// Whether there are no refresh tokens, so that each renewal is a new grant.
-    fn asks_anew(&self) -> bool {
+    fn always_new_grant(&self) -> bool {
         false
     }
 
     /// Asks for a new grant once awaited; `None`: only a person can.
-    fn grant(&self) -> Option<Asking<'_>>;
+    fn grant(&self) -> Option<GrantFuture<'_>>;
 }
 
-pub(super) type Asking<'a> = Pin<Box<dyn Future<Output = Result<Answer, TokenError>> + Send + 'a>>;
+pub(super) type GrantFuture<'a> =
+    Pin<Box<dyn Future<Output = Result<TokenResponse, TokenError>> + Send + 'a>>;

@@ -7,13 +7,13 @@ use async_trait::async_trait;
 use http::StatusCode;
 use url::Url;
 
-use super::client_auth::prove;
+use super::client_auth::authenticate_client;
 use super::explanation::Verdict;
 use super::inputs::Inputs;
-use super::issuer::{Asking, Issuer};
+use super::issuer::{GrantFuture, Issuer};
 use super::rotation::stored;
-use super::shared::{Asks, OneForAll};
-use super::token_request::{Answer, TokenClient, TokenError, TokenRequest};
+use super::shared_token::{RequestsToken, SharedToken};
+use super::token_request::{TokenClient, TokenError, TokenRequest, TokenResponse};
 use super::{FetchError, Issued, Source};
 use crate::config::{self, AuthorizationCode, ClientAuth};
 use crate::secret::{Secret, SecretRef};
@@ -42,21 +42,21 @@ impl ClientCredentials {
     pub(super) fn shared(
         config: &config::ClientCredentials,
         vendor: &config::Vendor,
-    ) -> (OneForAll<Self>, Inputs) {
+    ) -> (SharedToken<Self>, Inputs) {
         let source = Self::new(config, vendor);
         let shown = identity(config.client_cert.as_ref(), &config.token_url);
         // Beside a secret, each replica may show a certificate of its own.
         let proves = matches!(config.client_auth, ClientAuth::Tls(_));
         let secrets = || secrets(Some(&config.client_auth), &config.client_id);
-        let proof = Inputs::new(secrets(), shown.as_ref().filter(|_| proves), None);
+        let client_auth = Inputs::new(secrets(), shown.as_ref().filter(|_| proves), None);
         let inputs = Inputs::new(secrets(), shown.as_ref(), vendor.ca.as_ref());
-        (OneForAll::new(source, proof), inputs)
+        (SharedToken::new(source, client_auth), inputs)
     }
 }
 
 #[async_trait]
-impl Asks for ClientCredentials {
-    async fn ask(&self) -> Result<Answer, TokenError> {
+impl RequestsToken for ClientCredentials {
+    async fn request_token(&self) -> Result<TokenResponse, TokenError> {
         let config = &self.config;
         let mut params = vec![("grant_type", Secret::new("client_credentials"))];
         for (name, value) in [
@@ -67,7 +67,7 @@ impl Asks for ClientCredentials {
             params.extend(value.as_deref().map(|value| (name, Secret::new(value))));
         }
         let auth = Some(&config.client_auth);
-        let mut request = prove(auth, &config.client_id, &config.token_url, params)
+        let mut request = authenticate_client(auth, &config.client_id, &config.token_url, params)
             .map_err(TokenError::NotSent)?;
         request.extra.clone_from(&config.params);
         self.client.post(&config.token_url, request).await
@@ -77,9 +77,9 @@ impl Asks for ClientCredentials {
         account(&self.config.token_url, &self.config.client_id)
     }
 
-    fn request(&self) -> Vec<String> {
+    fn request_parts(&self) -> Vec<String> {
         let config = &self.config;
-        let proof = match &config.client_auth {
+        let method = match &config.client_auth {
             ClientAuth::Basic(_) => "basic".to_owned(),
             ClientAuth::Post(_) => "post".to_owned(),
             ClientAuth::Json(_) => "json".to_owned(),
@@ -88,7 +88,7 @@ impl Asks for ClientCredentials {
             }
             ClientAuth::Tls(_) => "tls".to_owned(),
         };
-        let mut sent = vec![config.token_url.to_string(), proof];
+        let mut sent = vec![config.token_url.to_string(), method];
         for part in [&config.scope, &config.audience, &config.resource] {
             sent.push(part.clone().unwrap_or_default());
         }
@@ -102,8 +102,8 @@ impl Asks for ClientCredentials {
 #[async_trait]
 impl Source for ClientCredentials {
     async fn fetch(&self) -> Result<Issued, FetchError> {
-        self.inputs.note();
-        self.ask().await?.issued()
+        self.inputs.snapshot();
+        self.request_token().await?.issued()
     }
 
     async fn changed(&self) {
@@ -115,7 +115,7 @@ impl Source for ClientCredentials {
     }
 
     fn outdated(&self) -> bool {
-        self.inputs.differ()
+        self.inputs.changed_since_snapshot()
     }
 }
 
@@ -142,7 +142,7 @@ impl CodeServer {
         &self,
         code: Secret,
         verifier: Option<Secret>,
-    ) -> Result<Answer, TokenError> {
+    ) -> Result<TokenResponse, TokenError> {
         let mut params = vec![
             ("grant_type", Secret::new("authorization_code")),
             ("code", code.clone()),
@@ -163,15 +163,16 @@ impl CodeServer {
         &self,
         params: Vec<(&'static str, Secret)>,
         secrets: Vec<Secret>,
-    ) -> Result<Answer, TokenError> {
+    ) -> Result<TokenResponse, TokenError> {
         let AuthorizationCode {
             client_auth,
             client_id,
             token_url,
             ..
         } = &self.config;
-        let mut request: TokenRequest = prove(client_auth.as_ref(), client_id, token_url, params)
-            .map_err(TokenError::NotSent)?;
+        let mut request: TokenRequest =
+            authenticate_client(client_auth.as_ref(), client_id, token_url, params)
+                .map_err(TokenError::NotSent)?;
         request.secrets.extend(secrets);
         self.client.post(token_url, request).await
     }
@@ -194,7 +195,7 @@ impl Issuer for CodeServer {
         account(&self.config.token_url, &self.config.client_id)
     }
 
-    async fn refresh(&self, refresh_token: &Secret) -> Result<Answer, TokenError> {
+    async fn refresh(&self, refresh_token: &Secret) -> Result<TokenResponse, TokenError> {
         // No scope: RFC 6749 §6 then means what was granted, and some servers refuse the same
         // scope written out.
         let params = vec![
@@ -204,11 +205,11 @@ impl Issuer for CodeServer {
         self.post(params, vec![refresh_token.clone()]).await
     }
 
-    fn ends_grant(&self, _status: StatusCode, verdict: Verdict) -> bool {
-        verdict == Verdict::Ended
+    fn invalidates_grant(&self, _status: StatusCode, verdict: Verdict) -> bool {
+        verdict == Verdict::Invalid
     }
 
-    fn grant(&self) -> Option<Asking<'_>> {
+    fn grant(&self) -> Option<GrantFuture<'_>> {
         None
     }
 }
@@ -231,7 +232,7 @@ fn secrets<'a>(
     auth: Option<&'a ClientAuth>,
     client_id: &'a SecretRef,
 ) -> impl Iterator<Item = &'a SecretRef> {
-    let proof = match auth {
+    let secret = match auth {
         Some(
             ClientAuth::Basic(secret)
             | ClientAuth::Post(secret)
@@ -243,7 +244,7 @@ fn secrets<'a>(
         ) => Some(secret),
         Some(ClientAuth::Tls(_)) | None => None,
     };
-    [client_id].into_iter().chain(proof)
+    [client_id].into_iter().chain(secret)
 }
 
 /// Makes the source of a client-credentials token (RFC 6749 §4.4).
@@ -272,7 +273,7 @@ pub(super) fn authorization_code(
 
 #[cfg(test)]
 mod tests {
-    use super::super::fakes::{TokenServer, answer, json, times, value, vendor};
+    use super::super::fakes::{TokenServer, json, response, times, value, vendor};
     use super::*;
     use crate::config::Auth;
 
@@ -309,9 +310,9 @@ mod tests {
             assert_eq!(issued.lifetime.unwrap().total.as_secs(), 36_000);
         }
 
-        let seen = server.seen();
+        let seen = server.requests();
         let common = "grant_type=client_credentials&scope=order+read&audience=https%3A%2F%2Fapi";
-        assert_eq!(seen[0].line, "POST /token/ HTTP/1.1");
+        assert_eq!(seen[0].request_line, "POST /token/ HTTP/1.1");
         assert_eq!(seen[0].header("authorization"), Some("Basic aWQ6cw=="));
         assert_eq!(seen[0].body, format!("{common}&tenant=7"));
         assert_eq!(seen[1].header("authorization"), None);
@@ -335,13 +336,13 @@ mod tests {
         for secret in ["one", "two"] {
             std::fs::write(&path, secret).unwrap();
             source.fetch().await.unwrap();
-            let sent = server.seen().last().unwrap().form();
+            let sent = server.requests().last().unwrap().form();
             assert!(sent.contains(&("client_secret".into(), secret.into())));
         }
         std::fs::remove_file(&path).unwrap();
         let error = source.fetch().await.unwrap_err();
         assert!(matches!(&error, FetchError::Rejected(text) if text.contains("cannot be read")));
-        assert_eq!(server.seen().len(), 2);
+        assert_eq!(server.requests().len(), 2);
     }
 
     fn code_server(server: &TokenServer, send_redirect_uri: bool) -> CodeServer {
@@ -378,7 +379,7 @@ mod tests {
         let bare = code_server(&server, false);
         bare.exchange(Secret::new("c"), None).await.unwrap();
 
-        let seen = server.seen();
+        let seen = server.requests();
         assert_eq!(
             seen[0].form(),
             form(&[
@@ -404,12 +405,12 @@ mod tests {
     #[tokio::test]
     async fn a_refresh_carries_no_scope_and_its_refusal_no_token() {
         let body = r#"{"error":"invalid_grant","error_description":"r-hunter2 is spent"}"#;
-        let server = TokenServer::start([answer("400 Bad Request", "", body)]).await;
+        let server = TokenServer::start([response("400 Bad Request", "", body)]).await;
         let issuer = code_server(&server, true);
         let error = issuer.refresh(&Secret::new("r-hunter2")).await.unwrap_err();
 
         assert_eq!(
-            server.seen()[0].form(),
+            server.requests()[0].form(),
             form(&[
                 ("client_id", "id"),
                 ("client_secret", "s"),
@@ -424,7 +425,7 @@ mod tests {
         else {
             panic!("{error:?}");
         };
-        assert!(issuer.ends_grant(status, verdict));
-        assert!(!issuer.ends_grant(status, Verdict::ProbablyEnded));
+        assert!(issuer.invalidates_grant(status, verdict));
+        assert!(!issuer.invalidates_grant(status, Verdict::ProbablyInvalid));
     }
 }

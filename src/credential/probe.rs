@@ -50,7 +50,7 @@ pub(super) async fn issuer(
         return consented(vendor, load(store, vendor).await?, &binding);
     };
     // Where all replicas share one token, another might end it: the stored one says enough.
-    if server.asks_anew() {
+    if server.always_new_grant() {
         let binding = server.binding()?;
         let stored = load(store, vendor).await?;
         if let Some(left) = stored

@@ -166,7 +166,7 @@ impl Mask {
 
 /// Text that people see of an HTML or XML page: its title, then the words of its body. Scripts,
 /// styles, comments and tags are left out, the usual character references are resolved.
-pub(super) fn visible(page: &str) -> String {
+pub(super) fn visible_text(page: &str) -> String {
     let (mut title, mut body) = (String::new(), String::new());
     let mut in_title = false;
     let mut rest = page;
@@ -198,7 +198,10 @@ pub(super) fn visible(page: &str) -> String {
         }
     }
     body.push_str(rest);
-    let (title, body) = (one_line(&resolved(&title)), one_line(&resolved(&body)));
+    let (title, body) = (
+        one_line(&decode_references(&title)),
+        one_line(&decode_references(&body)),
+    );
     if title.is_empty() || body.starts_with(&title) {
         body
     } else if body.is_empty() {
@@ -209,11 +212,11 @@ pub(super) fn visible(page: &str) -> String {
 }
 
 /// The character references that occur in error pages, in place of which their character stands.
-fn resolved(text: &str) -> String {
-    let mut resolved = String::new();
+fn decode_references(text: &str) -> String {
+    let mut decoded = String::new();
     let mut rest = text;
     while let Some(at) = rest.find('&') {
-        resolved.push_str(&rest[..at]);
+        decoded.push_str(&rest[..at]);
         rest = &rest[at..];
         let end = rest.char_indices().take(12).find(|(_, c)| *c == ';');
         let character = end.and_then(|(end, _)| match &rest[1..end] {
@@ -233,15 +236,15 @@ fn resolved(text: &str) -> String {
             }
         });
         if let (Some(character), Some((end, _))) = (character, end) {
-            resolved.push(character);
+            decoded.push(character);
             rest = &rest[end + 1..];
         } else {
-            resolved.push('&');
+            decoded.push('&');
             rest = &rest[1..];
         }
     }
-    resolved.push_str(rest);
-    resolved
+    decoded.push_str(rest);
+    decoded
 }
 
 /// Printable characters only, white space as single blanks, and not more than is looked at.
@@ -252,7 +255,7 @@ fn one_line(text: &str) -> String {
             if !line.is_empty() && !line.ends_with(' ') {
                 line.push(' ');
             }
-        } else if c.is_ascii_graphic() || c.is_alphanumeric() || TYPOGRAPHY.contains(c) {
+        } else if c.is_ascii_graphic() || c.is_alphanumeric() || PUNCTUATION.contains(c) {
             line.push(c);
         } else if !c.is_control() && !INVISIBLE.contains(&c) {
             line.push('?');
@@ -290,7 +293,7 @@ fn cover_opaque(text: &str, covered: &mut [bool]) {
         let piece = &bytes[start..start + run];
         let mixed =
             piece.iter().any(u8::is_ascii_digit) && piece.iter().any(u8::is_ascii_alphabetic);
-        if run >= OPAQUE && mixed {
+        if run >= MIN_OPAQUE && mixed {
             covered[start..start + run].fill(true);
         }
         start += run + 1;
@@ -322,9 +325,9 @@ const LONGEST_PIECE: usize = 8;
 const LONGEST_WORD: usize = 12;
 /// Letters and digits in a row that are taken for a token. Request identifiers of 16 hexadecimal
 /// digits are shorter.
-const OPAQUE: usize = 20;
+const MIN_OPAQUE: usize = 20;
 /// Punctuation beyond ASCII that texts for people have.
-const TYPOGRAPHY: &str = "\u{2018}\u{2019}\u{201c}\u{201d}\u{2013}\u{2014}\u{2026}«»¿¡。、，：";
+const PUNCTUATION: &str = "\u{2018}\u{2019}\u{201c}\u{201d}\u{2013}\u{2014}\u{2026}«»¿¡。、，：";
 /// Characters without a width, which could part a secret unseen.
 const INVISIBLE: [char; 6] = [
     '\u{ad}', '\u{200b}', '\u{200c}', '\u{200d}', '\u{2060}', '\u{feff}',
@@ -438,7 +441,7 @@ mod tests {
             ("<script>endless", ""),
             ("<", ""),
         ] {
-            assert_eq!(visible(page), text);
+            assert_eq!(visible_text(page), text);
         }
     }
 
@@ -456,7 +459,7 @@ mod tests {
             if secret.len() >= 6 && !blank.contains(&secret.to_ascii_lowercase()) {
                 prop_assert!(!line.contains(&secret), "{line}");
             }
-            visible(&format!("{before}<{after}&{secret}"));
+            visible_text(&format!("{before}<{after}&{secret}"));
         }
     }
 }

@@ -6,14 +6,14 @@ use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
-use super::pace::{self, Forced, MIN_PAUSE};
+use super::schedule::{self, ForcedRenewals, MIN_PAUSE};
 use super::{Credential, FetchError, Held, Issued, Lifetime, Source};
 use crate::clock::{self, Moment};
 use crate::metrics::FetchMetrics;
 
 /// What the refresh task tells those who wait and those who look.
 #[derive(Debug, Default)]
-pub(super) struct Board {
+pub(super) struct RenewalState {
     pub(super) attempting: bool,
     /// When the next attempt starts by itself; `None`: not before something happens.
     pub(super) next: Option<Instant>,
@@ -22,14 +22,14 @@ pub(super) struct Board {
     pub(super) forced_from: Option<Instant>,
     pub(super) outcome: Outcome,
     /// The next attempt takes its time, because what is in hand will do.
-    pub(super) patient: bool,
+    pub(super) relaxed: bool,
     pub(super) settled: bool,
     pub(super) refresh_at: Option<SystemTime>,
     pub(super) last_refresh: Option<SystemTime>,
     pub(super) last_error: Option<String>,
 }
 
-impl Board {
+impl RenewalState {
     /// Whether an attempt is running or starts by itself before `deadline`. True before the first
     /// attempt: its task has been spawned.
     pub(super) fn attempt_by(&self, deadline: Instant) -> bool {
@@ -60,13 +60,13 @@ pub(super) async fn keep_fresh(
     let mut failures = 0;
     // Somebody is waiting for what the attempts are to bring.
     let mut urgent = false;
-    let mut forced = Forced::default();
+    let mut forced = ForcedRenewals::default();
     if let (false, Some(held)) = (credential.renewable, credential.current.load_full()) {
         // What is fixed has just been read, so that no request ever waits for it.
         metrics.ok.inc();
-        obtained(&credential, &held, &vendor, None, None);
+        record_success(&credential, &held, &vendor, None, None);
         let floor = Instant::now() + MIN_PAUSE;
-        urgent = pause_until_due(&credential, source.as_ref(), floor, None, &mut forced).await;
+        urgent = wait_until_due(&credential, source.as_ref(), floor, None, &mut forced).await;
     }
     loop {
         let started = Instant::now();
@@ -81,16 +81,16 @@ pub(super) async fn keep_fresh(
             );
             credential.current.store(None);
         }
-        credential.board.send_modify(|board| {
-            board.attempting = true;
-            board.refresh_at = None;
+        credential.renewal.send_modify(|renewal| {
+            renewal.attempting = true;
+            renewal.refresh_at = None;
         });
         let outcome = attempt(source.as_ref(), request_timeout).await;
-        let took = started.elapsed();
-        metrics.duration.observe(took.as_secs_f64());
-        let tell = |generation, failure| {
+        let duration = started.elapsed();
+        metrics.duration.observe(duration.as_secs_f64());
+        let trace = |generation, failure| {
             if let (Some(traces), true) = (&metrics.traces, credential.renewable) {
-                traces.refreshed(&vendor, took, generation, failure);
+                traces.refreshed(&vendor, duration, generation, failure);
             }
         };
 
@@ -98,39 +98,41 @@ pub(super) async fn keep_fresh(
             Ok(issued) => {
                 failures = 0;
                 urgent = false;
-                if source.took_from_store() {
-                    forced.forgive();
+                if source.adopted_from_store() {
+                    forced.uncount();
                 }
                 metrics.ok.inc();
                 let lifetime = issued.lifetime;
                 let held = credential.publish(issued, account);
-                tell(Some(held.generation), None);
+                trace(Some(held.generation), None);
                 let now = Instant::now();
                 let next = lifetime.map(|Lifetime { total, end }| {
-                    let margin = total.saturating_sub(pace::renew_after(total, request_timeout));
+                    let margin =
+                        total.saturating_sub(schedule::renew_after(total, request_timeout));
                     end.checked_sub(margin).unwrap_or(now)
                 });
-                obtained(&credential, &held, &vendor, lifetime, next);
+                record_success(&credential, &held, &vendor, lifetime, next);
                 next
             }
             Err(error) => {
-                tell(None, Some(error.word()));
+                trace(None, Some(error.word()));
                 let cause = error.to_string();
-                let mut patience = None;
+                let mut relaxed_pause = None;
                 let (outcome, pause) = match &error {
                     FetchError::Temporary { retry_after, .. } => {
                         failures += 1;
                         metrics.temporary.inc();
                         if retry_after.is_none() && !urgent {
-                            patience = pace::patience(failures, credential.usable_for());
+                            relaxed_pause =
+                                schedule::relaxed_back_off(failures, credential.usable_for());
                         }
-                        let pause = retry_after.or(patience);
-                        let pause = pause.unwrap_or_else(|| pace::back_off(failures));
+                        let pause = retry_after.or(relaxed_pause);
+                        let pause = pause.unwrap_or_else(|| schedule::back_off(failures));
                         (Outcome::Temporary, Some(pause))
                     }
                     FetchError::Rejected(_) => {
                         metrics.rejected.inc();
-                        (Outcome::Rejected, Some(pace::after_refusal()))
+                        (Outcome::Rejected, Some(schedule::after_refusal()))
                     }
                     FetchError::Reauthorize(_) => {
                         metrics.rejected.inc();
@@ -143,33 +145,33 @@ pub(super) async fn keep_fresh(
                     retry_in_s = pause.map(|pause| pause.as_secs_f64()),
                     "credential not obtained: {cause}"
                 );
-                credential.trust();
-                credential.board.send_modify(|board| {
-                    board.outcome = outcome;
-                    board.patient = patience.is_some();
-                    board.last_error = Some(cause);
+                credential.confirm();
+                credential.renewal.send_modify(|renewal| {
+                    renewal.outcome = outcome;
+                    renewal.relaxed = relaxed_pause.is_some();
+                    renewal.last_error = Some(cause);
                 });
                 pause.map(|pause| Instant::now() + pause)
             }
         };
         let floor = started + MIN_PAUSE;
-        urgent |= pause_until_due(&credential, source.as_ref(), floor, next, &mut forced).await;
+        urgent |= wait_until_due(&credential, source.as_ref(), floor, next, &mut forced).await;
     }
 }
 
 /// Tells everybody that `held` is in use now.
-fn obtained(
+fn record_success(
     credential: &Credential,
     held: &Held,
     vendor: &str,
     lifetime: Option<Lifetime>,
     next: Option<Instant>,
 ) {
-    credential.board.send_modify(|board| {
-        board.outcome = Outcome::Ok;
-        board.patient = false;
-        board.last_refresh = Some(SystemTime::now());
-        board.last_error = None;
+    credential.renewal.send_modify(|renewal| {
+        renewal.outcome = Outcome::Ok;
+        renewal.relaxed = false;
+        renewal.last_refresh = Some(SystemTime::now());
+        renewal.last_error = None;
     });
     let now = Instant::now();
     let seconds_to = |at: Instant| at.saturating_duration_since(now).as_secs();
@@ -212,33 +214,33 @@ async fn attempt(source: &dyn Source, request_timeout: Duration) -> Result<Issue
 
 /// Waits until the next attempt must start: when `next` has come, or sooner when something
 /// happens, but not before `floor`. `true`: something has.
-async fn pause_until_due(
+async fn wait_until_due(
     credential: &Credential,
     source: &dyn Source,
     floor: Instant,
     next: Option<Instant>,
-    forced: &mut Forced,
+    forced: &mut ForcedRenewals,
 ) -> bool {
     let mut moves = clock::moves();
-    let mut seen = Moment::now();
+    let mut last_seen = Moment::now();
     let mut due = next.map(|next| next.max(floor));
     // After most failures the next attempt is on its way, and the server's wish to be left alone
     // counts more than one more 401.
     let listening = {
-        let board = credential.board.borrow();
-        board.outcome == Outcome::Ok || board.patient
+        let renewal = credential.renewal.borrow();
+        renewal.outcome == Outcome::Ok || renewal.relaxed
     };
     let held = listening.then(|| credential.current.load_full()).flatten();
     let forced_from = forced.earliest(Instant::now()).max(floor);
     let mut rejected = false;
-    let mut asked = false;
+    let mut requested = false;
     loop {
-        credential.board.send_modify(|board| {
-            board.attempting = false;
-            board.settled = true;
-            board.next = due;
-            board.refresh_at = due.and_then(wall_clock);
-            board.forced_from = held.is_some().then_some(forced_from);
+        credential.renewal.send_modify(|renewal| {
+            renewal.attempting = false;
+            renewal.settled = true;
+            renewal.next = due;
+            renewal.refresh_at = due.and_then(wall_clock);
+            renewal.forced_from = held.is_some().then_some(forced_from);
         });
         let rejection = async {
             match &held {
@@ -246,20 +248,20 @@ async fn pause_until_due(
                 _ => std::future::pending().await,
             }
         };
-        let asking = async {
-            if asked {
+        let requested_now = async {
+            if requested {
                 std::future::pending::<()>().await;
             }
             loop {
                 tokio::select! {
-                    () = credential.operator.notified() => break,
+                    () = credential.refresh_requested.notified() => break,
                     () = source.changed() => break,
                     // Asked again, `changed` looks at once.
-                    () = credential.look.notified() => {}
+                    () = credential.check_secrets.notified() => {}
                 }
             }
         };
-        let alarm = async {
+        let timer = async {
             match due {
                 Some(due) => sleep_until(due).await,
                 None => std::future::pending().await,
@@ -270,19 +272,19 @@ async fn pause_until_due(
                 rejected = true;
                 due = Some(due.map_or(forced_from, |due| due.min(forced_from)));
             }
-            () = asking => {
-                asked = true;
-                source.asked();
+            () = requested_now => {
+                requested = true;
+                source.end_pause();
                 due = Some(due.map_or(floor, |due| due.min(floor)));
             }
-            () = alarm => break,
+            () = timer => break,
             // Never an error: the other side lives as long as the process.
             _ = moves.changed() => {
                 let now = Moment::now();
-                let missed = seen.suspended_until(&now) + seen.set_forward_until(&now);
-                seen = now;
+                let missed = last_seen.suspended_until(&now) + last_seen.set_forward_until(&now);
+                last_seen = now;
                 due = due.map(|due| due.checked_sub(missed).unwrap_or(floor).max(floor));
-                if credential.doubt() {
+                if credential.suspect() {
                     due = Some(floor);
                 }
             }
@@ -291,9 +293,9 @@ async fn pause_until_due(
     if rejected {
         forced.start(Instant::now());
     } else {
-        forced.start_another();
+        forced.start_unforced();
     }
-    rejected || asked
+    rejected || requested
 }
 
 /// `at` on the wall clock, for people and dashboards.

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::Credential;
 use super::issuer::Issuer;
-use super::shared::OneForAll;
+use super::shared_token::SharedToken;
 use super::vedauth::Vedauth;
 use crate::config;
 use crate::store::{Grant, Store, StoreError};
@@ -19,7 +19,7 @@ pub(super) struct Revocation {
     server: Vedauth,
     /// `None`: nothing of the grant is stored.
     /// Where all replicas have one token without refresh tokens.
-    shared: Option<OneForAll<Vedauth>>,
+    shared: Option<SharedToken<Vedauth>>,
     store: Option<Arc<dyn Store>>,
     vendor: String,
     credential: Arc<Credential>,
@@ -47,23 +47,23 @@ impl Revocation {
         let in_store = |cause: StoreError| format!("store: {cause}");
         let done = async {
             let Some(store) = &self.store else {
-                return self.end(None).await;
+                return self.revoke(None).await;
             };
             // A renewal under way holds the lock; what it brings is the grant to end.
             let lock = timeout(
-                LOCK_PATIENCE,
-                store.lock(&self.vendor, AT_MOST * 2, LOCK_PATIENCE),
+                LOCK_TIMEOUT,
+                store.lock(&self.vendor, TIMEOUT * 2, LOCK_TIMEOUT),
             )
             .await;
             let Ok(Ok(_lock)) = lock else {
-                return self.end(None).await;
+                return self.revoke(None).await;
             };
             let stored = store.load(&self.vendor).await.map_err(in_store)?;
             let Some(mut grant) = stored.filter(|grant| self.is_ours(grant)) else {
-                return self.end(None).await;
+                return self.revoke(None).await;
             };
-            let ended = self.end(Some(&grant)).await?;
-            if ended {
+            let revoked = self.revoke(Some(&grant)).await?;
+            if revoked {
                 grant.refresh_token = None;
                 grant.access = None;
                 grant.intent = None;
@@ -72,37 +72,37 @@ impl Revocation {
                     .await
                     .map_err(in_store)?;
             }
-            Ok(ended)
+            Ok(revoked)
         };
-        match timeout(AT_MOST, done).await {
+        match timeout(TIMEOUT, done).await {
             Ok(Ok(true)) => info!(vendor = self.vendor, "the grant was revoked"),
             Ok(Ok(false)) => info!(vendor = self.vendor, "there was no token to revoke"),
             Ok(Err(cause)) => warn!(vendor = self.vendor, "the grant was not revoked: {cause}"),
             Err(_) => warn!(
                 vendor = self.vendor,
                 "whether the grant was revoked is unknown: no outcome within {}",
-                humantime::format_duration(AT_MOST)
+                humantime::format_duration(TIMEOUT)
             ),
         }
     }
 
     /// `false`: there is no token to do it with.
-    async fn end(&self, stored: Option<&Grant>) -> Result<bool, String> {
+    async fn revoke(&self, stored: Option<&Grant>) -> Result<bool, String> {
         let Some(token) = self.token(stored) else {
             return Ok(false);
         };
-        let ended = self.server.revoke(token).await;
-        ended.map(|()| true).map_err(|cause| cause.to_string())
+        let revoked = self.server.revoke(token).await;
+        revoked.map(|()| true).map_err(|cause| cause.to_string())
     }
 
     /// The newest access token that still lives.
     fn token(&self, stored: Option<&Grant>) -> Option<HeaderValue> {
         let access = stored.and_then(|grant| grant.access.as_ref());
-        let living = access.filter(|access| {
+        let valid = access.filter(|access| {
             let age = SystemTime::now().duration_since(access.issued);
             age.unwrap_or_default() < access.lifetime
         });
-        living
+        valid
             .and_then(|access| access.token.to_header("Bearer ").ok())
             .or_else(|| self.credential.current().ok()?.values().first().cloned())
     }
@@ -117,6 +117,6 @@ impl Revocation {
 }
 
 /// Nobody waits longer than this for a process to stop.
-const AT_MOST: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 /// Leaves time for the request itself.
-const LOCK_PATIENCE: Duration = Duration::from_millis(1500);
+const LOCK_TIMEOUT: Duration = Duration::from_millis(1500);

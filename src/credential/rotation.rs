@@ -28,27 +28,27 @@ use tracing::warn;
 use super::explanation::Verdict;
 use super::inputs::Inputs;
 use super::issuer::Issuer;
-use super::token_request::{Answer, TokenError};
-use super::{FetchError, Issued, Lifetime, Probed, Source, pace, probe};
+use super::token_request::{TokenError, TokenResponse};
+use super::{FetchError, Issued, Lifetime, Probed, Source, probe, schedule};
 use crate::config::{TokenTimes, Vendor};
 use crate::secret::Secret;
 use crate::store::{Access, Grant, Intent, Lock, Store, StoreError};
 use crate::tls::sha256;
 
 /// A [`Source`] that spends what it last got.
-pub(super) struct Rotation<I>(Arc<Shared<I>>);
+pub(super) struct Rotation<I>(Arc<Inner<I>>);
 
-struct Shared<I> {
+struct Inner<I> {
     issuer: I,
     inputs: Inputs,
     store: Arc<dyn Store>,
     vendor: String,
     request_timeout: Duration,
-    known: Mutex<Known>,
+    state: Mutex<State>,
 }
 
 #[derive(Default)]
-struct Known {
+struct State {
     /// The access token that was last handed out: handing it out again helps nobody.
     handed_out: Option<[u8; 32]>,
     /// It was in the store, for somebody else to use as well.
@@ -62,16 +62,16 @@ struct Known {
     /// Not used until it is stored.
     unsaved: Option<Unsaved>,
     /// Somebody wants the next attempt, or something has changed since the last one.
-    asked: bool,
+    next_requested: bool,
     /// The same for the attempt under way.
-    wanted: bool,
+    current_requested: bool,
 }
 
 /// What was bought and could not be stored.
 struct Unsaved {
     grant: Grant,
     /// The refresh token it cost.
-    cost: Option<String>,
+    spent: Option<String>,
     /// Kept, so that nobody shows that refresh token again.
     lock: Lock,
 }
@@ -84,13 +84,13 @@ impl<I: Issuer> Rotation<I> {
         vendor: &Vendor,
         times: TokenTimes,
     ) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(Inner {
             issuer,
             inputs,
             store: store.clone(),
             vendor: vendor.name.clone(),
             request_timeout: times.request_timeout,
-            known: Mutex::new(Known::default()),
+            state: Mutex::new(State::default()),
         }))
     }
 }
@@ -111,16 +111,16 @@ impl<I: Issuer> Source for Rotation<I> {
         self.0.issuer.account()
     }
 
-    fn took_from_store(&self) -> bool {
-        self.0.known.lock().adopted
+    fn adopted_from_store(&self) -> bool {
+        self.0.state.lock().adopted
     }
 
     fn outdated(&self) -> bool {
-        self.0.inputs.differ()
+        self.0.inputs.changed_since_snapshot()
     }
 
-    fn asked(&self) {
-        self.0.known.lock().asked = true;
+    fn end_pause(&self) {
+        self.0.state.lock().next_requested = true;
     }
 
     async fn probe(&self) -> Result<Probed, String> {
@@ -128,34 +128,34 @@ impl<I: Issuer> Source for Rotation<I> {
     }
 
     async fn fetch(&self) -> Result<Issued, FetchError> {
-        let shared = &self.0;
-        shared.inputs.note();
+        let inner = &self.0;
+        inner.inputs.snapshot();
         {
-            let mut known = shared.known.lock();
-            known.wanted = std::mem::take(&mut known.asked);
+            let mut state = inner.state.lock();
+            state.current_requested = std::mem::take(&mut state.next_requested);
         }
-        let binding = shared.issuer.binding().map_err(FetchError::Rejected)?;
-        let unsaved = shared.known.lock().unsaved.take();
+        let binding = inner.issuer.binding().map_err(FetchError::Rejected)?;
+        let unsaved = inner.state.lock().unsaved.take();
         if let Some(unsaved) = unsaved.filter(|unsaved| unsaved.grant.binding == binding) {
-            let storing = shared.clone();
-            return detached(async move { storing.keep(unsaved).await }).await;
+            let storing = inner.clone();
+            return detached(async move { storing.store_tokens(unsaved).await }).await;
         }
-        if let Some(issued) = shared.adopt(shared.load(None).await?.as_ref(), &binding) {
+        if let Some(issued) = inner.adopt(inner.load(None).await?.as_ref(), &binding) {
             return Ok(issued);
         }
         // Whoever has the lock holds it for one or two requests, or has died with it.
-        let patience = shared.request_timeout * 2 + Duration::from_secs(5);
-        let lease = lease(shared.request_timeout);
-        let lock = shared.store.lock(&shared.vendor, lease, patience).await?;
-        let mut grant = shared.load(Some(&lock)).await?;
-        if shared.may_be_bought_already(grant.as_ref()) {
+        let lock_timeout = inner.request_timeout * 2 + Duration::from_secs(5);
+        let lease = lease(inner.request_timeout);
+        let lock = inner.store.lock(&inner.vendor, lease, lock_timeout).await?;
+        let mut grant = inner.load(Some(&lock)).await?;
+        if inner.may_be_spent_elsewhere(grant.as_ref()) {
             sleep(STORE_POLL * 2).await;
-            grant = shared.load(Some(&lock)).await?;
+            grant = inner.load(Some(&lock)).await?;
         }
-        if let Some(issued) = shared.adopt(grant.as_ref(), &binding) {
+        if let Some(issued) = inner.adopt(grant.as_ref(), &binding) {
             return Ok(issued);
         }
-        let spending = shared.clone();
+        let spending = inner.clone();
         detached(async move {
             spending
                 .spend(lock, grant.unwrap_or_default(), binding)
@@ -165,24 +165,24 @@ impl<I: Issuer> Source for Rotation<I> {
     }
 
     async fn changed(&self) {
-        let shared = &self.0;
+        let inner = &self.0;
         let stored = async {
             loop {
                 sleep(STORE_POLL).await;
                 // A store that is down is no news; neither is its return, unless something waits
                 // to be stored.
-                match shared.look().await {
-                    Ok(Seen::Stored(grant)) => {
-                        let of_use = shared.may_be_of_use(grant.as_ref());
-                        let known = shared.known.lock();
-                        let news = of_use && known.stored != digest(grant.as_ref());
-                        if known.unsaved.is_some() || news {
+                match inner.read_store().await {
+                    Ok(StoreRead::Current(grant)) => {
+                        let relevant = inner.is_relevant(grant.as_ref());
+                        let state = inner.state.lock();
+                        let news = relevant && state.stored != digest(grant.as_ref());
+                        if state.unsaved.is_some() || news {
                             return;
                         }
                     }
-                    Ok(Seen::Lost { over, newest }) => {
+                    Ok(StoreRead::Stale { over, newest }) => {
                         // Nobody waits for it here; the next look sees whether it worked.
-                        let _ = shared.put_back(over, &newest, None).await;
+                        let _ = inner.restore(over, &newest, None).await;
                     }
                     Err(_) => {}
                 }
@@ -190,36 +190,36 @@ impl<I: Issuer> Source for Rotation<I> {
         };
         tokio::select! {
             () = stored => {}
-            () = shared.inputs.changed() => {}
+            () = inner.inputs.changed() => {}
         }
     }
 }
 
 /// How many answers are awaited or being stored, in the whole process.
-static UNDER_WAY: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
+static IN_FLIGHT: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
 
 /// Waits, `at_most` so long, until no refresh token's answer is awaited or being stored: a process
 /// that ends before would lose it.
-pub async fn answers_are_stored(at_most: Duration) {
-    let mut under_way = UNDER_WAY.subscribe();
-    let none = under_way.wait_for(|count| *count == 0);
+pub async fn wait_for_refreshes(at_most: Duration) {
+    let mut in_flight = IN_FLIGHT.subscribe();
+    let none = in_flight.wait_for(|count| *count == 0);
     if timeout(at_most, none).await.is_err() {
         warn!("a refresh is still without an answer; whether its token was spent is unknown");
     }
 }
 
-struct UnderWay;
+struct InFlight;
 
-impl UnderWay {
+impl InFlight {
     fn begin() -> Self {
-        UNDER_WAY.send_modify(|count| *count += 1);
+        IN_FLIGHT.send_modify(|count| *count += 1);
         Self
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for InFlight {
     fn drop(&mut self) {
-        UNDER_WAY.send_modify(|count| *count -= 1);
+        IN_FLIGHT.send_modify(|count| *count -= 1);
     }
 }
 
@@ -227,10 +227,10 @@ impl Drop for UnderWay {
 async fn detached(
     work: impl Future<Output = Result<Issued, FetchError>> + Send + 'static,
 ) -> Result<Issued, FetchError> {
-    let under_way = UnderWay::begin();
+    let in_flight = InFlight::begin();
     let work = async move {
         let outcome = work.await;
-        drop(under_way);
+        drop(in_flight);
         outcome
     };
     tokio::spawn(work)
@@ -238,41 +238,41 @@ async fn detached(
         .unwrap_or_else(|_| Err(temporary("the refresh was interrupted".to_owned())))
 }
 
-impl<I: Issuer> Shared<I> {
+impl<I: Issuer> Inner<I> {
     /// What is stored, after a store that has lost it got it back.
     async fn load(&self, under: Option<&Lock>) -> Result<Option<Grant>, FetchError> {
-        let grant = match self.look().await? {
-            Seen::Stored(grant) => grant,
-            Seen::Lost { over, newest } => {
-                self.put_back(over, &newest, under).await?;
-                match self.look().await? {
-                    Seen::Stored(grant) => grant,
-                    Seen::Lost { newest, .. } => Some(*newest),
+        let grant = match self.read_store().await? {
+            StoreRead::Current(grant) => grant,
+            StoreRead::Stale { over, newest } => {
+                self.restore(over, &newest, under).await?;
+                match self.read_store().await? {
+                    StoreRead::Current(grant) => grant,
+                    StoreRead::Stale { newest, .. } => Some(*newest),
                 }
             }
         };
-        self.known.lock().stored = digest(grant.as_ref());
+        self.state.lock().stored = digest(grant.as_ref());
         Ok(grant)
     }
 
-    async fn look(&self) -> Result<Seen, StoreError> {
-        let looked = self.store.load(&self.vendor).await;
-        let mut known = self.known.lock();
-        if looked.is_err() {
-            known.store_failed = Some(Instant::now());
+    async fn read_store(&self) -> Result<StoreRead, StoreError> {
+        let loaded = self.store.load(&self.vendor).await;
+        let mut state = self.state.lock();
+        if loaded.is_err() {
+            state.store_failed = Some(Instant::now());
         }
-        let stored = looked?;
+        let stored = loaded?;
         let over = stored.as_ref().map_or(0, |grant| grant.version);
-        if let Some(newest) = &known.newest
+        if let Some(newest) = &state.newest
             && newest.version > over
         {
-            return Ok(Seen::Lost {
+            return Ok(StoreRead::Stale {
                 over,
                 newest: Box::new(newest.clone()),
             });
         }
-        known.newest.clone_from(&stored);
-        Ok(Seen::Stored(stored))
+        state.newest.clone_from(&stored);
+        Ok(StoreRead::Current(stored))
     }
 
     /// Gives the newest grant we know to a store that was flushed, restored from an old copy, or
@@ -280,7 +280,7 @@ impl<I: Issuer> Shared<I> {
     ///
     /// Another replica may know a newer one, or be about to store one. So nobody spends this one
     /// for as long as a lease.
-    async fn put_back(
+    async fn restore(
         &self,
         over: u64,
         newest: &Grant,
@@ -312,11 +312,11 @@ impl<I: Issuer> Shared<I> {
 
     /// Whether another replica may be holding the answer to this very refresh token, because the
     /// store was away when it came: it stores it as soon as it can.
-    fn may_be_bought_already(&self, grant: Option<&Grant>) -> bool {
+    fn may_be_spent_elsewhere(&self, grant: Option<&Grant>) -> bool {
         let intent = grant.and_then(|grant| grant.intent.as_ref());
         intent.is_some()
             && self
-                .known
+                .state
                 .lock()
                 .store_failed
                 .is_some_and(|failed| failed.elapsed() < STORE_POLL * 5)
@@ -324,17 +324,17 @@ impl<I: Issuer> Shared<I> {
 
     /// Whether to look closer when this turns up in the store. Of a replica with another secret it
     /// is not, or the two would take turns at overwriting each other's.
-    fn may_be_of_use(&self, grant: Option<&Grant>) -> bool {
-        let ours = |grant: &Grant| {
+    fn is_relevant(&self, grant: Option<&Grant>) -> bool {
+        let is_ours = |grant: &Grant| {
             let binding = self.issuer.binding();
             binding.is_ok_and(|binding| binding == grant.binding)
         };
-        !self.issuer.asks_anew() || grant.is_none_or(ours)
+        !self.issuer.always_new_grant() || grant.is_none_or(is_ours)
     }
 
     async fn save(&self, grant: &mut Grant) -> Result<(), StoreError> {
         self.store.save(&self.vendor, grant).await?;
-        self.note(grant);
+        self.remember(grant);
         Ok(())
     }
 
@@ -346,11 +346,11 @@ impl<I: Issuer> Shared<I> {
             .access
             .as_ref()?;
         let token = sha256(&[access.token.expose().as_bytes()]);
-        if self.known.lock().handed_out == Some(token) {
+        if self.state.lock().handed_out == Some(token) {
             return None;
         }
         let issued = self.hand_out(access)?;
-        self.known.lock().adopted = true;
+        self.state.lock().adopted = true;
         Some(issued)
     }
 
@@ -359,15 +359,15 @@ impl<I: Issuer> Shared<I> {
         let age = SystemTime::now()
             .duration_since(access.issued)
             .unwrap_or_default();
-        if age >= pace::usable_for(access.lifetime) {
+        if age >= schedule::usable_for(access.lifetime) {
             return None;
         }
         let values = vec![access.token.to_header("Bearer ").ok()?];
         let token = sha256(&[access.token.expose().as_bytes()]);
-        let mut known = self.known.lock();
-        known.handed_out = Some(token);
-        known.adopted = false;
-        drop(known);
+        let mut state = self.state.lock();
+        state.handed_out = Some(token);
+        state.adopted = false;
+        drop(state);
         Some(Issued {
             values,
             lifetime: Some(Lifetime {
@@ -384,14 +384,14 @@ impl<I: Issuer> Shared<I> {
         mut grant: Grant,
         binding: String,
     ) -> Result<Issued, FetchError> {
-        if self.issuer.asks_anew() {
-            return self.ask_anew(lock, grant, binding).await;
+        if self.issuer.always_new_grant() {
+            return self.replace_token(lock, grant, binding).await;
         }
-        let mut why_none = "no consent is stored".to_owned();
+        let mut reason = "no consent is stored".to_owned();
         if grant.binding != binding {
             if !grant.binding.is_empty() {
                 "the stored consent is another client_id's, or another server's"
-                    .clone_into(&mut why_none);
+                    .clone_into(&mut reason);
             }
             grant = Grant {
                 version: grant.version,
@@ -406,36 +406,41 @@ impl<I: Issuer> Shared<I> {
             };
             if grant
                 .refresh_until
-                .is_some_and(|until| until <= SystemTime::now() + ON_THE_WAY)
+                .is_some_and(|until| until <= SystemTime::now() + TRANSIT_TIME)
             {
-                "the grant has reached its end".clone_into(&mut why_none);
+                "the grant has reached its end".clone_into(&mut reason);
                 break;
             }
-            let shown = fingerprint(&refresh_token);
+            let sent = fingerprint(&refresh_token);
             let before = grant.intent.as_ref();
-            let before = before.filter(|intent| intent.refresh_token.as_ref() == Some(&shown));
-            if before.is_some_and(|intent| intent.tries > MAX_LOST) && self.issuer.grant().is_some()
+            let before = before.filter(|intent| intent.refresh_token.as_ref() == Some(&sent));
+            if before.is_some_and(|intent| intent.tries > MAX_LOST_RESPONSES)
+                && self.issuer.grant().is_some()
             {
-                "the answers to its refresh token were lost".clone_into(&mut why_none);
+                "the answers to its refresh token were lost".clone_into(&mut reason);
                 break;
             }
             if let Some(intent) = before
-                && let Some(pause) = self.keeps_getting_lost(intent)
+                && let Some(pause) = self.lost_response_pause(intent)
             {
                 return Err(FetchError::Temporary {
-                    cause: self
-                        .told_of_lost(intent.tries, "the stored refresh token is left alone"),
+                    cause: self.lost_response_advice(
+                        intent.tries,
+                        "the stored refresh token is left alone",
+                    ),
                     retry_after: Some(pause),
                 });
             }
             match self.refresh(&lock, &mut grant, &refresh_token).await? {
-                Refreshed::Bought(answer) => {
-                    let cost = fingerprint(&refresh_token);
-                    return self.store_answer(lock, grant, answer, Some(cost)).await;
+                Refreshed::Renewed(response) => {
+                    let spent = fingerprint(&refresh_token);
+                    return self
+                        .store_response(lock, grant, response, Some(spent))
+                        .await;
                 }
                 Refreshed::Superseded(newer) => grant = *newer,
                 Refreshed::Dead(cause) => {
-                    why_none = cause;
+                    reason = cause;
                     break;
                 }
             }
@@ -444,7 +449,7 @@ impl<I: Issuer> Shared<I> {
                 return Ok(issued);
             }
         }
-        self.new_grant(lock, grant, why_none).await
+        self.new_grant(lock, grant, reason).await
     }
 
     /// Shows the refresh token to its server, with the intent stored around it.
@@ -454,13 +459,13 @@ impl<I: Issuer> Shared<I> {
         grant: &mut Grant,
         refresh_token: &Secret,
     ) -> Result<Refreshed, FetchError> {
-        let shown = fingerprint(refresh_token);
+        let sent = fingerprint(refresh_token);
         let before = grant
             .intent
             .take()
-            .filter(|intent| intent.refresh_token.as_ref() == Some(&shown));
+            .filter(|intent| intent.refresh_token.as_ref() == Some(&sent));
         grant.intent = Some(Intent {
-            refresh_token: Some(shown.clone()),
+            refresh_token: Some(sent.clone()),
             at: SystemTime::now(),
             tries: before.as_ref().map_or(0, |intent| intent.tries) + 1,
         });
@@ -473,7 +478,7 @@ impl<I: Issuer> Shared<I> {
         }
 
         let error = match self.issuer.refresh(refresh_token).await {
-            Ok(answer) => return Ok(Refreshed::Bought(answer)),
+            Ok(response) => return Ok(Refreshed::Renewed(response)),
             Err(error) => error,
         };
         match &error {
@@ -481,25 +486,25 @@ impl<I: Issuer> Shared<I> {
             TokenError::Temporary {
                 cause,
                 retry_after,
-                unheard: false,
+                not_received: false,
             } => {
                 let tries = grant.intent.as_ref().map_or(0, |intent| intent.tries);
-                Err(self.unanswered(tries, cause, *retry_after))
+                Err(self.no_response(tries, cause, *retry_after))
             }
             TokenError::Refused {
                 status,
                 code,
                 verdict,
                 ..
-            } if self.issuer.ends_grant(*status, *verdict)
+            } if self.issuer.invalidates_grant(*status, *verdict)
                 // Some servers say 400 and nothing else. Where an answer to this very token was
                 // lost before, that is answer enough.
                 || (before.is_some()
-                    && (*verdict == Verdict::ProbablyEnded
+                    && (*verdict == Verdict::ProbablyInvalid
                         || (*status == StatusCode::BAD_REQUEST && code.is_none()))) =>
             {
                 if let Some(stored) = self.load(Some(under)).await?
-                    && stored.refresh_token.as_ref().map(fingerprint) != Some(shown)
+                    && stored.refresh_token.as_ref().map(fingerprint) != Some(sent)
                 {
                     return Ok(Refreshed::Superseded(Box::new(stored)));
                 }
@@ -524,20 +529,20 @@ impl<I: Issuer> Shared<I> {
     }
 
     /// What is to be told when `cause` has kept the answer to a refresh token from us `tries` times.
-    fn unanswered(&self, tries: u32, cause: &str, retry_after: Option<Duration>) -> FetchError {
-        if tries <= MAX_LOST || self.issuer.grant().is_some() {
+    fn no_response(&self, tries: u32, cause: &str, retry_after: Option<Duration>) -> FetchError {
+        if tries <= MAX_LOST_RESPONSES || self.issuer.grant().is_some() {
             return FetchError::Temporary {
                 cause: cause.to_owned(),
                 retry_after,
             };
         }
         FetchError::Temporary {
-            cause: self.told_of_lost(tries, cause),
-            retry_after: retry_after.max(Some(pace::after_refusal())),
+            cause: self.lost_response_advice(tries, cause),
+            retry_after: retry_after.max(Some(schedule::after_refusal())),
         }
     }
 
-    fn told_of_lost(&self, tries: u32, cause: &str) -> String {
+    fn lost_response_advice(&self, tries: u32, cause: &str) -> String {
         let vendor = &self.vendor;
         format!(
             "{cause}; it was shown {tries} times without an answer and may be spent: it is shown \
@@ -549,23 +554,23 @@ impl<I: Issuer> Shared<I> {
     /// How long the refresh token of this intent is not to be shown again by itself, because the
     /// answers to it keep getting lost: its server may have a reason, and takes every showing after
     /// the first for a theft. `None`: it may be shown.
-    fn keeps_getting_lost(&self, intent: &Intent) -> Option<Duration> {
-        if intent.tries <= MAX_LOST || self.known.lock().wanted {
+    fn lost_response_pause(&self, intent: &Intent) -> Option<Duration> {
+        if intent.tries <= MAX_LOST_RESPONSES || self.state.lock().current_requested {
             return None;
         }
         // After a clock was set back nobody knows how long ago it was.
         let ago = SystemTime::now().duration_since(intent.at).ok()?;
-        let pause = pace::after_refusal();
-        (ago < LOST_PAUSE).then(|| pause.saturating_sub(ago))
+        let pause = schedule::after_refusal();
+        (ago < LOST_RESPONSE_PAUSE).then(|| pause.saturating_sub(ago))
     }
 
     /// A refusal that leaves the refresh token where it is, with what a person can do about it.
     fn refused(&self, error: TokenError) -> FetchError {
         let vendor = &self.vendor;
-        let by_itself = self.issuer.grant().is_some();
+        let unattended = self.issuer.grant().is_some();
         match error {
-            TokenError::Refused { verdict, cause, .. } if !by_itself => match verdict {
-                Verdict::Ended | Verdict::ProbablyEnded => FetchError::Reauthorize(format!(
+            TokenError::Refused { verdict, cause, .. } if !unattended => match verdict {
+                Verdict::Invalid | Verdict::ProbablyInvalid => FetchError::Reauthorize(format!(
                     "{cause}; the consent seems to have ended: run `countersign authorize {vendor}`; \
                      or, when the client was refused and now is not, `POST /vendors/{vendor}/refresh` \
                      to try the stored refresh token again"
@@ -574,7 +579,7 @@ impl<I: Issuer> Shared<I> {
                     "{cause}; either the client is refused (its id, its secret, its rights), or the \
                      consent has ended: then run `countersign authorize {vendor}`"
                 )),
-                Verdict::Untouched => FetchError::Rejected(cause),
+                Verdict::Unrelated => FetchError::Rejected(cause),
             },
             TokenError::Refused { .. } | TokenError::Temporary { .. } | TokenError::NotSent(_) => {
                 error.into()
@@ -583,13 +588,13 @@ impl<I: Issuer> Shared<I> {
     }
 
     /// Asks for a token, and stores it in place of the one that is there.
-    async fn ask_anew(
+    async fn replace_token(
         &self,
         lock: Lock,
         mut grant: Grant,
         binding: String,
     ) -> Result<Issued, FetchError> {
-        let Some(asking) = self.issuer.grant() else {
+        let Some(request) = self.issuer.grant() else {
             return Err(FetchError::Rejected("no token can be asked for".to_owned()));
         };
         // Proves that the store can be written: the server may end the token in use when it issues
@@ -605,27 +610,27 @@ impl<I: Issuer> Shared<I> {
                 "the lock has lapsed before it was used".to_owned(),
             ));
         }
-        let answer = asking.await?;
+        let response = request.await?;
         grant.binding = binding;
         grant.refresh_token = None;
         grant.refresh_until = None;
-        self.store_answer(lock, grant, answer, None).await
+        self.store_response(lock, grant, response, None).await
     }
 
     async fn new_grant(
         &self,
         lock: Lock,
         mut grant: Grant,
-        why: String,
+        reason: String,
     ) -> Result<Issued, FetchError> {
-        let Some(asking) = self.issuer.grant() else {
+        let Some(request) = self.issuer.grant() else {
             return Err(FetchError::Reauthorize(format!(
-                "{why}; run `countersign authorize {}`",
+                "{reason}; run `countersign authorize {}`",
                 self.vendor
             )));
         };
         if grant.version > 0 {
-            warn!(vendor = self.vendor, "asking for a new grant: {why}");
+            warn!(vendor = self.vendor, "asking for a new grant: {reason}");
         }
         // What cannot be stored must not be asked for: the server would pile up grants.
         grant.refresh_token = None;
@@ -636,52 +641,52 @@ impl<I: Issuer> Shared<I> {
             tries: 1,
         });
         self.save(&mut grant).await?;
-        let answer = asking.await?;
-        self.store_answer(lock, grant, answer, None).await
+        let response = request.await?;
+        self.store_response(lock, grant, response, None).await
     }
 
-    async fn store_answer(
+    async fn store_response(
         &self,
         lock: Lock,
         mut grant: Grant,
-        answer: Answer,
-        cost: Option<String>,
+        response: TokenResponse,
+        spent: Option<String>,
     ) -> Result<Issued, FetchError> {
         // RFC 6749 §6: without a new refresh token the old one stays.
-        if answer.refresh_token.is_some() {
-            grant.refresh_token = answer.refresh_token;
+        if response.refresh_token.is_some() {
+            grant.refresh_token = response.refresh_token;
         }
-        if answer.refresh_until.is_some() {
-            grant.refresh_until = answer.refresh_until;
+        if response.refresh_until.is_some() {
+            grant.refresh_until = response.refresh_until;
         }
         grant.intent = None;
-        let left = answer
+        let left = response
             .lifetime
             .end
             .saturating_duration_since(Instant::now());
-        let age = answer.lifetime.total.saturating_sub(left);
+        let age = response.lifetime.total.saturating_sub(left);
         grant.access = Some(Access {
-            token: answer.access_token,
+            token: response.access_token,
             issued: SystemTime::now() - age,
-            lifetime: answer.lifetime.total,
+            lifetime: response.lifetime.total,
         });
-        self.keep(Unsaved { grant, cost, lock }).await
+        self.store_tokens(Unsaved { grant, spent, lock }).await
     }
 
     /// Stores what was bought, then hands it out.
-    async fn keep(&self, bought: Unsaved) -> Result<Issued, FetchError> {
+    async fn store_tokens(&self, unsaved: Unsaved) -> Result<Issued, FetchError> {
         let Unsaved {
             mut grant,
-            cost,
+            spent,
             lock,
-        } = bought;
+        } = unsaved;
         let mut saved = self.store.save(&self.vendor, &mut grant).await;
         if matches!(saved, Err(StoreError::Conflict(_)))
             && let Ok(stored) = self.store.load(&self.vendor).await
         {
             let over = stored.as_ref().map_or(0, |stored| stored.version);
             let refresh_token = stored.as_ref().and_then(|s| s.refresh_token.as_ref());
-            if over < grant.version || refresh_token.map(fingerprint) == cost {
+            if over < grant.version || refresh_token.map(fingerprint) == spent {
                 // Ours is the successor of what is there, or of what was.
                 let mut next = grant.clone();
                 next.version = grant.version.max(over) + 1;
@@ -697,13 +702,13 @@ impl<I: Issuer> Shared<I> {
             }
         }
         if let Err(cause) = saved {
-            self.known.lock().unsaved = Some(Unsaved { grant, cost, lock });
+            self.state.lock().unsaved = Some(Unsaved { grant, spent, lock });
             return Err(temporary(format!(
                 "new tokens were issued and cannot be stored; they are kept and not used until \
                  they are: {cause}"
             )));
         }
-        self.note(&grant);
+        self.remember(&grant);
         drop(lock);
         grant
             .access
@@ -714,18 +719,18 @@ impl<I: Issuer> Shared<I> {
             })
     }
 
-    fn note(&self, grant: &Grant) {
-        let mut known = self.known.lock();
-        known.stored = digest(Some(grant));
-        known.newest = Some(grant.clone());
+    fn remember(&self, grant: &Grant) {
+        let mut state = self.state.lock();
+        state.stored = digest(Some(grant));
+        state.newest = Some(grant.clone());
     }
 }
 
 /// What a look into the store found.
-enum Seen {
-    Stored(Option<Grant>),
+enum StoreRead {
+    Current(Option<Grant>),
     /// Something older than we know, of the version `over`, or nothing (0).
-    Lost {
+    Stale {
         over: u64,
         newest: Box<Grant>,
     },
@@ -733,7 +738,7 @@ enum Seen {
 
 /// What came of showing a refresh token.
 enum Refreshed {
-    Bought(Answer),
+    Renewed(TokenResponse),
     /// Dead, and somebody else has stored another grant.
     Superseded(Box<Grant>),
     /// Dead, for this reason.
@@ -780,15 +785,15 @@ const STORE_POLL: Duration = Duration::from_secs(2);
 
 /// How often an answer may be lost after the first time before a server that grants without a
 /// person is asked for a new grant.
-const MAX_LOST: u32 = 1;
+const MAX_LOST_RESPONSES: u32 = 1;
 
 /// How long a refresh token whose answers keep getting lost is left alone at least, where only a
-/// person could bring another: the least of [`pace::after_refusal`].
-const LOST_PAUSE: Duration = Duration::from_mins(4);
+/// person could bring another: the least of [`schedule::after_refusal`].
+const LOST_RESPONSE_PAUSE: Duration = Duration::from_mins(4);
 
 /// How long a refresh token may take to reach its server: one that would arrive after its grant's
 /// end is not shown any more.
-const ON_THE_WAY: Duration = Duration::from_secs(1);
+const TRANSIT_TIME: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests;

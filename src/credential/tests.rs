@@ -1,6 +1,6 @@
 //! The refresh path as the request path sees it, mostly on paused time.
 
-mod anything;
+mod random_events;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::AtomicUsize;
@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicUsize;
 use parking_lot::Mutex;
 use tokio::time::{advance, sleep, sleep_until};
 
-use super::fakes::{TokenServer, answer, json, metrics, value, vendor};
+use super::fakes::{TokenServer, json, metrics, response, value, vendor};
 use super::*;
 use crate::clock;
 use crate::secret::SecretRef;
@@ -26,9 +26,9 @@ struct Script {
     read: AtomicUsize,
     account: Mutex<Option<[u8; 32]>>,
     /// By text.
-    ends: Mutex<HashMap<String, Instant>>,
+    expiries: Mutex<HashMap<String, Instant>>,
     /// Good answers once the script has run out.
-    well: AtomicBool,
+    healthy: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -45,15 +45,15 @@ impl Source for Script {
         self.read
             .store(self.secret.load(Ordering::Acquire), Ordering::Release);
         let step = self.steps.lock().pop_front();
-        let (delay, answer) = step.unwrap_or_else(|| {
-            let well = self.well.load(Ordering::Acquire);
-            let answer = well.then(|| token("well", 3600));
-            (Duration::ZERO, answer.unwrap_or_else(|| Err(down())))
+        let (delay, result) = step.unwrap_or_else(|| {
+            let healthy = self.healthy.load(Ordering::Acquire);
+            let result = healthy.then(|| token("well", 3600));
+            (Duration::ZERO, result.unwrap_or_else(|| Err(down())))
         });
         sleep(delay).await;
-        let token = answer?;
+        let token = result?;
         let end = asked + token.lifetime;
-        self.ends.lock().insert(token.text.clone(), end);
+        self.expiries.lock().insert(token.text.clone(), end);
         Ok(Issued {
             values: vec![HeaderValue::from_str(&token.text).unwrap()],
             lifetime: Some(Lifetime {
@@ -85,12 +85,12 @@ impl Source for Script {
 }
 
 impl Script {
-    fn then(&self, answer: Result<Token, FetchError>) -> &Self {
-        self.after(Duration::ZERO, answer)
+    fn then(&self, result: Result<Token, FetchError>) -> &Self {
+        self.after(Duration::ZERO, result)
     }
 
-    fn after(&self, delay: Duration, answer: Result<Token, FetchError>) -> &Self {
-        self.steps.lock().push_back((delay, answer));
+    fn after(&self, delay: Duration, result: Result<Token, FetchError>) -> &Self {
+        self.steps.lock().push_back((delay, result));
         self
     }
 
@@ -453,7 +453,7 @@ async fn a_renewal_that_can_wait_is_repeated_twice_at_once_and_then_at_leisure()
     }
     let last = *script.calls.lock().last().unwrap();
     assert!(last.elapsed() <= MINUTE);
-    script.well.store(true, Ordering::Release);
+    script.healthy.store(true, Ordering::Release);
     sleep(MINUTE).await;
     assert_eq!(in_use(&credential), Ok("well".into()));
 }
@@ -479,7 +479,7 @@ async fn whoever_needs_the_renewal_ends_its_leisure() {
         // Still down: from now on it is tried as if there were no token.
         sleep(MINUTE * 2).await;
         assert!(script.calls() > 6, "{who}: {}", script.calls());
-        script.well.store(true, Ordering::Release);
+        script.healthy.store(true, Ordering::Release);
         let newer = credential.newer_than(&held, MINUTE).await;
         assert_eq!(text(&newer.unwrap()), "well");
     }
@@ -493,7 +493,7 @@ async fn a_changed_secret_is_noticed_within_seconds_and_at_once_when_told() {
     }
     let credential = Script::start(&script);
     sleep(MINUTE).await;
-    credential.look_now();
+    credential.check_secrets_now();
     sleep(MINUTE).await;
     assert_eq!(script.calls(), 1, "nothing had changed");
 
@@ -502,7 +502,7 @@ async fn a_changed_secret_is_noticed_within_seconds_and_at_once_when_told() {
     assert_eq!(in_use(&credential), Ok("1".into()));
     sleep(Duration::from_secs(2)).await;
     script.change_secret();
-    credential.look_now();
+    credential.check_secrets_now();
     settle().await;
     assert_eq!(in_use(&credential), Ok("2".into()));
 }
@@ -550,7 +550,7 @@ async fn a_token_of_another_account_serves_no_longer() {
     assert_eq!(in_use(&credential), Ok("theirs".into()));
     *script.account.lock() = Some([2; 32]);
     script.change_secret();
-    credential.look_now();
+    credential.check_secrets_now();
     settle().await;
     assert_eq!(in_use(&credential), Err(State::Pending));
     sleep(MINUTE).await;
@@ -702,12 +702,12 @@ async fn a_fixed_credential_is_there_at_once_and_follows_its_secret() {
 #[tokio::test(start_paused = true)]
 async fn what_was_read_at_the_start_is_not_read_again_before_it_changes() {
     let script = script();
-    let fixed = |text| Issued {
+    let static_auth = |text| Issued {
         values: vec![HeaderValue::from_static(text)],
         lifetime: None,
     };
     let credential = Arc::new(Credential::new(false));
-    credential.publish(fixed("one"), None);
+    credential.publish(static_auth("one"), None);
     let _task = tokio::spawn(keep_fresh(
         credential.clone(),
         script.clone(),
@@ -735,7 +735,7 @@ async fn a_refused_refresh_leads_to_a_new_grant_before_the_old_token_ends() {
         ))
     };
     let revoked = "400 Grant has been revoked, has expired, or the refresh token is invalid";
-    let replies = [pair(1), answer(revoked, "", ""), pair(2), pair(3)];
+    let replies = [pair(1), response(revoked, "", ""), pair(2), pair(3)];
     let server = TokenServer::start(replies).await;
     let dir = tempfile::tempdir().unwrap();
     let store = crate::store::open(&config::Store::File {
@@ -772,7 +772,11 @@ async fn a_refused_refresh_leads_to_a_new_grant_before_the_old_token_ends() {
         }
     }
     assert_eq!(texts, ["Bearer a1", "Bearer a2", "Bearer a3"]);
-    let paths: Vec<_> = server.seen().iter().map(|seen| seen.line.clone()).collect();
+    let paths: Vec<_> = server
+        .requests()
+        .iter()
+        .map(|seen| seen.request_line.clone())
+        .collect();
     let path = |method| format!("POST /vedauth/authorize/{method} HTTP/1.1");
     assert_eq!(paths, ["oauth", "token", "oauth", "token"].map(path));
     assert_eq!(metrics.ok.get(), 3);

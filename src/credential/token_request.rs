@@ -19,8 +19,8 @@ use url::Url;
 use url::form_urlencoded;
 
 use super::explanation::{self, Explanation, Verdict};
-use super::pace::MIN_PAUSE;
 use super::quote::Mask;
+use super::schedule::MIN_PAUSE;
 use super::{FetchError, Issued, Lifetime};
 use crate::config::{self, TokenTimes};
 use crate::content_digest::ContentDigest;
@@ -55,10 +55,10 @@ struct Transport {
 }
 
 /// Why there is no answer.
-struct NoAnswer {
+struct SendError {
     cause: String,
     /// The server cannot have had the request.
-    unheard: bool,
+    not_received: bool,
 }
 
 /// What is posted.
@@ -76,12 +76,12 @@ pub(super) struct TokenRequest {
     /// What must not be quoted from an answer, beside the parameters.
     pub(super) secrets: Vec<Secret>,
     /// It holds a proof that is good for a time of our clock.
-    pub(super) dated: bool,
+    pub(super) time_bound: bool,
 }
 
 /// A successful answer, RFC 6749 §5.1.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct TokenResponse {
     /// The access token.
     pub(super) access_token: Secret,
     /// Of the access token.
@@ -92,7 +92,7 @@ pub(super) struct Answer {
     pub(super) refresh_until: Option<SystemTime>,
 }
 
-impl Answer {
+impl TokenResponse {
     /// The access token as it goes on requests.
     pub(super) fn issued(&self) -> Result<Issued, FetchError> {
         let value = self.access_token.to_header("Bearer ");
@@ -118,7 +118,7 @@ pub(super) enum TokenError {
         /// The server's own wish.
         retry_after: Option<Duration>,
         /// The server cannot have acted on the request: it never had it, or said so.
-        unheard: bool,
+        not_received: bool,
     },
     /// A clear no.
     #[error("{cause}")]
@@ -161,7 +161,7 @@ impl TokenClient {
             late_client_auth: vendor.late_client_auth,
             allow_plaintext: vendor.allow_plaintext,
             proxy: vendor.proxy.clone(),
-            connect_timeout: within(vendor.timeouts.connect, times.request_timeout),
+            connect_timeout: connect_limit(vendor.timeouts.connect, times.request_timeout),
             times,
             built: Mutex::new(None),
             last_sent: Mutex::new(None),
@@ -174,9 +174,9 @@ impl TokenClient {
         &self,
         url: &Url,
         request: TokenRequest,
-    ) -> Result<Answer, TokenError> {
+    ) -> Result<TokenResponse, TokenError> {
         let transport = self.transport().map_err(TokenError::NotSent)?;
-        let sent = self.turn().await;
+        let sent = self.wait_min_pause().await;
         let mut post = transport
             .client
             .post(url.clone())
@@ -192,37 +192,37 @@ impl TokenClient {
                 .body(request.form_body())
         };
 
-        let place = endpoint::shown(url);
+        let endpoint = endpoint::shown(url);
         let deadline = sent + self.times.request_timeout;
-        let late = |unheard| TokenError::Temporary {
+        let timed_out = |not_received| TokenError::Temporary {
             cause: format!(
-                "{place}: no complete answer within {:?}",
+                "{endpoint}: no complete answer within {:?}",
                 self.times.request_timeout
             ),
             retry_after: None,
-            unheard,
+            not_received,
         };
         let mut response = timeout_at(deadline, self.send(&transport, post))
             .await
-            .map_err(|_| late(false))?
+            .map_err(|_| timed_out(false))?
             .map_err(|failed| TokenError::Temporary {
-                unheard: failed.unheard,
-                cause: format!("{place}: {}", failed.cause),
+                not_received: failed.not_received,
+                cause: format!("{endpoint}: {}", failed.cause),
                 retry_after: None,
             })?;
         let body = timeout_at(deadline, read_bounded(&mut response))
             .await
-            .map_err(|_| late(false))?;
-        let reading = Reading {
-            place,
+            .map_err(|_| timed_out(false))?;
+        let reader = ResponseReader {
+            endpoint,
             request: &request,
             status: response.status(),
             reason: reason_phrase(&response),
             headers: response.headers(),
         };
         match body {
-            Ok(body) => reading.answer(&body, sent, self.times.default_lifetime),
-            Err(cause) => Err(reading.temporary(&cause, false)),
+            Ok(body) => reader.read(&body, sent, self.times.default_lifetime),
+            Err(cause) => Err(reader.temporary(&cause, false)),
         }
     }
 
@@ -233,21 +233,21 @@ impl TokenClient {
         authorization: HeaderValue,
     ) -> Result<StatusCode, TokenError> {
         let transport = self.transport().map_err(TokenError::NotSent)?;
-        let sent = self.turn().await;
+        let sent = self.wait_min_pause().await;
         let get = transport
             .client
             .get(url.clone())
             .header(AUTHORIZATION, authorization);
-        let trouble = |cause| TokenError::Temporary {
+        let error = |cause| TokenError::Temporary {
             cause: format!("{}: {cause}", endpoint::shown(url)),
             retry_after: None,
-            unheard: false,
+            not_received: false,
         };
         let deadline = sent + self.times.request_timeout;
         let response = timeout_at(deadline, self.send(&transport, get))
             .await
-            .map_err(|_| trouble(format!("no answer within {:?}", self.times.request_timeout)))?
-            .map_err(|failed| trouble(failed.cause))?;
+            .map_err(|_| error(format!("no answer within {:?}", self.times.request_timeout)))?
+            .map_err(|failed| error(failed.cause))?;
         Ok(response.status())
     }
 
@@ -255,46 +255,46 @@ impl TokenClient {
         &self,
         transport: &Transport,
         request: RequestBuilder,
-    ) -> Result<Response, NoAnswer> {
-        let unsent = |error: reqwest::Error| NoAnswer {
-            unheard: error.is_connect() || error.is_builder(),
-            cause: describe(error),
+    ) -> Result<Response, SendError> {
+        let unsent = |error: reqwest::Error| SendError {
+            not_received: error.is_connect() || error.is_builder(),
+            cause: error_chain(error),
         };
         let request = request.build().map_err(unsent)?;
         let url = request.url().clone();
-        let unheard = |cause: String| NoAnswer {
+        let not_received = |cause: String| SendError {
             cause,
-            unheard: true,
+            not_received: true,
         };
         let via = Outbound::new(self.proxy.as_ref()).via(&url);
-        let via = via.map_err(|unusable| unheard(unusable.to_string()))?;
+        let via = via.map_err(|unusable| not_received(unusable.to_string()))?;
         let limit = self.connect_timeout;
         let exchanged = match (&transport.late, &via) {
             (Some(late), _) if url.scheme() == "https" => {
                 let stream = late.open(&url, via.as_ref(), limit).await;
-                let stream = stream.map_err(|cause| unheard(cause.to_string()))?;
+                let stream = stream.map_err(|cause| not_received(cause.to_string()))?;
                 let request = request.try_into().map_err(unsent)?;
-                exchange(stream, request, AGENT).await
+                exchange(stream, request, USER_AGENT).await
             }
             // By CONNECT, as requests go. reqwest would ask the proxy itself for the resource.
             (_, Some(via)) if url.scheme() == "http" => {
                 let (host, port) = (url.host_str(), url.port_or_known_default());
                 let target = format!("{}:{}", host.unwrap_or_default(), port.unwrap_or(80));
                 let stream = via.open(&target, limit).await;
-                let stream = stream.map_err(|cause| unheard(cause.to_string()))?;
+                let stream = stream.map_err(|cause| not_received(cause.to_string()))?;
                 let request = request.try_into().map_err(unsent)?;
-                exchange(stream, request, AGENT).await
+                exchange(stream, request, USER_AGENT).await
             }
             (_, _) => return transport.client.execute(request).await.map_err(unsent),
         };
-        exchanged.map_err(|cause| NoAnswer {
+        exchanged.map_err(|cause| SendError {
             cause,
-            unheard: false,
+            not_received: false,
         })
     }
 
     /// Waits until a request may be sent, and counts it as sent.
-    async fn turn(&self) -> Instant {
+    async fn wait_min_pause(&self) -> Instant {
         let earliest = *self.last_sent.lock();
         if let Some(last) = earliest {
             sleep_until(last + MIN_PAUSE).await;
@@ -322,7 +322,7 @@ impl TokenClient {
         let text = |cause: &dyn std::fmt::Display| cause.to_string();
         let roots = match &self.ca {
             Some(path) => Roots::load(path).map_err(|cause| text(&cause))?,
-            None => SYSTEM.get_or_init(Roots::system).clone(),
+            None => SYSTEM_ROOTS.get_or_init(Roots::system).clone(),
         };
         let identity = self.identity.as_ref().map(Identity::load).transpose();
         let identity = identity.map_err(|cause| text(&cause))?;
@@ -335,20 +335,19 @@ impl TokenClient {
             // A connection that died unnoticed would make the outcome of a request unknown, and
             // token requests are rare.
             .pool_max_idle_per_host(0)
-            .user_agent(AGENT);
+            .user_agent(USER_AGENT);
         builder = match roots.client_config(identity.as_ref()) {
             Ok(tls) => builder.tls_backend_preconfigured(tls),
             // A bare container image has no roots at all, and can still speak plaintext.
-            Err(_) if self.allow_plaintext && self.ca.is_none() && identity.is_none() => {
-                builder.tls_backend_preconfigured(untrusting().map_err(|cause| text(&cause))?)
-            }
+            Err(_) if self.allow_plaintext && self.ca.is_none() && identity.is_none() => builder
+                .tls_backend_preconfigured(config_without_roots().map_err(|cause| text(&cause))?),
             Err(cause) => return Err(cause.to_string()),
         };
         builder = builder.connect_timeout(self.connect_timeout);
         let late = || LateClientAuth::new(&roots, identity.as_ref()).map(Arc::new);
         let late = self.late_client_auth.then(late).transpose();
         let transport = Transport {
-            client: builder.build().map_err(describe)?,
+            client: builder.build().map_err(error_chain)?,
             late: late.map_err(|cause| text(&cause))?,
         };
         *self.built.lock() = Some((digest, transport.clone()));
@@ -397,46 +396,46 @@ impl TokenRequest {
 }
 
 /// One answer being read.
-struct Reading<'a> {
-    place: String,
+struct ResponseReader<'a> {
+    endpoint: String,
     request: &'a TokenRequest,
     status: StatusCode,
     reason: String,
     headers: &'a HeaderMap,
 }
 
-impl Reading<'_> {
-    fn answer(
+impl ResponseReader<'_> {
+    fn read(
         &self,
         body: &[u8],
         sent: Instant,
         default_lifetime: Duration,
-    ) -> Result<Answer, TokenError> {
+    ) -> Result<TokenResponse, TokenError> {
         match self.status.as_u16() {
             204 | 205 => Err(self.temporary("an answer without a body", false)),
             200..=299 => self.success(body, sent, default_lifetime),
             300..=399 => Err(self.temporary(&self.redirect(), true)),
             408 | 425 | 429 => Err(self.busy(&self.explanation(body))),
             400..=499 => {
-                let said = self.explanation(body);
-                Err(if said.is_busy() {
-                    self.busy(&said)
+                let explanation = self.explanation(body);
+                Err(if explanation.is_busy() {
+                    self.busy(&explanation)
                 } else {
-                    self.refused(&said)
+                    self.refused(&explanation)
                 })
             }
             // 500 and beyond, and what is no status for a final answer at all. A gateway's answer
             // says nothing about the server behind it; an OAuth error is the server's own.
             _ => {
-                let said = self.explanation(body);
-                Err(if said.code().is_some() {
-                    self.refused(&said)
+                let explanation = self.explanation(body);
+                Err(if explanation.code().is_some() {
+                    self.refused(&explanation)
                 } else {
                     let asked_for = self.status == StatusCode::SERVICE_UNAVAILABLE
                         && self.header(&RETRY_AFTER).is_some();
                     self.temporary(
-                        &self.with("the server failed", &said),
-                        asked_for || said.is_busy(),
+                        &self.with_explanation("the server failed", &explanation),
+                        asked_for || explanation.is_busy(),
                     )
                 })
             }
@@ -449,12 +448,12 @@ impl Reading<'_> {
     }
 
     /// `what`, and what the server says of it.
-    fn with(&self, what: &str, said: &Explanation) -> String {
-        let said = said.text();
-        if said.is_empty() {
+    fn with_explanation(&self, what: &str, explanation: &Explanation) -> String {
+        let message = explanation.text();
+        if message.is_empty() {
             what.to_owned()
         } else {
-            format!("{what}: {}", self.quoted(&said))
+            format!("{what}: {}", self.quoted(&message))
         }
     }
 
@@ -467,16 +466,16 @@ impl Reading<'_> {
         body: &[u8],
         sent: Instant,
         default_lifetime: Duration,
-    ) -> Result<Answer, TokenError> {
+    ) -> Result<TokenResponse, TokenError> {
         let unreadable = |what: &str| self.temporary(what, false);
         if body.is_empty() {
             return Err(unreadable("an answer without a body"));
         }
         let Some(Value::Object(fields)) = explanation::json(body) else {
             let kind = self.header(&CONTENT_TYPE);
-            let said = Explanation::read_form(body, kind);
-            if said.is_failure() {
-                return Err(self.refused(&said));
+            let explanation = Explanation::read_form(body, kind);
+            if explanation.is_failure() {
+                return Err(self.refused(&explanation));
             }
             let what = format!(
                 "an answer that is no JSON object ({} bytes{})",
@@ -484,13 +483,13 @@ impl Reading<'_> {
                 kind.map(|value| format!(" of {}", self.quoted(value)))
                     .unwrap_or_default(),
             );
-            let page = Explanation::of_page(body, kind);
-            return Err(unreadable(&self.with(&what, &page)));
+            let page = Explanation::from_page(body, kind);
+            return Err(unreadable(&self.with_explanation(&what, &page)));
         };
         let access_token = match fields.get("access_token") {
             Some(Value::String(token)) if !token.trim().is_empty() => Secret::new(token.as_str()),
             None | Some(Value::Null | Value::String(_)) => {
-                return Err(self.without_token(&fields));
+                return Err(self.no_access_token(&fields));
             }
             Some(_) => return Err(unreadable("an access_token that is no text, or empty")),
         };
@@ -507,7 +506,7 @@ impl Reading<'_> {
             return Err(TokenError::Refused {
                 status: self.status,
                 code: None,
-                verdict: Verdict::Untouched,
+                verdict: Verdict::Unrelated,
                 cause: self.text(&format!(
                     "a token of type {}, where Bearer was expected",
                     self.quoted(kind)
@@ -528,7 +527,7 @@ impl Reading<'_> {
             .and_then(number)
             .map(|at| (at - self.server_now()).clamp(0.0, MAX_LIFETIME.as_secs_f64() * 100.0))
             .map(|left| SystemTime::now() + Duration::from_secs_f64(left));
-        Ok(Answer {
+        Ok(TokenResponse {
             access_token,
             lifetime: Lifetime {
                 total,
@@ -549,46 +548,55 @@ impl Reading<'_> {
     }
 
     /// An object without an access token: some servers refuse with a status of success.
-    fn without_token(&self, fields: &Map<String, Value>) -> TokenError {
-        let said = Explanation::of_object(fields);
-        if said.is_busy() {
-            self.busy(&said)
-        } else if said.is_breakdown() {
-            self.temporary(&self.with("the server failed", &said), false)
-        } else if said.is_failure() {
-            self.refused(&said)
+    fn no_access_token(&self, fields: &Map<String, Value>) -> TokenError {
+        let explanation = Explanation::from_object(fields);
+        if explanation.is_busy() {
+            self.busy(&explanation)
+        } else if explanation.is_server_error() {
+            self.temporary(
+                &self.with_explanation("the server failed", &explanation),
+                false,
+            )
+        } else if explanation.is_failure() {
+            self.refused(&explanation)
         } else if let Some(Value::String(_)) = fields.get("access_token") {
             self.temporary("an access_token that is no text, or empty", false)
         } else {
-            self.temporary(&self.with("an answer without access_token", &said), false)
+            self.temporary(
+                &self.with_explanation("an answer without access_token", &explanation),
+                false,
+            )
         }
     }
 
-    fn busy(&self, said: &Explanation) -> TokenError {
-        self.temporary(&self.with("the server asks to try again later", said), true)
+    fn busy(&self, explanation: &Explanation) -> TokenError {
+        self.temporary(
+            &self.with_explanation("the server asks to try again later", explanation),
+            true,
+        )
     }
 
-    fn refused(&self, said: &Explanation) -> TokenError {
-        let mut story = self.quoted(&said.text());
-        if story.is_empty() {
-            "no OAuth error in the answer".clone_into(&mut story);
+    fn refused(&self, explanation: &Explanation) -> TokenError {
+        let mut message = self.quoted(&explanation.text());
+        if message.is_empty() {
+            "no OAuth error in the answer".clone_into(&mut message);
         }
-        let mut cause = self.text(&story);
-        if let Some(skew) = self.skew() {
-            cause.push_str(&skew);
+        let mut cause = self.text(&message);
+        if let Some(clock_skew) = self.clock_skew() {
+            cause.push_str(&clock_skew);
         }
         TokenError::Refused {
             status: self.status,
-            code: said.code(),
-            verdict: said.verdict(self.status),
+            code: explanation.code(),
+            verdict: explanation.verdict(self.status),
             cause,
         }
     }
 
     /// What is wrong between the server's clock and ours, where the request had to prove itself by
     /// the time.
-    fn skew(&self) -> Option<String> {
-        if !self.request.dated {
+    fn clock_skew(&self) -> Option<String> {
+        if !self.request.time_bound {
             return None;
         }
         let date = http_fields::date(self.headers)?;
@@ -625,7 +633,7 @@ impl Reading<'_> {
         format!("a redirect to {target}, not followed: a token URL must be the final one")
     }
 
-    fn temporary(&self, what: &str, unheard: bool) -> TokenError {
+    fn temporary(&self, what: &str, not_received: bool) -> TokenError {
         let wish = http_fields::retry_after(self.headers).or_else(|| {
             // RFC 9110 knows whole seconds only; some servers state fractions.
             let seconds: f64 = self.header(&RETRY_AFTER)?.parse().ok()?;
@@ -634,14 +642,14 @@ impl Reading<'_> {
         TokenError::Temporary {
             cause: self.text(what),
             retry_after: wish.map(|wish| wish.min(MAX_RETRY_AFTER)),
-            unheard,
+            not_received,
         }
     }
 
     fn text(&self, what: &str) -> String {
         let status = self.status.as_u16();
         let reason = self.quoted(&self.reason);
-        format!("{}: {status} {reason}: {what}", self.place)
+        format!("{}: {status} {reason}: {what}", self.endpoint)
     }
 
     /// Seconds since the epoch by the server's clock, for what it states in absolute times; by
@@ -680,7 +688,7 @@ async fn read_bounded(response: &mut Response) -> Result<Vec<u8>, String> {
 
 /// How long connecting may take, as `connect` (zero: no limit) is configured: less than the whole
 /// request may, so that a server that was never reached is not taken for one that did not answer.
-fn within(connect: Duration, request_timeout: Duration) -> Duration {
+fn connect_limit(connect: Duration, request_timeout: Duration) -> Duration {
     let most = request_timeout * 3 / 4;
     if connect.is_zero() {
         most
@@ -718,7 +726,7 @@ fn epoch(at: SystemTime) -> f64 {
 }
 
 /// The error with all its causes, without the URL, which the reader already has.
-fn describe(error: reqwest::Error) -> String {
+fn error_chain(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -733,7 +741,7 @@ fn describe(error: reqwest::Error) -> String {
 }
 
 /// TLS settings under which no server verifies.
-fn untrusting() -> Result<rustls::ClientConfig, rustls::Error> {
+fn config_without_roots() -> Result<rustls::ClientConfig, rustls::Error> {
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     Ok(rustls::ClientConfig::builder_with_provider(provider.into())
         .with_safe_default_protocol_versions()?
@@ -742,10 +750,10 @@ fn untrusting() -> Result<rustls::ClientConfig, rustls::Error> {
 }
 
 /// How we introduce ourselves.
-const AGENT: &str = concat!("countersign/", env!("CARGO_PKG_VERSION"));
+const USER_AGENT: &str = concat!("countersign/", env!("CARGO_PKG_VERSION"));
 
 /// Reading the system's bundle takes milliseconds, and every vendor wants it.
-static SYSTEM: OnceLock<Roots> = OnceLock::new();
+static SYSTEM_ROOTS: OnceLock<Roots> = OnceLock::new();
 
 /// Parameters whose values are no secrets, and may explain an error.
 const PUBLIC_PARAMS: [&str; 7] = [

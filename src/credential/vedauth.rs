@@ -9,10 +9,10 @@ use url::Url;
 
 use super::explanation::Verdict;
 use super::inputs::Inputs;
-use super::issuer::{Asking, Issuer};
+use super::issuer::{GrantFuture, Issuer};
 use super::rotation::stored;
-use super::shared::{Asks, OneForAll};
-use super::token_request::{Answer, TokenClient, TokenError, TokenRequest};
+use super::shared_token::{RequestsToken, SharedToken};
+use super::token_request::{TokenClient, TokenError, TokenRequest, TokenResponse};
 use super::{FetchError, Issued, Source};
 use crate::config::{self, VedauthGrant};
 use crate::secret::{Secret, SecretRef};
@@ -35,8 +35,8 @@ impl Vedauth {
             VedauthGrant::Password { username, password } => (vec![username, password], None),
             VedauthGrant::Jwt(jwt) => (vec![jwt], None),
         };
-        let upstreams = vendor.client_cert.as_ref().filter(|_| same_origin);
-        let identity = identity.or(upstreams).cloned();
+        let upstream_cert = vendor.client_cert.as_ref().filter(|_| same_origin);
+        let identity = identity.or(upstream_cert).cloned();
         let secrets = secrets.into_iter().chain([&config.client_id]);
         let inputs = Inputs::new(secrets, identity.as_ref(), vendor.ca.as_ref());
         let client = TokenClient::new(vendor, identity, config.times);
@@ -48,15 +48,15 @@ impl Vedauth {
     pub(super) fn shared(
         config: &config::Vedauth,
         vendor: &config::Vendor,
-    ) -> (OneForAll<Self>, Inputs) {
+    ) -> (SharedToken<Self>, Inputs) {
         // What is trusted is no part of who we are.
         let without_ca = config::Vendor {
             ca: None,
             ..vendor.clone()
         };
-        let proof = Self::new(config, &without_ca).1;
+        let client_auth = Self::new(config, &without_ca).1;
         let (server, inputs) = Self::new(config, vendor);
-        (OneForAll::new(server, proof), inputs)
+        (SharedToken::new(server, client_auth), inputs)
     }
 
     /// Ends the grant that this access token belongs to, its refresh token included.
@@ -69,13 +69,13 @@ impl Vedauth {
         Err(TokenError::Refused {
             status,
             code: None,
-            verdict: Verdict::Untouched,
+            verdict: Verdict::Unrelated,
             cause: format!("{} answered {status}", url.path()),
         })
     }
 
     /// Asks for a grant.
-    pub(super) async fn ask(&self) -> Result<Answer, TokenError> {
+    pub(super) async fn request_grant(&self) -> Result<TokenResponse, TokenError> {
         let (method, params) = match &self.config.grant {
             VedauthGrant::Certificate(_) => ("certificate", vec![]),
             VedauthGrant::Password { username, password } => (
@@ -84,14 +84,14 @@ impl Vedauth {
             ),
             VedauthGrant::Jwt(jwt) => ("jwt", vec![("jwt", jwt)]),
         };
-        let mut proof = Vec::new();
+        let mut sent = Vec::new();
         for (name, secret) in params {
-            proof.push((name, resolve(secret)?));
+            sent.push((name, resolve(secret)?));
         }
-        let secrets = proof.iter().map(|(_, secret)| secret.clone()).collect();
+        let secrets = sent.iter().map(|(_, secret)| secret.clone()).collect();
         let scope = self.config.scope.as_deref().map(Secret::new);
-        proof.extend(scope.map(|scope| ("scope", scope)));
-        self.post(method, proof, secrets).await
+        sent.extend(scope.map(|scope| ("scope", scope)));
+        self.post(method, sent, secrets).await
     }
 
     async fn post(
@@ -99,7 +99,7 @@ impl Vedauth {
         method: &str,
         params: Vec<(&'static str, Secret)>,
         secrets: Vec<Secret>,
-    ) -> Result<Answer, TokenError> {
+    ) -> Result<TokenResponse, TokenError> {
         let client_id = resolve(&self.config.client_id)?;
         let mut all = vec![("client_id", client_id.clone())];
         all.extend(params);
@@ -110,7 +110,7 @@ impl Vedauth {
             json: true,
             client_id,
             secrets,
-            dated: false,
+            time_bound: false,
         };
         let url = self.url(["authorize", method]);
         self.client.post(&url, request).await
@@ -157,35 +157,35 @@ impl Issuer for Vedauth {
             .as_bytes()]))
     }
 
-    async fn refresh(&self, refresh_token: &Secret) -> Result<Answer, TokenError> {
+    async fn refresh(&self, refresh_token: &Secret) -> Result<TokenResponse, TokenError> {
         let params = vec![("refresh_token", refresh_token.clone())];
         self.post("token", params, vec![refresh_token.clone()])
             .await
     }
 
-    fn ends_grant(&self, status: StatusCode, verdict: Verdict) -> bool {
+    fn invalidates_grant(&self, status: StatusCode, verdict: Verdict) -> bool {
         // The reason is often in the reason phrase only, and another grant is to be had anyway.
         status == StatusCode::BAD_REQUEST
             || status == StatusCode::UNAUTHORIZED
-            || matches!(verdict, Verdict::Ended | Verdict::ProbablyEnded)
+            || matches!(verdict, Verdict::Invalid | Verdict::ProbablyInvalid)
     }
 
-    fn grant(&self) -> Option<Asking<'_>> {
-        Some(Box::pin(self.ask()))
+    fn grant(&self) -> Option<GrantFuture<'_>> {
+        Some(Box::pin(self.request_grant()))
     }
 }
 
 #[async_trait]
-impl Asks for Vedauth {
-    async fn ask(&self) -> Result<Answer, TokenError> {
-        Self::ask(self).await
+impl RequestsToken for Vedauth {
+    async fn request_token(&self) -> Result<TokenResponse, TokenError> {
+        Self::request_grant(self).await
     }
 
     fn account(&self) -> Option<[u8; 32]> {
         Issuer::account(self)
     }
 
-    fn request(&self) -> Vec<String> {
+    fn request_parts(&self) -> Vec<String> {
         let method = match &self.config.grant {
             VedauthGrant::Certificate(_) => "certificate",
             VedauthGrant::Password { .. } => "oauth",
@@ -208,21 +208,21 @@ pub(super) fn source(
         stored(Vedauth::shared(config, vendor), store, vendor, config.times)
     } else {
         let (server, inputs) = Vedauth::new(config, vendor);
-        Arc::new(Unrefreshed { server, inputs })
+        Arc::new(WithoutRefresh { server, inputs })
     }
 }
 
 /// The same server without refresh tokens: a new grant each time, nothing to store.
-pub(super) struct Unrefreshed {
+pub(super) struct WithoutRefresh {
     pub(super) server: Vedauth,
     pub(super) inputs: Inputs,
 }
 
 #[async_trait]
-impl Source for Unrefreshed {
+impl Source for WithoutRefresh {
     async fn fetch(&self) -> Result<Issued, FetchError> {
-        self.inputs.note();
-        self.server.ask().await?.issued()
+        self.inputs.snapshot();
+        self.server.request_grant().await?.issued()
     }
 
     async fn changed(&self) {
@@ -234,7 +234,7 @@ impl Source for Unrefreshed {
     }
 
     fn outdated(&self) -> bool {
-        self.inputs.differ()
+        self.inputs.changed_since_snapshot()
     }
 }
 
@@ -290,7 +290,7 @@ mod tests {
             let config = config(server.url(url), grant);
             let vendor = vendor(Auth::Vedauth(config.clone()));
             let (issuer, _) = Vedauth::new(&config, &vendor);
-            issuer.ask().await.unwrap();
+            issuer.request_grant().await.unwrap();
             if url == "/vedauth" {
                 issuer.refresh(&Secret::new("r")).await.unwrap();
             }
@@ -314,9 +314,9 @@ mod tests {
                 format!(r#"{{"client_id":"MyApp","jwt":"ey",{scope}}}"#),
             ),
         ] {
-            let seen = &server.seen()[seen];
+            let seen = &server.requests()[seen];
             assert_eq!(
-                seen.line,
+                seen.request_line,
                 format!("POST /vedauth/authorize/{line} HTTP/1.1")
             );
             assert_eq!(seen.body, body);
@@ -382,30 +382,36 @@ mod tests {
             vendor.ca = Some(ca_path.clone());
             vendor.late_client_auth = late;
             let (issuer, _) = Vedauth::new(&config, &vendor);
-            let answer = issuer.ask().await.unwrap();
+            let answer = issuer.request_grant().await.unwrap();
             assert!(answer.lifetime.total.as_secs() > 86_400);
             assert!(answer.refresh_until.is_some());
             issuer.refresh(&Secret::new("r")).await.unwrap();
-            let seen = &server.seen()[before..];
-            assert_eq!(seen[0].line, "POST /vedauth/authorize/certificate HTTP/1.1");
+            let seen = &server.requests()[before..];
+            assert_eq!(
+                seen[0].request_line,
+                "POST /vedauth/authorize/certificate HTTP/1.1"
+            );
             assert!(!seen[0].body.contains("grant_type"));
             assert_eq!(
                 seen[0].header("host"),
                 Some(server.address.to_string().as_str())
             );
             assert_eq!(seen[0].header("content-type"), Some("application/json"));
-            assert_eq!(seen[1].line, "POST /vedauth/authorize/token HTTP/1.1");
+            assert_eq!(
+                seen[1].request_line,
+                "POST /vedauth/authorize/token HTTP/1.1"
+            );
 
             // The same server refuses whoever shows no certificate, and is refused without its CA.
             let mut without = config.clone();
             without.grant = password();
             let (nobody, _) = Vedauth::new(&without, &vendor);
-            nobody.ask().await.unwrap_err();
+            nobody.request_grant().await.unwrap_err();
             vendor.ca = None;
             let (untrusting, _) = Vedauth::new(&config, &vendor);
-            let error = untrusting.ask().await.unwrap_err().to_string();
+            let error = untrusting.request_grant().await.unwrap_err().to_string();
             assert!(error.to_lowercase().contains("certificate"), "{error}");
-            assert_eq!(server.seen().len(), before + 2);
+            assert_eq!(server.requests().len(), before + 2);
         }
     }
 

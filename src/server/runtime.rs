@@ -176,7 +176,7 @@ impl Runtime {
         // Refused or not: what a credential is made from may have changed as well.
         for view in &self.view.load().vendors {
             if let Some(credential) = &view.credential {
-                credential.look_now();
+                credential.check_secrets_now();
             }
         }
         for vendor_runtime in self.state.lock().await.vendors.values() {

@@ -101,7 +101,7 @@ fn a_failure_is_recognised_whatever_the_status_says() {
         let Some(Value::Object(fields)) = json(body.as_bytes()) else {
             panic!("{body}");
         };
-        Explanation::of_object(&fields).is_failure()
+        Explanation::from_object(&fields).is_failure()
     };
     for body in [
         r#"{"error":"x"}"#,
@@ -167,7 +167,7 @@ fn a_dead_refresh_token_is_recognised_in_other_words() {
             r#"{"error":{"errorId":"INVALID_REFRESH_TOKEN","localizedMessage":"no"}}"#,
         ),
     ] {
-        assert_eq!(verdict(status, body), Verdict::Ended, "{body}");
+        assert_eq!(verdict(status, body), Verdict::Invalid, "{body}");
     }
     for (status, body) in [
         (403, r#"{"error":"unauthorized_client"}"#),
@@ -205,7 +205,7 @@ fn a_dead_refresh_token_is_recognised_in_other_words() {
         ),
         (403, r#"{"message":"The consent has been withdrawn"}"#),
     ] {
-        assert_eq!(verdict(status, body), Verdict::ProbablyEnded, "{body}");
+        assert_eq!(verdict(status, body), Verdict::ProbablyInvalid, "{body}");
     }
 }
 
@@ -247,7 +247,7 @@ fn what_may_have_another_reason_ends_no_grant() {
         (404, r#"{"message":"token not found"}"#),
         (405, ""),
     ] {
-        assert_eq!(verdict(status, body), Verdict::Untouched, "{body}");
+        assert_eq!(verdict(status, body), Verdict::Unrelated, "{body}");
     }
 }
 
@@ -264,6 +264,6 @@ fn a_busy_server_is_told_from_one_that_refuses() {
     }
     assert!(!read(r#"{"error":"access_denied"}"#).is_busy());
     assert!(!read(r#"{"message":"Locked, try again later"}"#).is_busy());
-    assert!(read(r#"{"ok":false,"error":"fatal_error"}"#).is_breakdown());
-    assert!(!read(r#"{"error":"invalid_client"}"#).is_breakdown());
+    assert!(read(r#"{"ok":false,"error":"fatal_error"}"#).is_server_error());
+    assert!(!read(r#"{"error":"invalid_client"}"#).is_server_error());
 }

@@ -8,18 +8,18 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::super::fakes::{fetched_token, file_store, hour_of, times, value, vendor};
-use super::super::issuer::Asking;
+use super::super::issuer::GrantFuture;
 use super::*;
 use crate::config::Auth;
 
 /// A server whose refresh tokens work once, and whose second sight of one kills the family.
 #[derive(Default)]
-struct Bank {
+struct RotatingServer {
     valid: Mutex<Option<String>>,
     issued: AtomicU32,
-    shown: Mutex<Vec<String>>,
+    sent: Mutex<Vec<String>>,
     granted: AtomicU32,
-    troubles: Mutex<VecDeque<Trouble>>,
+    failures: Mutex<VecDeque<Failure>>,
     /// When set, a refresh waits here once it was carried out.
     gate: Mutex<Option<Arc<Notify>>>,
     reached: Notify,
@@ -27,23 +27,23 @@ struct Bank {
     reusable: AtomicBool,
 }
 
-enum Trouble {
+enum Failure {
     /// Not carried out, and the client knows.
     Unreachable,
     /// Carried out, and the client never hears of it.
-    Lost,
+    ResponseLost,
     /// Dead, because somebody got and stored another grant meanwhile.
-    Usurped,
+    Superseded,
     /// The client's secret is wrong.
     InvalidClient,
     /// Refused, and no reason given.
-    Mute,
+    NoReason,
     /// Refused in words that speak of a dead refresh token.
-    Worded,
+    MessageOnly,
 }
 
-impl Bank {
-    fn issue(&self) -> Answer {
+impl RotatingServer {
+    fn issue(&self) -> TokenResponse {
         let n = self.issued.fetch_add(1, Ordering::SeqCst) + 1;
         let refresh_token = format!("r{n}");
         let reusable = self.reusable.load(Ordering::SeqCst);
@@ -54,17 +54,17 @@ impl Bank {
         hour_of(format!("a{n}"), refresh_token)
     }
 
-    fn shown(&self) -> Vec<String> {
-        self.shown.lock().clone()
+    fn sent(&self) -> Vec<String> {
+        self.sent.lock().clone()
     }
 }
 
 /// A client of the bank, as one process is.
 struct Client {
-    bank: Arc<Bank>,
+    server: Arc<RotatingServer>,
     store: Arc<dyn Store>,
     name: &'static str,
-    alone: bool,
+    unattended: bool,
 }
 
 #[async_trait]
@@ -73,8 +73,8 @@ impl Issuer for Client {
         Ok(self.name.to_owned())
     }
 
-    async fn refresh(&self, refresh_token: &Secret) -> Result<Answer, TokenError> {
-        let bank = &self.bank;
+    async fn refresh(&self, refresh_token: &Secret) -> Result<TokenResponse, TokenError> {
+        let server = &self.server;
         // Whoever is shown a token was told of it in the store before.
         let stored = self.store.load("acme").await.unwrap().unwrap();
         let intent = stored.intent.clone().expect("no intent was stored");
@@ -86,18 +86,18 @@ impl Issuer for Client {
             verdict,
             cause: code.to_owned(),
         };
-        let lost = |unheard| TokenError::Temporary {
+        let lost = |not_received| TokenError::Temporary {
             cause: "lost".into(),
             retry_after: None,
-            unheard,
+            not_received,
         };
-        let trouble = bank.troubles.lock().pop_front();
-        match trouble {
-            Some(Trouble::Unreachable) => return Err(lost(true)),
-            Some(Trouble::InvalidClient) => {
-                return Err(refused("invalid_client", Verdict::Untouched));
+        let failure = server.failures.lock().pop_front();
+        match failure {
+            Some(Failure::Unreachable) => return Err(lost(true)),
+            Some(Failure::InvalidClient) => {
+                return Err(refused("invalid_client", Verdict::Unrelated));
             }
-            Some(Trouble::Mute) => {
+            Some(Failure::NoReason) => {
                 return Err(TokenError::Refused {
                     status: StatusCode::BAD_REQUEST,
                     code: None,
@@ -105,79 +105,79 @@ impl Issuer for Client {
                     cause: "no OAuth error in the answer".to_owned(),
                 });
             }
-            Some(Trouble::Worded) => {
+            Some(Failure::MessageOnly) => {
                 return Err(TokenError::Refused {
                     status: StatusCode::FORBIDDEN,
                     code: Some("unauthorized_client"),
-                    verdict: Verdict::ProbablyEnded,
+                    verdict: Verdict::ProbablyInvalid,
                     cause: "unauthorized_client".to_owned(),
                 });
             }
-            Some(Trouble::Usurped) => {
-                let answer = bank.issue();
+            Some(Failure::Superseded) => {
+                let response = server.issue();
                 let mut stored = stored;
-                stored.refresh_token = answer.refresh_token;
+                stored.refresh_token = response.refresh_token;
                 stored.access = Some(Access {
-                    token: answer.access_token,
+                    token: response.access_token,
                     issued: SystemTime::now(),
-                    lifetime: answer.lifetime.total,
+                    lifetime: response.lifetime.total,
                 });
                 self.store.save("acme", &mut stored).await.unwrap();
-                return Err(refused("invalid_grant", Verdict::Ended));
+                return Err(refused("invalid_grant", Verdict::Invalid));
             }
-            Some(Trouble::Lost) | None => {}
+            Some(Failure::ResponseLost) | None => {}
         }
-        bank.shown.lock().push(refresh_token.expose().to_owned());
-        let good = bank.valid.lock().as_deref() == Some(refresh_token.expose());
+        server.sent.lock().push(refresh_token.expose().to_owned());
+        let good = server.valid.lock().as_deref() == Some(refresh_token.expose());
         if !good {
-            *bank.valid.lock() = None;
-            return Err(refused("invalid_grant", Verdict::Ended));
+            *server.valid.lock() = None;
+            return Err(refused("invalid_grant", Verdict::Invalid));
         }
-        let answer = bank.issue();
-        let gate = bank.gate.lock().clone();
+        let response = server.issue();
+        let gate = server.gate.lock().clone();
         if let Some(gate) = gate {
-            bank.reached.notify_one();
+            server.reached.notify_one();
             gate.notified().await;
         }
-        match trouble {
-            Some(Trouble::Lost) => Err(lost(false)),
-            _ => Ok(answer),
+        match failure {
+            Some(Failure::ResponseLost) => Err(lost(false)),
+            _ => Ok(response),
         }
     }
 
-    fn ends_grant(&self, _status: StatusCode, verdict: Verdict) -> bool {
-        verdict == Verdict::Ended
+    fn invalidates_grant(&self, _status: StatusCode, verdict: Verdict) -> bool {
+        verdict == Verdict::Invalid
     }
 
-    fn grant(&self) -> Option<Asking<'_>> {
-        self.alone.then(|| {
+    fn grant(&self) -> Option<GrantFuture<'_>> {
+        self.unattended.then(|| {
             Box::pin(async {
-                self.bank.granted.fetch_add(1, Ordering::SeqCst);
-                Ok(self.bank.issue())
-            }) as Asking<'_>
+                self.server.granted.fetch_add(1, Ordering::SeqCst);
+                Ok(self.server.issue())
+            }) as GrantFuture<'_>
         })
     }
 }
 
-struct Scene {
-    bank: Arc<Bank>,
+struct Setup {
+    server: Arc<RotatingServer>,
     dir: TempDir,
-    alone: bool,
+    unattended: bool,
 }
 
-impl Scene {
+impl Setup {
     fn new() -> Self {
         Self {
-            bank: Arc::default(),
+            server: Arc::default(),
             dir: tempfile::tempdir().unwrap(),
-            alone: false,
+            unattended: false,
         }
     }
 
     /// A client that can ask for a grant by itself.
-    fn alone() -> Self {
+    fn unattended() -> Self {
         Self {
-            alone: true,
+            unattended: true,
             ..Self::new()
         }
     }
@@ -192,10 +192,10 @@ impl Scene {
 
     fn process_with(&self, store: &Arc<dyn Store>, name: &'static str) -> Rotation<Client> {
         let client = Client {
-            bank: self.bank.clone(),
+            server: self.server.clone(),
             store: store.clone(),
             name,
-            alone: self.alone,
+            unattended: self.unattended,
         };
         let vendor = vendor(Auth::Bearer { token: value("x") });
         let inputs = Inputs::new([], None, None);
@@ -208,11 +208,11 @@ impl Scene {
 
     /// Somebody consented: the bank's first pair is in the store.
     async fn consented(self) -> Self {
-        let answer = self.bank.issue();
-        self.put(|grant| {
-            grant.refresh_token = answer.refresh_token;
+        let response = self.server.issue();
+        self.change_stored(|grant| {
+            grant.refresh_token = response.refresh_token;
             grant.access = Some(Access {
-                token: answer.access_token,
+                token: response.access_token,
                 issued: SystemTime::now(),
                 lifetime: Duration::from_hours(1),
             });
@@ -221,7 +221,7 @@ impl Scene {
         self
     }
 
-    async fn put(&self, change: impl FnOnce(&mut Grant)) {
+    async fn change_stored(&self, change: impl FnOnce(&mut Grant)) {
         let mut grant = self.stored().await;
         "us".clone_into(&mut grant.binding);
         change(&mut grant);
@@ -235,8 +235,8 @@ fn refresh_token(grant: &Grant) -> Option<&str> {
 
 #[tokio::test]
 async fn without_a_grant_a_person_is_asked_for_and_the_consent_is_noticed() {
-    let scene = Scene::new();
-    let process = scene.process();
+    let setup = Setup::new();
+    let process = setup.process();
     let error = process.fetch().await.unwrap_err();
     assert!(matches!(error, FetchError::Reauthorize(_)));
     assert_eq!(
@@ -247,90 +247,90 @@ async fn without_a_grant_a_person_is_asked_for_and_the_consent_is_noticed() {
     tokio::time::pause();
     let long = timeout(Duration::from_mins(1), process.changed());
     assert!(long.await.is_err(), "nothing has changed");
-    let scene = scene.consented().await;
+    let setup = setup.consented().await;
     let soon = timeout(Duration::from_secs(10), process.changed());
     soon.await.expect("the consent goes unnoticed");
     assert_eq!(fetched_token(process.fetch().await), "a1");
-    assert!(scene.bank.shown().is_empty());
+    assert!(setup.server.sent().is_empty());
 }
 
 #[tokio::test]
 async fn a_stored_access_token_is_used_at_once_and_then_renewed_by_spending() {
-    let scene = Scene::new().consented().await;
-    let process = scene.process();
+    let setup = Setup::new().consented().await;
+    let process = setup.process();
     let issued = process.fetch().await.unwrap();
     let lifetime = issued.lifetime.unwrap();
     assert_eq!(lifetime.total, Duration::from_hours(1));
     assert!(lifetime.end <= Instant::now() + lifetime.total);
-    assert!(scene.bank.shown().is_empty());
+    assert!(setup.server.sent().is_empty());
 
     assert_eq!(fetched_token(process.fetch().await), "a2");
     assert_eq!(fetched_token(process.fetch().await), "a3");
-    assert_eq!(scene.bank.shown(), ["r1", "r2"]);
-    let stored = scene.stored().await;
+    assert_eq!(setup.server.sent(), ["r1", "r2"]);
+    let stored = setup.stored().await;
     assert_eq!(refresh_token(&stored), Some("r3"));
     assert_eq!(stored.intent, None);
 
     // The next process: nothing to spend either.
-    assert_eq!(fetched_token(scene.process().fetch().await), "a3");
-    assert_eq!(scene.bank.shown().len(), 2);
+    assert_eq!(fetched_token(setup.process().fetch().await), "a3");
+    assert_eq!(setup.server.sent().len(), 2);
 }
 
 #[tokio::test]
 async fn an_access_token_past_its_use_is_not_handed_out() {
-    let scene = Scene::new().consented().await;
-    scene
-        .put(|grant| {
+    let setup = Setup::new().consented().await;
+    setup
+        .change_stored(|grant| {
             let access = grant.access.as_mut().unwrap();
             access.issued = SystemTime::now() - Duration::from_secs(3595);
         })
         .await;
-    assert_eq!(fetched_token(scene.process().fetch().await), "a2");
-    assert_eq!(scene.bank.shown(), ["r1"]);
+    assert_eq!(fetched_token(setup.process().fetch().await), "a2");
+    assert_eq!(setup.server.sent(), ["r1"]);
 }
 
 #[tokio::test]
 async fn an_answer_without_a_refresh_token_leaves_the_old_one() {
-    let scene = Scene::new().consented().await;
-    scene.bank.reusable.store(true, Ordering::SeqCst);
-    let process = scene.process();
+    let setup = Setup::new().consented().await;
+    setup.server.reusable.store(true, Ordering::SeqCst);
+    let process = setup.process();
     for expected in ["a1", "a2", "a3"] {
         assert_eq!(fetched_token(process.fetch().await), expected);
     }
-    assert_eq!(scene.bank.shown(), ["r1", "r1"]);
-    assert_eq!(refresh_token(&scene.stored().await), Some("r1"));
+    assert_eq!(setup.server.sent(), ["r1", "r1"]);
+    assert_eq!(refresh_token(&setup.stored().await), Some("r1"));
 }
 
 #[tokio::test]
 async fn whoever_stops_waiting_loses_no_answer() {
-    let scene = Scene::new().consented().await;
-    let process = scene.process();
+    let setup = Setup::new().consented().await;
+    let process = setup.process();
     process.fetch().await.unwrap();
     let gate = Arc::new(Notify::new());
-    *scene.bank.gate.lock() = Some(gate.clone());
+    *setup.server.gate.lock() = Some(gate.clone());
 
     tokio::select! {
         _ = process.fetch() => panic!("the bank is waiting"),
-        () = scene.bank.reached.notified() => {}
+        () = setup.server.reached.notified() => {}
     }
     drop(process);
-    *scene.bank.gate.lock() = None;
+    *setup.server.gate.lock() = None;
     gate.notify_one();
     // The next spender waits for the lock, which is released when the answer was stored.
-    let next = scene.process();
-    next.0.known.lock().handed_out = Some(sha256(&[b"a1"]));
+    let next = setup.process();
+    next.0.state.lock().handed_out = Some(sha256(&[b"a1"]));
     assert_eq!(fetched_token(next.fetch().await), "a2");
-    assert_eq!(scene.bank.shown(), ["r1"]);
-    assert_eq!(refresh_token(&scene.stored().await), Some("r2"));
+    assert_eq!(setup.server.sent(), ["r1"]);
+    assert_eq!(refresh_token(&setup.stored().await), Some("r2"));
 }
 
 #[tokio::test]
 async fn an_intent_without_a_result_is_tried_exactly_once() {
     // A crash after the bank had acted, and one before.
     for acted in [true, false] {
-        let scene = Scene::new().consented().await;
-        scene
-            .put(|grant| {
+        let setup = Setup::new().consented().await;
+        setup
+            .change_stored(|grant| {
                 grant.access = None;
                 grant.intent = Some(Intent {
                     refresh_token: Some(fingerprint(&Secret::new("r1"))),
@@ -340,80 +340,88 @@ async fn an_intent_without_a_result_is_tried_exactly_once() {
             })
             .await;
         if acted {
-            scene.bank.issue();
+            setup.server.issue();
         }
 
-        let process = scene.process();
+        let process = setup.process();
         let first = process.fetch().await;
         if acted {
             let error = first.unwrap_err();
             assert!(matches!(error, FetchError::Reauthorize(_)), "{error}");
             for _ in 0..3 {
                 process.fetch().await.unwrap_err();
-                scene.process().fetch().await.unwrap_err();
+                setup.process().fetch().await.unwrap_err();
             }
-            assert_eq!(refresh_token(&scene.stored().await), None);
+            assert_eq!(refresh_token(&setup.stored().await), None);
         } else {
             assert_eq!(fetched_token(first), "a2");
         }
-        assert_eq!(scene.bank.shown(), ["r1"], "{acted}");
+        assert_eq!(setup.server.sent(), ["r1"], "{acted}");
     }
 }
 
 #[tokio::test]
 async fn a_lost_answer_ends_in_a_persons_consent_or_in_a_new_grant() {
-    let scene = Scene::new().consented().await;
-    let process = scene.process();
+    let setup = Setup::new().consented().await;
+    let process = setup.process();
     process.fetch().await.unwrap();
-    scene.bank.troubles.lock().push_back(Trouble::Lost);
+    setup
+        .server
+        .failures
+        .lock()
+        .push_back(Failure::ResponseLost);
     let error = process.fetch().await.unwrap_err();
     assert!(matches!(error, FetchError::Temporary { .. }));
-    assert_eq!(scene.stored().await.intent.unwrap().tries, 1);
+    assert_eq!(setup.stored().await.intent.unwrap().tries, 1);
     let error = process.fetch().await.unwrap_err();
     assert!(matches!(error, FetchError::Reauthorize(_)));
-    assert_eq!(scene.bank.shown(), ["r1", "r1"]);
+    assert_eq!(setup.server.sent(), ["r1", "r1"]);
 
-    let scene = Scene::alone().consented().await;
-    let process = scene.process();
+    let setup = Setup::unattended().consented().await;
+    let process = setup.process();
     process.fetch().await.unwrap();
-    scene.bank.troubles.lock().push_back(Trouble::Lost);
+    setup
+        .server
+        .failures
+        .lock()
+        .push_back(Failure::ResponseLost);
     process.fetch().await.unwrap_err();
     assert_eq!(fetched_token(process.fetch().await), "a3");
-    assert_eq!(scene.bank.granted.load(Ordering::SeqCst), 1);
-    assert_eq!(refresh_token(&scene.stored().await), Some("r3"));
+    assert_eq!(setup.server.granted.load(Ordering::SeqCst), 1);
+    assert_eq!(refresh_token(&setup.stored().await), Some("r3"));
 }
 
 #[tokio::test]
 async fn a_refusal_without_a_reason_ends_the_grant_only_after_a_lost_answer() {
-    let scene = Scene::new().consented().await;
-    let process = scene.process();
+    let setup = Setup::new().consented().await;
+    let process = setup.process();
     process.fetch().await.unwrap();
-    scene.bank.troubles.lock().push_back(Trouble::Mute);
+    setup.server.failures.lock().push_back(Failure::NoReason);
     let error = process.fetch().await.unwrap_err();
     assert!(matches!(error, FetchError::Rejected(_)), "{error}");
-    assert_eq!(refresh_token(&scene.stored().await), Some("r1"));
+    assert_eq!(refresh_token(&setup.stored().await), Some("r1"));
 
-    let troubles = [Trouble::Lost, Trouble::Mute];
-    scene.bank.troubles.lock().extend(troubles);
+    let failures = [Failure::ResponseLost, Failure::NoReason];
+    setup.server.failures.lock().extend(failures);
     process.fetch().await.unwrap_err();
     let error = process.fetch().await.unwrap_err();
     assert!(matches!(error, FetchError::Reauthorize(_)), "{error}");
-    assert_eq!(refresh_token(&scene.stored().await), None);
+    assert_eq!(refresh_token(&setup.stored().await), None);
 }
 
 #[tokio::test]
 async fn a_probably_dead_refresh_token_waits_for_a_person_and_is_kept() {
-    let scene = Scene::new().consented().await;
-    let process = scene.process();
+    let setup = Setup::new().consented().await;
+    let process = setup.process();
     process.fetch().await.unwrap();
-    scene.bank.troubles.lock().push_back(Trouble::Worded);
+    setup.server.failures.lock().push_back(Failure::MessageOnly);
     let error = process.fetch().await.unwrap_err();
     assert!(matches!(error, FetchError::Reauthorize(_)), "{error}");
     let error = error.to_string();
     for advice in ["countersign authorize acme", "/vendors/acme/refresh"] {
         assert!(error.contains(advice), "{error}");
     }
-    let stored = scene.stored().await;
+    let stored = setup.stored().await;
     assert_eq!(
         (refresh_token(&stored), stored.intent.as_ref()),
         (Some("r1"), None)
@@ -422,7 +430,7 @@ async fn a_probably_dead_refresh_token_waits_for_a_person_and_is_kept() {
     assert_eq!(fetched_token(process.fetch().await), "a2");
 
     // A server that grants by itself is asked for another grant when this one is refused for good.
-    scene.bank.troubles.lock().push_back(Trouble::Mute);
+    setup.server.failures.lock().push_back(Failure::NoReason);
     let error = process.fetch().await.unwrap_err();
     assert!(matches!(error, FetchError::Rejected(_)), "{error}");
     let error = error.to_string();
@@ -441,15 +449,19 @@ fn pause(error: &FetchError) -> Duration {
 
 #[tokio::test]
 async fn a_refresh_token_whose_answers_keep_getting_lost_is_shown_twice_and_then_rarely() {
-    let scene = Scene::new().consented().await;
-    let process = scene.process();
+    let setup = Setup::new().consented().await;
+    let process = setup.process();
     process.fetch().await.unwrap();
     for lost in 1..=2 {
         // The server never takes it for spent: it was out of order, not robbed.
-        *scene.bank.valid.lock() = Some("r1".into());
-        scene.bank.troubles.lock().push_back(Trouble::Lost);
+        *setup.server.valid.lock() = Some("r1".into());
+        setup
+            .server
+            .failures
+            .lock()
+            .push_back(Failure::ResponseLost);
         let error = process.fetch().await.unwrap_err();
-        let rarely = pause(&error) >= LOST_PAUSE;
+        let rarely = pause(&error) >= LOST_RESPONSE_PAUSE;
         assert_eq!(rarely, lost == 2, "{error}");
         assert_eq!(
             error.to_string().contains("countersign authorize acme"),
@@ -457,73 +469,85 @@ async fn a_refresh_token_whose_answers_keep_getting_lost_is_shown_twice_and_then
         );
     }
     // Neither by this process nor by another one, nor after a restart.
-    *scene.bank.valid.lock() = Some("r1".into());
-    let other = scene.process();
-    other.0.known.lock().handed_out = Some(sha256(&[b"a1"]));
+    *setup.server.valid.lock() = Some("r1".into());
+    let other = setup.process();
+    other.0.state.lock().handed_out = Some(sha256(&[b"a1"]));
     for process in [&process, &other, &process] {
         let left = pause(&process.fetch().await.unwrap_err());
         assert!(left >= Duration::from_mins(3), "{left:?}");
     }
-    assert_eq!(scene.bank.shown(), ["r1", "r1"]);
+    assert_eq!(setup.server.sent(), ["r1", "r1"]);
 
     // An operator asks, and the answer is lost again.
-    scene.bank.troubles.lock().push_back(Trouble::Lost);
-    process.asked();
+    setup
+        .server
+        .failures
+        .lock()
+        .push_back(Failure::ResponseLost);
+    process.end_pause();
     process.fetch().await.unwrap_err();
     process.fetch().await.unwrap_err();
-    assert_eq!(scene.bank.shown(), ["r1", "r1", "r1"]);
+    assert_eq!(setup.server.sent(), ["r1", "r1", "r1"]);
 
     // After the pause it is shown by itself.
-    *scene.bank.valid.lock() = Some("r1".into());
-    scene
-        .put(|grant| {
+    *setup.server.valid.lock() = Some("r1".into());
+    setup
+        .change_stored(|grant| {
             let intent = grant.intent.as_mut().unwrap();
-            intent.at = SystemTime::now() - LOST_PAUSE;
+            intent.at = SystemTime::now() - LOST_RESPONSE_PAUSE;
         })
         .await;
     assert!(fetched_token(process.fetch().await).starts_with('a'));
-    assert_eq!(scene.bank.shown().len(), 4);
-    assert_eq!(scene.stored().await.intent, None);
+    assert_eq!(setup.server.sent().len(), 4);
+    assert_eq!(setup.stored().await.intent, None);
 }
 
 #[tokio::test]
 async fn answers_that_keep_getting_lost_lead_to_a_new_grant_where_one_can_be_had() {
-    let scene = Scene::alone().consented().await;
-    let process = scene.process();
+    let setup = Setup::unattended().consented().await;
+    let process = setup.process();
     process.fetch().await.unwrap();
     for _ in 0..2 {
-        scene.bank.troubles.lock().push_back(Trouble::Lost);
-        *scene.bank.valid.lock() = Some("r1".into());
+        setup
+            .server
+            .failures
+            .lock()
+            .push_back(Failure::ResponseLost);
+        *setup.server.valid.lock() = Some("r1".into());
         process.fetch().await.unwrap_err();
     }
     process.fetch().await.unwrap();
-    assert_eq!(scene.bank.shown(), ["r1", "r1"]);
-    assert_eq!(scene.bank.granted.load(Ordering::SeqCst), 1);
+    assert_eq!(setup.server.sent(), ["r1", "r1"]);
+    assert_eq!(setup.server.granted.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
 async fn a_server_that_was_not_reached_has_spent_nothing() {
-    let scene = Scene::alone().consented().await;
-    let process = scene.process();
+    let setup = Setup::unattended().consented().await;
+    let process = setup.process();
     process.fetch().await.unwrap();
     for _ in 0..5 {
-        scene.bank.troubles.lock().push_back(Trouble::Unreachable);
+        setup.server.failures.lock().push_back(Failure::Unreachable);
         process.fetch().await.unwrap_err();
-        assert_eq!(scene.stored().await.intent, None);
+        assert_eq!(setup.stored().await.intent, None);
     }
     assert_eq!(fetched_token(process.fetch().await), "a2");
-    assert_eq!(scene.bank.granted.load(Ordering::SeqCst), 0);
+    assert_eq!(setup.server.granted.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]
 async fn a_refusal_of_the_client_leaves_the_grant_alone() {
-    let scene = Scene::alone().consented().await;
-    let process = scene.process();
+    let setup = Setup::unattended().consented().await;
+    let process = setup.process();
     process.fetch().await.unwrap();
-    scene.bank.troubles.lock().push_back(Trouble::InvalidClient);
+    setup
+        .server
+        .failures
+        .lock()
+        .push_back(Failure::InvalidClient);
     let error = process.fetch().await.unwrap_err();
     assert!(matches!(error, FetchError::Rejected(_)));
-    let stored = scene.stored().await;
+    let stored = setup.stored().await;
     assert_eq!(
         (refresh_token(&stored), stored.intent.as_ref()),
         (Some("r1"), None)
@@ -533,32 +557,32 @@ async fn a_refusal_of_the_client_leaves_the_grant_alone() {
 
 #[tokio::test]
 async fn a_grant_past_its_end_is_replaced_without_showing_its_refresh_token() {
-    let scene = Scene::alone().consented().await;
-    scene
-        .put(|grant| {
+    let setup = Setup::unattended().consented().await;
+    setup
+        .change_stored(|grant| {
             grant.access = None;
-            grant.refresh_until = Some(SystemTime::now() + ON_THE_WAY / 2);
+            grant.refresh_until = Some(SystemTime::now() + TRANSIT_TIME / 2);
         })
         .await;
-    assert_eq!(fetched_token(scene.process().fetch().await), "a2");
-    assert!(scene.bank.shown().is_empty());
-    assert_eq!(scene.stored().await.refresh_until, None);
+    assert_eq!(fetched_token(setup.process().fetch().await), "a2");
+    assert!(setup.server.sent().is_empty());
+    assert_eq!(setup.stored().await.refresh_until, None);
 }
 
 #[tokio::test]
 async fn another_clients_grant_is_neither_used_nor_shown() {
-    let scene = Scene::new().consented().await;
-    let other = scene.process_with(&scene.store(), "somebody else");
+    let setup = Setup::new().consented().await;
+    let other = setup.process_with(&setup.store(), "somebody else");
     let error = other.fetch().await.unwrap_err().to_string();
     assert!(error.contains("another client_id's"), "{error}");
-    assert!(scene.bank.shown().is_empty());
-    assert_eq!(fetched_token(scene.process().fetch().await), "a1");
+    assert!(setup.server.sent().is_empty());
+    assert_eq!(fetched_token(setup.process().fetch().await), "a1");
 }
 
 #[tokio::test]
 async fn processes_that_share_a_directory_never_show_a_refresh_token_twice() {
-    let scene = Scene::new().consented().await;
-    let processes: Vec<_> = (0..4).map(|_| Arc::new(scene.process())).collect();
+    let setup = Setup::new().consented().await;
+    let processes: Vec<_> = (0..4).map(|_| Arc::new(setup.process())).collect();
     for round in 1..20 {
         let fetching: Vec<_> = processes
             .iter()
@@ -571,17 +595,17 @@ async fn processes_that_share_a_directory_never_show_a_refresh_token_twice() {
             assert!(n >= round, "{token} in round {round}");
         }
     }
-    let mut shown = scene.bank.shown();
-    let times = shown.len();
-    shown.dedup();
-    assert_eq!(shown.len(), times);
+    let mut sent = setup.server.sent();
+    let times = sent.len();
+    sent.dedup();
+    assert_eq!(sent.len(), times);
     assert!(times >= 18, "{times}");
 }
 
 #[tokio::test]
 async fn what_another_process_bought_is_adopted_without_spending() {
-    let scene = Scene::new().consented().await;
-    let (one, two) = (scene.process(), scene.process());
+    let setup = Setup::new().consented().await;
+    let (one, two) = (setup.process(), setup.process());
     one.fetch().await.unwrap();
     two.fetch().await.unwrap();
     assert_eq!(fetched_token(one.fetch().await), "a2");
@@ -590,76 +614,76 @@ async fn what_another_process_bought_is_adopted_without_spending() {
     let soon = timeout(Duration::from_secs(10), two.changed());
     soon.await.expect("the newer token goes unnoticed");
     assert_eq!(fetched_token(two.fetch().await), "a2");
-    assert_eq!(scene.bank.shown(), ["r1"]);
+    assert_eq!(setup.server.sent(), ["r1"]);
 }
 
-fn grant_file(scene: &Scene) -> std::path::PathBuf {
-    scene.dir.path().join("state/acme.grant")
+fn grant_file(setup: &Setup) -> std::path::PathBuf {
+    setup.dir.path().join("state/acme.grant")
 }
 
 #[tokio::test]
 async fn what_the_store_has_lost_is_put_back_and_spent_by_nobody_for_a_lease() {
-    let scene = Scene::new().consented().await;
-    let process = scene.process();
+    let setup = Setup::new().consented().await;
+    let process = setup.process();
     process.fetch().await.unwrap();
-    std::fs::remove_file(grant_file(&scene)).unwrap();
+    std::fs::remove_file(grant_file(&setup)).unwrap();
 
     tokio::time::pause();
     let soon = timeout(Duration::from_secs(5), process.changed());
     assert!(soon.await.is_err(), "nothing is to be fetched");
-    assert_eq!(refresh_token(&scene.stored().await), Some("r1"));
-    let other = scene.process();
-    other.0.known.lock().handed_out = Some(sha256(&[b"a1"]));
+    assert_eq!(refresh_token(&setup.stored().await), Some("r1"));
+    let other = setup.process();
+    other.0.state.lock().handed_out = Some(sha256(&[b"a1"]));
     let since = Instant::now();
     assert_eq!(fetched_token(other.fetch().await), "a2");
     let waited = since.elapsed() + Duration::from_secs(5);
     assert!(waited >= lease(process.0.request_timeout), "{waited:?}");
-    assert_eq!(scene.bank.shown(), ["r1"]);
+    assert_eq!(setup.server.sent(), ["r1"]);
 }
 
 #[tokio::test]
 async fn a_store_that_fell_back_to_an_old_state_brings_no_old_refresh_token_back() {
-    let scene = Scene::new().consented().await;
-    let process = scene.process();
+    let setup = Setup::new().consented().await;
+    let process = setup.process();
     process.fetch().await.unwrap();
-    let old = std::fs::read(grant_file(&scene)).unwrap();
+    let old = std::fs::read(grant_file(&setup)).unwrap();
     assert_eq!(fetched_token(process.fetch().await), "a2");
-    std::fs::write(grant_file(&scene), old).unwrap();
+    std::fs::write(grant_file(&setup), old).unwrap();
 
     tokio::time::pause();
     assert_eq!(fetched_token(process.fetch().await), "a3");
-    assert_eq!(scene.bank.shown(), ["r1", "r2"]);
+    assert_eq!(setup.server.sent(), ["r1", "r2"]);
 }
 
 #[tokio::test]
 async fn a_consent_after_the_store_has_lost_everything_is_newer_than_any_memory() {
-    let scene = Scene::new().consented().await;
-    let process = scene.process();
+    let setup = Setup::new().consented().await;
+    let process = setup.process();
     for expected in ["a1", "a2"] {
         assert_eq!(fetched_token(process.fetch().await), expected);
     }
-    std::fs::remove_file(grant_file(&scene)).unwrap();
-    let scene = scene.consented().await;
+    std::fs::remove_file(grant_file(&setup)).unwrap();
+    let setup = setup.consented().await;
     assert_eq!(fetched_token(process.fetch().await), "a3");
-    assert_eq!(refresh_token(&scene.stored().await), Some("r3"));
+    assert_eq!(refresh_token(&setup.stored().await), Some("r3"));
 }
 
 #[tokio::test]
 async fn nobody_else_spends_while_what_was_bought_waits_to_be_stored() {
-    let scene = Scene::new().consented().await;
-    let process = flaky(&scene, &[2]);
+    let setup = Setup::new().consented().await;
+    let process = flaky(&setup, &[2]);
     process.fetch().await.unwrap();
     process.fetch().await.unwrap_err();
 
-    let other = scene.process();
-    other.0.known.lock().handed_out = Some(sha256(&[b"a1"]));
+    let other = setup.process();
+    other.0.state.lock().handed_out = Some(sha256(&[b"a1"]));
     let waiting = tokio::spawn(async move { fetched_token(other.fetch().await) });
     tokio::time::pause();
     let soon = timeout(Duration::from_secs(5), process.changed());
     soon.await.expect("it does not try again by itself");
     assert_eq!(fetched_token(process.fetch().await), "a2");
     assert_eq!(waiting.await.unwrap(), "a2");
-    assert_eq!(scene.bank.shown(), ["r1"]);
+    assert_eq!(setup.server.sent(), ["r1"]);
 }
 
 /// A store whose locks lapse as soon as they are taken.
@@ -682,13 +706,13 @@ impl Store for Slow {
 
 #[tokio::test]
 async fn a_process_that_was_paused_beyond_its_lease_shows_nothing() {
-    let scene = Scene::new().consented().await;
-    let store: Arc<dyn Store> = Arc::new(Slow(scene.store()));
-    let process = scene.process_with(&store, "us");
+    let setup = Setup::new().consented().await;
+    let store: Arc<dyn Store> = Arc::new(Slow(setup.store()));
+    let process = setup.process_with(&store, "us");
     process.fetch().await.unwrap();
     let error = process.fetch().await.unwrap_err().to_string();
     assert!(error.contains("lapsed"), "{error}");
-    assert!(scene.bank.shown().is_empty());
+    assert!(setup.server.sent().is_empty());
 }
 
 /// A store that fails as told: before the n-th save, or all the time.
@@ -725,21 +749,21 @@ impl Store for Flaky {
     }
 }
 
-fn flaky(scene: &Scene, failing: &[u32]) -> Rotation<Client> {
+fn flaky(setup: &Setup, failing: &[u32]) -> Rotation<Client> {
     let store: Arc<dyn Store> = Arc::new(Flaky {
-        inner: scene.store(),
+        inner: setup.store(),
         saves: AtomicU32::new(0),
         failing: Mutex::new(failing.to_vec()),
     });
-    scene.process_with(&store, "us")
+    setup.process_with(&store, "us")
 }
 
 #[tokio::test]
 async fn nothing_is_spent_while_the_store_cannot_be_written() {
-    for scene in [Scene::new().consented().await, Scene::alone()] {
-        let alone = scene.alone;
-        let process = flaky(&scene, &[1, 2]);
-        if !alone {
+    for setup in [Setup::new().consented().await, Setup::unattended()] {
+        let unattended = setup.unattended;
+        let process = flaky(&setup, &[1, 2]);
+        if !unattended {
             process.fetch().await.unwrap();
         }
         for _ in 0..2 {
@@ -747,35 +771,35 @@ async fn nothing_is_spent_while_the_store_cannot_be_written() {
             assert!(matches!(error, FetchError::Temporary { .. }));
             assert!(error.to_string().contains("disk full"), "{error}");
         }
-        assert!(scene.bank.shown().is_empty());
-        assert_eq!(scene.bank.granted.load(Ordering::SeqCst), 0);
+        assert!(setup.server.sent().is_empty());
+        assert_eq!(setup.server.granted.load(Ordering::SeqCst), 0);
         process.fetch().await.unwrap();
     }
 }
 
 #[tokio::test]
 async fn what_was_bought_and_cannot_be_stored_is_kept_and_not_used_until_it_is() {
-    let scene = Scene::new().consented().await;
+    let setup = Setup::new().consented().await;
     // The intent is saved; the result is not, and not at the next attempt either.
-    let process = flaky(&scene, &[2, 3]);
+    let process = flaky(&setup, &[2, 3]);
     process.fetch().await.unwrap();
     for _ in 0..2 {
         let error = process.fetch().await.unwrap_err().to_string();
         assert!(error.contains("cannot be stored"), "{error}");
     }
     assert_eq!(fetched_token(process.fetch().await), "a2");
-    assert_eq!(scene.bank.shown(), ["r1"]);
-    assert_eq!(refresh_token(&scene.stored().await), Some("r2"));
+    assert_eq!(setup.server.sent(), ["r1"]);
+    assert_eq!(refresh_token(&setup.stored().await), Some("r2"));
 }
 
 #[tokio::test]
 async fn a_dead_refresh_token_gives_way_to_a_newer_grant_in_the_store() {
-    let scene = Scene::new().consented().await;
-    let process = scene.process();
+    let setup = Setup::new().consented().await;
+    let process = setup.process();
     process.fetch().await.unwrap();
-    scene.bank.troubles.lock().push_back(Trouble::Usurped);
+    setup.server.failures.lock().push_back(Failure::Superseded);
     assert_eq!(fetched_token(process.fetch().await), "a2");
     assert_eq!(fetched_token(process.fetch().await), "a3");
-    assert_eq!(scene.bank.shown(), ["r2"]);
-    assert_eq!(refresh_token(&scene.stored().await), Some("r3"));
+    assert_eq!(setup.server.sent(), ["r2"]);
+    assert_eq!(refresh_token(&setup.stored().await), Some("r3"));
 }

@@ -1,6 +1,6 @@
 //! What token servers answer, and what is made of it.
 
-use super::super::fakes::{Reply, TokenServer, answer, json, times, value, vendor};
+use super::super::fakes::{Reply, TokenServer, json, response, times, value, vendor};
 use super::*;
 use crate::config::Auth;
 
@@ -21,11 +21,11 @@ fn request() -> TokenRequest {
         json: false,
         client_id: Secret::new("my-app"),
         secrets: vec![Secret::new("hunter2&x")],
-        dated: false,
+        time_bound: false,
     }
 }
 
-async fn ask(reply: Reply) -> Result<Answer, TokenError> {
+async fn ask(reply: Reply) -> Result<TokenResponse, TokenError> {
     let server = TokenServer::start([reply]).await;
     client().post(&server.url("/token"), request()).await
 }
@@ -39,7 +39,7 @@ async fn trouble(reply: Reply) -> String {
 }
 
 async fn refusal(status: &str, body: &str) -> (Option<&'static str>, String) {
-    let error = ask(answer(status, "", body)).await.unwrap_err();
+    let error = ask(response(status, "", body)).await.unwrap_err();
     let TokenError::Refused { code, cause, .. } = error else {
         panic!("{error:?}");
     };
@@ -57,8 +57,8 @@ async fn a_request_is_a_form_or_a_json_object_and_asks_for_json() {
     request.authorization = Some(HeaderValue::from_static("Basic x"));
     client().post(&server.url("/token"), request).await.unwrap();
 
-    let seen = server.seen();
-    assert_eq!(seen[0].line, "POST /token?v=1 HTTP/1.1");
+    let seen = server.requests();
+    assert_eq!(seen[0].request_line, "POST /token?v=1 HTTP/1.1");
     assert_eq!(seen[0].body, "grant_type=client_credentials&tenant=a+b");
     assert_eq!(seen[0].header("accept"), Some("application/json"));
     let form = Some("application/x-www-form-urlencoded");
@@ -99,12 +99,13 @@ async fn every_way_of_stating_a_lifetime_is_understood() {
     ] {
         let body = format!(r#"{{"access_token":"t",{fields}}}"#);
         let before = Instant::now();
-        let answer = ask(answer("200 OK", headers, &body)).await.unwrap();
-        let total = answer.lifetime.total.as_secs_f64();
+        let response = ask(response("200 OK", headers, &body)).await.unwrap();
+        let total = response.lifetime.total.as_secs_f64();
         assert!((total - seconds).abs() < 5.0, "{fields}: {total}");
-        let end = answer.lifetime.end;
+        let end = response.lifetime.end;
         assert!(
-            end >= before + answer.lifetime.total && end < Instant::now() + answer.lifetime.total
+            end >= before + response.lifetime.total
+                && end < Instant::now() + response.lifetime.total
         );
     }
     for (headers, fields) in [
@@ -114,23 +115,23 @@ async fn every_way_of_stating_a_lifetime_is_understood() {
         (date, r#""expires":1699999999"#),
     ] {
         let body = format!(r#"{{"access_token":"t",{fields}}}"#);
-        let text = trouble(answer("200 OK", headers, &body)).await;
+        let text = trouble(response("200 OK", headers, &body)).await;
         assert_eq!(text, "200 OK: a token that has already expired", "{fields}");
     }
 }
 
 #[tokio::test]
 async fn refresh_tokens_and_the_end_of_a_grant_are_read_by_the_servers_clock() {
-    let answer = ask(answer(
+    let response = ask(response(
         "200 OK",
         "Date: Tue, 14 Nov 2023 22:13:20 GMT\r\n",
         r#"{"access_token":" t\n","refresh_token":"r","token_type":"bEARER","refresh_until":1700003600}"#,
     ))
     .await
     .unwrap();
-    assert_eq!(answer.access_token.expose(), "t");
-    assert_eq!(answer.refresh_token.unwrap().expose(), "r");
-    let left = answer
+    assert_eq!(response.access_token.expose(), "t");
+    assert_eq!(response.refresh_token.unwrap().expose(), "r");
+    let left = response
         .refresh_until
         .unwrap()
         .duration_since(SystemTime::now());
@@ -147,7 +148,7 @@ async fn whatever_cannot_be_read_is_a_temporary_failure_that_says_so_and_shows_n
     for (reply, text) in [
         (json(""), "200 OK: an answer without a body"),
         (
-            answer("204 No Content", "", ""),
+            response("204 No Content", "", ""),
             "204 No Content: an answer without a body",
         ),
         (
@@ -184,19 +185,19 @@ async fn whatever_cannot_be_read_is_a_temporary_failure_that_says_so_and_shows_n
             "200 OK: the answer broke off",
         ),
         (
-            answer("301 Moved", "Location: /token/?code=hunter2\r\n", ""),
+            response("301 Moved", "Location: /token/?code=hunter2\r\n", ""),
             "301 Moved: a redirect to /token/, not followed: a token URL must be the final one",
         ),
         (
-            answer("429 Slow", "", r#"{"error":"hunter2"}"#),
+            response("429 Slow", "", r#"{"error":"hunter2"}"#),
             "429 Slow: the server asks to try again later: [masked]",
         ),
         (
-            answer("500 Oops", "", "hunter2"),
+            response("500 Oops", "", "hunter2"),
             "500 Oops: the server failed: [masked]",
         ),
         (
-            answer("999 What", "", "hunter2"),
+            response("999 What", "", "hunter2"),
             "999 What: the server failed: [masked]",
         ),
         (Reply::Silence, "no complete answer within 2s"),
@@ -218,10 +219,15 @@ async fn a_server_that_is_not_there_was_not_asked() {
     let url = url.parse().unwrap();
     drop(listener);
     let error = client().post(&url, request()).await.unwrap_err();
-    let TokenError::Temporary { unheard, cause, .. } = error else {
+    let TokenError::Temporary {
+        not_received,
+        cause,
+        ..
+    } = error
+    else {
         panic!("{error:?}");
     };
-    assert!(unheard);
+    assert!(not_received);
     assert!(cause.contains("onnection refused"), "{cause}");
 }
 
@@ -242,7 +248,7 @@ async fn the_wish_to_be_left_alone_is_read_in_both_forms_and_bounded() {
         ("Retry-After: -3\r\n", None),
         ("", None),
     ] {
-        let error = ask(answer("503 Busy", headers, "")).await.unwrap_err();
+        let error = ask(response("503 Busy", headers, "")).await.unwrap_err();
         let TokenError::Temporary { retry_after, .. } = error else {
             panic!("{error:?}");
         };
@@ -306,7 +312,7 @@ async fn two_requests_are_a_second_apart() {
     for _ in 0..2 {
         client.post(&server.url("/token"), request()).await.unwrap();
     }
-    let seen = server.seen();
+    let seen = server.requests();
     assert!(seen[1].at - seen[0].at >= Duration::from_millis(990));
 }
 
@@ -318,7 +324,7 @@ async fn plaintext_needs_leave_and_missing_files_are_named() {
     let url = server.url("/token");
     let strict = TokenClient::new(&vendor, None, times());
     strict.post(&url, request()).await.unwrap_err();
-    assert!(server.seen().is_empty());
+    assert!(server.requests().is_empty());
 
     vendor.ca = Some("/nowhere/ca.pem".into());
     let lost = TokenClient::new(&vendor, None, times());
@@ -358,7 +364,7 @@ async fn a_refusal_under_a_good_status_is_a_refusal_with_its_text() {
             "200 OK: incorrect_client_credentials: No good",
         ),
         (
-            answer("500 Oops", "", r#"{"error":"invalid_client"}"#),
+            response("500 Oops", "", r#"{"error":"invalid_client"}"#),
             "500 Oops: invalid_client",
         ),
     ] {
@@ -386,7 +392,7 @@ async fn a_server_that_is_busy_or_broken_is_asked_again_and_quoted() {
             false,
         ),
         (
-            answer("400 Bad", "", r#"{"error":"temporarily_unavailable"}"#),
+            response("400 Bad", "", r#"{"error":"temporarily_unavailable"}"#),
             "400 Bad: the server asks to try again later: temporarily_unavailable",
             false,
         ),
@@ -396,7 +402,7 @@ async fn a_server_that_is_busy_or_broken_is_asked_again_and_quoted() {
             true,
         ),
         (
-            answer(
+            response(
                 "500 Oops",
                 "",
                 r#"{"error":"Internal Server Error","message":"db down"}"#,
@@ -437,12 +443,12 @@ async fn a_server_that_is_busy_or_broken_is_asked_again_and_quoted() {
         ),
     ] {
         let error = ask(reply).await.unwrap_err();
-        let TokenError::Temporary { unheard, .. } = error else {
+        let TokenError::Temporary { not_received, .. } = error else {
             panic!("{error:?}");
         };
         let said = error.to_string();
         assert_eq!(said.split_once("/token: ").unwrap().1, text);
-        assert_eq!(unheard, !acted, "{text}");
+        assert_eq!(not_received, !acted, "{text}");
     }
 }
 
@@ -478,7 +484,7 @@ async fn explanations_are_quoted_from_wherever_servers_put_them() {
 
 #[tokio::test]
 async fn what_an_operator_added_under_a_secretive_name_is_not_quoted() {
-    let reply = answer(
+    let reply = response(
         "400 No",
         "",
         r#"{"message":"pin-4711-aa for tenant-9-x is wrong"}"#,
@@ -532,7 +538,7 @@ async fn a_refused_assertion_names_the_difference_between_the_clocks() {
     let date = |at: SystemTime| format!("Date: {}\r\n", httpdate::fmt_http_date(at));
     let now = SystemTime::now();
     let hour = Duration::from_hours(1);
-    for (field, dated, named) in [
+    for (field, time_bound, named) in [
         (date(now + hour), true, Some("ahead of ours")),
         (date(now - hour), true, Some("behind ours")),
         (date(now + Duration::from_secs(20)), true, None),
@@ -540,10 +546,10 @@ async fn a_refused_assertion_names_the_difference_between_the_clocks() {
         ("Date: yesterday\r\n".to_owned(), true, None),
         (String::new(), true, None),
     ] {
-        let reply = answer("401 No", &field, r#"{"error":"invalid_client"}"#);
+        let reply = response("401 No", &field, r#"{"error":"invalid_client"}"#);
         let server = TokenServer::start([reply]).await;
         let mut request = request();
-        request.dated = dated;
+        request.time_bound = time_bound;
         let error = client().post(&server.url("/token"), request).await;
         let error = error.unwrap_err().to_string();
         assert!(error.contains("401 No: invalid_client"), "{error}");
@@ -586,7 +592,13 @@ async fn a_connection_that_cannot_be_made_leaves_no_doubt_whether_it_was_heard()
     let url = format!("http://{address}/token").parse().unwrap();
     let error = client.post(&url, request()).await.unwrap_err();
     assert!(
-        matches!(error, TokenError::Temporary { unheard: true, .. }),
+        matches!(
+            error,
+            TokenError::Temporary {
+                not_received: true,
+                ..
+            }
+        ),
         "{error:?}"
     );
 }

@@ -43,10 +43,10 @@ pub(super) fn back_off(failures: u32) -> Duration {
 ///
 /// Were a whole fleet to make up within a minute for what an outage has kept from it, the server
 /// would come back to many times its usual load; and there is no hurry.
-pub(super) fn patience(failures: u32, left: Option<Duration>) -> Option<Duration> {
-    let left = left.unwrap_or(LONG);
-    (failures > QUICK_RETRIES && left >= LEISURE)
-        .then(|| left.min(LONG).mul_f64((1.0 + fastrand::f64()) / 3.0))
+pub(super) fn relaxed_back_off(failures: u32, left: Option<Duration>) -> Option<Duration> {
+    let left = left.unwrap_or(MAX_RELAXED);
+    (failures > QUICK_RETRIES && left >= MIN_RELAXED)
+        .then(|| left.min(MAX_RELAXED).mul_f64((1.0 + fastrand::f64()) / 3.0))
 }
 
 /// The pause after a refusal, which only people can end.
@@ -57,7 +57,7 @@ pub(super) fn after_refusal() -> Duration {
 /// Limits the renewals that vendors' 401s ask for. A vendor that answers 401 for missing rights
 /// would otherwise have us fetch a token per request.
 #[derive(Debug)]
-pub(super) struct Forced {
+pub(super) struct ForcedRenewals {
     /// Doubles while renewals follow each other.
     interval: Duration,
     /// The interval as it was drawn for the next one.
@@ -67,7 +67,7 @@ pub(super) struct Forced {
     before: Option<(Duration, Duration, Option<Instant>)>,
 }
 
-impl Default for Forced {
+impl Default for ForcedRenewals {
     fn default() -> Self {
         Self {
             interval: MIN_FORCED,
@@ -78,7 +78,7 @@ impl Default for Forced {
     }
 }
 
-impl Forced {
+impl ForcedRenewals {
     /// From when on the next forced renewal may start.
     pub(super) fn earliest(&self, now: Instant) -> Instant {
         self.last.map_or(now, |last| (last + self.pause).max(now))
@@ -101,12 +101,12 @@ impl Forced {
     }
 
     /// A renewal starts that no 401 has asked for.
-    pub(super) fn start_another(&mut self) {
+    pub(super) fn start_unforced(&mut self) {
         self.before = None;
     }
 
     /// The forced renewal that is under way found a newer token in the store: it does not count.
-    pub(super) fn forgive(&mut self) {
+    pub(super) fn uncount(&mut self) {
         if let Some((interval, pause, last)) = self.before.take() {
             (self.interval, self.pause, self.last) = (interval, pause, last);
         }
@@ -136,10 +136,10 @@ const MAX_BACK_OFF: Duration = Duration::from_mins(1);
 /// Failures that are followed up at once even when there is no hurry.
 const QUICK_RETRIES: u32 = 2;
 /// With less than this left, a renewal is in a hurry.
-const LEISURE: Duration = Duration::from_mins(3);
+const MIN_RELAXED: Duration = Duration::from_mins(3);
 /// What is left beyond this makes no difference: nobody should wonder for long whether renewal
 /// works again.
-const LONG: Duration = Duration::from_mins(20);
+const MAX_RELAXED: Duration = Duration::from_mins(20);
 /// Bounds of the pause between two forced renewals.
 const MIN_FORCED: Duration = Duration::from_secs(10);
 const MAX_FORCED: Duration = Duration::from_mins(10);
@@ -210,7 +210,7 @@ mod tests {
             (30, 0, None),
         ] {
             for _ in 0..100 {
-                let pause = patience(failures, Some(seconds(left)));
+                let pause = relaxed_back_off(failures, Some(seconds(left)));
                 let within = match (pause, bounds) {
                     (None, None) => true,
                     (Some(pause), Some((least, most))) => {
@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn forced_renewals_in_a_row_double_their_pause_up_to_ten_minutes() {
         let mut now = Instant::now();
-        let mut forced = Forced::default();
+        let mut forced = ForcedRenewals::default();
         let mut pauses = Vec::new();
         for _ in 0..9 {
             forced.start(now);
@@ -258,14 +258,14 @@ mod tests {
     #[test]
     fn a_token_from_the_store_is_no_forced_renewal() {
         let now = Instant::now();
-        let mut forced = Forced::default();
+        let mut forced = ForcedRenewals::default();
         forced.start(now);
-        forced.forgive();
+        forced.uncount();
         assert_eq!(forced.earliest(now), now);
         forced.start(now);
         let earliest = forced.earliest(now);
-        forced.start_another();
-        forced.forgive();
+        forced.start_unforced();
+        forced.uncount();
         assert_eq!(forced.earliest(now), earliest, "of another renewal");
     }
 
@@ -274,7 +274,7 @@ mod tests {
         let now = Instant::now();
         let drawn: Vec<_> = (0..100)
             .map(|_| {
-                let mut forced = Forced::default();
+                let mut forced = ForcedRenewals::default();
                 forced.start(now);
                 forced.earliest(now).duration_since(now)
             })

@@ -6,7 +6,7 @@ use super::*;
 
 /// A token of so many milliseconds, or a failure.
 #[derive(Clone, Copy, Debug)]
-enum Answer {
+enum Fetch {
     Good(u64),
     Down,
     Busy(u64),
@@ -14,27 +14,27 @@ enum Answer {
     Reauthorize,
 }
 
-fn any_answer() -> impl Strategy<Value = (u64, Answer)> {
-    let answer = prop_oneof![
-        4 => (1_u64..10_000).prop_map(Answer::Good),
-        2 => (10_000_u64..100_000_000).prop_map(Answer::Good),
-        4 => Just(Answer::Down),
-        1 => (0_u64..600).prop_map(Answer::Busy),
-        1 => Just(Answer::Refused),
-        1 => Just(Answer::Reauthorize),
+fn any_fetch() -> impl Strategy<Value = (u64, Fetch)> {
+    let result = prop_oneof![
+        4 => (1_u64..10_000).prop_map(Fetch::Good),
+        2 => (10_000_u64..100_000_000).prop_map(Fetch::Good),
+        4 => Just(Fetch::Down),
+        1 => (0_u64..600).prop_map(Fetch::Busy),
+        1 => Just(Fetch::Refused),
+        1 => Just(Fetch::Reauthorize),
     ];
     // Milliseconds until it comes.
-    (prop_oneof![Just(0), 0_u64..15_000], answer)
+    (prop_oneof![Just(0), 0_u64..15_000], result)
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Event {
     Nothing,
     Rejection,
-    Operator,
+    RefreshRequest,
     Change,
     Secret,
-    Look,
+    CheckSecrets,
     Account(u8),
 }
 
@@ -43,10 +43,10 @@ fn any_event() -> impl Strategy<Value = (Event, u64)> {
     let event = prop_oneof![
         3 => Just(Event::Nothing),
         3 => Just(Event::Rejection),
-        1 => Just(Event::Operator),
+        1 => Just(Event::RefreshRequest),
         1 => Just(Event::Change),
         1 => Just(Event::Secret),
-        1 => Just(Event::Look),
+        1 => Just(Event::CheckSecrets),
         1 => (0_u8..3).prop_map(Event::Account),
     ];
     (
@@ -59,7 +59,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
     #[test]
     fn no_token_outlives_its_end_no_two_attempts_share_a_second_and_every_fault_is_got_over(
-        answers in proptest::collection::vec(any_answer(), 0..40),
+        fetches in proptest::collection::vec(any_fetch(), 0..40),
         events in proptest::collection::vec(any_event(), 0..60),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -67,27 +67,27 @@ proptest! {
             .start_paused(true)
             .build()
             .unwrap();
-        runtime.block_on(live(answers, events));
+        runtime.block_on(run_events(fetches, events));
     }
 }
 
-async fn live(answers: Vec<(u64, Answer)>, events: Vec<(Event, u64)>) {
+async fn run_events(fetches: Vec<(u64, Fetch)>, events: Vec<(Event, u64)>) {
     let script = script();
-    for (nth, (delay, answer)) in answers.into_iter().enumerate() {
-        let answer = match answer {
-            Answer::Good(millis) => Ok(Token {
+    for (nth, (delay, result)) in fetches.into_iter().enumerate() {
+        let result = match result {
+            Fetch::Good(millis) => Ok(Token {
                 text: nth.to_string(),
                 lifetime: Duration::from_millis(millis),
             }),
-            Answer::Down => Err(down()),
-            Answer::Busy(seconds) => Err(FetchError::Temporary {
+            Fetch::Down => Err(down()),
+            Fetch::Busy(seconds) => Err(FetchError::Temporary {
                 cause: "busy".into(),
                 retry_after: Some(Duration::from_secs(seconds)),
             }),
-            Answer::Refused => Err(refused()),
-            Answer::Reauthorize => Err(FetchError::Reauthorize("consent".into())),
+            Fetch::Refused => Err(refused()),
+            Fetch::Reauthorize => Err(FetchError::Reauthorize("consent".into())),
         };
-        script.after(Duration::from_millis(delay), answer);
+        script.after(Duration::from_millis(delay), result);
     }
     let credential = Script::start(&script);
 
@@ -99,10 +99,10 @@ async fn live(answers: Vec<(u64, Answer)>, events: Vec<(Event, u64)>) {
                     held.reject();
                 }
             }
-            Event::Operator => credential.refresh_now(),
+            Event::RefreshRequest => credential.refresh_now(),
             Event::Change => script.change.notify_one(),
             Event::Secret => script.change_secret(),
-            Event::Look => credential.look_now(),
+            Event::CheckSecrets => credential.check_secrets_now(),
             Event::Account(0) => *script.account.lock() = None,
             Event::Account(n) => *script.account.lock() = Some([n; 32]),
         }
@@ -110,24 +110,24 @@ async fn live(answers: Vec<(u64, Answer)>, events: Vec<(Event, u64)>) {
         for _ in 0..10 {
             sleep(pause / 10).await;
             if let Ok(held) = credential.current() {
-                let end = script.ends.lock()[text(&held)];
+                let end = script.expiries.lock()[text(&held)];
                 assert!(Instant::now() < end, "{} is over", text(&held));
             }
         }
     }
 
     // What is under way ends; from then on the server is well.
-    while credential.board.borrow().attempting || !credential.board.borrow().settled {
+    while credential.renewal.borrow().attempting || !credential.renewal.borrow().settled {
         sleep(Duration::from_millis(100)).await;
     }
     script.steps.lock().clear();
-    script.well.store(true, Ordering::Release);
-    let (outcome, patient, next) = {
-        let board = credential.board.borrow();
-        (board.outcome, board.patient, board.next)
+    script.healthy.store(true, Ordering::Release);
+    let (outcome, relaxed, next) = {
+        let renewal = credential.renewal.borrow();
+        (renewal.outcome, renewal.relaxed, renewal.next)
     };
     let now = Instant::now();
-    let step = match (outcome, patient) {
+    let step = match (outcome, relaxed) {
         (Outcome::Temporary, true) => MINUTE * 14,
         // A server's wish is granted up to ten minutes.
         (Outcome::Temporary, false) => MINUTE * 10,
@@ -136,7 +136,7 @@ async fn live(answers: Vec<(u64, Answer)>, events: Vec<(Event, u64)>) {
     };
     if let Some(next) = next {
         assert!(next.saturating_duration_since(now) <= step, "{outcome:?}");
-        assert!(!patient || credential.current().is_ok());
+        assert!(!relaxed || credential.current().is_ok());
         sleep_until(next + Duration::from_millis(1)).await;
     } else {
         assert_eq!(outcome, Outcome::Reauthorize);

@@ -13,13 +13,13 @@ use crate::secret::reference::SecretError;
 use crate::secret::{Secret, SecretRef};
 
 /// Secrets, and the shape a vendor wants them in.
-pub(super) struct Fixed {
-    shape: Shape,
+pub(super) struct StaticAuth {
+    scheme: Scheme,
     inputs: Inputs,
 }
 
 /// How the secrets become values on a request.
-pub(super) enum Shape {
+pub(super) enum Scheme {
     /// `Bearer TOKEN` (RFC 6750 §2.1).
     Bearer(SecretRef),
     /// `Basic …` (RFC 7617 §2).
@@ -35,40 +35,40 @@ pub(super) enum Shape {
     Query(Vec<(String, SecretRef)>),
 }
 
-impl Fixed {
-    pub(super) fn new(shape: Shape) -> Self {
-        let inputs = match &shape {
-            Shape::Bearer(token) => Inputs::new([token], None, None),
-            Shape::Basic { username, password } => Inputs::new([username, password], None, None),
-            Shape::Headers(values) => Inputs::new(values, None, None),
-            Shape::Query(pairs) => Inputs::new(pairs.iter().map(|(_, value)| value), None, None),
+impl StaticAuth {
+    pub(super) fn new(scheme: Scheme) -> Self {
+        let inputs = match &scheme {
+            Scheme::Bearer(token) => Inputs::new([token], None, None),
+            Scheme::Basic { username, password } => Inputs::new([username, password], None, None),
+            Scheme::Headers(values) => Inputs::new(values, None, None),
+            Scheme::Query(pairs) => Inputs::new(pairs.iter().map(|(_, value)| value), None, None),
         };
-        Self { shape, inputs }
+        Self { scheme, inputs }
     }
 
     /// Reads the secrets and makes the values.
-    pub(super) fn read(&self) -> Result<Issued, FixedError> {
-        self.inputs.note();
+    pub(super) fn read(&self) -> Result<Issued, StaticAuthError> {
+        self.inputs.snapshot();
         let header = |secret: &SecretRef, prefix| {
             secret
                 .resolve()?
                 .to_header(prefix)
-                .map_err(|_| FixedError::NoHeaderValue(secret.describe()))
+                .map_err(|_| StaticAuthError::NotAHeaderValue(secret.describe()))
         };
-        let values = match &self.shape {
-            Shape::Bearer(token) => vec![header(token, "Bearer ")?],
-            Shape::Basic { username, password } => {
+        let values = match &self.scheme {
+            Scheme::Bearer(token) => vec![header(token, "Bearer ")?],
+            Scheme::Basic { username, password } => {
                 let user = username.resolve()?;
                 if user.expose().contains(':') {
-                    return Err(FixedError::Colon(username.describe()));
+                    return Err(StaticAuthError::Colon(username.describe()));
                 }
                 vec![basic(&user, &password.resolve()?)]
             }
-            Shape::Headers(values) => values
+            Scheme::Headers(values) => values
                 .iter()
                 .map(|value| header(value, ""))
                 .collect::<Result<_, _>>()?,
-            Shape::Query(pairs) => vec![query(pairs)?],
+            Scheme::Query(pairs) => vec![query(pairs)?],
         };
         Ok(Issued {
             values,
@@ -79,20 +79,20 @@ impl Fixed {
 
 /// A credential that cannot be made from its secrets. Names places, never values.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum FixedError {
+pub(super) enum StaticAuthError {
     /// A secret is missing.
     #[error(transparent)]
     Secret(#[from] SecretError),
     /// Control characters, for instance a line break inside.
     #[error("{0} holds characters that may not occur in a header field")]
-    NoHeaderValue(String),
+    NotAHeaderValue(String),
     /// RFC 7617 §2: the first colon ends the user name.
     #[error("{0} holds a colon, which a user name for HTTP Basic cannot")]
     Colon(String),
 }
 
 #[async_trait]
-impl Source for Fixed {
+impl Source for StaticAuth {
     async fn fetch(&self) -> Result<Issued, FetchError> {
         self.read()
             .map_err(|cause| FetchError::Rejected(cause.to_string()))
@@ -111,18 +111,15 @@ pub(super) fn basic(username: &Secret, password: &Secret) -> HeaderValue {
         .expect("base64 is visible ASCII")
 }
 
-fn query(pairs: &[(String, SecretRef)]) -> Result<HeaderValue, FixedError> {
+fn query(pairs: &[(String, SecretRef)]) -> Result<HeaderValue, StaticAuthError> {
     let mut text = Zeroizing::new(String::new());
     for (name, value) in pairs {
         if !text.is_empty() {
             text.push('&');
         }
-        text.extend(utf8_percent_encode(name, NOT_UNRESERVED));
+        text.extend(utf8_percent_encode(name, ENCODED));
         text.push('=');
-        text.extend(utf8_percent_encode(
-            value.resolve()?.expose(),
-            NOT_UNRESERVED,
-        ));
+        text.extend(utf8_percent_encode(value.resolve()?.expose(), ENCODED));
     }
     Ok(Secret::new(text.as_str())
         .to_header("")
@@ -130,7 +127,7 @@ fn query(pairs: &[(String, SecretRef)]) -> Result<HeaderValue, FixedError> {
 }
 
 /// Everything but RFC 3986 §2.3's unreserved characters.
-const NOT_UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
@@ -144,8 +141,8 @@ mod tests {
         SecretRef::Value(Secret::new(text))
     }
 
-    fn values(shape: Shape) -> Vec<String> {
-        let issued = Fixed::new(shape).read().unwrap();
+    fn values(scheme: Scheme) -> Vec<String> {
+        let issued = StaticAuth::new(scheme).read().unwrap();
         assert!(issued.values.iter().all(HeaderValue::is_sensitive));
         assert!(issued.lifetime.is_none());
         let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
@@ -154,16 +151,16 @@ mod tests {
 
     #[test]
     fn each_shape_makes_the_values_its_vendor_wants() {
-        assert_eq!(values(Shape::Bearer(value("t0k"))), ["Bearer t0k"]);
+        assert_eq!(values(Scheme::Bearer(value("t0k"))), ["Bearer t0k"]);
         assert_eq!(
-            values(Shape::Basic {
+            values(Scheme::Basic {
                 username: value("Aladdin"),
                 password: value("open sesame"),
             }),
             ["Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="]
         );
         assert_eq!(
-            values(Shape::Headers(vec![
+            values(Scheme::Headers(vec![
                 value("admin"),
                 value("pass"),
                 value("acme")
@@ -171,7 +168,7 @@ mod tests {
             ["admin", "pass", "acme"]
         );
         assert_eq!(
-            values(Shape::Query(vec![
+            values(Scheme::Query(vec![
                 ("key".into(), value("a&b=c d/ü")),
                 ("tenant".into(), value("7")),
             ])),
@@ -181,12 +178,12 @@ mod tests {
 
     #[test]
     fn values_that_would_break_the_request_are_refused_without_being_shown() {
-        let broken = Fixed::new(Shape::Bearer(value("hunter2\r\nX: y"))).read();
+        let broken = StaticAuth::new(Scheme::Bearer(value("hunter2\r\nX: y"))).read();
         let text = broken.unwrap_err().to_string();
         assert!(text.contains("may not occur in a header field"), "{text}");
         assert!(!text.contains("hunter2"));
 
-        let colon = Fixed::new(Shape::Basic {
+        let colon = StaticAuth::new(Scheme::Basic {
             username: value("hunter2:x"),
             password: value("p"),
         });

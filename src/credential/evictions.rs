@@ -11,18 +11,18 @@ use tokio::time::Instant;
 
 /// The newest losses of one credential.
 #[derive(Debug)]
-pub(super) struct Losses {
+pub(super) struct Evictions {
     since: Instant,
     /// Seconds after `since`, from 1; 0: none. A ring.
-    at: [AtomicU64; KEPT],
+    evicted_at: [AtomicU64; KEPT],
     next: AtomicUsize,
 }
 
-impl Losses {
+impl Evictions {
     pub(super) fn new() -> Self {
         Self {
             since: Instant::now(),
-            at: array::from_fn(|_| AtomicU64::new(0)),
+            evicted_at: array::from_fn(|_| AtomicU64::new(0)),
             next: AtomicUsize::new(0),
         }
     }
@@ -30,24 +30,24 @@ impl Losses {
     /// Counts a token that was lost now.
     pub(super) fn add(&self, now: Instant) {
         let next = self.next.fetch_add(1, Ordering::Relaxed) % KEPT;
-        self.at[next].store(self.seconds(now), Ordering::Relaxed);
+        self.evicted_at[next].store(self.seconds(now), Ordering::Relaxed);
     }
 
     /// What to tell an operator; `None`: nothing, so far. `shared`: replicas take the token from a
     /// store, and so do not end each other's.
-    pub(super) fn told(&self, now: Instant, shared: bool) -> Option<String> {
+    pub(super) fn advice(&self, now: Instant, shared: bool) -> Option<String> {
         let now = self.seconds(now);
-        let recent = |at: &&AtomicU64| {
-            let at = at.load(Ordering::Relaxed);
-            at > 0 && at + RECENT.as_secs() > now
+        let recent = |evicted_at: &&AtomicU64| {
+            let evicted_at = evicted_at.load(Ordering::Relaxed);
+            evicted_at > 0 && evicted_at + WINDOW.as_secs() > now
         };
-        let lost = self.at.iter().filter(recent).count();
+        let evicted = self.evicted_at.iter().filter(recent).count();
         let enough = if shared { KEPT } else { SUSPICIOUS };
-        if lost < enough {
+        if evicted < enough {
             return None;
         }
         let begin = format!(
-            "{lost} tokens or more were rejected within the last hour soon after they were issued, and \
+            "{evicted} tokens or more were rejected within the last hour soon after they were issued, and \
              another one helped: "
         );
         let end = if shared {
@@ -66,7 +66,7 @@ impl Losses {
 }
 
 /// What is older is forgotten.
-const RECENT: Duration = Duration::from_hours(1);
+const WINDOW: Duration = Duration::from_hours(1);
 /// One may be the vendor's doing: it was restarted, or somebody revoked a token by hand.
 const SUSPICIOUS: usize = 2;
 /// More than renewals by hand in an hour, which end the tokens of other replicas of a store, too.
@@ -80,26 +80,26 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn two_losses_within_an_hour_are_told_with_the_cure_and_forgotten_after_it() {
-        let losses = Losses::new();
-        losses.add(Instant::now());
-        assert_eq!(losses.told(Instant::now(), false), None);
-        advance(RECENT / 2).await;
-        losses.add(Instant::now());
-        let told = losses.told(Instant::now(), false).unwrap();
-        assert!(told.starts_with("2 tokens"), "{told}");
-        assert!(told.contains("`share: true`"), "{told}");
-        advance(RECENT / 2).await;
-        assert_eq!(losses.told(Instant::now(), false), None);
+        let evictions = Evictions::new();
+        evictions.add(Instant::now());
+        assert_eq!(evictions.advice(Instant::now(), false), None);
+        advance(WINDOW / 2).await;
+        evictions.add(Instant::now());
+        let advice = evictions.advice(Instant::now(), false).unwrap();
+        assert!(advice.starts_with("2 tokens"), "{advice}");
+        assert!(advice.contains("`share: true`"), "{advice}");
+        advance(WINDOW / 2).await;
+        assert_eq!(evictions.advice(Instant::now(), false), None);
     }
 
     #[tokio::test(start_paused = true)]
     async fn where_replicas_share_already_somebody_else_is_blamed_and_later() {
-        let losses = Losses::new();
+        let evictions = Evictions::new();
         for nth in 1..=KEPT * 2 {
-            losses.add(Instant::now());
-            let told = losses.told(Instant::now(), true);
-            assert_eq!(told.is_some(), nth >= KEPT, "{nth}");
-            assert!(told.is_none_or(|told| !told.contains("share: true")));
+            evictions.add(Instant::now());
+            let advice = evictions.advice(Instant::now(), true);
+            assert_eq!(advice.is_some(), nth >= KEPT, "{nth}");
+            assert!(advice.is_none_or(|advice| !advice.contains("share: true")));
         }
     }
 }

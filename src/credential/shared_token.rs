@@ -12,73 +12,76 @@ use http::StatusCode;
 
 use super::explanation::Verdict;
 use super::inputs::Inputs;
-use super::issuer::{Asking, Issuer};
-use super::token_request::{Answer, TokenError};
+use super::issuer::{GrantFuture, Issuer};
+use super::token_request::{TokenError, TokenResponse};
 use crate::secret::Secret;
 use crate::tls::sha256;
 
 /// A server that is asked for a token anew each time.
 #[async_trait]
-pub(super) trait Asks: Send + Sync + 'static {
+pub(super) trait RequestsToken: Send + Sync + 'static {
     /// Asks for a token.
-    async fn ask(&self) -> Result<Answer, TokenError>;
+    async fn request_token(&self) -> Result<TokenResponse, TokenError>;
 
     /// See [`super::Source::account`].
     fn account(&self) -> Option<[u8; 32]>;
 
     /// Everything that is sent, but what proves who we are: each part once, in a fixed order.
-    fn request(&self) -> Vec<String>;
+    fn request_parts(&self) -> Vec<String>;
 }
 
 /// An [`Issuer`] whose tokens are shared.
-pub(super) struct OneForAll<A> {
-    asks: A,
+pub(super) struct SharedToken<A> {
+    server: A,
     /// What proves who we are.
-    proof: Inputs,
+    client_auth: Inputs,
 }
 
-impl<A: Asks> OneForAll<A> {
-    pub(super) fn new(asks: A, proof: Inputs) -> Self {
-        Self { asks, proof }
+impl<A: RequestsToken> SharedToken<A> {
+    pub(super) fn new(server: A, client_auth: Inputs) -> Self {
+        Self {
+            server,
+            client_auth,
+        }
     }
 }
 
 #[async_trait]
-impl<A: Asks> Issuer for OneForAll<A> {
+impl<A: RequestsToken> Issuer for SharedToken<A> {
     /// A token that was obtained with another secret, for another scope or from another server is
     /// not ours.
     fn binding(&self) -> Result<String, String> {
-        let proof = self.proof.read()?;
-        let parts = self.asks.request();
+        let client_auth = self.client_auth.read()?;
+        let parts = self.server.request_parts();
         let parts: Vec<_> = parts
             .iter()
             .map(|part| sha256(&[part.as_bytes()]))
             .collect();
-        let mut all: Vec<&[u8]> = vec![b"one token for all replicas", &proof];
+        let mut all: Vec<&[u8]> = vec![b"one token for all replicas", &client_auth];
         all.extend(parts.iter().map(<[u8; 32]>::as_slice));
         Ok(hex::encode(sha256(&all)))
     }
 
     fn account(&self) -> Option<[u8; 32]> {
-        self.asks.account()
+        self.server.account()
     }
 
-    fn asks_anew(&self) -> bool {
+    fn always_new_grant(&self) -> bool {
         true
     }
 
-    async fn refresh(&self, _refresh_token: &Secret) -> Result<Answer, TokenError> {
+    async fn refresh(&self, _refresh_token: &Secret) -> Result<TokenResponse, TokenError> {
         // None is ever stored.
         Err(TokenError::NotSent("there is no refresh token".to_owned()))
     }
 
-    fn ends_grant(&self, _status: StatusCode, _verdict: Verdict) -> bool {
+    fn invalidates_grant(&self, _status: StatusCode, _verdict: Verdict) -> bool {
         false
     }
 
-    fn grant(&self) -> Option<Asking<'_>> {
+    fn grant(&self) -> Option<GrantFuture<'_>> {
         Some(Box::pin(async {
-            let mut answer = self.asks.ask().await?;
+            let mut answer = self.server.request_token().await?;
             answer.refresh_token = None;
             answer.refresh_until = None;
             Ok(answer)

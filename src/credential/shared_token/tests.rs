@@ -19,13 +19,13 @@ use crate::store::{Access, Grant, Lock, Store, StoreError};
 /// Counts what it is asked for.
 #[derive(Default)]
 struct Server {
-    asked: AtomicU32,
+    requests: AtomicU32,
     refuses: AtomicBool,
 }
 
 impl Server {
-    fn asked(&self) -> u32 {
-        self.asked.load(Ordering::SeqCst)
+    fn requests(&self) -> u32 {
+        self.requests.load(Ordering::SeqCst)
     }
 }
 
@@ -35,12 +35,12 @@ struct Client {
 }
 
 #[async_trait]
-impl Asks for Client {
-    async fn ask(&self) -> Result<Answer, TokenError> {
+impl RequestsToken for Client {
+    async fn request_token(&self) -> Result<TokenResponse, TokenError> {
         if self.server.refuses.load(Ordering::SeqCst) {
             return Err(TokenError::NotSent("refused".to_owned()));
         }
-        let nth = self.server.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        let nth = self.server.requests.fetch_add(1, Ordering::SeqCst) + 1;
         // Some servers give a refresh token, against RFC 6749 §4.4.3.
         let refresh_token = Some(Secret::new("not to be stored"));
         Ok(hour_of(format!("t{nth}"), refresh_token))
@@ -50,17 +50,17 @@ impl Asks for Client {
         None
     }
 
-    fn request(&self) -> Vec<String> {
+    fn request_parts(&self) -> Vec<String> {
         vec![self.scope.to_owned()]
     }
 }
 
-struct Scene {
+struct Setup {
     server: Arc<Server>,
     dir: TempDir,
 }
 
-impl Scene {
+impl Setup {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("secret"), "one").unwrap();
@@ -82,7 +82,7 @@ impl Scene {
         self.store_in("state", None)
     }
 
-    fn process(&self) -> Rotation<OneForAll<Client>> {
+    fn process(&self) -> Rotation<SharedToken<Client>> {
         self.process_with(&self.store(), "read", &self.secret())
     }
 
@@ -91,14 +91,14 @@ impl Scene {
         store: &Arc<dyn Store>,
         scope: &'static str,
         secret: &std::path::Path,
-    ) -> Rotation<OneForAll<Client>> {
+    ) -> Rotation<SharedToken<Client>> {
         let client = Client {
             server: self.server.clone(),
             scope,
         };
         let inputs = || Inputs::new(&[SecretRef::File(secret.to_owned())], None, None);
         let vendor = vendor(Auth::Bearer { token: value("x") });
-        let issuer = OneForAll::new(client, inputs());
+        let issuer = SharedToken::new(client, inputs());
         Rotation::new(issuer, inputs(), store, &vendor, times())
     }
 
@@ -109,17 +109,17 @@ impl Scene {
 
 #[tokio::test]
 async fn whoever_comes_later_takes_the_stored_token_and_nobody_stores_a_refresh_token() {
-    let scene = Scene::new();
-    assert_eq!(fetched_token(scene.process().fetch().await), "t1");
-    assert_eq!(fetched_token(scene.process().fetch().await), "t1");
-    assert_eq!(scene.server.asked(), 1);
-    assert!(scene.stored().await.refresh_token.is_none());
+    let setup = Setup::new();
+    assert_eq!(fetched_token(setup.process().fetch().await), "t1");
+    assert_eq!(fetched_token(setup.process().fetch().await), "t1");
+    assert_eq!(setup.server.requests(), 1);
+    assert!(setup.stored().await.refresh_token.is_none());
 }
 
 #[tokio::test]
 async fn after_a_rejection_one_asks_and_the_others_take_what_it_got() {
-    let scene = Scene::new();
-    let (one, two, three) = (scene.process(), scene.process(), scene.process());
+    let setup = Setup::new();
+    let (one, two, three) = (setup.process(), setup.process(), setup.process());
     for process in [&one, &two, &three] {
         assert_eq!(fetched_token(process.fetch().await), "t1");
     }
@@ -129,13 +129,13 @@ async fn after_a_rejection_one_asks_and_the_others_take_what_it_got() {
         [fetched_token(a), fetched_token(b), fetched_token(c)],
         ["t2", "t2", "t2"]
     );
-    assert_eq!(scene.server.asked(), 2);
+    assert_eq!(setup.server.requests(), 2);
 }
 
 #[tokio::test]
 async fn a_newer_token_in_the_store_is_noticed_without_a_rejection() {
-    let scene = Scene::new();
-    let (one, two) = (scene.process(), scene.process());
+    let setup = Setup::new();
+    let (one, two) = (setup.process(), setup.process());
     one.fetch().await.unwrap();
     two.fetch().await.unwrap();
     assert_eq!(fetched_token(one.fetch().await), "t2");
@@ -144,59 +144,59 @@ async fn a_newer_token_in_the_store_is_noticed_without_a_rejection() {
     let soon = timeout(Duration::from_secs(10), two.changed());
     soon.await.expect("the newer token goes unnoticed");
     assert_eq!(fetched_token(two.fetch().await), "t2");
-    assert_eq!(scene.server.asked(), 2);
+    assert_eq!(setup.server.requests(), 2);
 }
 
 #[tokio::test]
 async fn a_stored_token_past_its_use_is_replaced() {
-    let scene = Scene::new();
-    scene.process().fetch().await.unwrap();
-    let mut grant = scene.stored().await;
+    let setup = Setup::new();
+    setup.process().fetch().await.unwrap();
+    let mut grant = setup.stored().await;
     grant.access = Some(Access {
         token: Secret::new("t1"),
         issued: SystemTime::now() - Duration::from_hours(1),
         lifetime: Duration::from_hours(1),
     });
-    scene.store().save("acme", &mut grant).await.unwrap();
-    assert_eq!(fetched_token(scene.process().fetch().await), "t2");
+    setup.store().save("acme", &mut grant).await.unwrap();
+    assert_eq!(fetched_token(setup.process().fetch().await), "t2");
 }
 
 #[tokio::test]
 async fn a_token_of_another_secret_or_scope_is_not_used_and_stays_until_there_is_one_of_ours() {
-    let scene = Scene::new();
-    let ours = scene.process();
-    assert_eq!(fetched_token(ours.fetch().await), "t1");
-    let other = scene.dir.path().join("other");
+    let setup = Setup::new();
+    let is_ours = setup.process();
+    assert_eq!(fetched_token(is_ours.fetch().await), "t1");
+    let other = setup.dir.path().join("other");
     std::fs::write(&other, "two").unwrap();
-    let others = scene.process_with(&scene.store(), "read", &other);
+    let others = setup.process_with(&setup.store(), "read", &other);
 
     // A wrong secret takes nothing away from those who have the right one.
-    scene.server.refuses.store(true, Ordering::SeqCst);
+    setup.server.refuses.store(true, Ordering::SeqCst);
     assert_eq!(others.fetch().await.unwrap_err().to_string(), "refused");
-    assert_eq!(fetched_token(scene.process().fetch().await), "t1");
-    scene.server.refuses.store(false, Ordering::SeqCst);
+    assert_eq!(fetched_token(setup.process().fetch().await), "t1");
+    setup.server.refuses.store(false, Ordering::SeqCst);
     assert_eq!(fetched_token(others.fetch().await), "t2");
-    let wider = scene.process_with(&scene.store(), "read write", &scene.secret());
+    let wider = setup.process_with(&setup.store(), "read write", &setup.secret());
     assert_eq!(fetched_token(wider.fetch().await), "t3");
 
     // While secrets are being replaced the two do not take turns.
     tokio::time::pause();
-    let long = timeout(Duration::from_mins(1), ours.changed());
+    let long = timeout(Duration::from_mins(1), is_ours.changed());
     assert!(long.await.is_err(), "another's token is no news");
     tokio::time::resume();
     // One that cannot read its secret touches nothing.
     std::fs::remove_file(&other).unwrap();
     let error = others.fetch().await.unwrap_err();
     assert!(error.to_string().contains("cannot be read"), "{error}");
-    assert_eq!(scene.server.asked(), 3);
+    assert_eq!(setup.server.requests(), 3);
 }
 
 #[tokio::test]
 async fn a_changed_secret_asks_for_a_token_of_its_own() {
-    let scene = Scene::new();
-    let process = scene.process();
+    let setup = Setup::new();
+    let process = setup.process();
     process.fetch().await.unwrap();
-    std::fs::write(scene.secret(), "two").unwrap();
+    std::fs::write(setup.secret(), "two").unwrap();
     tokio::time::pause();
     let soon = timeout(Duration::from_secs(10), process.changed());
     soon.await.expect("the changed secret goes unnoticed");
@@ -205,35 +205,35 @@ async fn a_changed_secret_asks_for_a_token_of_its_own() {
 
 #[tokio::test]
 async fn a_store_that_is_down_or_sealed_with_another_key_says_so_and_nothing_is_asked_for() {
-    let scene = Scene::new();
-    std::fs::write(scene.dir.path().join("file"), "").unwrap();
-    let nowhere = scene.store_in("file", None);
-    let process = scene.process_with(&nowhere, "read", &scene.secret());
+    let setup = Setup::new();
+    std::fs::write(setup.dir.path().join("file"), "").unwrap();
+    let nowhere = setup.store_in("file", None);
+    let process = setup.process_with(&nowhere, "read", &setup.secret());
     let error = process.fetch().await.unwrap_err().to_string();
     assert!(error.starts_with("store: "), "{error}");
 
     let keys = ["1", "2"].map(|digit| digit.repeat(64));
-    let [first, second] = keys.map(|key| scene.store_in("keyed", Some(&key)));
-    let process = scene.process_with(&first, "read", &scene.secret());
+    let [first, second] = keys.map(|key| setup.store_in("keyed", Some(&key)));
+    let process = setup.process_with(&first, "read", &setup.secret());
     assert_eq!(fetched_token(process.fetch().await), "t1");
-    let process = scene.process_with(&second, "read", &scene.secret());
+    let process = setup.process_with(&second, "read", &setup.secret());
     let error = process.fetch().await.unwrap_err();
     assert!(matches!(error, FetchError::Temporary { .. }));
     assert!(error.to_string().contains("encryption_key"), "{error}");
-    assert_eq!(scene.server.asked(), 1);
+    assert_eq!(setup.server.requests(), 1);
 }
 
 #[tokio::test]
 async fn who_waits_for_the_lock_takes_what_its_holder_stored() {
-    let scene = Scene::new();
-    let store = scene.store();
+    let setup = Setup::new();
+    let store = setup.store();
     let (lease, patience) = (Duration::from_secs(5), Duration::ZERO);
     let held = store.lock("acme", lease, patience).await.unwrap();
-    let process = scene.process();
+    let process = setup.process();
     let mut waiting = std::pin::pin!(process.fetch());
     let soon = timeout(Duration::from_millis(300), &mut waiting);
     assert!(soon.await.is_err(), "the lock is another's");
-    assert_eq!(scene.server.asked(), 0);
+    assert_eq!(setup.server.requests(), 0);
     // Its holder dies: the system lets go.
     drop(held);
     assert_eq!(fetched_token(waiting.await), "t1");
@@ -259,10 +259,10 @@ impl Store for Slow {
 
 #[tokio::test]
 async fn a_process_that_was_paused_beyond_its_lease_asks_for_nothing() {
-    let scene = Scene::new();
-    let store: Arc<dyn Store> = Arc::new(Slow(scene.store()));
-    let process = scene.process_with(&store, "read", &scene.secret());
+    let setup = Setup::new();
+    let store: Arc<dyn Store> = Arc::new(Slow(setup.store()));
+    let process = setup.process_with(&store, "read", &setup.secret());
     let error = process.fetch().await.unwrap_err().to_string();
     assert!(error.contains("lapsed"), "{error}");
-    assert_eq!(scene.server.asked(), 0);
+    assert_eq!(setup.server.requests(), 0);
 }

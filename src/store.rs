@@ -122,24 +122,24 @@ enum Kind {
     /// The system keeps it, and lets go however its holder ends.
     File { _held: File },
     /// It lapses when it is not prolonged.
-    Lease(lease::Held),
+    Lease(lease::HeldLease),
 }
 
 impl Lock {
     /// Whether somebody else may hold it by now, because its holder was paused, or cut off from
     /// the store, for longer than the lease.
     #[must_use]
-    pub fn lapsed(&self) -> bool {
+    pub fn is_expired(&self) -> bool {
         match &self.0 {
             Kind::File { .. } => false,
-            Kind::Lease(held) => held.lapsed(),
+            Kind::Lease(held) => held.is_expired(),
         }
     }
 
     /// One that somebody else may hold by now.
     #[cfg(test)]
-    pub(crate) fn new_lapsed() -> Self {
-        lease::tests::lapsed()
+    pub(crate) fn new_expired() -> Self {
+        lease::tests::expired_lock()
     }
 
     /// Lets others have it before this returns: for processes that are about to end.
@@ -235,10 +235,10 @@ pub enum StoreError {
         cure: String,
     },
     /// A server was not reached, did not answer in time, or said no.
-    #[error("{place}: {cause}")]
+    #[error("{server}: {cause}")]
     Remote {
         /// The server.
-        place: String,
+        server: String,
         /// What it or the network said.
         cause: String,
     },

@@ -90,7 +90,7 @@ async fn a_lock_in_redis_has_one_holder_and_outlives_a_dead_one_by_its_lease() {
     assert!(matches!(error, StoreError::Locked(_)), "{error}");
     // As long as its holder lives, and not one lease only.
     tokio::time::sleep(LEASE * 2).await;
-    assert!(!held.lapsed());
+    assert!(!held.is_expired());
     lock(&two, "v").await.unwrap_err();
     held.release().await;
     lock(&two, "v").await.unwrap().release().await;
@@ -108,7 +108,7 @@ async fn a_lock_in_redis_has_one_holder_and_outlives_a_dead_one_by_its_lease() {
     lock(&two, "v").await.unwrap_err();
     let waited = two.lock("v", LEASE, PATIENCE).await.unwrap();
     assert!(since.elapsed() < LEASE * 2, "{:?}", since.elapsed());
-    assert!(held.lapsed() && !waited.lapsed());
+    assert!(held.is_expired() && !waited.is_expired());
 }
 
 #[tokio::test]
@@ -121,7 +121,7 @@ async fn a_redis_over_tls_needs_its_ca_and_its_user_needs_no_more_than_our_keys(
     ours.save("v", &mut grant("r")).await.unwrap();
     assert_eq!(stored(&ours, "v").await.unwrap(), "r");
     tokio::time::sleep(LEASE).await;
-    assert!(!held.lapsed());
+    assert!(!held.is_expired());
     held.release().await;
 
     let untrusting = open(&redis.url(), None, KEY);

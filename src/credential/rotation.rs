@@ -470,7 +470,7 @@ impl<I: Issuer> Inner<I> {
             tries: before.as_ref().map_or(0, |intent| intent.tries) + 1,
         });
         self.save(grant).await?;
-        if under.lapsed() {
+        if under.is_expired() {
             // Paused for so long, or so long without the store, that somebody else may be at it.
             return Err(temporary(
                 "the lock has lapsed before it was used".to_owned(),
@@ -605,7 +605,7 @@ impl<I: Issuer> Inner<I> {
             tries: 1,
         });
         self.save(&mut grant).await?;
-        if lock.lapsed() {
+        if lock.is_expired() {
             return Err(temporary(
                 "the lock has lapsed before it was used".to_owned(),
             ));

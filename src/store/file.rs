@@ -39,7 +39,7 @@ impl FileStore {
     }
 
     /// Disks can be slow; the threads that serve requests do not wait for them.
-    async fn blocking<T: Send + 'static>(
+    async fn run_blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Directory) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
@@ -63,7 +63,7 @@ impl Store for FileStore {
         loop {
             let path = path.clone();
             let locked = self
-                .blocking(move |directory| {
+                .run_blocking(move |directory| {
                     directory.create()?;
                     try_lock(&path)
                 })
@@ -81,20 +81,20 @@ impl Store for FileStore {
 
     async fn load(&self, vendor: &str) -> Result<Option<Grant>, StoreError> {
         let vendor = vendor.to_owned();
-        self.blocking(move |directory| directory.load(&vendor))
+        self.run_blocking(move |directory| directory.load(&vendor))
             .await
     }
 
     async fn replace(&self, vendor: &str, over: u64, next: &Grant) -> Result<(), StoreError> {
         let (vendor, next) = (vendor.to_owned(), next.clone());
-        self.blocking(move |directory| directory.replace_grant(&vendor, over, &next))
+        self.run_blocking(move |directory| directory.replace_grant(&vendor, over, &next))
             .await
     }
 }
 
 impl Directory {
     fn load(&self, vendor: &str) -> Result<Option<Grant>, StoreError> {
-        self.is_ours()?;
+        self.check_private()?;
         let path = self.file(vendor, "grant");
         let sealed = match fs::read(&path) {
             Ok(sealed) => sealed,
@@ -128,14 +128,14 @@ impl Directory {
         }
         let seal = match &self.key {
             Some(key) => Seal::from_ref(key)?,
-            None => self.own_key()?,
+            None => self.local_key()?,
         };
         Ok(self.seal.get_or_init(|| seal))
     }
 
     /// The key beside the files it encrypts: keeps backups and copies of single files closed, not
     /// the directory.
-    fn own_key(&self) -> Result<Seal, StoreError> {
+    fn local_key(&self) -> Result<Seal, StoreError> {
         let path = self.path.join("encryption.key");
         self.create()?;
         // Two processes that start together must not make two keys.
@@ -205,12 +205,12 @@ impl Directory {
             .mode(0o700)
             .create(&self.path)
             .map_err(io_error(&self.path))?;
-        self.is_ours()
+        self.check_private()
     }
 
     /// Others who can get into the directory could read the key beside the grants, or put files of
     /// theirs in the place of ours.
-    fn is_ours(&self) -> Result<(), StoreError> {
+    fn check_private(&self) -> Result<(), StoreError> {
         kept_from_others(&self.path).map_err(|exposed| StoreError::Exposed {
             path: self.path.clone(),
             what: exposed.what,
@@ -237,17 +237,17 @@ fn try_lock(path: &Path) -> Result<Option<File>, StoreError> {
 /// Lock files are never removed: whoever had opened the removed one would hold a lock that
 /// nobody else sees.
 fn open_lock(path: &Path) -> io::Result<File> {
-    let mut there_is = OpenOptions::new();
-    there_is.write(true).custom_flags(NO_FOLLOW);
+    let mut existing = OpenOptions::new();
+    existing.write(true).custom_flags(NO_FOLLOW);
     loop {
-        match there_is.open(path) {
+        match existing.open(path) {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
             opened => return opened,
         }
         match new_file().write(true).open(path) {
             // Another process was faster.
             Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
-            made => return made,
+            created => return created,
         }
     }
 }
@@ -284,7 +284,7 @@ mod tests {
     const LEASE: Duration = Duration::from_secs(15);
 
     /// A directory that others cannot get into, whatever the umask.
-    fn private() -> TempDir {
+    fn private_dir() -> TempDir {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
         dir
@@ -317,7 +317,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_grant_is_there_for_the_next_process_and_only_for_its_owner() {
-        let dir = private();
+        let dir = private_dir();
         let path = state(&dir);
         assert!(open(&path).load("maxmd").await.unwrap().is_none());
         assert!(!path.exists(), "looking created something");
@@ -353,7 +353,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_somebody_else_stored_is_not_overwritten() {
-        let dir = private();
+        let dir = private_dir();
         let (one, two) = (open(dir.path()), open(dir.path()));
         let mut ours = grant("r1");
         one.save("v", &mut ours).await.unwrap();
@@ -369,7 +369,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_holder_at_a_time_per_vendor() {
-        let dir = private();
+        let dir = private_dir();
         let (one, two) = (open(dir.path()), open(dir.path()));
         let held = one.lock("v", LEASE, Duration::ZERO).await.unwrap();
         two.lock("other", LEASE, Duration::ZERO).await.unwrap();
@@ -388,7 +388,7 @@ mod tests {
 
     #[tokio::test]
     async fn another_key_or_a_damaged_file_is_named_and_left_as_it_is() {
-        let dir = private();
+        let dir = private_dir();
         let keys = ["11".repeat(32), "22".repeat(32)];
         let file = dir.path().join("v.grant");
         let ours = open_with(dir.path(), Some(&keys[0]));
@@ -418,7 +418,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_lost_key_is_not_replaced_while_grants_need_it() {
-        let dir = private();
+        let dir = private_dir();
         open(dir.path()).save("v", &mut grant("r1")).await.unwrap();
         fs::remove_file(dir.path().join("encryption.key")).unwrap();
         let error = open(dir.path()).load("v").await.unwrap_err().to_string();
@@ -428,7 +428,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_bad_key_is_named_and_not_shown() {
-        let dir = private();
+        let dir = private_dir();
         let store = open_with(dir.path(), Some("hunter2"));
         let error = store
             .save("v", &mut grant("r"))
@@ -444,7 +444,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_directory_that_cannot_be_written_is_named() {
-        let dir = private();
+        let dir = private_dir();
         let path = dir.path().join("state");
         fs::write(&path, "a file").unwrap();
         let error = open(&path)
@@ -457,7 +457,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_killed_writer_left_is_neither_read_nor_in_the_way() {
-        let dir = private();
+        let dir = private_dir();
         let store = open(dir.path());
         let mut held = grant("r1");
         store.save("v", &mut held).await.unwrap();
@@ -471,7 +471,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_directory_that_others_can_write_to_is_neither_read_nor_written() {
-        let dir = private();
+        let dir = private_dir();
         let path = dir.path().join("state");
         let store = open(&path);
         store.save("v", &mut grant("r1")).await.unwrap();
@@ -497,7 +497,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_link_in_the_place_of_a_new_file_is_not_followed() {
-        let dir = private();
+        let dir = private_dir();
         let (path, outside) = (dir.path().join("state"), dir.path().join("outside"));
         let store = open(&path);
         store.save("v", &mut grant("r1")).await.unwrap();
@@ -516,7 +516,7 @@ mod tests {
 
     #[tokio::test]
     async fn no_vendors_name_leads_out_of_the_directory_or_onto_another_file() {
-        let dir = private();
+        let dir = private_dir();
         let path = dir.path().join("state");
         let store = open(&path);
         let names = [
@@ -544,7 +544,7 @@ mod tests {
 
     #[test]
     fn stores_that_start_together_make_one_key() {
-        let dir = private();
+        let dir = private_dir();
         let path = state(&dir);
         std::thread::scope(|scope| {
             for n in 0..8 {

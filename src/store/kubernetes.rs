@@ -30,8 +30,8 @@ use humantime::format_duration;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
-use self::cluster::{Answer, Cluster};
-use super::lease::{Held, Leases};
+use self::cluster::{ApiResponse, Cluster};
+use super::lease::{HeldLease, LeaseStore};
 use super::seal::Seal;
 use super::{Grant, Kind, Lock, Store, StoreError, new_holder};
 use crate::secret::SecretRef;
@@ -72,9 +72,13 @@ impl Store for KubernetesStore {
         let deadline = Instant::now() + at_most;
         let holder = new_holder()?;
         loop {
-            let asked = Instant::now();
-            if self.0.in_time(self.0.take(vendor, &holder, lease)).await? {
-                let held = Held::new(self.0.clone(), vendor, holder, lease, asked);
+            let requested = Instant::now();
+            if self
+                .0
+                .with_timeout(self.0.acquire(vendor, &holder, lease))
+                .await?
+            {
+                let held = HeldLease::new(self.0.clone(), vendor, holder, lease, requested);
                 return Ok(Lock(Kind::Lease(held)));
             }
             if Instant::now() >= deadline {
@@ -86,24 +90,21 @@ impl Store for KubernetesStore {
     }
 
     async fn load(&self, vendor: &str) -> Result<Option<Grant>, StoreError> {
-        let secret = self.0.in_time(self.0.secret()).await?;
+        let secret = self.0.with_timeout(self.0.secret()).await?;
         self.0.grant_in(secret.as_ref(), vendor)
     }
 
     async fn replace(&self, vendor: &str, over: u64, next: &Grant) -> Result<(), StoreError> {
-        self.0.in_time(self.0.replace(vendor, over, next)).await
+        self.0
+            .with_timeout(self.0.replace(vendor, over, next))
+            .await
     }
 }
 
 #[async_trait]
-impl Leases for Objects {
-    async fn prolong(
-        &self,
-        vendor: &str,
-        holder: &str,
-        lease: Duration,
-    ) -> Result<bool, StoreError> {
-        let prolonging = async {
+impl LeaseStore for Objects {
+    async fn renew(&self, vendor: &str, holder: &str, lease: Duration) -> Result<bool, StoreError> {
+        let renewing = async {
             let name = self.lease_name(vendor);
             let (mut found, now) = self.get(LEASES, &name).await?;
             if let Some(found) = &mut found
@@ -115,11 +116,11 @@ impl Leases for Objects {
             }
             Ok(false)
         };
-        self.in_time(prolonging).await
+        self.with_timeout(renewing).await
     }
 
-    async fn end(&self, vendor: &str, holder: &str) -> Result<(), StoreError> {
-        let ending = async {
+    async fn release(&self, vendor: &str, holder: &str) -> Result<(), StoreError> {
+        let releasing = async {
             let name = self.lease_name(vendor);
             let (mut found, _) = self.get(LEASES, &name).await?;
             if let Some(found) = &mut found
@@ -131,7 +132,7 @@ impl Leases for Objects {
             }
             Ok(())
         };
-        self.in_time(ending).await
+        self.with_timeout(releasing).await
     }
 }
 
@@ -190,10 +191,15 @@ impl Objects {
     }
 
     /// Takes the lock when it is free; `false`: it is not, or somebody else was faster.
-    async fn take(&self, vendor: &str, holder: &str, lease: Duration) -> Result<bool, StoreError> {
+    async fn acquire(
+        &self,
+        vendor: &str,
+        holder: &str,
+        lease: Duration,
+    ) -> Result<bool, StoreError> {
         let name = self.lease_name(vendor);
-        let (found, at) = self.get(LEASES, &name).await?;
-        let now = micro_time(at);
+        let (found, server_time) = self.get(LEASES, &name).await?;
+        let now = micro_time(server_time);
         let Some(mut found) = found else {
             let lease = json!({
                 "apiVersion": "coordination.k8s.io/v1",
@@ -209,10 +215,10 @@ impl Objects {
             });
             return self.post(LEASES, &lease).await;
         };
-        let theirs = found["spec"]["holderIdentity"]
+        let held_by_another = found["spec"]["holderIdentity"]
             .as_str()
-            .is_some_and(|theirs| !theirs.is_empty() && theirs != holder);
-        if theirs && !is_over(&found, at) {
+            .is_some_and(|other| !other.is_empty() && other != holder);
+        if held_by_another && !is_expired(&found, server_time) {
             return Ok(false);
         }
         let transitions = found["spec"]["leaseTransitions"].as_u64().unwrap_or(0);
@@ -229,49 +235,60 @@ impl Objects {
     /// What is there (`None`: nothing), and the API server's time.
     async fn get(
         &self,
-        of: Collection,
+        collection: Collection,
         name: &str,
     ) -> Result<(Option<Value>, SystemTime), StoreError> {
-        let answer = self.ask(Method::GET, of, Some(name), None).await?;
-        match answer.status {
-            StatusCode::OK => Ok((Some(answer.body), answer.at)),
-            StatusCode::NOT_FOUND => Ok((None, answer.at)),
-            _ => Err(answer.refusal()),
+        let response = self
+            .request(Method::GET, collection, Some(name), None)
+            .await?;
+        match response.status {
+            StatusCode::OK => Ok((Some(response.body), response.server_time)),
+            StatusCode::NOT_FOUND => Ok((None, response.server_time)),
+            _ => Err(response.error()),
         }
     }
 
     /// `false`: it has changed, or is gone, since it was read.
-    async fn put(&self, of: Collection, name: &str, object: &Value) -> Result<bool, StoreError> {
-        let answer = self.ask(Method::PUT, of, Some(name), Some(object)).await?;
-        match answer.status {
+    async fn put(
+        &self,
+        collection: Collection,
+        name: &str,
+        object: &Value,
+    ) -> Result<bool, StoreError> {
+        let response = self
+            .request(Method::PUT, collection, Some(name), Some(object))
+            .await?;
+        match response.status {
             StatusCode::OK | StatusCode::CREATED => Ok(true),
             StatusCode::CONFLICT | StatusCode::NOT_FOUND => Ok(false),
-            _ => Err(answer.refusal()),
+            _ => Err(response.error()),
         }
     }
 
     /// `false`: somebody else has made it meanwhile.
-    async fn post(&self, of: Collection, object: &Value) -> Result<bool, StoreError> {
-        let answer = self.ask(Method::POST, of, None, Some(object)).await?;
-        match answer.status {
+    async fn post(&self, collection: Collection, object: &Value) -> Result<bool, StoreError> {
+        let response = self
+            .request(Method::POST, collection, None, Some(object))
+            .await?;
+        match response.status {
             StatusCode::OK | StatusCode::CREATED => Ok(true),
             StatusCode::CONFLICT => Ok(false),
-            _ => Err(answer.refusal()),
+            _ => Err(response.error()),
         }
     }
 
-    async fn ask(
+    async fn request(
         &self,
         method: Method,
-        of: Collection,
+        collection: Collection,
         name: Option<&str>,
         body: Option<&Value>,
-    ) -> Result<Answer, StoreError> {
-        let Collection { group, plural } = of;
+    ) -> Result<ApiResponse, StoreError> {
+        let Collection { group, plural } = collection;
         let name = name.map(|name| format!("/{name}")).unwrap_or_default();
         let path = |namespace: &str| format!("{group}/namespaces/{namespace}/{plural}{name}");
         self.cluster
-            .ask(method, self.namespace.as_deref(), path, body)
+            .request(method, self.namespace.as_deref(), path, body)
             .await
     }
 
@@ -290,7 +307,7 @@ impl Objects {
             return plain;
         }
         let digest = hex::encode(&sha256(&[vendor.as_bytes()])[..8]);
-        let tame: String = vendor
+        let sanitized: String = vendor
             .bytes()
             .take(32)
             .map(|b| match b.to_ascii_lowercase() {
@@ -298,20 +315,20 @@ impl Objects {
                 _ => '-',
             })
             .collect();
-        let room = MAX_NAME - digest.len() - tame.len() - 4;
+        let room = MAX_NAME - digest.len() - sanitized.len() - 4;
         let secret: String = self.secret.chars().take(room).collect();
         let secret = secret.trim_end_matches(['-', '.']);
-        format!("{secret}-x{tame}x-{digest}")
+        format!("{secret}-x{sanitized}x-{digest}")
     }
 
-    async fn in_time<T>(
+    async fn with_timeout<T>(
         &self,
         work: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        timeout(OPERATION, work).await.unwrap_or_else(|_| {
+        timeout(OPERATION_TIMEOUT, work).await.unwrap_or_else(|_| {
             Err(StoreError::Remote {
-                place: "the Kubernetes API".to_owned(),
-                cause: format!("no answer within {}", format_duration(OPERATION)),
+                server: "the Kubernetes API".to_owned(),
+                cause: format!("no answer within {}", format_duration(OPERATION_TIMEOUT)),
             })
         })
     }
@@ -326,12 +343,12 @@ impl Objects {
 }
 
 /// Whether a Lease's holder has failed to prolong it.
-fn is_over(lease: &Value, now: SystemTime) -> bool {
+fn is_expired(lease: &Value, now: SystemTime) -> bool {
     let spec = &lease["spec"];
     let duration = Duration::from_secs(spec["leaseDurationSeconds"].as_u64().unwrap_or(0));
     let renewed = spec["renewTime"].as_str().unwrap_or_default();
     let renewed = humantime::parse_rfc3339(renewed).unwrap_or(SystemTime::UNIX_EPOCH);
-    renewed + duration + CLOCKS_DIFFER < now
+    renewed + duration + CLOCK_SKEW < now
 }
 
 /// Objects of one kind.
@@ -360,13 +377,13 @@ fn whole_seconds(lease: Duration) -> u64 {
 }
 
 /// One operation, all its requests included.
-const OPERATION: Duration = Duration::from_secs(3);
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Waiting for another replica's token request. The API server is for others too.
 const LOCK_POLL: Duration = Duration::from_millis(500);
 
 /// Between API servers, which tell whole seconds. A living holder prolongs its Lease long before.
-const CLOCKS_DIFFER: Duration = Duration::from_secs(2);
+const CLOCK_SKEW: Duration = Duration::from_secs(2);
 
 /// Of an object's name, in bytes.
 const MAX_NAME: usize = 253;
@@ -433,11 +450,11 @@ mod tests {
             (3600, true),
         ] {
             let now = renewed + Duration::from_secs(seconds);
-            assert_eq!(is_over(&lease, now), over, "{seconds}");
+            assert_eq!(is_expired(&lease, now), over, "{seconds}");
         }
-        assert!(!is_over(&lease, renewed - Duration::from_mins(10)));
+        assert!(!is_expired(&lease, renewed - Duration::from_mins(10)));
         // Nobody's, whoever wrote it.
-        assert!(is_over(
+        assert!(is_expired(
             &json!({ "spec": { "holderIdentity": "x" } }),
             renewed
         ));

@@ -15,92 +15,87 @@ use crate::clock::End;
 
 /// What a store must be able to do with a lock that `holder` once got.
 #[async_trait]
-pub(super) trait Leases: Send + Sync + 'static {
+pub(super) trait LeaseStore: Send + Sync + 'static {
     /// Makes it last `lease` from now on; `false`: it is not the holder's any more.
-    async fn prolong(
-        &self,
-        vendor: &str,
-        holder: &str,
-        lease: Duration,
-    ) -> Result<bool, StoreError>;
+    async fn renew(&self, vendor: &str, holder: &str, lease: Duration) -> Result<bool, StoreError>;
 
     /// Gives it up, if it is still the holder's.
-    async fn end(&self, vendor: &str, holder: &str) -> Result<(), StoreError>;
+    async fn release(&self, vendor: &str, holder: &str) -> Result<(), StoreError>;
 }
 
 /// A lock that is being prolonged. Given up when dropped, a moment later.
-pub(super) struct Held {
+pub(super) struct HeldLease {
     until: Arc<Mutex<End>>,
     /// Dropping it ends the keeper.
-    letting_go: oneshot::Sender<()>,
-    keeper: JoinHandle<()>,
+    release_signal: oneshot::Sender<()>,
+    renewal: JoinHandle<()>,
 }
 
-impl Held {
-    /// `asked` is the time before the lock was asked for: it is ours no longer than the store
+impl HeldLease {
+    /// `requested` is the time before the lock was asked for: it is ours no longer than the store
     /// thinks.
     pub(super) fn new(
-        leases: Arc<dyn Leases>,
+        leases: Arc<dyn LeaseStore>,
         vendor: &str,
         holder: String,
         lease: Duration,
-        asked: Instant,
+        requested: Instant,
     ) -> Self {
-        let until = Arc::new(Mutex::new(End::at(asked + lease)));
-        let (letting_go, let_go) = oneshot::channel();
-        let keeping = keep(
+        let until = Arc::new(Mutex::new(End::at(requested + lease)));
+        let (release_signal, released) = oneshot::channel();
+        let renewing = renew_until_released(
             leases,
             vendor.to_owned(),
             holder,
             lease,
             until.clone(),
-            let_go,
+            released,
         );
         Self {
             until,
-            letting_go,
-            keeper: tokio::spawn(keeping),
+            release_signal,
+            renewal: tokio::spawn(renewing),
         }
     }
 
-    pub(super) fn lapsed(&self) -> bool {
+    pub(super) fn is_expired(&self) -> bool {
         self.until.lock().has_come()
     }
 
     pub(super) async fn release(self) {
-        drop(self.letting_go);
+        drop(self.release_signal);
         // It ends by itself, whatever the store says.
-        let _ = self.keeper.await;
+        let _ = self.renewal.await;
     }
 }
 
-async fn keep(
-    leases: Arc<dyn Leases>,
+async fn renew_until_released(
+    leases: Arc<dyn LeaseStore>,
     vendor: String,
     holder: String,
     lease: Duration,
     until: Arc<Mutex<End>>,
-    mut let_go: oneshot::Receiver<()>,
+    mut released: oneshot::Receiver<()>,
 ) {
     let mut pause = lease / 3;
     loop {
         tokio::select! {
-            _ = &mut let_go => break,
+            _ = &mut released => break,
             () = sleep(pause) => {}
         }
         // Once lapsed it never becomes ours again: somebody may have had it since.
         if until.lock().has_come() {
             return;
         }
-        let asked = Instant::now();
-        let prolonged = End::at(asked + lease);
-        match leases.prolong(&vendor, &holder, lease).await {
+        let requested = Instant::now();
+        let renewed_until = End::at(requested + lease);
+        match leases.renew(&vendor, &holder, lease).await {
             Ok(true) => {
-                *until.lock() = prolonged;
+                *until.lock() = renewed_until;
                 pause = lease / 3;
             }
             Ok(false) => {
-                *until.lock() = End::at(asked);
+                *until.lock() = End::at(requested);
                 return;
             }
             // The store may be back before the lease is over.
@@ -108,7 +103,7 @@ async fn keep(
         }
     }
     // Whoever waits for it waits a lease at most.
-    let _ = leases.end(&vendor, &holder).await;
+    let _ = leases.release(&vendor, &holder).await;
 }
 
 #[cfg(test)]
@@ -121,20 +116,20 @@ pub(super) mod tests {
     /// Answers from a script, then always yes; counts the ends.
     #[derive(Default)]
     struct Script {
-        answers: Mutex<VecDeque<Result<bool, ()>>>,
-        ended: Mutex<u32>,
+        responses: Mutex<VecDeque<Result<bool, ()>>>,
+        releases: Mutex<u32>,
     }
 
     #[async_trait]
-    impl Leases for Script {
-        async fn prolong(&self, _: &str, _: &str, _: Duration) -> Result<bool, StoreError> {
-            let answer = self.answers.lock().pop_front().unwrap_or(Ok(true));
-            answer.map_err(|()| StoreError::Locked("nobody".into()))
+    impl LeaseStore for Script {
+        async fn renew(&self, _: &str, _: &str, _: Duration) -> Result<bool, StoreError> {
+            let response = self.responses.lock().pop_front().unwrap_or(Ok(true));
+            response.map_err(|()| StoreError::Locked("nobody".into()))
         }
 
-        async fn end(&self, _: &str, holder: &str) -> Result<(), StoreError> {
+        async fn release(&self, _: &str, holder: &str) -> Result<(), StoreError> {
             assert_eq!(holder, "us");
-            *self.ended.lock() += 1;
+            *self.releases.lock() += 1;
             Ok(())
         }
     }
@@ -142,18 +137,18 @@ pub(super) mod tests {
     const LEASE: Duration = Duration::from_secs(15);
 
     /// For tests of what must not be done under it.
-    pub(in super::super) fn lapsed() -> Lock {
+    pub(in super::super) fn expired_lock() -> Lock {
         let script = Arc::new(Script::default());
-        let held = Held::new(script, "v", "us".into(), Duration::ZERO, Instant::now());
+        let held = HeldLease::new(script, "v", "us".into(), Duration::ZERO, Instant::now());
         Lock(Kind::Lease(held))
     }
 
-    fn held(answers: impl IntoIterator<Item = Result<bool, ()>>) -> (Arc<Script>, Held) {
+    fn held(responses: impl IntoIterator<Item = Result<bool, ()>>) -> (Arc<Script>, HeldLease) {
         let script = Arc::new(Script {
-            answers: Mutex::new(answers.into_iter().collect()),
-            ended: Mutex::default(),
+            responses: Mutex::new(responses.into_iter().collect()),
+            releases: Mutex::default(),
         });
-        let held = Held::new(script.clone(), "v", "us".into(), LEASE, Instant::now());
+        let held = HeldLease::new(script.clone(), "v", "us".into(), LEASE, Instant::now());
         (script, held)
     }
 
@@ -162,40 +157,40 @@ pub(super) mod tests {
         let (script, lock) = held([]);
         for _ in 0..100 {
             sleep(LEASE / 2).await;
-            assert!(!lock.lapsed());
+            assert!(!lock.is_expired());
         }
         lock.release().await;
-        assert_eq!(*script.ended.lock(), 1);
+        assert_eq!(*script.releases.lock(), 1);
 
         let (script, lock) = held([]);
         drop(lock);
         sleep(Duration::from_millis(1)).await;
-        assert_eq!(*script.ended.lock(), 1);
+        assert_eq!(*script.releases.lock(), 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_store_that_is_back_in_time_costs_nothing_and_one_that_is_not_costs_the_lock() {
         let (_, lock) = held([Err(()), Err(()), Err(())]);
         sleep(LEASE * 3).await;
-        assert!(!lock.lapsed());
+        assert!(!lock.is_expired());
 
         let (script, lock) = held(vec![Err(()); 14]);
         sleep(LEASE).await;
-        assert!(lock.lapsed());
+        assert!(lock.is_expired());
         sleep(LEASE * 3).await;
-        assert!(lock.lapsed(), "somebody else may have had it");
-        assert_eq!(script.answers.lock().len(), 4);
+        assert!(lock.is_expired(), "somebody else may have had it");
+        assert_eq!(script.responses.lock().len(), 4);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_lock_that_somebody_else_has_is_known_to_be_lost() {
         let (script, lock) = held([Ok(true), Ok(false)]);
         sleep(LEASE / 2).await;
-        assert!(!lock.lapsed());
+        assert!(!lock.is_expired());
         sleep(LEASE / 2).await;
-        assert!(lock.lapsed());
+        assert!(lock.is_expired());
         drop(lock);
         sleep(LEASE).await;
-        assert_eq!(*script.ended.lock(), 0);
+        assert_eq!(*script.releases.lock(), 0);
     }
 }

@@ -1,8 +1,8 @@
 //! Grants in a Redis, shared by replicas: a hash per vendor with the encrypted grant and its
 //! version, and beside it the lock, a key that lapses.
 //!
-//! Every operation is one command or script on one key, and ends within [`OPERATION`] whatever the
-//! server does. No watching: who waits for another replica's token looks every few seconds.
+//! Every operation is one command or script on one key, and ends within [`OPERATION_TIMEOUT`]
+//! whatever the server does. No watching: who waits for another replica's token looks every few seconds.
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -19,7 +19,7 @@ use redis::{
 use tokio::time::{Instant, sleep, timeout};
 use url::Url;
 
-use super::lease::{Held, Leases};
+use super::lease::{HeldLease, LeaseStore};
 use super::seal::Seal;
 use super::{Grant, Kind, Lock, Store, StoreError, new_holder};
 use crate::endpoint;
@@ -62,22 +62,23 @@ impl Store for RedisStore {
     ) -> Result<Lock, StoreError> {
         let deadline = Instant::now() + at_most;
         let holder = new_holder()?;
-        let mut take = cmd("EVAL");
-        take.arg(TAKE)
+        let mut acquire = cmd("EVAL");
+        acquire
+            .arg(ACQUIRE)
             .arg(1)
             .arg(lock_key(vendor))
             .arg(&holder)
             .arg(milliseconds(lease));
         loop {
-            let asked = Instant::now();
-            if self.0.ask(&take).await? {
-                let held = Held::new(self.0.clone(), vendor, holder, lease, asked);
+            let requested = Instant::now();
+            if self.0.query(&acquire).await? {
+                let held = HeldLease::new(self.0.clone(), vendor, holder, lease, requested);
                 return Ok(Lock(Kind::Lease(held)));
             }
             if Instant::now() >= deadline {
-                let place = self.0.place();
+                let server = self.0.server();
                 let key = lock_key(vendor);
-                return Err(StoreError::Locked(format!("{key} in {place}")));
+                return Err(StoreError::Locked(format!("{key} in {server}")));
             }
             sleep(LOCK_POLL).await;
         }
@@ -86,7 +87,7 @@ impl Store for RedisStore {
     async fn load(&self, vendor: &str) -> Result<Option<Grant>, StoreError> {
         let mut get = cmd("HMGET");
         get.arg(grant_key(vendor)).arg(VERSION).arg(SEALED);
-        let (version, sealed): (Option<u64>, Option<Vec<u8>>) = self.0.ask(&get).await?;
+        let (version, sealed): (Option<u64>, Option<Vec<u8>>) = self.0.query(&get).await?;
         let Some(sealed) = sealed else {
             return Ok(None);
         };
@@ -97,8 +98,8 @@ impl Store for RedisStore {
             .filter(|grant| Some(grant.version) == version)
             .map(Some)
             .ok_or_else(|| {
-                let place = self.0.place();
-                StoreError::Sealed(format!("{} in {place}", grant_key(vendor)))
+                let server = self.0.server();
+                StoreError::Sealed(format!("{} in {server}", grant_key(vendor)))
             })
     }
 
@@ -112,7 +113,7 @@ impl Store for RedisStore {
             .arg(over)
             .arg(next.version)
             .arg(sealed);
-        if self.0.ask::<bool>(&replace).await? {
+        if self.0.query::<bool>(&replace).await? {
             return Ok(());
         }
         Err(StoreError::Conflict(vendor.to_owned()))
@@ -120,56 +121,58 @@ impl Store for RedisStore {
 }
 
 #[async_trait]
-impl Leases for Server {
-    async fn prolong(
-        &self,
-        vendor: &str,
-        holder: &str,
-        lease: Duration,
-    ) -> Result<bool, StoreError> {
-        let mut prolong = cmd("EVAL");
-        prolong
-            .arg(PROLONG)
+impl LeaseStore for Server {
+    async fn renew(&self, vendor: &str, holder: &str, lease: Duration) -> Result<bool, StoreError> {
+        let mut renew = cmd("EVAL");
+        renew
+            .arg(RENEW)
             .arg(1)
             .arg(lock_key(vendor))
             .arg(holder)
             .arg(milliseconds(lease));
-        self.ask(&prolong).await
+        self.query(&renew).await
     }
 
-    async fn end(&self, vendor: &str, holder: &str) -> Result<(), StoreError> {
-        let mut end = cmd("EVAL");
-        end.arg(END).arg(1).arg(lock_key(vendor)).arg(holder);
-        self.ask::<bool>(&end).await.map(drop)
+    async fn release(&self, vendor: &str, holder: &str) -> Result<(), StoreError> {
+        let mut release = cmd("EVAL");
+        release
+            .arg(RELEASE)
+            .arg(1)
+            .arg(lock_key(vendor))
+            .arg(holder);
+        self.query::<bool>(&release).await.map(drop)
     }
 }
 
 impl Server {
     /// The answer to `command`, which must do no harm when it is carried out twice.
-    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
-        let answered = timeout(OPERATION, async {
+    async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
+        let querying = timeout(OPERATION_TIMEOUT, async {
             let known = self.connection.lock().clone();
             if let Some(mut connection) = known {
                 match command.query_async(&mut connection).await {
                     // The server was restarted, or replaced by another, since it was last asked.
-                    Err(error) if lost(&error) => {}
-                    answer => return answer.map_err(|error| self.failed(&error)),
+                    Err(error) if should_reconnect(&error) => {}
+                    response => return response.map_err(|error| self.error(&error)),
                 }
             }
             let mut connection = self.connect().await?;
-            let answer = command.query_async(&mut connection).await;
-            let answer = answer.map_err(|error| self.failed(&error))?;
+            let response = command.query_async(&mut connection).await;
+            let response = response.map_err(|error| self.error(&error))?;
             *self.connection.lock() = Some(connection);
-            Ok(answer)
+            Ok(response)
         });
-        let answer = answered.await.unwrap_or_else(|_| {
-            Err(self.remote(format!("no answer within {}", format_duration(OPERATION))))
+        let response = querying.await.unwrap_or_else(|_| {
+            Err(self.remote(format!(
+                "no answer within {}",
+                format_duration(OPERATION_TIMEOUT)
+            )))
         });
-        if let Err(StoreError::Remote { .. }) = &answer {
+        if let Err(StoreError::Remote { .. }) = &response {
             // The next one looks for the server anew.
             *self.connection.lock() = None;
         }
-        answer
+        response
     }
 
     /// With the URL's user and password as they are now.
@@ -192,15 +195,15 @@ impl Server {
             ),
             None => Client::open(url.expose()),
         };
-        // `ask` has the limit of it all.
+        // `query` has the limit of it all.
         let limits = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(None);
         client
-            .map_err(|error| self.failed(&error))?
+            .map_err(|error| self.error(&error))?
             .get_multiplexed_async_connection_with_config(&limits)
             .await
-            .map_err(|error| self.failed(&error))
+            .map_err(|error| self.error(&error))
     }
 
     fn seal(&self) -> Result<&Seal, StoreError> {
@@ -212,35 +215,35 @@ impl Server {
     }
 
     /// What went wrong, without what a server may quote of a login.
-    fn failed(&self, error: &RedisError) -> StoreError {
-        let said = error.to_string();
-        let quoted = self.parsed().is_none_or(|url| {
+    fn error(&self, error: &RedisError) -> StoreError {
+        let text = error.to_string();
+        let quotes_login = self.parsed_url().is_none_or(|url| {
             let login = [url.password().unwrap_or_default(), url.username()];
             login.iter().any(|part| {
                 let plain = percent_encoding::percent_decode_str(part).decode_utf8_lossy();
-                !part.is_empty() && (said.contains(*part) || said.contains(&*plain))
+                !part.is_empty() && (text.contains(*part) || text.contains(&*plain))
             })
         });
-        self.remote(if quoted {
+        self.remote(if quotes_login {
             format!(
                 "{} (the rest is left out: it quotes the login)",
                 error.category()
             )
         } else {
-            said
+            text
         })
     }
 
     fn remote(&self, cause: impl Into<String>) -> StoreError {
         StoreError::Remote {
-            place: self.place(),
+            server: self.server(),
             cause: in_words(&cause.into()),
         }
     }
 
     /// The URL without user, password and options.
-    fn place(&self) -> String {
-        self.parsed().map_or_else(
+    fn server(&self) -> String {
+        self.parsed_url().map_or_else(
             || "the Redis of store.redis.url".to_owned(),
             |mut url| {
                 let port = url.port().unwrap_or(6379);
@@ -252,13 +255,13 @@ impl Server {
     }
 
     /// The URL as it is now; `None`: it cannot be read, or is none.
-    fn parsed(&self) -> Option<Url> {
+    fn parsed_url(&self) -> Option<Url> {
         endpoint::redis(self.url.resolve().ok()?.expose()).ok()
     }
 }
 
 /// Whether another connection may do better.
-fn lost(error: &RedisError) -> bool {
+fn should_reconnect(error: &RedisError) -> bool {
     error.is_connection_dropped()
         || error.is_unrecoverable_error()
         // A primary that has become a replica; its name may lead to the new one by now.
@@ -278,7 +281,7 @@ fn milliseconds(lease: Duration) -> u64 {
 }
 
 /// One operation, connecting included.
-const OPERATION: Duration = Duration::from_secs(3);
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Waiting for another replica's token request, which takes tenths of a second.
 const LOCK_POLL: Duration = Duration::from_millis(100);
@@ -296,16 +299,16 @@ redis.call('HSET', KEYS[1], 'version', ARGV[2], 'sealed', ARGV[3])
 return 1";
 
 /// Like `SET NX PX`, and it may be repeated.
-const TAKE: &str = "
+const ACQUIRE: &str = "
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1";
 
-const PROLONG: &str = "
+const RENEW: &str = "
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])";
 
-const END: &str = "
+const RELEASE: &str = "
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])";

@@ -692,7 +692,7 @@ struct Slow(Arc<dyn Store>);
 #[async_trait]
 impl Store for Slow {
     async fn lock(&self, _: &str, _: Duration, _: Duration) -> Result<Lock, StoreError> {
-        Ok(Lock::new_lapsed())
+        Ok(Lock::new_expired())
     }
 
     async fn load(&self, vendor: &str) -> Result<Option<Grant>, StoreError> {

@@ -25,12 +25,12 @@ use crate::wording::in_words;
 
 /// Where the API server is and who we are there.
 pub(super) struct Cluster {
-    place: Place,
+    source: ConfigSource,
     /// With the digest of what it was made from.
     built: Mutex<Option<([u8; 32], Client)>>,
 }
 
-enum Place {
+enum ConfigSource {
     Pod {
         /// `https://HOST:PORT`.
         server: String,
@@ -42,25 +42,25 @@ enum Place {
 }
 
 /// What the API server said.
-pub(super) struct Answer {
+pub(super) struct ApiResponse {
     pub(super) status: StatusCode,
     pub(super) body: Value,
     /// When it answered, on its own clock, in whole seconds.
-    pub(super) at: SystemTime,
+    pub(super) server_time: SystemTime,
 }
 
-impl Answer {
+impl ApiResponse {
     /// Anything unexpected, in the server's own words: it names who may not do what.
-    pub(super) fn refusal(&self) -> StoreError {
+    pub(super) fn error(&self) -> StoreError {
         // Says no more than its status.
-        let said = if self.status == StatusCode::UNAUTHORIZED {
+        let message = if self.status == StatusCode::UNAUTHORIZED {
             "the service account's token, or the login of KUBECONFIG, is not accepted"
         } else {
             self.body["message"].as_str().unwrap_or_default()
         };
         let printable = |c: char| if c.is_control() { '?' } else { c };
-        let said: String = said.chars().take(300).map(printable).collect();
-        failed(format!("{}: {said}", self.status).trim_end_matches([':', ' ']))
+        let message: String = message.chars().take(300).map(printable).collect();
+        error_from(format!("{}: {message}", self.status).trim_end_matches([':', ' ']))
     }
 }
 
@@ -78,64 +78,67 @@ struct Access {
 impl Cluster {
     pub(super) fn from_environment() -> Self {
         let variable = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
-        let place = if let Some(host) = variable("KUBERNETES_SERVICE_HOST") {
+        let source = if let Some(host) = variable("KUBERNETES_SERVICE_HOST") {
             let host = if host.contains(':') {
                 format!("[{host}]")
             } else {
                 host
             };
             let port = variable("KUBERNETES_SERVICE_PORT").unwrap_or_else(|| "443".to_owned());
-            Place::Pod {
+            ConfigSource::Pod {
                 server: format!("https://{host}:{port}"),
                 account: SERVICE_ACCOUNT.into(),
             }
         } else if let Some(files) = variable("KUBECONFIG") {
-            Place::Kubeconfig(std::env::split_paths(&files).collect())
+            ConfigSource::Kubeconfig(std::env::split_paths(&files).collect())
         } else {
             let home = variable("HOME").unwrap_or_default();
-            Place::Kubeconfig(vec![Path::new(&home).join(".kube/config")])
+            ConfigSource::Kubeconfig(vec![Path::new(&home).join(".kube/config")])
         };
         Self {
-            place,
+            source,
             built: Mutex::new(None),
         }
     }
 
     /// One request for the object or collection at `path` of a namespace, ours by default.
-    pub(super) async fn ask(
+    pub(super) async fn request(
         &self,
         method: Method,
         namespace: Option<&str>,
         path: impl FnOnce(&str) -> String,
         body: Option<&Value>,
-    ) -> Result<Answer, StoreError> {
-        let access = self.place.access().map_err(failed)?;
+    ) -> Result<ApiResponse, StoreError> {
+        let access = self.source.access().map_err(error_from)?;
         let namespace = namespace.unwrap_or(&access.namespace);
         let url = format!("{}{}", access.server, path(namespace));
-        let mut request = self.client(&access).map_err(failed)?.request(method, url);
+        let mut request = self
+            .client(&access)
+            .map_err(error_from)?
+            .request(method, url);
         if let Some(token) = &access.token {
             let value = token.to_header("Bearer ");
-            let value = value.map_err(|_| failed("the token cannot be sent"))?;
+            let value = value.map_err(|_| error_from("the token cannot be sent"))?;
             request = request.header(AUTHORIZATION, value);
         }
         if let Some(body) = body {
             request = request.json(body);
         }
-        let answer = request
+        let response = request
             .send()
             .await
-            .map_err(|error| failed(describe(error)))?;
-        let status = answer.status();
-        let date = answer.headers().get(DATE);
+            .map_err(|error| error_from(error_chain(error)))?;
+        let status = response.status();
+        let date = response.headers().get(DATE);
         let date = date.and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
         // Not always JSON: what stands before the API server answers in its own way.
-        let body = answer
+        let body = response
             .bytes()
             .await
-            .map_err(|error| failed(describe(error)))?;
-        Ok(Answer {
+            .map_err(|error| error_from(error_chain(error)))?;
+        Ok(ApiResponse {
             status,
-            at: date.unwrap_or_else(SystemTime::now),
+            server_time: date.unwrap_or_else(SystemTime::now),
             body: serde_json::from_slice(&body).unwrap_or_default(),
         })
     }
@@ -148,8 +151,8 @@ impl Cluster {
             &sha256(&[ca.unwrap_or_default()]),
             identity.map_or(&[], |identity| identity.expose().as_bytes()),
         ]);
-        if let Some((made_from, client)) = &*self.built.lock()
-            && *made_from == digest
+        if let Some((built_from, client)) = &*self.built.lock()
+            && *built_from == digest
         {
             return Ok(client.clone());
         }
@@ -187,7 +190,7 @@ impl Cluster {
     }
 }
 
-impl Place {
+impl ConfigSource {
     fn access(&self) -> Result<Access, String> {
         match self {
             Self::Pod { server, account } => {
@@ -300,15 +303,15 @@ fn text(bytes: Vec<u8>) -> Result<Secret, String> {
         .map_err(|_| "a token or certificate is not text".to_owned())
 }
 
-fn failed(cause: impl Into<String>) -> StoreError {
+fn error_from(cause: impl Into<String>) -> StoreError {
     StoreError::Remote {
-        place: "the Kubernetes API".to_owned(),
+        server: "the Kubernetes API".to_owned(),
         cause: in_words(&cause.into()),
     }
 }
 
 /// With its causes, which reqwest leaves to its readers, and without the URL.
-fn describe(error: reqwest::Error) -> String {
+fn error_chain(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(&error);
@@ -344,7 +347,7 @@ mod tests {
         ] {
             write(dir.path(), name, text);
         }
-        let pod = Place::Pod {
+        let pod = ConfigSource::Pod {
             server: "https://10.0.0.1:443".to_owned(),
             account: dir.path().to_owned(),
         };
@@ -378,7 +381,7 @@ users:
 "
         );
         let file = write(dir, "kubeconfig", &yaml);
-        Place::Kubeconfig(vec![dir.join("none"), file]).access()
+        ConfigSource::Kubeconfig(vec![dir.join("none"), file]).access()
     }
 
     #[test]
@@ -449,7 +452,7 @@ users:
         }
         let skipped = kubeconfig(dir.path(), "insecure-skip-tls-verify: false", "token: t");
         assert!(skipped.is_ok());
-        let none = Place::Kubeconfig(vec![dir.path().join("none")]).access();
+        let none = ConfigSource::Kubeconfig(vec![dir.path().join("none")]).access();
         assert!(none.err().unwrap().contains("KUBECONFIG"));
     }
 }

@@ -1,18 +1,18 @@
-//! THE REQUEST PATH, its phases in order. Never fetches a credential, takes no lock.
+//! THE REQUEST PATH, in the order of its phases. It never fetches a credential and takes no lock.
 //!
 //! ```text
 //! early_request_filter    timeouts of the caller's connection
 //! request_filter          head → caller → vendor → allowed? → Credential.current()
 //! upstream_peer           a finished template, the next address at each attempt
 //! upstream_request_filter strip → place
-//! upstream_response_filter 401? reject, await newer, replay once · strip · lead references back
-//! upstream_response_body_filter  our own credential masked, or the answer broken off
-//! fail_to_proxy           the one place where an answer of our own is written
+//! upstream_response_filter 401? reject, await newer, replay once · strip · rewrite references
+//! upstream_response_body_filter  mask our own credential, or cut the response off
+//! fail_to_proxy           write a local reply
 //! logging                 one log line, one metrics update
 //! ```
 //!
-//! This file drives, with `phase/*` at hand; what is decided, and why, is in the plain functions of the
-//! other `request/*`.
+//! This file and `phase/*` handle pingora's session. Decisions are plain functions in the other files
+//! of `request/`.
 
 pub mod acceptance;
 pub mod caller;
@@ -71,27 +71,27 @@ use crate::upstream::breaker::Permit;
 use crate::upstream::http2::{AttemptOptions, Kind};
 use crate::upstream::unreached::Unreached;
 
-/// Everything that requests need of one configuration. A request keeps the one it began with.
+/// The parts of one configuration that requests need. A request keeps the one it began with.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// Who may call.
+    /// The known callers.
     pub callers: Callers,
-    /// Every way in.
+    /// The routes, by host and prefix.
     pub routes: Routes<Route>,
-    /// The fields that never pass to a vendor.
+    /// The headers that never pass to a vendor.
     pub stripped: StrippedHeaders,
-    /// The series of requests that reach no vendor.
+    /// The metrics of requests that reach no vendor.
     pub unrouted: VendorMetrics,
-    /// Every request is to have its line.
+    /// Whether each request gets a line in the access log.
     pub access_log: bool,
 }
 
-/// A vendor and the way to its servers.
+/// A vendor, and the way to its servers.
 #[derive(Debug)]
 pub struct Route {
-    /// What the request path decides with.
+    /// The vendor as the request path decides about it.
     pub vendor: Arc<Vendor>,
-    /// Where it connects.
+    /// The vendor's servers.
     pub upstream: Arc<Upstream>,
 }
 
@@ -101,22 +101,22 @@ impl AsRef<Vendor> for Route {
     }
 }
 
-/// The proxy as pingora drives it.
+/// The proxy, as pingora drives it.
 #[derive(Debug)]
 pub struct Proxy {
     /// The configuration in use.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
-    /// Requests being served, of all vendors and none.
+    /// The number of requests in flight, those without a vendor included.
     pub serving: Arc<AtomicUsize>,
-    /// A stop is under way: connections are not kept.
+    /// Set while a stop is under way: connections are not kept alive then.
     pub draining: Arc<AtomicBool>,
-    /// Where request lines go, if the configuration wants them.
+    /// The access log, written where the configuration wants it.
     pub access_log: AccessLog,
-    /// Where spans go; `None`: nowhere.
+    /// The tracer; `None`: no spans.
     pub traces: Option<Traces>,
 }
 
-/// One request's state.
+/// The state of one request.
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Context {
@@ -125,38 +125,38 @@ pub struct Context {
     span: Option<Box<RequestSpan>>,
     snapshot: Arc<Snapshot>,
     route: Option<Arc<Route>>,
-    /// Whose prefix was in the request's path.
+    /// Matched by path prefix rather than by host.
     by_prefix: bool,
     caller: Option<Arc<Caller>>,
-    /// What decided: a grant, a refused path.
+    /// The rule that decided: a permission, or the rule that refused the path.
     rule: Option<Arc<str>>,
-    /// The target to send upstream, query included where it stays as it is.
+    /// The target to send upstream, with the query unless the credential changes it.
     target: String,
     held: Option<Arc<Held>>,
-    /// Masks our credential in the answer's body.
+    /// Masks our credential in the response's body.
     redactor: Option<Redactor>,
-    /// Why we answer ourselves.
+    /// The reason for a local reply.
     refusal: Option<Error>,
-    /// We have answered a gRPC call, whose status on the wire is always 200.
+    /// A local reply went to a gRPC call, whose status on the wire is always 200.
     refused_as_grpc: bool,
     attempts: u32,
     /// This attempt's error is the 401 that is to be replayed.
     replaying: bool,
     replayed: bool,
-    /// What the replay carries something newer than.
+    /// The credential that the vendor answered with 401; the replay carries a newer one.
     rejected: Option<Arc<Held>>,
-    /// This attempt's request head is out, as far as we can know.
+    /// This attempt's request head is written, as far as we can know.
     head_sent: bool,
-    /// Until the vendor's doing is known.
+    /// Breaker permit, held until the outcome is known.
     permit: Option<Permit>,
     kind: Kind,
-    /// Where this attempt goes.
+    /// The address of this attempt.
     picked: Option<Picked>,
-    /// Addresses that could not be reached, or broke off.
+    /// Addresses that could not be reached, or whose connection broke.
     tried: TriedAddresses,
-    /// Why no connection was had.
+    /// The errors of attempts to connect.
     unreached: Unreached,
-    /// Times that an HTTP/2 connection would not take the request.
+    /// The number of HTTP/2 connections that refused the request.
     refusals: u32,
     /// The caller's connection is to serve further requests.
     kept: bool,
@@ -167,14 +167,15 @@ pub struct Context {
     upstream_since: Option<Instant>,
     upstream_took: Option<Duration>,
     reused: bool,
-    /// `timeouts.total`.
+    /// End of `timeouts.total`.
     deadline: Option<Instant>,
-    /// `timeouts.first_byte`, once the request is out, unless pingora's read timeout is what ends it.
+    /// End of `timeouts.first_byte`, once the request is sent, unless pingora's read timeout is
+    /// what limits it.
     answer_by: Option<Instant>,
-    /// The guard of the caller's connection sees how long the vendor is silent.
+    /// The caller's stream measures how long the vendor is silent.
     watched: bool,
-    /// How slowly the body may come, and when some of it last came, on HTTP/2. There is one
-    /// connection for many bodies; for HTTP/1, the guard of the connection knows.
+    /// The rate at which a body over HTTP/2 must come, and when its last bytes came. One connection
+    /// carries many bodies there; for HTTP/1, the stream measures it.
     body_rate: Option<(BodyRate, Option<Instant>)>,
     in_flight: Option<InFlight>,
     _serving: Serving,
@@ -190,12 +191,12 @@ impl Drop for Serving {
 }
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-/// How long a caller may pause within a body, and how long it may take none of an answer.
+/// Longest pause of a caller within a body, and while it reads a response.
 const CALLER_IDLE: Duration = Duration::from_mins(1);
-/// How long the rest of a body that nobody wants is read, so that the answer is not lost to a
-/// reset.
+/// How long an unwanted rest of a body is read, so that a reset does not cost the caller the
+/// response.
 const DRAIN: Duration = Duration::from_secs(2);
-/// Bodies up to this size can be replayed: what pingora buffers.
+/// Largest body that can be replayed, bytes: what pingora buffers.
 const REPLAYABLE: u64 = 64 * 1024;
 
 #[async_trait]
@@ -250,8 +251,8 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
-        // `None` is the caller's wish, HTTP/1.0's default included. How long is the guard's business:
-        // here, none of what a caller may have asked for.
+        // `None` is the caller's own wish, or HTTP/1.0's default. The stream limits the time;
+        // whatever the caller asked for has no say in it.
         if self.draining.load(Ordering::Acquire) {
             session.set_keepalive(None);
         } else if session.get_keepalive().is_some() {
@@ -397,13 +398,13 @@ impl ProxyHttp for Proxy {
             }
         }
         if h2 && !to_h2 && vendor.cookies_pass {
-            // HTTP/2 may send a cookie in pieces; older servers read the first alone.
+            // HTTP/2 may send a cookie in pieces; older servers read only the first.
             if let Some(joined) = headers::joined_cookies(&request.headers) {
                 request.insert_header(COOKIE, joined)?;
             }
         }
         if to_h2 && request.remove_header(&EXPECT).is_some() {
-            // The vendor's own 100 would get lost: h2 does not show it to pingora.
+            // The vendor's own 100 would be lost: h2 does not show it to pingora.
             let caller = session.as_downstream_mut();
             if std::mem::take(&mut ctx.expecting) && !caller.is_body_done() {
                 caller.write_continue_response().await?;
@@ -436,13 +437,14 @@ impl ProxyHttp for Proxy {
         end: bool,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
-        // Before the first byte of a body, and at the end of none, pingora has written the head.
+        // pingora has written the head before the first byte of a body, and before the end of an
+        // empty one.
         ctx.head_sent = true;
         if end {
             body_is_complete(session, ctx);
-            // HTTP/2 clients often say the end in a frame of its own. pingora would write it to an
-            // HTTP/1.1 upstream as a chunk of no bytes, which is an end already, and then the end:
-            // what follows on that connection would be read from the wrong place.
+            // HTTP/2 clients often end a body with a frame of its own. pingora would write that to
+            // an HTTP/1.1 upstream as an empty chunk, which is an end already, and then write the
+            // end again: the next response on that connection would be read from the wrong place.
             if body.as_ref().is_some_and(Bytes::is_empty) {
                 *body = None;
             }
@@ -480,7 +482,7 @@ impl ProxyHttp for Proxy {
         let vendor = &route.vendor;
         let upgraded = answer.status == 101;
         if upgraded && !session.as_downstream().is_upgrade_req() {
-            // Nobody has asked; pingora minds only where one side thinks otherwise.
+            // No upgrade was requested. pingora refuses only where the two sides disagree.
             return Err(refuse(ctx, Error::UpstreamUnreachable));
         }
         if answer.version != Version::HTTP_2 && !headers::is_framed_plainly(&answer.headers) {
@@ -504,7 +506,7 @@ impl ProxyHttp for Proxy {
         }
         rewrite_references(answer, vendor, ctx.by_prefix)?;
         if answer.status.is_informational() && !upgraded {
-            // They may come without end.
+            // 1xx responses may come without end.
             in_time(ctx)?;
             if session.as_downstream_mut().is_body_done() {
                 await_answer(session, ctx);
@@ -540,25 +542,26 @@ impl ProxyHttp for Proxy {
         ctx.redactor = needles
             .filter(|_| !upgraded)
             .map(|needles| Redactor::new(needles, &answer.headers));
-        // A 1xx before the end of the body has made pingora close the connection, which it may well
-        // use again once the body has come.
+        // A 1xx before the end of the body made pingora close the connection. It can be reused once
+        // the body has come.
         if ctx.kept && session.get_keepalive().is_none() && !self.draining.load(Ordering::Acquire) {
             session.set_keepalive(Some(0));
         }
         let now = Instant::now();
-        // From here on it is silence that is limited.
+        // From here on, silence is limited.
         ctx.answer_by = None;
         if let Some(stream) = guard(session) {
             stream.expect_answer_by(ctx.deadline);
             if ctx.watched {
                 stream.set_response_idle(vendor.timeouts.idle, now);
             }
-            // Whoever is being answered may go on sending as it likes: that is a stream.
+            // A caller that is being answered may send at its own pace: this is a stream.
             stream.set_body_timeout(Duration::ZERO);
         }
         ctx.body_rate = None;
-        // A vendor may answer over HTTP/2 without having read the body, and turn the rest away.
-        // pingora then closes the caller's connection behind the answer, and must say so in it.
+        // Over HTTP/2 a vendor may respond without having read the body, and refuse the rest.
+        // pingora then closes the caller's connection after the response, so the response must say
+        // so.
         if answer.version == Version::HTTP_2
             && ctx.body_in > 0
             && guard(session).is_some_and(|stream| !stream.is_listened_to())
@@ -579,7 +582,7 @@ impl ProxyHttp for Proxy {
         answer.insert_header("X-Request-Id", ctx.request_id.clone())
     }
 
-    /// After pingora has decided how the body goes out.
+    /// Runs after pingora has decided how the body is framed.
     async fn response_filter(
         &self,
         session: &mut Session,
@@ -589,16 +592,17 @@ impl ProxyHttp for Proxy {
     where
         Self::CTX: Send + Sync,
     {
-        // A message is of its sender's version, and it is we who send it (RFC 9110 §2.5).
+        // A message has its sender's version, and we are its sender (RFC 9110 §2.5).
         if answer.version < Version::HTTP_11 {
             answer.set_version(Version::HTTP_11);
         }
         if answer.status == StatusCode::NO_CONTENT {
-            // Nor may it have either (RFC 9110 §8.6, RFC 9112 §6.1).
+            // Neither header may be there (RFC 9110 §8.6, RFC 9112 §6.1).
             answer.remove_header(&CONTENT_LENGTH);
             answer.remove_header(&TRANSFER_ENCODING);
         }
-        // Such a caller knows of no chunks: the connection's end is the body's (RFC 9112 §6.1, §6.3).
+        // An HTTP/1.0 caller does not know chunks: the end of the connection ends the body (RFC
+        // 9112 §6.1, §6.3).
         if session.req_header().version < Version::HTTP_11
             && answer.remove_header(&TRANSFER_ENCODING).is_some()
         {
@@ -658,7 +662,8 @@ impl ProxyHttp for Proxy {
         Ok(())
     }
 
-    /// The last bytes of a body take the place of its trailers where both cannot be had.
+    /// The last bytes of a body take the place of its trailers where only one of the two can be
+    /// sent.
     async fn response_trailer_filter(
         &self,
         _session: &mut Session,
@@ -712,7 +717,7 @@ impl ProxyHttp for Proxy {
             } else if session.as_downstream().was_upgraded()
                 && matches!(error.etype(), ErrorType::ReadTimedout)
             {
-                // Neither side has said anything for `timeouts.idle`, whichever pingora names.
+                // Neither side has sent anything for `timeouts.idle`, whichever side pingora names.
                 Some(Error::UpstreamTimeout)
             } else if guard(session).is_some_and(DownstreamStream::has_invalid_chunks) {
                 Some(Error::BadFraming("The body's chunks cannot be read."))
@@ -723,8 +728,8 @@ impl ProxyHttp for Proxy {
             }
         });
         if let Some(pass) = ctx.permit.take() {
-            // `timeouts.total` may also end a wait for a credential, or an upload that the caller
-            // took its time with.
+            // `timeouts.total` may also end a wait for a credential, or an upload that was slow on
+            // the caller's side.
             let vendors_time = ctx.upstream_since.is_some()
                 && (!overdue || session.as_downstream_mut().is_body_done());
             if refusal == Some(Error::UpstreamUnreachable) {
@@ -737,8 +742,8 @@ impl ProxyHttp for Proxy {
         let begun = is_answered(session);
         let mut code = 0;
         if let (Some(refusal), false) = (refusal, begun) {
-            // pingora closes the connection after an error, reusable or not: the caller must be
-            // told, or its next request meets a closed door.
+            // pingora closes the connection after an error, even a reusable one. The caller must be
+            // told, or its next request finds the connection closed.
             session.set_keepalive(None);
             code = refusal.verdict().status.as_u16();
             if let Err(cause) = local_reply(session, ctx, refusal).await {
@@ -762,7 +767,7 @@ impl ProxyHttp for Proxy {
         ctx.permit = None;
     }
 
-    /// Our own line says more, and never a query.
+    /// Our own log line says more, and never contains a query.
     fn suppress_error_log(&self, _: &Session, _: &Self::CTX, _: &PingoraError) -> bool {
         true
     }
@@ -782,11 +787,11 @@ impl ProxyHttp for Proxy {
     }
 }
 
-/// The request is out to its end, or about to be: it is the vendor's turn.
+/// Notes that the request is sent, or about to be: the vendor's time begins.
 fn body_is_complete(session: &Session, ctx: &mut Context) {
     if let Some(stream) = guard(session) {
         stream.set_body_timeout(Duration::ZERO);
-        // What comes behind a request to upgrade may belong to the other protocol.
+        // Bytes behind a request to upgrade may belong to the other protocol.
         if ctx.kind != Kind::Upgrade {
             stream.body_is_complete();
         }
@@ -794,26 +799,26 @@ fn body_is_complete(session: &Session, ctx: &mut Context) {
     await_answer(session, ctx);
 }
 
-/// Starts the time until the answer's first byte, unless pingora's own read timeout is what ends it.
+/// Starts the time until the response's first byte, unless pingora's own read timeout limits it.
 fn await_answer(session: &Session, ctx: &mut Context) {
     let Some(route) = &ctx.route else { return };
     let timeouts = &route.vendor.timeouts;
     let (first_byte, idle) = (timeouts.first_byte, ctx.kind.idle(timeouts));
     let comes_first = idle.is_zero() || first_byte < idle || ctx.watched;
     let now = Instant::now();
-    // The head of a gRPC answer may come with the stream's first message, whenever that is.
+    // A gRPC response head may come with the stream's first message, whenever that is.
     if !first_byte.is_zero() && comes_first && ctx.kind != Kind::Grpc {
         ctx.answer_by = Some(now + first_byte);
     }
     if let Some(stream) = guard(session) {
         let earliest = [ctx.deadline, ctx.answer_by].into_iter().flatten().min();
         stream.expect_answer_by(earliest);
-        // An earlier attempt's answer may have begun.
+        // An earlier attempt's response may have begun.
         stream.set_response_idle(Duration::ZERO, now);
     }
 }
 
-/// What watches over the caller's connection, on HTTP/1.
+/// Returns the stream of the caller's connection, on HTTP/1.
 fn guard(session: &Session) -> Option<&DownstreamStream> {
     session
         .as_downstream()

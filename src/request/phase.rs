@@ -1,4 +1,4 @@
-//! What the phases in `request.rs` are made of where it takes pingora's session.
+//! The parts of the phases in `request.rs` that need pingora's session.
 
 pub(super) mod admit;
 pub(super) mod authority;
@@ -12,9 +12,9 @@ pub(super) mod rewrite;
 
 use http::StatusCode;
 
-/// What becomes of a request that was taken in.
+/// The outcome of an admission that refused nothing.
 pub(in crate::request) enum Admitted {
     Forward,
-    /// It was a login, and this is the answer.
+    /// The request was a login; this is the response.
     LoggedIn(StatusCode, Option<serde_json::Value>),
 }

@@ -1,4 +1,4 @@
-//! Taking a request in: who calls, which vendor, whether it may, within which limits, and with what
+//! Admission: who calls, for which vendor, whether it is permitted, within which limits, with which
 //! credential.
 
 use std::time::Duration;
@@ -24,7 +24,8 @@ use crate::request::vendor::Vendor;
 use crate::request::{CALLER_IDLE, Context, Snapshot, guard, headers};
 use crate::upstream::http2::Kind;
 
-/// Takes a request in, or says why not: head, caller, vendor, permission, limits, credential.
+/// Admits a request, or returns the refusal. Checks the head, the caller, the vendor, the
+/// permission and the limits in this order, then waits for the credential.
 pub(in crate::request) async fn admit(
     session: &mut Session,
     ctx: &mut Context,
@@ -32,7 +33,7 @@ pub(in crate::request) async fn admit(
     if let Some(http1) = session.as_downstream().as_http1() {
         raw_head::check_raw_head(&http1.get_headers_raw_bytes())?;
     } else {
-        // Of HTTP/2 there is no raw head.
+        // HTTP/2 has no raw head.
         raw_head::check_method(session.req_header().method.as_str().as_bytes())?;
     }
     if guard(session).is_some_and(DownstreamStream::has_odd_first_line) {
@@ -65,7 +66,7 @@ pub(in crate::request) async fn admit(
     ctx.route = decision.vendor.cloned();
     ctx.rule = decision.rule;
     ctx.by_prefix = decision.by_prefix;
-    // What a vendor permits is nothing for whoever is not known.
+    // An unknown caller must not learn what a vendor permits.
     let permitted = match (&decision.caller, decision.vendor) {
         (Some(_), Some(route)) => route.vendor.header_names.as_slice(),
         (_, _) => &[],
@@ -117,7 +118,7 @@ pub(in crate::request) async fn admit(
     Ok(Admitted::Forward)
 }
 
-/// Who sent a request.
+/// Identifies the caller of a request.
 async fn identify(
     snapshot: &Snapshot,
     headers: &HeaderMap,
@@ -137,12 +138,12 @@ async fn identify(
     });
     match identified {
         Identified::Found(found) => found,
-        // Rare, and not to be carried along by every request.
+        // Rare, so its state is not carried along by every request.
         Identified::Unverified(unfinished) => Box::pin(unfinished.finish()).await,
     }
 }
 
-/// Limits the pauses and the pace of a body, and of taking the answer.
+/// Limits pauses and rate of a request body, and pauses of the caller while it reads the response.
 fn limit_body(session: &mut Session, ctx: &mut Context, vendor: &Vendor, announced: Option<u64>) {
     let http2 = session.as_downstream().is_http2();
     let longest_pause = match ctx.kind.idle(&vendor.timeouts) {
@@ -158,18 +159,18 @@ fn limit_body(session: &mut Session, ctx: &mut Context, vendor: &Vendor, announc
             stream.serve(caller.leave());
         }
         stream.set_body_timeout(longest_pause);
-        // What comes behind a request to upgrade belongs to the other protocol.
+        // Bytes behind a request to upgrade belong to the other protocol.
         if ctx.kind != Kind::Upgrade {
             if let Some(length) = announced {
                 stream.body_has(length);
             } else if session.req_header().headers.contains_key(TRANSFER_ENCODING) {
-                // No other coding gets this far.
+                // No other transfer coding passes the checks.
                 stream.body_is_chunked();
             }
         }
         stream.set_write_timeout(longest_pause);
     }
-    // A stream of gRPC's is as slow as its messages are rare.
+    // A gRPC stream may be silent between its messages.
     if http2 && ctx.kind != Kind::Grpc {
         ctx.body_rate = Some((BodyRate::new(longest_pause), None));
     }

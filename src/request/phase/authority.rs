@@ -1,4 +1,4 @@
-//! What a caller has shown outside of its fields.
+//! Facts about a request that are not in its headers: authority, scheme, handshake.
 
 use pingora::proxy::Session;
 
@@ -6,7 +6,7 @@ use crate::downstream::tls::Handshake;
 use crate::error::Error;
 use crate::request::{headers, path};
 
-/// The authority that the caller named, by its target or Host.
+/// Returns the authority that the caller named, in the target or in `Host`.
 pub(in crate::request) fn callers_authority(session: &Session) -> Result<&str, Error> {
     let head = session.req_header();
     let (of_target, _) = path::split_absolute(head.raw_path())?;

@@ -1,4 +1,4 @@
-//! Requests that come without a body, on their way to a vendor over HTTP/1.1.
+//! Requests without a body, on their way to a vendor over HTTP/1.1.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use tokio::time::timeout;
 
-/// How long the first piece of a body over HTTP/2 is waited for, so that its absence can be said. It
-/// comes with the head from most clients.
+/// How long to wait for the first piece of a body over HTTP/2, so that its absence can be
+/// announced. Most clients send it with the head.
 const FIRST_PIECE: Duration = Duration::from_millis(5);
 
-/// Says `Content-Length: 0` where a method that has a body comes without one (RFC 9110 §8.6): many
+/// Sends `Content-Length: 0` where a method that has a body comes without one (RFC 9110 §8.6). Many
 /// servers answer 411 otherwise.
 pub(in crate::request) async fn say_that_no_body_comes(
     session: &mut Session,
@@ -25,8 +25,8 @@ pub(in crate::request) async fn say_that_no_body_comes(
     }
     let caller = session.as_downstream_mut();
     if caller.is_http2() && !caller.is_body_done() && caller.body_bytes_read() == 0 {
-        // Some clients say the end of no body in a frame of its own. What is read of a body goes into
-        // the buffer that is sent first, as for a second attempt.
+        // Some clients end an empty body with a frame of its own. Whatever is read of a body goes
+        // into the buffer that is sent first, as for a second attempt.
         caller.enable_retry_buffering();
         if let Ok(Err(gone)) = timeout(FIRST_PIECE, caller.read_request_body()).await {
             return Err(gone.into_down());

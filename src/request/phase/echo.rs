@@ -1,4 +1,4 @@
-//! Our own credential in the head of an answer.
+//! Our own credential in the head of a response.
 
 use std::sync::Arc;
 
@@ -10,13 +10,13 @@ use crate::request::Context;
 use crate::request::redact::Needles;
 use crate::request::vendor::Vendor;
 
-/// What must not come back to the caller of this request.
+/// Returns the patterns that must not reach the caller of this request.
 pub(in crate::request) fn needles(ctx: &Context, vendor: &Vendor) -> Option<Arc<Needles>> {
     let (placement, _) = vendor.credential.as_ref()?;
     vendor.echo.as_ref()?.needles(placement, ctx.held.as_ref()?)
 }
 
-/// Masks what `needles` finds in the fields and the reason phrase.
+/// Masks what `needles` finds in the headers and the reason phrase.
 pub(in crate::request) fn mask_head(
     needles: &Needles,
     answer: &mut ResponseHeader,

@@ -1,4 +1,4 @@
-//! Answers of our own: refusals, failures and logins.
+//! Local replies: refusals, failures and responses to logins.
 
 use bytes::Bytes;
 use http::{Method, StatusCode, Version};
@@ -13,7 +13,7 @@ use crate::error::problem::{self, Problem};
 use crate::request::Context;
 use crate::upstream::http2;
 
-/// Writes an answer of our own.
+/// Writes the local reply for `refusal`.
 pub(in crate::request) async fn local_reply(
     session: &mut Session,
     ctx: &mut Context,
@@ -22,7 +22,7 @@ pub(in crate::request) async fn local_reply(
     ctx.refusal = Some(refusal);
     let grpc = problem::is_grpc(&session.req_header().headers);
     ctx.refused_as_grpc = grpc;
-    // Whoever is not known learns nothing about routes, vendors' names included.
+    // An unknown caller learns nothing about routes, not even a vendor's name.
     let vendor = ctx.caller.as_ref().and(ctx.route.as_ref());
     let vendor = vendor.map(|route| &*route.vendor.name);
     let problem = if grpc {
@@ -39,7 +39,7 @@ pub(in crate::request) async fn local_reply(
     write(session, head, problem.body, untrusted).await
 }
 
-/// Writes the answer to a login.
+/// Writes the response to a login.
 pub(in crate::request) async fn logged_in(
     session: &mut Session,
     ctx: &Context,
@@ -60,7 +60,7 @@ pub(in crate::request) async fn logged_in(
     write(session, head, Bytes::from(body), false).await
 }
 
-/// Writes an answer of our own. `untrusted`: what follows on the connection cannot be read.
+/// Writes a local reply. `untrusted`: what follows on the connection cannot be read.
 async fn write(
     session: &mut Session,
     head: ResponseHeader,
@@ -78,7 +78,7 @@ async fn write(
     let head = Box::new(head);
     let ends = is_head || body.is_empty();
     match downstream {
-        // gRPC takes the fields of a head for trailers where that head ends the stream.
+        // gRPC takes the headers for trailers where the head ends the stream.
         ServerSession::H2(http2) if ends => http2.write_response_header(head, true)?,
         ServerSession::H1(_)
         | ServerSession::H2(_)
@@ -94,15 +94,15 @@ async fn write(
         }
     }
     if body_left && !untrusted {
-        // Closing on unread bytes would reset the connection and could lose the answer. Over HTTP/2
-        // it would be a reset of the stream, and clients that wait for its window to open before
-        // they look at an answer (httpx does) would wait for ever.
+        // Closing on unread bytes would reset the connection, which could cost the caller the
+        // response. Over HTTP/2 it would reset the stream; clients that wait for its window to open
+        // before they read a response (httpx does) would wait for ever.
         let _ = downstream.drain_request_body().await;
     }
     Ok(())
 }
 
-/// What a failure of pingora's means to the caller; `None` when there is no caller left.
+/// Returns what a failure of pingora's means to the caller; `None` when the caller has left.
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "pingora's list of error types is open"
@@ -118,7 +118,7 @@ pub(in crate::request) fn classify(session: &mut Session, error: &PingoraError) 
     ) || http2::has_vanished(error);
     match error.esource() {
         ErrorSource::Upstream if timed_out => {
-            // pingora's read timeout runs while the caller stalls, too.
+            // pingora's read timeout also runs while the caller stalls.
             let caller_stalls = matches!(error.etype(), ReadTimedout)
                 && !session.as_downstream_mut().is_body_done();
             Some(if caller_stalls {

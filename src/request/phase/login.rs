@@ -1,7 +1,7 @@
-//! Vendors' own login calls, answered by us: `login: stub`.
+//! Logins of vendors' own clients, answered here: `login: stub`.
 //!
-//! The key may stand in the body, so bodies are read before anybody is known. How many at a time, how
-//! much of each and for how long is bounded.
+//! The key may be in the body, so bodies are read before the caller is known. Their number, size
+//! and time are bounded.
 
 use std::time::Duration;
 
@@ -22,12 +22,11 @@ use crate::request::login::{self, LONGEST, Posted};
 use crate::request::vendor::Vendor;
 use crate::request::{Context, guard};
 
-/// A login's body must be here within this time. At the pace of other bodies the longest would take
-/// longer.
+/// Longest time for a login's body. At the rate of other bodies the largest one would take longer.
 const BODY_TIME: Duration = Duration::from_secs(10);
-/// How many bodies are read at a time whose sender the head has not told: 4 MiB.
+/// Places for bodies whose sender the headers do not tell: 4 MiB in all.
 static UNKNOWN: Semaphore = Semaphore::const_new(512);
-/// How many of those whose sender it has: their logins go on when others fill the first.
+/// Places for bodies whose sender is known: these logins go on when strangers fill the others.
 static KNOWN: Semaphore = Semaphore::const_new(512);
 
 const FULL: &str = "As many logins are being read as the proxy reads at a time.";
@@ -58,7 +57,7 @@ pub(super) async fn log_in(
     let callers = &snapshot.callers;
     callers.identify_posted(&mut found, &values, ends)?;
     let caller = found.caller()?;
-    // Where anyone may call, any token is as good.
+    // Where anyone may call, every token is as good.
     let of_process;
     let mint = if let Some(mint) = callers.mint() {
         mint
@@ -80,8 +79,8 @@ pub(super) async fn log_in(
     Ok(Admitted::LoggedIn(status, body))
 }
 
-/// Reads the body of a login. `is_known`: the head has said who sends it; others are asked for nothing
-/// by a 100 (RFC 9110 §10.1.1 lets them send without one, and clients do so within seconds).
+/// Reads the body of a login. `is_known`: the headers identify the sender. Others are not asked to
+/// send by a 100: RFC 9110 §10.1.1 lets them send without one, and clients do so within seconds.
 async fn read_body(session: &mut Session, is_known: bool) -> Result<Zeroizing<Vec<u8>>, Error> {
     let fields = &session.req_header().headers;
     let expects = fields.contains_key(EXPECT);
@@ -112,14 +111,14 @@ async fn read_body(session: &mut Session, is_known: bool) -> Result<Zeroizing<Ve
     }
     match timeout(BODY_TIME, fill(downstream, &mut body)).await {
         Ok(read) => read.map(|()| body),
-        // Who waited for the 100 in vain is told why.
+        // A client that waited for the 100 in vain is told why.
         Err(_) if expects && !is_known && body.is_empty() => Err(Error::UnknownCaller),
         Err(_) => Err(Error::BodyTimeout),
     }
 }
 
 async fn fill(downstream: &mut ServerSession, body: &mut Vec<u8>) -> Result<(), Error> {
-    // Of one size: what a growing one leaves behind is not wiped.
+    // Allocated once: the memory that a growing buffer leaves behind is not wiped.
     body.reserve_exact(LONGEST);
     loop {
         match downstream.read_request_body().await {

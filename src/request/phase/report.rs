@@ -1,4 +1,4 @@
-//! What is told of a request, to the log, the metrics and the trace.
+//! The report of a request: to the access log, the metrics and the trace.
 
 use pingora::prelude::{Error as PingoraError, ErrorType};
 use pingora::proxy::Session;
@@ -11,7 +11,7 @@ use crate::request::{Context, caller, path};
 use crate::traces;
 use crate::wording::{self, in_words};
 
-/// An error of pingora's without its peer context, which names certificates, and without what the
+/// An error of pingora's, without its peer context, which names certificates, and without what the
 /// vendor has sent, which may repeat our credential.
 pub(in crate::request) struct Cause {
     pub(in crate::request) kind: String,
@@ -22,7 +22,7 @@ pub(in crate::request) struct Cause {
 impl Cause {
     pub(in crate::request) fn of(error: &PingoraError) -> Self {
         let kind = wording::words_of(error.etype().as_str());
-        // A head that cannot be read is in there, whole, and in what is made of that error.
+        // This error, and those made from it, quote the unreadable head in full.
         if *error.root_etype() == ErrorType::InvalidHTTPHeader {
             return Self {
                 kind,
@@ -42,7 +42,7 @@ impl Cause {
     }
 }
 
-/// What pingora was told, without what it says around it.
+/// Returns the innermost cause, without the context that pingora adds around it.
 fn innermost(cause: &(dyn std::error::Error + Send + Sync + 'static)) -> String {
     match cause.downcast_ref::<Box<PingoraError>>() {
         Some(error) => match (&error.cause, &error.context) {
@@ -54,7 +54,7 @@ fn innermost(cause: &(dyn std::error::Error + Send + Sync + 'static)) -> String 
     }
 }
 
-/// A request on its way to a vendor came to nothing.
+/// Logs that a request to a vendor failed.
 pub(in crate::request) fn log_failure(ctx: &Context, error: &PingoraError, refusal: Option<Error>) {
     let Some(route) = &ctx.route else { return };
     if !ctx.unreached.is_empty() {
@@ -79,13 +79,13 @@ pub(in crate::request) fn log_failure(ctx: &Context, error: &PingoraError, refus
     );
 }
 
-/// A request has been answered, or its caller is gone.
+/// Reports a request that was answered, or whose caller has left.
 pub(in crate::request) fn log_request(log: &AccessLog, session: &Session, ctx: &mut Context) {
     let took = ctx.started.elapsed();
-    // As nginx has it: 499, the caller left before there was an answer.
+    // 499, as in nginx: the caller left before there was a response.
     let written = session.response_written();
     let status = match ctx.refusal {
-        // Whoever counts failures looks for their status, and not for the 200 around a grpc-status.
+        // Failures are counted by their own status rather than by the 200 around a grpc-status.
         Some(refusal) if ctx.refused_as_grpc => refusal.verdict().status.as_u16(),
         Some(_) | None => written.map_or(499, |head| head.status.as_u16()),
     };

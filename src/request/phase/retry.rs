@@ -1,4 +1,4 @@
-//! Whether a request may be sent once more, where to, and with which credential.
+//! Whether a request may be sent again, to which address, and with which credential.
 
 use http::StatusCode;
 use pingora::ErrorSource;
@@ -13,10 +13,10 @@ use crate::upstream::http2::Refusal;
 
 /// Attempts for one request; the replay of a 401 is one.
 const MAX_ATTEMPTS: u32 = 3;
-/// HTTP/2 connections that may refuse one request before its caller is told.
+/// HTTP/2 connections that may refuse one request before the caller is told.
 const MAX_REFUSALS: u32 = 2;
 
-/// After a 401: rejects what was sent and waits for something newer. `true`: replay.
+/// After a 401: rejects the credential that was sent and waits for a newer one. `true`: replay.
 pub(in crate::request) async fn renew_after_401(
     session: &Session,
     ctx: &mut Context,
@@ -49,14 +49,14 @@ pub(in crate::request) async fn renew_after_401(
     true
 }
 
-/// No connection was had. Nothing has been sent: another is as good, whatever the method. `true`: try
-/// one.
+/// Tells whether another connection may be tried after a connect failed: nothing was sent, so any
+/// method may be retried.
 pub(in crate::request) fn should_retry_connect(ctx: &mut Context, error: &PingoraError) -> bool {
     let (Some(route), Some(picked)) = (&ctx.route, &ctx.picked) else {
         return false;
     };
     if *error.etype() == ErrorType::H2Error {
-        // A pooled connection whose end is learnt of when it is asked for one more stream.
+        // A pooled connection found to be closed when one more stream was opened on it.
         if Refusal::of(error) == Some(Refusal::WantsHttp1) {
             route.upstream.demands_http1(picked);
         }
@@ -89,7 +89,7 @@ pub(in crate::request) fn should_retry_connect(ctx: &mut Context, error: &Pingor
     more
 }
 
-/// An attempt ended with an error; `reused`: on a pooled connection. `true`: make another.
+/// Tells whether to make another attempt after one failed. `reused`: it was on a pooled connection.
 pub(in crate::request) fn should_retry(
     session: &Session,
     ctx: &mut Context,
@@ -114,12 +114,12 @@ pub(in crate::request) fn should_retry(
         && ctx.deadline.is_none_or(|at| Instant::now() < at)
         && replayable(session);
     if let Some(Refusal::NotProcessed | Refusal::WantsHttp1) = refusal {
-        // Turned away unread: whatever its method, and not at the budget's cost, since servers
-        // end connections in good order all the time.
+        // Refused unread, so any method may be retried. The retry budget is not charged, because
+        // servers close connections in good order all the time.
         return sendable && ctx.refusals <= MAX_REFUSALS;
     }
-    // A request that the vendor cannot have begun to work on may be sent again whatever its
-    // method, any other only when twice is as good as once (RFC 9110 §9.2.2).
+    // A request that the vendor cannot have begun to process may be sent again whatever its method;
+    // any other only when its method is idempotent (RFC 9110 §9.2.2).
     let harmless = session.req_header().method.is_idempotent() || is_unsent(error, ctx);
     let again = sendable
         && harmless
@@ -130,8 +130,8 @@ pub(in crate::request) fn should_retry(
             route.vendor.metrics.retried(within);
             within
         });
-    // A pooled connection may have died of old age, and says nothing about the server. One whose HTTP/2
-    // broke led to a server that is there.
+    // A pooled connection may have died of old age, which says nothing about the server. A
+    // connection whose HTTP/2 broke led to a server that is up.
     let unwell = again && !reused && refusal != Some(Refusal::BrokenHttp2);
     if let (true, Some(picked), Some(route)) = (unwell, &ctx.picked, &ctx.route) {
         ctx.tried.add(picked);
@@ -140,24 +140,24 @@ pub(in crate::request) fn should_retry(
     again
 }
 
-/// Whether the caller has the head of its response. With a 101 the connection is another protocol's,
-/// which no further byte of ours may disturb (RFC 9110 §15.2.2).
+/// Tells whether the caller has the response's head. After a 101 the connection speaks another
+/// protocol, which no further byte of ours may disturb (RFC 9110 §15.2.2).
 pub(in crate::request) fn is_answered(session: &Session) -> bool {
     session.response_written().is_some_and(|head| {
         !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS
     })
 }
 
-/// Whether the whole body can be sent again: what has been read of it is there, and what is still
-/// to come will be.
+/// Tells whether the whole body can be sent again: what has been read is buffered, and the rest
+/// will be.
 fn replayable(session: &Session) -> bool {
     let announced = content_length(&session.req_header().headers);
     !session.as_ref().retry_buffer_truncated()
         && announced.is_none_or(|length| length <= REPLAYABLE)
 }
 
-/// Whether this is the end of a connection, rather than a vendor that is slow, breaks the protocol
-/// or is not to blame.
+/// Tells whether a connection broke, rather than that the vendor is slow, breaks the protocol or is
+/// not at fault.
 fn is_broken(error: &PingoraError) -> bool {
     use ErrorType::{ConnectionClosed, H2Downgrade, H2Error, ReadError, WriteError};
 
@@ -168,8 +168,8 @@ fn is_broken(error: &PingoraError) -> bool {
         )
 }
 
-/// Whether the request's head was never whole at the vendor: pingora writes it before it looks at a
-/// body, and half a head is no request.
+/// Tells whether the vendor cannot have the whole request head: pingora writes it before it looks
+/// at a body, and half a head is no request.
 fn is_unsent(error: &PingoraError, ctx: &Context) -> bool {
     *error.etype() == ErrorType::WriteError && !ctx.head_sent
 }

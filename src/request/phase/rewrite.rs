@@ -1,4 +1,4 @@
-//! References in the head of a response that lead to the vendor.
+//! References to the vendor in the headers of a response.
 
 use http::header::{CONTENT_LOCATION, LINK, LOCATION};
 use pingora::http::ResponseHeader;

@@ -1,23 +1,22 @@
 #!/usr/bin/env python3
-"""What one warm request costs, counted rather than timed: instructions and allocations.
+"""Counts the instructions and allocations of one warm request.
 
     benches/counts.py                    count, compare with benches/counts.json; exit 1 beyond +3 %
-    benches/counts.py --accept           count, and make that the baseline
-    benches/counts.py --where            also: which functions, in target/counts/*.functions.txt
-    benches/counts.py --sites            also: who allocates, in target/counts/*.sites.txt
-    benches/counts.py --only "bare get,countersign get"    only these; other words stand for every
-                                         scenario that has them in its name
-    benches/counts.py --no-instructions  allocations alone: seconds instead of minutes
-    benches/counts.py --rounds 5         count so often, and say how far the rounds lie apart
+    benches/counts.py --accept           count, and save the result as the baseline
+    benches/counts.py --where            also list functions, in target/counts/*.functions.txt
+    benches/counts.py --sites            also list allocation sites, in target/counts/*.sites.txt
+    benches/counts.py --only "bare get,countersign get"    only these scenarios; any other word selects
+                                         every scenario with it in its name
+    benches/counts.py --no-instructions  only allocations: seconds instead of minutes
+    benches/counts.py --rounds 5         count this many times, and print the spread
 
 `make bench-counts ARGS=…` builds first. One caller sends one request after the other over one
-connection, over plaintext, to a proxy with one worker thread; the vendor's answer is small unless
-said otherwise.
+connection, in plaintext, to a proxy with one worker thread; the vendor's response is small unless
+noted otherwise.
 
-Instructions are those of the released process as a whole, counted by valgrind's callgrind between
-two moments of the same run, so that nothing of the start is in them. Allocations are those that
-Rust code makes, counted by an allocator around the system's in benches/counts.rs, where the same
-library serves.
+Instructions are those of the whole released process, counted by valgrind's callgrind over a part of
+the run that excludes the start. Allocations are those of Rust code, counted in benches/counts.rs by an
+allocator around the system's; the library is the same.
 """
 
 import argparse
@@ -42,45 +41,45 @@ TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 RELEASE = TARGET / "release"
 SAVED = TARGET / "counts"
 
-# Beyond this a count has grown.
+# Relative increase above which a count has grown.
 TOLERANCE = 0.03
-# What the design allows our own part of the small GET.
+# Maximum number of our own allocations for the small GET, by design.
 OWN_ALLOCATIONS = 10
 
-# Requests before counting begins, and while it lasts. Under valgrind one takes milliseconds; what
-# the process does by the clock (it looks at its files every three seconds) has to average out.
+# Numbers of requests before counting and during it. Under valgrind one takes milliseconds, and periodic
+# work of the process (it checks its files every three seconds) has to average out.
 WARM = 300
 INSTRUCTIONS_OVER = 3000
 ALLOCATIONS_OVER = 10000
 SITES_OVER = 1000
 
-# Longer than anything here takes on a busy machine, seconds.
-PATIENCE = 60
+# Timeout in seconds, longer than anything takes on a busy machine.
+TIMEOUT = 60
 
 KEY = "bench-caller-key-0123456789abcdef"
 TOKEN = "bench-token-of-a-length-that-is-usual-0123456789abcdef"
 
 
-class Scenario(collections.namedtuple("Scenario", "name bare method body answer top vendor")):
-    """A request and the configuration that it meets. `bare`: the yardstick; `body` and `answer`:
+class Scenario(collections.namedtuple("Scenario", "name bare method body response top vendor")):
+    """A request and the proxy's configuration. `bare`: the yardstick; `body` and `response`: sizes in
     bytes; `top` and `vendor`: lines of configuration."""
 
-    def is_meant(self, words):
+    def matches(self, words):
         names = [one.name for one in SCENARIOS]
         return any(word == self.name or word not in names and word in self.name for word in words)
 
 
-def scenario(name, bare=False, method="GET", body=0, answer=128, top=(), vendor=()):
-    return Scenario(name, bare, method, body, answer, top, vendor)
+def scenario(name, bare=False, method="GET", body=0, response=128, top=(), vendor=()):
+    return Scenario(name, bare, method, body, response, top, vendor)
 
 
 SCENARIOS = [
     scenario("bare get", bare=True),
     scenario("bare post 16 KiB", bare=True, method="POST", body=16 * 1024),
-    scenario("bare get 64 KiB", bare=True, answer=64 * 1024),
+    scenario("bare get 64 KiB", bare=True, response=64 * 1024),
     scenario("countersign get"),
     scenario("countersign post 16 KiB", method="POST", body=16 * 1024),
-    scenario("countersign get 64 KiB", answer=64 * 1024),
+    scenario("countersign get 64 KiB", response=64 * 1024),
     scenario("countersign get without access log", top=["access_log: false"]),
     scenario("countersign get without echo redaction", vendor=["redact_echo: false"]),
 ]
@@ -100,7 +99,7 @@ def main():
     options = parser.parse_args()
 
     words = [word.strip() for word in options.only.split(",") if word.strip()]
-    chosen = [one for one in SCENARIOS if not words or one.is_meant(words)]
+    chosen = [one for one in SCENARIOS if not words or one.matches(words)]
     if not chosen:
         sys.exit(f"no scenario has any of {words} in its name: {[one.name for one in SCENARIOS]}")
     SAVED.mkdir(parents=True, exist_ok=True)
@@ -119,7 +118,7 @@ def main():
             rounds.append(counts)
         if options.sites:
             for one in chosen:
-                say(f"{one.name}: who allocates")
+                say(f"{one.name}: allocation sites")
                 sites(one, upstream)
     counts = {
         name: {unit: median([nth[name][unit] for nth in rounds]) for unit in rounds[0][name]}
@@ -139,7 +138,7 @@ def main():
 
 
 def allocations(one, upstream):
-    """Allocations, reallocations and bytes of one warm request."""
+    """Returns allocations, reallocations and bytes of one warm request."""
     with Counted(one, upstream) as proxy:
         proxy.drive(WARM)
         before = proxy.counts()
@@ -154,7 +153,7 @@ def allocations(one, upstream):
 
 
 def instructions(one, upstream, where):
-    """Instructions of one warm request, in all threads of the process."""
+    """Returns the instructions of one warm request, in all threads of the process."""
     out = SAVED / f"{slug(one.name)}.callgrind"
     for old in SAVED.glob(out.name + "*"):
         old.unlink()
@@ -172,8 +171,8 @@ def instructions(one, upstream, where):
 
 
 def functions(one, dump):
-    """Writes down which functions the instructions were spent in, per request, and which of them
-    the yardstick does not spend, if it was looked at before."""
+    """Writes the instructions per request by function, and, if the yardstick was counted before, the
+    difference to it."""
     text = []
     for title, inclusive in (("by themselves", "no"), ("with what they call", "yes")):
         spent = collections.Counter()
@@ -184,7 +183,7 @@ def functions(one, dump):
             each = int(match.group(1).replace(",", "")) / INSTRUCTIONS_OVER
             spent[function_name(match.group(2))] += each
         if inclusive == "no":
-            # Those that were running when counting began are shown with all they call.
+            # Functions that were running when counting began include everything they call.
             total = spent.pop("PROGRAM TOTALS")
             spent = collections.Counter({f: n for f, n in spent.items() if n < total / 2})
         SPENT[one.name, inclusive] = spent
@@ -194,7 +193,7 @@ def functions(one, dump):
         if not one.bare and bare:
             more = collections.Counter(spent)
             more.subtract(bare)
-            text.append(f"\nThe same, less what bare pingora spends there ({title}):\n")
+            text.append(f"\nDifference to bare pingora ({title}):\n")
             text.extend(f"{each:+12,.1f}  {name}" for name, each in more.most_common(TOP))
         text.append("")
     to = SAVED / f"{slug(one.name)}.functions.txt"
@@ -202,29 +201,29 @@ def functions(one, dump):
     say(f"functions: {to}")
 
 
-# By scenario, and whether with what is called.
+# By scenario, and whether inclusive of called functions.
 SPENT = {}
 TOP = 100
 
 
 def function_name(text):
-    """Without the source file, which is unknown mostly, the object, and the depth of recursion."""
+    """Removes the source file, which is mostly unknown, the object, and the recursion depth."""
     text = re.sub(r" \[[^\]]*\]$", "", text)
     text = re.sub(r"^\?\?\?:|^[^ ]*\.(?:rs|c|h|S):", "", text)
     return re.sub(r"'\d+$", "", text)
 
 
 def yardstick(one):
-    """The scenario that shows what of this one is pingora's."""
+    """Returns the name of the scenario of bare pingora to compare with."""
     return "bare" + one.name.removeprefix("countersign").split(" without ")[0]
 
 
-# ---- who allocates --------------------------------------------------------------------------------
+# ---- allocation sites --------------------------------------------------------------------------------
 
 
 def sites(one, upstream):
-    """Every place that allocates for a warm request, C libraries included: what valgrind's DHAT
-    sees of a longer run less what it sees of a shorter one."""
+    """Writes every site that allocates for a warm request, including C libraries: the difference
+    between a longer and a shorter run under valgrind's DHAT."""
     seen = []
     for requests in (WARM, WARM + SITES_OVER):
         out = SAVED / f"{slug(one.name)}.dhat.json"
@@ -237,14 +236,14 @@ def sites(one, upstream):
     size = collections.Counter()
     for stack, (blocks, octets) in more.items():
         before = less.get(stack, (0, 0))
-        site = tuple(worth_reading(stack))
+        site = tuple(relevant_frames(stack))
         found[site] += blocks - before[0]
         size[site] += octets - before[1]
     FOUND[one.name] = found
     text = []
     bare = FOUND.get(yardstick(one))
     if not one.bare and bare:
-        # Calls are inlined differently around the same code: only the innermost frame compares.
+        # Inlining differs around the same code, so only the innermost frames are compared.
         more = by_frames(found, 1)
         more.subtract(by_frames(bare, 1))
         text.append(f"{one.name}: allocations of one request beyond those of bare pingora\n")
@@ -258,7 +257,7 @@ def sites(one, upstream):
         text.append("")
     rows = [(n, site) for site, n in found.most_common() if n >= SITES_OVER / 100]
     total = sum(n for n, _ in rows) / SITES_OVER
-    text.append(f"{one.name}: {total:.2f} allocations of one request, by place, outermost last\n")
+    text.append(f"{one.name}: {total:.2f} allocations of one request, by site, outermost frame last\n")
     for n, site in rows:
         each = f"{n / SITES_OVER:8.2f} of {size[site] / n:8,.0f} bytes"
         text.append(f"{each}  {site[0] if site else '?'}")
@@ -269,7 +268,7 @@ def sites(one, upstream):
 
 
 def stacks(report):
-    """Blocks and bytes by stack of function names, innermost first."""
+    """Returns blocks and bytes by stack of function names, innermost first."""
     frames = [re.sub(r"^0x[0-9A-F]+: ", "", frame) for frame in report["ftbl"]]
     found = {}
     for point in report["pps"]:
@@ -290,14 +289,14 @@ def by_frames(found, depth):
     return joined
 
 
-# Between the place that wants memory and the allocator.
+# Functions between the allocating code and the allocator.
 PLUMBING = re.compile(
     r"^<?(malloc|calloc|realloc|posix_memalign|__r(ust|dl)|alloc::|stats_alloc|_R.*alloc|"
     r"core::|std::|hashbrown::|<?alloc|<?stats_alloc)"
 )
 
 
-def worth_reading(stack):
+def relevant_frames(stack):
     frames = [frame for frame in stack if frame != "[root]"]
     while len(frames) > 1 and PLUMBING.match(frames[0]):
         frames.pop(0)
@@ -308,14 +307,14 @@ def worth_reading(stack):
 
 
 class Proxy:
-    """One proxy, started and warm enough to answer; ended on leaving."""
+    """A running proxy that has responded once; ended on exit."""
 
     def __init__(self, one, upstream, tool=()):
         self.one = one
         self.upstream = upstream
         self.tool = list(tool)
         self.lines = []
-        self.said = threading.Condition()
+        self.changed = threading.Condition()
 
     def __enter__(self):
         self.dir = tempfile.TemporaryDirectory(prefix="counts-")
@@ -348,7 +347,7 @@ class Proxy:
         if not self.ends_by_itself:
             self.child.kill()
         try:
-            self.child.wait(PATIENCE)
+            self.child.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
             self.child.kill()
             self.child.wait()
@@ -383,15 +382,15 @@ class Proxy:
 
     def listen(self):
         for line in self.child.stderr:
-            with self.said:
+            with self.changed:
                 self.lines.append(line.decode(errors="replace").rstrip())
-                self.said.notify_all()
+                self.changed.notify_all()
 
     def connect(self):
-        """Asks until an answer is the vendor's: until then there is no token, or no listener."""
+        """Sends requests until the vendor responds: before, there is no listener or no token."""
         body = b"x" * self.one.body
         head = [
-            f"{self.one.method} /acme/v1/answers/{self.one.answer} HTTP/1.1",
+            f"{self.one.method} /acme/v1/answers/{self.one.response} HTTP/1.1",
             f"Host: 127.0.0.1:{self.port}",
             "User-Agent: bench/1.0",
             "Accept: */*",
@@ -400,17 +399,17 @@ class Proxy:
         if body:
             head += ["Content-Type: application/octet-stream", f"Content-Length: {len(body)}"]
         self.request = "\r\n".join([*head, "", ""]).encode() + body
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while True:
             try:
-                self.socket = socket.create_connection(("127.0.0.1", self.port), PATIENCE)
+                self.socket = socket.create_connection(("127.0.0.1", self.port), TIMEOUT)
                 self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self.drive(1)
                 return
             except (OSError, Failed) as cause:
                 if self.child.poll() is not None or time.monotonic() > deadline:
-                    said = "\n".join(self.lines)
-                    raise SystemExit(f"{self.one.name}: {cause}; the proxy said:\n{said}") from None
+                    log = "\n".join(self.lines)
+                    raise SystemExit(f"{self.one.name}: {cause}; the proxy's log:\n{log}") from None
                 time.sleep(0.05)
 
     def drive(self, requests):
@@ -424,7 +423,7 @@ class Proxy:
             while len(rest) < length:
                 chunk = self.socket.recv(1 << 20)
                 if not chunk:
-                    raise Failed("the answer ends early")
+                    raise Failed("the response ends early")
                 rest += chunk
 
     def read_head(self):
@@ -432,13 +431,13 @@ class Proxy:
         while b"\r\n\r\n" not in read:
             chunk = self.socket.recv(1 << 16)
             if not chunk:
-                raise Failed(f"no answer: {read}")
+                raise Failed(f"no response: {read}")
             read += chunk
         return read.partition(b"\r\n\r\n")
 
 
 class Released(Proxy):
-    """The released program, or the yardstick as it is."""
+    """The released program or the yardstick, unmodified."""
 
     ends_by_itself = False
 
@@ -449,12 +448,12 @@ class Released(Proxy):
         return [RELEASE / "countersign", "serve", "--config", self.config()]
 
     def monitor(self, command):
-        """What valgrind is to do now."""
+        """Sends a monitor command to valgrind."""
         run("vgdb", f"--pid={self.child.pid}", command)
 
 
 class Counted(Proxy):
-    """The same with allocations counted."""
+    """The program or the yardstick with allocations counted."""
 
     ends_by_itself = True
 
@@ -466,28 +465,28 @@ class Counted(Proxy):
         return [program, "countersign", self.config()]
 
     def counts(self):
-        with self.said:
+        with self.changed:
             before = len(self.lines)
             self.child.stdin.write(b"?")
             self.child.stdin.flush()
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + TIMEOUT
             while time.monotonic() < deadline:
                 for line in self.lines[before:]:
                     if line.startswith("counts "):
                         return [int(word) for word in line.split()[1:]]
-                self.said.wait(1)
-        raise SystemExit(f"{self.one.name}: no counts; the proxy said:\n" + "\n".join(self.lines))
+                self.changed.wait(1)
+        raise SystemExit(f"{self.one.name}: no counts; the proxy's log:\n" + "\n".join(self.lines))
 
 
 class Upstream:
-    """The vendor: a token that lasts, and answers as long as their path says."""
+    """The vendor: issues a long-lived token, and responds with as many bytes as the path specifies."""
 
     def __enter__(self):
         class Server(socketserver.ThreadingTCPServer):
             daemon_threads = True
             allow_reuse_address = True
 
-        self.server = Server(("127.0.0.1", 0), Answering)
+        self.server = Server(("127.0.0.1", 0), Responder)
         self.port = self.server.server_address[1]
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return self
@@ -497,7 +496,7 @@ class Upstream:
         self.server.server_close()
 
 
-class Answering(socketserver.BaseRequestHandler):
+class Responder(socketserver.BaseRequestHandler):
     def handle(self):
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         read = b""
@@ -517,7 +516,7 @@ class Answering(socketserver.BaseRequestHandler):
                 read += chunk
             read = read[left:]
             target = head.split(b" ", 2)[1].decode()
-            self.request.sendall(answer(target))
+            self.request.sendall(response(target))
 
     def receive(self):
         try:
@@ -526,11 +525,11 @@ class Answering(socketserver.BaseRequestHandler):
             return b""
 
 
-ANSWERS = {}
+RESPONSES = {}
 
 
-def answer(target):
-    if target not in ANSWERS:
+def response(target):
+    if target not in RESPONSES:
         if target == "/token":
             body = json.dumps(
                 {"access_token": TOKEN, "token_type": "Bearer", "expires_in": 86400}
@@ -544,12 +543,12 @@ def answer(target):
             f"Content-Length: {len(body)}",
             "Cache-Control: no-store",
         ]
-        ANSWERS[target] = "\r\n".join([*head, "", ""]).encode() + body
-    return ANSWERS[target]
+        RESPONSES[target] = "\r\n".join([*head, "", ""]).encode() + body
+    return RESPONSES[target]
 
 
 def text(size):
-    """JSON as an API writes it, of exactly so many bytes."""
+    """Returns JSON like that of an API, of exactly `size` bytes."""
     rows = []
     nth = 0
     while sum(map(len, rows)) < size:
@@ -559,10 +558,10 @@ def text(size):
 
 
 class Failed(Exception):
-    """An answer that is not the vendor's."""
+    """A response that is not the vendor's."""
 
 
-# ---- what is printed ------------------------------------------------------------------------------
+# ---- output ------------------------------------------------------------------------------
 
 
 def compare(counts):
@@ -587,27 +586,27 @@ def compare(counts):
     print_table(("per request", "", "was", "is", "change"), rows)
     again = "make bench-counts ARGS=--accept"
     if not known:
-        print(f"There is no baseline yet: `{again}` makes these counts it.")
+        print(f"There is no baseline yet: `{again}` saves these counts as the baseline.")
         return 1
     here = machine()
     for what, was in baseline.get("machine", {}).items():
         if here.get(what) != was:
-            print(f"Counted with another {what}: the baseline's was {was!r}, this is {here[what]!r}.")
+            print(f"The baseline was counted with another {what}: {was!r}, this is {here[what]!r}.")
     if grown:
         print(
             f"\nGrown by more than {TOLERANCE:.0%}: {', '.join(dict.fromkeys(grown))}.\n"
-            "ARGS='--where --sites' shows where the instructions and allocations are. If it has to\n"
-            f"cost that much, `{again}` accepts the new counts: commit benches/counts.json with\n"
+            "ARGS='--where --sites' shows where the instructions and allocations are. If the increase\n"
+            f"is justified, `{again}` accepts the new counts: commit benches/counts.json with\n"
             "the reason."
         )
         return 1
-    print(f"\nNothing has grown by more than {TOLERANCE:.0%}. Where something costs less, keep the")
-    print(f"gain: `{again}`, and commit benches/counts.json.")
+    print(f"\nNothing has grown by more than {TOLERANCE:.0%}. If a count has decreased, save")
+    print(f"it: `{again}`, and commit benches/counts.json.")
     return 0
 
 
 def accept(counts):
-    """Scenarios that were not counted keep what they had."""
+    """Saves the counts as the baseline. Scenarios that were not counted keep theirs."""
     baseline = json.loads(BASELINE.read_text()) if BASELINE.exists() else {"counts": {}}
     for name, units in counts.items():
         baseline["counts"].setdefault(name, {}).update(units)
@@ -619,7 +618,7 @@ def accept(counts):
 
 
 def print_own(counts):
-    """What is ours: the difference to the yardstick."""
+    """Prints our own part: the difference to the yardstick."""
     rows = []
     for one in SCENARIOS:
         of_pingora = counts.get(yardstick(one))
@@ -661,11 +660,11 @@ def number(value):
     return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
 
 
-# ---- odds and ends --------------------------------------------------------------------------------
+# ---- helpers --------------------------------------------------------------------------------
 
 
 def machine():
-    """What else than our code decides about the counts."""
+    """Returns what affects the counts besides our code."""
     return {
         "rustc": run("rustc", "--version").split(" (")[0].strip(),
         "C library": " ".join(platform.libc_ver()),

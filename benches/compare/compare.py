@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""What a request costs in each proxy, measured side by side in one run.
+"""Compares the cost of a request in several proxies, measured side by side in one run.
 
     make bench-compare                        everything, about eleven minutes
     make bench-compare ARGS=--quick           four scenarios, one round, about two minutes
     make bench-compare ARGS='--only get-64 --proxies bare,countersign --rounds 5 --seconds 5'
     make bench-compare ARGS='--only get-64 --proxies bare --also before=../countersign --no-save'
 
-The proxy has one core, everything else the other. All proxies of a scenario are up at the same
-time; load goes to one after the other, for some seconds each, and that is one round. What counts
-is the ratio to the yardstick of the same round, and of those the median.
+The proxy has one core, everything else the other. All proxies of a scenario run at the same time.
+In each round they get load one after the other, for some seconds each. The result is the median over
+the rounds of the ratio to the yardstick of the same round.
 
-CPU is read for all threads of all of a proxy's processes, and divided by the requests that the
-upstream counted meanwhile: both over the same window, after connections have been set up.
+CPU time is that of all threads of all of a proxy's processes, divided by the requests that the
+upstream has counted: both over the same window, after connections have been set up.
 
 Writes results.json and results.md here and docs/performance.svg.
 """
@@ -32,12 +32,12 @@ import report
 import scenarios
 from machine import GENERATOR_CORE, ROOT
 from measure import one_run, verify
-from stand import Certificates, Upstream
+from fixtures import Certificates, Upstream
 
 
 def main():
     options = arguments()
-    # Ends like Ctrl-C, so that everything started is ended as well.
+    # Exits as by Ctrl-C, so that every process that was started is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.sched_setaffinity(0, {GENERATOR_CORE})
     chosen = chosen_scenarios(options)
@@ -63,7 +63,7 @@ def main():
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description="What a request costs in each proxy.")
+    parser = argparse.ArgumentParser(description="Compares the cost of a request in several proxies.")
     parser.add_argument("--quick", action="store_true", help="four scenarios, one round")
     parser.add_argument("--only", metavar="S,S", help="these scenarios: " + ", ".join(s.name for s in scenarios.ALL))
     parser.add_argument("--proxies", metavar="P,P", help="these proxies: " + ", ".join(p.name for p in proxies.ALL))
@@ -76,7 +76,7 @@ def arguments():
         help="another build of Countersign; may be repeated",
     )
     parser.add_argument("--rounds", type=int, help="rounds per scenario (3; --quick: 1)")
-    parser.add_argument("--seconds", type=int, default=3, help="seconds per run (3), of which 0.7 are not counted")
+    parser.add_argument("--seconds", type=int, default=3, help="seconds per run (3); 0.7 of them are not counted")
     parser.add_argument("--no-save", dest="save", action="store_false", help="write no files")
     options = parser.parse_args()
     options.rounds = options.rounds or (1 if options.quick else 3)
@@ -91,7 +91,7 @@ def chosen_scenarios(options):
 
 
 def chosen_proxies(options):
-    """Those that can run, and why the others cannot."""
+    """Returns the proxies that can run, and the reasons why the others cannot."""
     kinds = by_name(proxies.ALL, options.proxies.split(",") if options.proxies else None, "proxy")
     found, absent = [], []
     for proxy in [kind() for kind in kinds] + options.also:
@@ -107,7 +107,7 @@ def another_build(text):
     name, equals, path = text.partition("=")
     taken = [proxy.name for proxy in proxies.ALL]
     if not equals or not name.replace("-", "").isalnum() or name in taken:
-        raise argparse.ArgumentTypeError(f"{text}: write NAME=PATH; a name is letters, digits and -, and new")
+        raise argparse.ArgumentTypeError(f"{text}: write NAME=PATH; a name has letters, digits and -, and must not be in use")
     return proxies.AnotherBuild(name, pathlib.Path(path).absolute())
 
 
@@ -117,12 +117,12 @@ def by_name(everything, names, what):
     known = {each.name: each for each in everything}
     unknown = [name for name in names if name not in known]
     if unknown:
-        sys.exit(f"no {what} {', '.join(unknown)}; there are {', '.join(known)}")
+        sys.exit(f"no {what} {', '.join(unknown)}; known: {', '.join(known)}")
     return [known[name] for name in names]
 
 
 def measure(scenario, found, upstream, certificates, directory, options, absent):
-    """All rounds of one scenario; adds to `absent` what could not run in it."""
+    """Measures all rounds of one scenario; appends to `absent` what could not run in it."""
     print(f"\n{scenario.title}", flush=True)
     why = generators.missing(scenario.caller)
     if why:

@@ -1,4 +1,4 @@
-"""Load: wrk for HTTP/1.1, h2load for HTTP/2, both one thread on the core given."""
+"""Load generators: wrk for HTTP/1.1, h2load for HTTP/2, both with one thread on the given core."""
 
 import json
 import os
@@ -8,30 +8,30 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from stand import CALLER_KEY
+from fixtures import CALLER_KEY
 
 STREAMS_PER_CONNECTION = 8
 
 
 @dataclass
 class Load:
-    """What a generator saw. Latencies are in microseconds, from sending to the answer's end."""
+    """The results of a generator. Latencies are in microseconds, from sending to the end of the response."""
 
-    answers: int
-    errors: dict  # kind → how many; empty when all went well
+    responses: int
+    errors: dict  # kind → number; empty without errors
     p50: float
     p99: float
     p999: float
 
 
 def missing(caller):
-    """Why there is no load for callers of this kind, or None."""
+    """Returns why there is no generator for this kind of caller, or None."""
     needed = "h2load" if caller == "h2" else "wrk"
-    return None if shutil.which(needed) else f"{needed} is not installed: setup.sh said why"
+    return None if shutil.which(needed) else f"{needed} is not installed: see the output of setup.sh"
 
 
 class Generator:
-    """A generator under way, in a session of its own; killed on leaving."""
+    """A running generator, in a session of its own; killed on exit."""
 
     def __init__(self, command, seconds, core):
         self._seconds = seconds
@@ -45,7 +45,7 @@ class Generator:
         )
 
     def output(self):
-        """All that it says, once it has ended."""
+        """Returns its output, once it has ended."""
         return self._process.communicate(timeout=self._seconds + 30)[0]
 
     def __enter__(self):
@@ -57,10 +57,10 @@ class Generator:
 
 
 class Wrk(Generator):
-    """wrk; it counts answers of 400 and above, and every kind of socket error."""
+    """wrk, which counts responses of 400 and above, and every kind of socket error."""
 
     def __init__(self, scenario, port, seconds, core, directory):
-        # By name over TLS, so that there is a server name.
+        # A host name over TLS, so that SNI is sent.
         host = "127.0.0.1" if scenario.caller == "h1" else "localhost"
         scheme = "http" if scenario.caller == "h1" else "https"
         super().__init__(
@@ -77,14 +77,14 @@ class Wrk(Generator):
         output = self.output()
         found = re.search(r"^result: (.*)$", output, re.MULTILINE)
         if not found:
-            raise RuntimeError(f"wrk said no result but: {output.strip()[-300:]}")
-        said = json.loads(found[1])
-        errors = {kind: count for kind, count in said["errors"].items() if count}
-        return Load(said["requests"], errors, said["p50"], said["p99"], said["p999"])
+            raise RuntimeError(f"wrk printed no result but: {output.strip()[-300:]}")
+        result = json.loads(found[1])
+        errors = {kind: count for kind, count in result["errors"].items() if count}
+        return Load(result["requests"], errors, result["p50"], result["p99"], result["p999"])
 
 
 class H2load(Generator):
-    """h2load; its log has a line per request, with status and duration."""
+    """h2load, whose log has a line per request, with status and duration."""
 
     def __init__(self, scenario, port, seconds, core, directory):
         self._log = directory / "h2load.log"
@@ -110,9 +110,9 @@ class H2load(Generator):
             else:
                 errors[f"status {status}"] = errors.get(f"status {status}", 0) + 1
         if "h2" not in output.partition("Application protocol: ")[2][:3]:
-            raise RuntimeError(f"h2load did not speak HTTP/2: {output.strip()[-300:]}")
+            raise RuntimeError(f"h2load did not use HTTP/2: {output.strip()[-300:]}")
         if not durations:
-            raise RuntimeError(f"h2load got no answer: {output.strip()[-300:]}")
+            raise RuntimeError(f"h2load received no response: {output.strip()[-300:]}")
         durations.sort()
         return Load(len(durations), errors, *(percentile(durations, part) for part in (0.5, 0.99, 0.999)))
 
@@ -122,6 +122,6 @@ def percentile(ascending, part):
 
 
 def start(scenario, port, seconds, core, directory):
-    """The generator for a scenario, under way."""
+    """Starts the generator for a scenario."""
     kind = H2load if scenario.caller == "h2" else Wrk
     return kind(scenario, port, seconds, core, directory)

@@ -1,4 +1,4 @@
-"""What this machine is, who gets which part of it, and which versions are compared."""
+"""Describes this machine, the use of its cores, and the versions that are compared."""
 
 import os
 import pathlib
@@ -9,14 +9,14 @@ import subprocess
 from processes import TICKS_PER_SECOND
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Where setup.sh puts the others, and cargo ours.
+# The directories of setup.sh and of cargo.
 TOOLS = ROOT / "target" / "bench"
 BUILT = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
 PROXY_CORE, GENERATOR_CORE = 0, 1
 
 
 def facts(found):
-    """Plain data, in the order in which it is shown."""
+    """Returns the facts as plain data, in the order in which they are shown."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -24,13 +24,13 @@ def facts(found):
         "system": _system(),
         "versions": {proxy.title: proxy.version() for proxy in found},
         "generators": {name: _version(name) for name in ("wrk", "h2load") if shutil.which(name)},
-        "compiler": _said(["rustc", "--version"]),
+        "compiler": _output(["rustc", "--version"]),
         "commit": _commit(),
     }
 
 
 def busy_seconds():
-    """Of each core, the time since boot in which it did anything at all, for us or for others."""
+    """Returns for each core the time since boot in which it was busy, with any process."""
     seconds = []
     for line in pathlib.Path("/proc/stat").read_text().splitlines():
         name, *ticks = line.split()
@@ -61,13 +61,13 @@ def _system():
 
 
 def _commit():
-    """What was built; results of earlier runs do not make it another program."""
-    commit = _said(["git", "rev-parse", "--short", "HEAD"])
-    changed = _said(["git", "status", "--porcelain", "--", *(ROOT / name for name in ("src", "demo", "Cargo.toml", "Cargo.lock"))])
+    """Returns the commit, and whether sources differ from it. Results of earlier runs do not count."""
+    commit = _output(["git", "rev-parse", "--short", "HEAD"])
+    changed = _output(["git", "status", "--porcelain", "--", *(ROOT / name for name in ("src", "demo", "Cargo.toml", "Cargo.lock"))])
     return f"{commit} with changes" if changed else commit
 
 
-def _said(command):
+def _output(command):
     try:
         ran = subprocess.run(
             command, capture_output=True, text=True, timeout=10, check=True, cwd=pathlib.Path(__file__).parent

@@ -1,4 +1,4 @@
-"""One run: is the proxy doing what it is there for, and what does it use under load?"""
+"""One run: verifies that the proxy works, and measures what it uses under load."""
 
 import ssl
 import time
@@ -9,30 +9,30 @@ import generators
 import machine
 from machine import GENERATOR_CORE, PROXY_CORE
 from processes import eventually
-from stand import CALLER_KEY
+from fixtures import CALLER_KEY
 
-# Of a run's start: connections, handshakes, first growth of buffers.
+# The start of a run is not measured: connections, handshakes, first growth of buffers.
 WARM_SECONDS = 0.5
-# Of its end, where the generator stops before we have looked.
+# Neither is its end, where the generator stops before the second sample.
 MARGIN_SECONDS = 0.2
 
 
 def verify(proxy, program, place):
-    """Waits until the credential reaches the upstream, and the caller's key does not. Returns what
-    is wrong, or None."""
-    said = ""
+    """Waits until the credential reaches the upstream, and the caller's key does not. Returns the
+    error, or None."""
+    received = ""
 
     def served():
-        nonlocal said
+        nonlocal received
         if program.ended():
-            raise ChildProcessError(program.complaint())
-        said = ask(place, "/vendor/check")
-        return said == proxy.arrives
+            raise ChildProcessError(program.last_errors())
+        received = ask(place, "/vendor/check")
+        return received == proxy.arrives
 
     try:
         eventually(served, 15, "the credential at the upstream")
     except TimeoutError as error:
-        return f"{error}; last answer: {said!r}; it says: {program.complaint()}"
+        return f"{error}; last response: {received!r}; its log: {program.last_errors()}"
     except ChildProcessError as error:
         return f"did not start: {error}"
     return None
@@ -46,22 +46,22 @@ def ask(place, path):
     )
     context = ssl.create_default_context(cafile=place.certificates.ca) if place.caller_tls() else None
     if context and place.caller == "h2":
-        # A listener for HTTP/2 alone would refuse us otherwise.
+        # Without it, a listener for HTTP/2 alone would refuse the connection.
         context.set_alpn_protocols(["http/1.1"])
     try:
-        with urllib.request.urlopen(request, timeout=5, context=context) as answer:
-            return answer.read().decode()
+        with urllib.request.urlopen(request, timeout=5, context=context) as response:
+            return response.read().decode()
     except (OSError, urllib.error.URLError) as error:
         return str(error)
 
 
 def one_run(scenario, program, place, upstream, seconds):
-    """Load on one proxy; what it used, and what callers saw."""
+    """Puts load on one proxy. Returns the resources it used and the results of the generator."""
     with generators.start(scenario, place.port, seconds, GENERATOR_CORE, place.directory) as generator:
         time.sleep(WARM_SECONDS)
-        before, begun = look(program, upstream)
+        before, begun = sample(program, upstream)
         time.sleep(max(0.1, seconds - WARM_SECONDS - MARGIN_SECONDS))
-        after, ended = look(program, upstream)
+        after, ended = sample(program, upstream)
         try:
             load = generator.result()
         except Exception as error:  # pylint: disable=broad-except
@@ -72,7 +72,7 @@ def one_run(scenario, program, place, upstream, seconds):
         (ended["cores"][core] - begun["cores"][core]) / elapsed for core in (PROXY_CORE, GENERATOR_CORE)
     )
     if not requests:
-        return {"failed": f"no request reached the upstream; the proxy says: {program.complaint()}"}
+        return {"failed": f"no request reached the upstream; the proxy's log: {program.last_errors()}"}
     cpu_us = used.cpu_ns / 1000 / requests
     return {
         "requests_per_second": requests / elapsed,
@@ -92,10 +92,10 @@ def one_run(scenario, program, place, upstream, seconds):
     }
 
 
-def look(program, upstream):
-    """The proxy's usage and the upstream's counts, as close to each other as can be."""
+def sample(program, upstream):
+    """Returns the proxy's usage and the upstream's counts, read as close together as possible."""
     usage, cores, at = program.usage(), machine.busy_seconds(), time.monotonic()
     connections, requests = upstream.counts()
-    # The count came in the middle of this.
+    # The upstream counted in the middle of this.
     at = (at + time.monotonic()) / 2
     return usage, {"connections": connections, "requests": requests, "at": at, "cores": cores}

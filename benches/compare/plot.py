@@ -1,6 +1,6 @@
-"""The bars for the README. Written by hand: no library is worth one picture.
+"""The bar chart for the README, without a library, since it is the only picture.
 
-The picture has no background, and only colours that can be read on a light and on a dark one.
+The picture has no background, and its colours are legible on a light and on a dark one.
 """
 
 from html import escape
@@ -9,7 +9,7 @@ import proxies
 import report
 import scenarios
 
-# Fill for user time; that for system time is the same, paler.
+# Fill colours for user time; system time has the same colour, paler.
 OURS, OTHERS = "#d9730d", "#4d8fcc"
 TEXT = "#808890"
 COLUMN, COLUMNS = 460, 2
@@ -18,7 +18,7 @@ BAR, GAP, HEADING, MARGIN = 16, 7, 36, 22
 
 
 def svg(results):
-    """CPU per request, a panel for each of the main scenarios, a bar for each proxy."""
+    """Returns the chart: CPU per request, a panel for each main scenario, a bar for each proxy."""
     panels = []
     for scenario in results.scenarios:
         rows = [(proxy, report.summary(results, scenario, proxy)) for proxy in results.proxies]

@@ -1,6 +1,6 @@
-"""Programs that are measured or needed for measuring: started, pinned to a core, read, ended.
+"""Processes that are measured or needed for measuring: starts, pins, samples and ends them.
 
-Every program gets a session of its own, so that Ctrl-C reaches only us and we end the rest, by id.
+Every process gets a session of its own, so that Ctrl-C reaches only this one, which ends the others by ID.
 """
 
 import os
@@ -15,7 +15,7 @@ TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Usage:
-    """What a program and its children have used since they were started."""
+    """Resources that a program and its children have used since their start."""
 
     cpu_ns: int
     user_ticks: int
@@ -31,30 +31,30 @@ class Usage:
         )
 
     def user_share(self):
-        """Of the CPU time, the part outside the kernel; from ticks, so only good over seconds."""
+        """Returns the fraction of CPU time outside the kernel. Computed from ticks: needs seconds of load."""
         ticks = self.user_ticks + self.system_ticks
         return self.user_ticks / ticks if ticks else 0.0
 
 
 class Program:
-    """A program under way, with whatever it starts itself.
+    """A running program and its children.
 
-    What it prints on standard output is really read, by a `cat` on the generator's core; standard
-    error goes to a file, which `complaint` quotes.
+    Its standard output is read, by a `cat` on the generator's core; its standard error goes to a
+    file, whose end `last_errors` returns.
     """
 
     def __init__(self, name, command, core, reader_core, directory, environment=None):
         self.name = name
-        self._complaints = directory / f"{name}.stderr"
+        self._stderr = directory / f"{name}.stderr"
         read, write = os.pipe()
-        with open(self._complaints, "wb") as complaints:
+        with open(self._stderr, "wb") as stderr:
             self.process = subprocess.Popen(
                 [str(word) for word in command],
                 cwd=directory,
                 env={**os.environ, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=write,
-                stderr=complaints,
+                stderr=stderr,
                 start_new_session=True,
                 preexec_fn=lambda: os.sched_setaffinity(0, {core}),
             )
@@ -69,7 +69,7 @@ class Program:
         os.close(read)
 
     def ids(self):
-        """The process and its children, theirs included."""
+        """Returns the IDs of the process and of all its descendants."""
         found, unread = [], [self.process.pid]
         while unread:
             pid = unread.pop()
@@ -79,10 +79,10 @@ class Program:
         return found
 
     def usage(self):
-        """All threads of all processes, ended threads included."""
+        """Returns the usage of all threads of all processes, including threads that have ended."""
         cpu_ns = user = system = switches = 0
         for pid in self.ids():
-            # The process's CPU clock, see clock_getcpuclockid(3).
+            # The clock ID of the process's CPU time, see clock_getcpuclockid(3).
             cpu_ns += time.clock_gettime_ns((~pid << 3) | 2)
             fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             user += int(fields[11])
@@ -92,7 +92,7 @@ class Program:
         return Usage(cpu_ns, user, system, switches)
 
     def resident_bytes(self):
-        """Resident memory; pages shared between its processes are counted by their share."""
+        """Returns resident memory; shared pages are divided among the processes (PSS)."""
         total = 0
         for pid in self.ids():
             total += _field(pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text(), "Pss") * 1024
@@ -101,16 +101,16 @@ class Program:
     def ended(self):
         return self.process.poll() is not None
 
-    def complaint(self):
-        """The end of what it said on standard error."""
-        said = self._complaints.read_text(errors="replace").strip().splitlines()
-        return " | ".join(said[-4:]) or "(it said nothing)"
+    def last_errors(self):
+        """Returns the end of its standard error."""
+        lines = self._stderr.read_text(errors="replace").strip().splitlines()
+        return " | ".join(lines[-4:]) or "(empty)"
 
     def signal(self, number):
         self.process.send_signal(number)
 
     def end(self):
-        """SIGTERM, and SIGKILL to its whole session after three seconds."""
+        """Sends SIGTERM, and after three seconds SIGKILL to its whole session."""
         try:
             if not self.ended():
                 self.process.send_signal(signal.SIGTERM)
@@ -120,7 +120,7 @@ class Program:
                     os.killpg(self.process.pid, signal.SIGKILL)
                     self.process.wait(5)
         finally:
-            # Without writers it ends by itself; a child left behind would keep it.
+            # It ends when the pipe has no writers; a child that is left keeps it open.
             try:
                 self._reader.wait(1)
             except subprocess.TimeoutExpired:
@@ -142,7 +142,7 @@ def _field(text, name):
 
 
 def eventually(condition, seconds, what):
-    """Waits until `condition()` returns something true, and returns that."""
+    """Waits until `condition()` returns a true value, and returns it."""
     end = time.monotonic() + seconds
     while True:
         result = condition()

@@ -1,8 +1,8 @@
-"""The proxies that are compared: how each is configured for a scenario, and started.
+"""The proxies that are compared: their configuration for a scenario, and their start.
 
-Each gets one worker, one listener and one upstream, keeps as many connections to the upstream open
-as it is given callers, adds a credential to every request, and, where it can, writes an access log
-to a pipe that is really read. The rest is as each comes out of the box.
+Each has one worker, one listener and one upstream, keeps as many connections to the upstream open as
+it has callers, adds a credential to every request, and, if it can, writes an access log to a pipe that
+is read. All other settings are defaults.
 """
 
 import hashlib
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from machine import BUILT, GENERATOR_CORE, PROXY_CORE, ROOT, TOOLS
 from processes import Program
-from stand import CALLER_KEY, CLIENT_SECRET, STATIC_TOKEN, free_ports
+from fixtures import CALLER_KEY, CLIENT_SECRET, STATIC_TOKEN, free_ports
 
 
 @dataclass
 class Place:
-    """Everything a proxy's configuration refers to."""
+    """Everything that a proxy's configuration refers to."""
 
     port: int
     admin_port: int
@@ -39,10 +39,10 @@ class Place:
 
 
 class Proxy:
-    """A kind of proxy. `credential` says what it adds, for the tables."""
+    """A kind of proxy. `credential` describes what it adds, for the tables."""
 
     name = title = credential = ""
-    # What the upstream says about a request that came through: credential, caller's key.
+    # Expected response of /vendor/check: whether the credential and the caller's key arrive.
     arrives = "present unseen"
 
     def binary(self):
@@ -52,16 +52,16 @@ class Proxy:
         raise NotImplementedError
 
     def command(self, place):
-        """Writes its configuration and returns the command and its environment."""
+        """Writes the configuration and returns the command and its environment."""
         raise NotImplementedError
 
     def cannot(self, scenario):
-        """Why it cannot take part in a scenario, or None."""
+        """Returns why it cannot take part in a scenario, or None."""
         return None
 
     def missing(self):
-        """Why it cannot run at all, or None."""
-        return None if self.binary().exists() else "not installed: setup.sh said why"
+        """Returns why it cannot run at all, or None."""
+        return None if self.binary().exists() else "not installed: see the output of setup.sh"
 
     def start(self, place):
         command, environment = self.command(place)
@@ -121,12 +121,12 @@ class Countersign(Proxy):
         return [self.binary(), "serve", "--config", configuration], {"RUST_LOG": "warn"}
 
     def start_with(self, place, configuration):
-        """With a configuration written beforehand."""
+        """Starts it with an existing configuration."""
         command, environment = self._serve(configuration)
         return Program(self.name, command, PROXY_CORE, GENERATOR_CORE, place.directory, environment)
 
     def configuration(self, place, vendors=("vendor",)):
-        """A caller with a key, who may call each of `vendors`; every vendor with a login."""
+        """Returns a configuration with one caller, who may call each of `vendors`, each with a login."""
         secret = place.write("client-secret", CLIENT_SECRET)
         secret.chmod(0o600)
         tls = ""
@@ -161,7 +161,7 @@ vendors:
 
 
 class AnotherBuild(Countersign):
-    """The program at `path`, to see what a change or a compiler's option is worth."""
+    """The program at `path`, to measure the effect of a change or of a compiler option."""
 
     def __init__(self, name, path):
         self.name, self.path = name, path
@@ -171,11 +171,11 @@ class AnotherBuild(Countersign):
         return self.path
 
     def missing(self):
-        return None if self.path.exists() else f"there is no {self.path}"
+        return None if self.path.exists() else f"{self.path} does not exist"
 
 
 class ByProfile:
-    """Mixed into a proxy of ours: the same, built with a profile of itself under load."""
+    """Mixin for the same program built with profile-guided optimization."""
 
     def binary(self):
         return BUILT.parent / "pgo" / super().binary().name
@@ -213,7 +213,7 @@ class Nginx(Proxy):
         if place.caller_tls():
             tls = f"ssl_certificate {place.certificates.cert}; ssl_certificate_key {place.certificates.key};"
             http2 = "ssl http2" if place.caller == "h2" else "ssl"
-        # Nothing larger than its buffers would go to a disk, as nowhere else.
+        # Without this, bodies larger than its buffers are written to disk; the others never do that.
         configuration = place.write("nginx.conf", f"""
 daemon off;
 user root;
@@ -302,7 +302,7 @@ backend vendor
 
 
 class HaproxyTcp(Haproxy):
-    """The floor: it moves bytes and looks at none of them."""
+    """The lower bound: it relays bytes without parsing them."""
 
     name = "haproxy-tcp"
     title = "HAProxy, TCP mode"
@@ -310,7 +310,7 @@ class HaproxyTcp(Haproxy):
     arrives = "absent seen"
 
     def cannot(self, scenario):
-        return None if scenario.plaintext() else "a TCP relay ends no TLS"
+        return None if scenario.plaintext() else "a TCP relay does not terminate TLS"
 
     def command(self, place):
         configuration = place.write("haproxy-tcp.cfg", f"""
@@ -498,7 +498,7 @@ ALL = [BarePingora, BarePingoraByProfile, Countersign, CountersignByProfile, Ngi
 
 
 def place_for(scenario, upstream, certificates, directory, connections=1024):
-    """A proxy's surroundings in a scenario: ports of its own, a directory of its own."""
+    """Returns a proxy's environment in a scenario, with its own ports and directory."""
     directory.mkdir(parents=True)
     port, admin_port = free_ports(2)
     return Place(

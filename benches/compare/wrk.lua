@@ -1,5 +1,5 @@
--- For wrk: a caller's key, a body of so many bytes (0: a GET), whether each request is its connection's
--- last, and the result as one line of JSON.
+-- A script for wrk: sends a caller's key and a body of BODY-BYTES (0: a GET), optionally closes the
+-- connection after each request, and prints the result as one line of JSON.
 --
 --     wrk … -s wrk.lua URL -- KEY BODY-BYTES keep|close
 

@@ -1,4 +1,4 @@
-"""What stands around the proxies: certificates, the upstream, the token endpoint, free ports."""
+"""The environment of the proxies: certificates, the upstream, the token endpoint, free ports."""
 
 import contextlib
 import socket
@@ -8,7 +8,7 @@ import urllib.request
 from machine import GENERATOR_CORE
 from processes import Program, eventually
 
-# Every proxy sends a token that begins so; the upstream looks for it.
+# The beginning of every token; the upstream checks that it arrives.
 TOKEN_START = "bench-token-"
 STATIC_TOKEN = f"{TOKEN_START}of-a-length-that-is-usual-0123456789abcdef"
 CALLER_KEY = "bench-caller-key-of-a-usual-length-0123456789"
@@ -17,7 +17,7 @@ LARGE_BYTES = 1024 * 1024
 
 
 def free_ports(count):
-    """Ports free a moment ago, all different."""
+    """Returns different ports that were free a moment ago."""
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))
@@ -28,13 +28,13 @@ def free_ports(count):
 
 
 class Certificates:
-    """An authority and one certificate for localhost, ECDSA P-256: what most servers have."""
+    """A CA and one certificate for localhost, ECDSA P-256 as on most servers."""
 
     def __init__(self, directory):
         self.ca = directory / "ca.pem"
         self.cert = directory / "server.pem"
         self.key = directory / "server.key"
-        self.both = directory / "server-both.pem"  # as HAProxy wants it
+        self.both = directory / "server-both.pem"  # the form for HAProxy
         extensions = directory / "extensions"
         extensions.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\n")
         curve = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes".split()
@@ -52,19 +52,19 @@ class Certificates:
 class Upstream:
     """The vendor's server, and its token endpoint: nginx, one worker, on the generator's core.
 
-    It says at /vendor/check whether a credential arrived, and counts requests and connections. Every
-    token is a new one; they can be made to live for two seconds instead of an hour, and the endpoint
-    can be made to hang.
+    /vendor/check returns whether a credential arrived; requests and connections are counted. Every
+    token is a new one; their lifetime can be set to two seconds instead of an hour, and the token
+    endpoint can be made to hang.
     """
 
     def __init__(self, nginx, certificates, directory):
         if nginx.missing():
-            raise SystemExit("nginx is the upstream, and it is missing: see what setup.sh said above")
+            raise SystemExit("nginx, which serves as the upstream, is missing: see the output of setup.sh above")
         self.port, self.tls_port, self._status_port, token_port = free_ports(4)
         self.token_url = f"http://127.0.0.1:{token_port}/token"
-        # Connections to it are established by the kernel, and nobody ever answers.
+        # The kernel establishes connections to it, and nothing ever responds.
         self._silent = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        # Files whose being there makes the difference.
+        # Files whose existence changes the behaviour.
         self._short, self._hang = directory / "short-lived", directory / "hang"
         (directory / "files").mkdir()
         (directory / "files" / "large").write_bytes(b"0123456789abcde\n" * (LARGE_BYTES // 16))
@@ -79,10 +79,10 @@ class Upstream:
             directory,
         )
         try:
-            eventually(self._answers, 10, "the upstream's first answer")
+            eventually(self._responds, 10, "the upstream's first response")
         except TimeoutError as error:
             self._program.end()
-            raise RuntimeError(f"{error}; nginx says: {self._program.complaint()}") from error
+            raise RuntimeError(f"{error}; nginx reports: {self._program.last_errors()}") from error
 
     def _configuration(self, certificates, token_port, directory):
         return f"""
@@ -117,12 +117,12 @@ http {{
             return 200 '{{"id":"0f8fad5b-d9cb-469f-a165-70867728950e","status":"issued","serial":"0123456789"}}';
         }}
         location = /vendor/check {{ default_type text/plain; return 200 "$credential $key"; }}
-        # Not for all: it would remember for a minute what is said by files that come and go.
+        # Not for all locations: it would cache the existence of files that come and go for a minute.
         location = /vendor/large {{
             alias {directory}/files/large;
             open_file_cache max=10 inactive=1h;
         }}
-        # The mirror is what reads the body; it answers nothing. Only then a POST on a file becomes a 405.
+        # The mirror makes nginx read the body, before the POST on a file becomes a 405.
         location = /vendor/post {{
             alias {directory}/files/posted;
             open_file_cache max=10 inactive=1h;
@@ -141,37 +141,37 @@ http {{
         default_type application/json;
         location = /token {{
             if (-f {self._hang}) {{ rewrite ^ /silent last; }}
-            if (-f {self._short}) {{ return 200 '{_token_answer(2)}'; }}
-            return 200 '{_token_answer(3600)}';
+            if (-f {self._short}) {{ return 200 '{_token_response(2)}'; }}
+            return 200 '{_token_response(3600)}';
         }}
         location = /silent {{ internal; proxy_pass http://127.0.0.1:{self._silent.getsockname()[1]}; }}
     }}
 }}
 """
 
-    def _answers(self):
+    def _responds(self):
         try:
             return self.counts()
         except OSError:
             if self._program.ended():
-                raise RuntimeError(f"the upstream ended: {self._program.complaint()}") from None
+                raise RuntimeError(f"the upstream ended: {self._program.last_errors()}") from None
             return None
 
     def counts(self):
-        """Connections accepted and requests begun so far, those of this question left out."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._status_port}/", timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
+        """Returns connections accepted and requests begun so far, without those of this method."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._status_port}/", timeout=10) as response:
+            lines = response.read().decode().splitlines()
         accepted, _handled, requests = map(int, lines[2].split())
         self._asked = getattr(self, "_asked", 0) + 1
         return accepted - self._asked, requests - self._asked
 
-    def short_lived_tokens(self, really):
-        _mark(self._short, really)
+    def short_lived_tokens(self, enabled):
+        _mark(self._short, enabled)
 
-    def hanging_token_endpoint(self, really):
-        """Whoever still waits when it ends is turned away."""
-        _mark(self._hang, really)
-        if not really:
+    def hanging_token_endpoint(self, enabled):
+        """Closes the waiting connections when it is disabled."""
+        _mark(self._hang, enabled)
+        if not enabled:
             self._silent.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 while True:
@@ -185,14 +185,14 @@ http {{
         self._silent.close()
 
 
-def _token_answer(lifetime_seconds):
-    # nginx's own 32 random digits make it a new one.
+def _token_response(lifetime_seconds):
+    # nginx's 32 random digits make each token a new one.
     token = f"{TOKEN_START}$request_id-0123456789"
     return f'{{"access_token":"{token}","token_type":"Bearer","expires_in":{lifetime_seconds}}}'
 
 
-def _mark(path, there):
-    if there:
+def _mark(path, present):
+    if present:
         path.touch()
     else:
         path.unlink(missing_ok=True)

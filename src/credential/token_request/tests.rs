@@ -1,6 +1,9 @@
 //! What token servers answer, and what is made of it.
 
+use std::time::SystemTime;
+
 use super::super::fakes::{Reply, TokenServer, json, response, times, value, vendor};
+use super::response::epoch;
 use super::*;
 use crate::config::Auth;
 

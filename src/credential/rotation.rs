@@ -15,14 +15,15 @@
 //! find the new access token in the store, where they look before they spend and every few
 //! seconds. A store that comes back without what it held gets it back from whoever saw the newest.
 
-use std::sync::{Arc, LazyLock};
+mod in_flight;
+
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use http::StatusCode;
 use parking_lot::Mutex;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use super::explanation::Verdict;
@@ -34,6 +35,8 @@ use crate::config::{TokenTimes, Vendor};
 use crate::secret::Secret;
 use crate::store::{Access, Grant, Intent, Lock, Store, StoreError};
 use crate::tls::sha256;
+use in_flight::detached;
+pub use in_flight::wait_for_refreshes;
 
 /// A [`Source`] that spends what it last got.
 pub(super) struct Rotation<I>(Arc<Inner<I>>);
@@ -193,49 +196,6 @@ impl<I: Issuer> Source for Rotation<I> {
             () = inner.inputs.changed() => {}
         }
     }
-}
-
-/// How many answers are awaited or being stored, in the whole process.
-static IN_FLIGHT: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
-
-/// Waits, `at_most` so long, until no refresh token's answer is awaited or being stored: a process
-/// that ends before would lose it.
-pub async fn wait_for_refreshes(at_most: Duration) {
-    let mut in_flight = IN_FLIGHT.subscribe();
-    let none = in_flight.wait_for(|count| *count == 0);
-    if timeout(at_most, none).await.is_err() {
-        warn!("a refresh is still without an answer; whether its token was spent is unknown");
-    }
-}
-
-struct InFlight;
-
-impl InFlight {
-    fn begin() -> Self {
-        IN_FLIGHT.send_modify(|count| *count += 1);
-        Self
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        IN_FLIGHT.send_modify(|count| *count -= 1);
-    }
-}
-
-/// Nobody's impatience may lose an answer: `work` goes on when its caller does not.
-async fn detached(
-    work: impl Future<Output = Result<Issued, FetchError>> + Send + 'static,
-) -> Result<Issued, FetchError> {
-    let in_flight = InFlight::begin();
-    let work = async move {
-        let outcome = work.await;
-        drop(in_flight);
-        outcome
-    };
-    tokio::spawn(work)
-        .await
-        .unwrap_or_else(|_| Err(temporary("the refresh was interrupted".to_owned())))
 }
 
 impl<I: Issuer> Inner<I> {

@@ -5,59 +5,32 @@
 //! order of fields with different names. A vendor sees both, so every [`RecordedRequest`] is parsed
 //! from the recorded bytes.
 
-use std::fmt;
+mod recorder;
+mod request;
+mod response;
+
 use std::io;
-use std::mem;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
-use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use hyper::body::{Frame, Incoming};
-use hyper::ext::ReasonPhrase;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 
+use self::recorder::{Recorder, Recording};
+pub use self::request::RecordedRequest;
+pub(crate) use self::response::MockResponse;
 use super::certificates::{ClientCert, Tls};
 use super::tokens::Tokens;
-
-/// Field names that carry a login at one of the vendors, or at the proxy itself.
-const LOGIN_FIELDS: [&str; 10] = [
-    "authorization",
-    "proxy-authorization",
-    "login",
-    "password",
-    "customeruri",
-    "x-api-key",
-    "x-venafi-api-key",
-    "x-countersign-key",
-    "cookie",
-    "cookie2",
-];
-
-/// Members of a token request's body that carry a login, and `client_id`.
-const LOGIN_MEMBERS: [&str; 9] = [
-    "client_id",
-    "client_secret",
-    "client_assertion",
-    "username",
-    "password",
-    "jwt",
-    "code",
-    "refresh_token",
-    "assertion",
-];
 
 /// The rules of a vendor, without any networking.
 pub(crate) trait Handler: Send + Sync + 'static {
@@ -217,279 +190,6 @@ impl Drop for MockServer {
     }
 }
 
-/// One request as it was received.
-#[derive(Clone)]
-pub struct RecordedRequest {
-    /// Number of its connection, counted from 0.
-    pub connection: usize,
-    /// The method.
-    pub method: String,
-    /// The request target, byte for byte.
-    pub target: String,
-    /// The header fields, in their order and spelling; values without surrounding blanks.
-    pub fields: Vec<(String, String)>,
-    /// The body, transfer coding removed.
-    pub body: Vec<u8>,
-    /// Every byte read since the previous request of the connection.
-    pub raw: Vec<u8>,
-    /// The client certificate of the connection.
-    pub client_cert: Option<ClientCert>,
-    /// `true` for a token request.
-    pub token_call: bool,
-    /// Status of the response; 0 until there is one.
-    pub status: u16,
-}
-
-impl RecordedRequest {
-    /// Parses the bytes of one request.
-    ///
-    /// `None` when `raw` does not start with a complete head: the library has read it together with
-    /// the previous request (pipelining).
-    fn parse(
-        raw: Vec<u8>,
-        body: &Bytes,
-        connection: usize,
-        client_cert: Option<ClientCert>,
-    ) -> Option<Self> {
-        let end = raw.windows(4).position(|window| window == b"\r\n\r\n")?;
-        let head = String::from_utf8_lossy(&raw[..end]);
-        let mut lines = head.split("\r\n");
-        let mut start = lines.next()?.split(' ');
-        let (method, target) = (start.next()?.to_owned(), start.next()?.to_owned());
-        let fields = lines
-            .filter_map(|line| line.split_once(':'))
-            .map(|(name, value)| (name.to_owned(), value.trim_matches([' ', '\t']).to_owned()))
-            .collect();
-        Some(Self {
-            connection,
-            method,
-            target,
-            fields,
-            body: body.to_vec(),
-            raw,
-            client_cert,
-            token_call: false,
-            status: 0,
-        })
-    }
-
-    /// Returns the target without its query.
-    #[must_use]
-    pub fn path(&self) -> &str {
-        self.target
-            .split_once('?')
-            .map_or(&self.target, |(path, _)| path)
-    }
-
-    /// Returns the query's value for `name`, decoded; `None` when it occurs twice.
-    #[must_use]
-    pub fn query(&self, name: &str) -> Option<String> {
-        let (_, query) = self.target.split_once('?')?;
-        member(query.as_bytes(), name)
-    }
-
-    /// Returns the value of the only field named `name`, in any case; `None` when there is none or
-    /// more than one, because a vendor that receives two logins accepts neither.
-    #[must_use]
-    pub fn field(&self, name: &str) -> Option<&str> {
-        self.only(|spelled| spelled.eq_ignore_ascii_case(name))
-    }
-
-    /// Returns the value of the only field named exactly `name`, case included.
-    #[must_use]
-    pub fn exact_field(&self, name: &str) -> Option<&str> {
-        self.field(name)
-            .and_then(|_| self.only(|spelled| spelled == name))
-    }
-
-    /// Returns the token of the only `Authorization: Bearer` (RFC 6750 §2.1).
-    #[must_use]
-    pub fn bearer(&self) -> Option<&str> {
-        let (scheme, token) = self.field("authorization")?.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then_some(token)
-    }
-
-    /// Tells whether the body's media type is `media`, ignoring parameters.
-    #[must_use]
-    pub fn has_media_type(&self, media: &str) -> bool {
-        self.field("content-type").is_some_and(|value| {
-            let (value, _) = value.split_once(';').unwrap_or((value, ""));
-            value.trim().eq_ignore_ascii_case(media)
-        })
-    }
-
-    /// Returns a form body's value for `name`; `None` when it occurs twice (RFC 6749 §3.2).
-    #[must_use]
-    pub fn form(&self, name: &str) -> Option<String> {
-        member(&self.body, name)
-    }
-
-    /// Returns the body as JSON; `Null` when it is not JSON.
-    #[must_use]
-    pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or(Value::Null)
-    }
-
-    /// Returns every credential in the request: header fields as they were spelled, the client
-    /// certificate's subject, and, in a token request, members of its body.
-    #[must_use]
-    pub fn login(&self) -> Vec<(String, String)> {
-        let mut login: Vec<(String, String)> = self
-            .fields
-            .iter()
-            .filter(|(name, _)| LOGIN_FIELDS.contains(&name.to_ascii_lowercase().as_str()))
-            .cloned()
-            .collect();
-        if self.token_call {
-            let json = self.json();
-            for name in LOGIN_MEMBERS {
-                let value = json[name]
-                    .as_str()
-                    .map(str::to_owned)
-                    .or_else(|| self.form(name));
-                login.extend(value.map(|value| (name.to_owned(), value)));
-            }
-        }
-        if let Some(cert) = &self.client_cert {
-            login.push(("certificate".to_owned(), cert.subject.clone()));
-        }
-        login
-    }
-
-    fn only(&self, wanted: impl Fn(&str) -> bool) -> Option<&str> {
-        let mut found = self.fields.iter().filter(|(name, _)| wanted(name));
-        match (found.next(), found.next()) {
-            (Some((_, value)), None) => Some(value),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Debug for RecordedRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<&str> = self.fields.iter().map(|(name, _)| name.as_str()).collect();
-        f.debug_struct("RecordedRequest")
-            .field("method", &self.method)
-            .field("path", &self.path())
-            .field("fields", &names)
-            .field("body", &self.body.len())
-            .field("client_cert", &self.client_cert)
-            .field("status", &self.status)
-            .finish_non_exhaustive()
-    }
-}
-
-/// The response of a mock server.
-pub(crate) struct MockResponse {
-    /// The status.
-    pub(crate) status: u16,
-    /// Reason phrase other than the status's own; some clients depend on it.
-    pub(crate) reason: Option<String>,
-    /// Header fields.
-    pub(crate) fields: Vec<(String, String)>,
-    /// The body.
-    pub(crate) body: Vec<u8>,
-    /// Number of bytes of the body after which the connection is closed, although `Content-Length`
-    /// is larger.
-    pub(crate) cut: Option<usize>,
-    /// Delay before the response.
-    pub(crate) wait: Duration,
-}
-
-impl MockResponse {
-    /// Returns a response without a body.
-    pub(crate) fn empty(status: u16) -> Self {
-        Self {
-            status,
-            reason: None,
-            fields: Vec::new(),
-            body: Vec::new(),
-            cut: None,
-            wait: Duration::ZERO,
-        }
-    }
-
-    /// Returns a JSON response.
-    pub(crate) fn json(status: u16, body: &Value) -> Self {
-        Self {
-            body: body.to_string().into_bytes(),
-            ..Self::empty(status)
-        }
-        .with("Content-Type", "application/json")
-    }
-
-    /// Adds a header field.
-    pub(crate) fn with(mut self, name: &str, value: impl Into<String>) -> Self {
-        self.fields.push((name.to_owned(), value.into()));
-        self
-    }
-
-    /// Sets the reason phrase.
-    pub(crate) fn with_reason(mut self, reason: &str) -> Self {
-        self.reason = Some(reason.to_owned());
-        self
-    }
-
-    /// Converts it for the HTTP library. A response that cannot be sent (a test asked for an
-    /// invalid field name) becomes a 500 with the error as its body.
-    fn into_response(self) -> Response<Body> {
-        let mut response = Response::builder().status(self.status);
-        for (name, value) in &self.fields {
-            response = response.header(name, value);
-        }
-        if let Some(reason) = self
-            .reason
-            .and_then(|reason| ReasonPhrase::try_from(reason).ok())
-        {
-            response = response.extension(reason);
-        }
-        let body = match self.cut {
-            Some(at) => {
-                response = response.header("Content-Length", self.body.len());
-                let mut body = Bytes::from(self.body);
-                body.truncate(at);
-                Body::new(Cut::Part(body))
-            }
-            None => Body::from(self.body),
-        };
-        response.body(body).unwrap_or_else(|cause| {
-            let mut response = Response::new(Body::from(cause.to_string()));
-            *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-            response
-        })
-    }
-}
-
-/// A body that is aborted after its first part.
-enum Cut {
-    Part(Bytes),
-    /// The library flushes the part while it waits for more, but drops it on an error.
-    Pause,
-    End,
-}
-
-impl hyper::body::Body for Cut {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        match mem::replace(&mut *self, Self::End) {
-            Self::Part(part) => {
-                *self = Self::Pause;
-                Poll::Ready(Some(Ok(Frame::data(part))))
-            }
-            Self::Pause => {
-                context.waker().wake_by_ref();
-                Poll::Pending
-            }
-            Self::End => Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into()))),
-        }
-    }
-}
-
 /// State shared by all connections of one mock server.
 struct ServerState {
     handler: Box<dyn Handler>,
@@ -600,72 +300,9 @@ async fn serve_connection(
         .await;
 }
 
-/// The bytes that one connection has read.
-#[derive(Default)]
-struct Recording {
-    bytes: Vec<u8>,
-    /// Number of bytes that belong to requests already recorded.
-    consumed: usize,
-}
-
-impl Recording {
-    /// Returns the bytes of the next request.
-    fn take_request(&mut self) -> Vec<u8> {
-        let rest = self.bytes[self.consumed..].to_vec();
-        self.consumed = self.bytes.len();
-        rest
-    }
-}
-
-/// A stream that records the bytes read from it.
-struct Recorder<S> {
-    stream: S,
-    recording: Arc<Mutex<Recording>>,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Recorder<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
-        let read = &buffer.filled()[before..];
-        self.recording.lock().bytes.extend_from_slice(read);
-        polled
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Recorder<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-}
-
-/// Returns the value of `name` in form-encoded text if it occurs once.
-fn member(form: &[u8], name: &str) -> Option<String> {
-    let mut values = url::form_urlencoded::parse(form).filter(|(key, _)| key == name);
-    match (values.next(), values.next()) {
-        (Some((_, value)), None) => Some(value.into_owned()),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::super::echo;

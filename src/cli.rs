@@ -130,7 +130,7 @@ fn run(command: Command) -> ExitCode {
             without_secrets,
         } => check::run(&file.path(), without_secrets),
         Command::Probe(arguments) => {
-            let given = arguments.file.among(&arguments.vendors);
+            let given = arguments.file.with_vendors(&arguments.vendors);
             let (path, vendors) = given.unwrap_or_else(|message| config_file::refuse(message));
             with_config(&path, |config| {
                 let outcome = on_threads(1, probe::run(&config, &vendors));
@@ -148,7 +148,7 @@ fn run(command: Command) -> ExitCode {
             file,
             no_state,
         } => {
-            let given = file.beside_vendor(&vendor, argument.as_deref());
+            let given = file.with_vendor(&vendor, argument.as_deref());
             let (vendor, path) = given.unwrap_or_else(|message| config_file::refuse(message));
             with_config(&path, |config| {
                 let outcome = on_threads(1, authorize::run(&config, &vendor, no_state));

@@ -50,7 +50,7 @@ impl ConfigFile {
 
     /// Separates the file from the vendors' names in `words`. `Err`: a message that says what to
     /// write instead.
-    pub(super) fn among(&self, words: &[String]) -> Result<(PathBuf, Vec<String>), String> {
+    pub(super) fn with_vendors(&self, words: &[String]) -> Result<(PathBuf, Vec<String>), String> {
         let mut names = Vec::new();
         let mut file: Option<&str> = None;
         for word in words {
@@ -68,7 +68,7 @@ impl ConfigFile {
 
     /// Returns which of `first` and `second` is the vendor and which the file. `Err`: a message
     /// that says what to write instead.
-    pub(super) fn beside_vendor(
+    pub(super) fn with_vendor(
         &self,
         first: &str,
         second: Option<&str>,
@@ -93,7 +93,7 @@ impl ConfigFile {
 
     /// Returns the method, the path and the file from the arguments of `explain`, where the file
     /// may be first, last or in between. `Err`: a message that says what to write instead.
-    pub(super) fn beside_request<'w>(
+    pub(super) fn with_request<'w>(
         &self,
         method: &'w str,
         path: &'w str,

@@ -52,7 +52,7 @@ pub(super) struct Arguments {
 
 /// Explains the request. Exit code 0: it would be forwarded; 1: refused; 2: invalid configuration.
 pub(super) fn run(mut arguments: Arguments) -> ExitCode {
-    let given = arguments.file.beside_request(
+    let given = arguments.file.with_request(
         &arguments.method,
         &arguments.path,
         arguments.argument.as_deref(),

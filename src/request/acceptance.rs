@@ -1,5 +1,5 @@
-//! How a vendor receives what we authenticate with: its own 401 responses among those of the last
-//! ten minutes, whatever the kind of credential.
+//! How a vendor receives our credential: the share of its own 401 responses within ten minutes,
+//! whatever the kind of credential.
 //!
 //! One atomic word per half minute, so that a request costs one update and no lock.
 
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Counts one vendor's responses over a sliding window of [`WINDOW`].
+/// Counts of one vendor's responses over a sliding window of [`WINDOW`].
 #[derive(Debug)]
 pub struct Acceptance {
     started: Instant,
@@ -22,17 +22,17 @@ pub struct Acceptance {
 /// Responses of a vendor that reached callers within [`WINDOW`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Responses {
-    /// All of them.
+    /// The number of all responses.
     pub all: u64,
-    /// Those with status 401.
+    /// The number of responses with status 401.
     pub unauthorized: u64,
 }
 
-/// The time that counts.
+/// The length of the window.
 pub const WINDOW: Duration = Duration::from_mins(10);
 
 impl Acceptance {
-    /// Has counted nothing.
+    /// Returns counts of nothing.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -43,16 +43,16 @@ impl Acceptance {
     }
 
     /// Counts a response that reaches its caller. `generation` grows when a fixed credential is
-    /// replaced, and what was said about the one before is forgotten; 0 for credentials that are
-    /// renewed by themselves.
+    /// replaced, which clears the counts of the one before; it is 0 for credentials that are
+    /// renewed by the program.
     pub fn count(&self, now: Instant, unauthorized: bool, generation: u64) {
         let known = self.generation.load(Ordering::Relaxed);
         if generation != known {
             if generation < known {
                 return;
             }
-            // Whoever is first empties the window; a response that is counted in between is lost,
-            // which one in a change of secrets may be.
+            // The first request of a generation clears the window. A response counted in between is
+            // lost, which is acceptable while secrets change.
             if self.generation.fetch_max(generation, Ordering::Relaxed) < generation {
                 for slot in &self.slots {
                     slot.store(0, Ordering::Relaxed);
@@ -70,7 +70,7 @@ impl Acceptance {
                 };
             }
             if slot.all == COUNT_MASK {
-                // The shares stay as they are.
+                // The shares stay the same.
                 slot.all /= 2;
                 slot.unauthorized /= 2;
             }
@@ -78,11 +78,11 @@ impl Acceptance {
             slot.unauthorized += u64::from(unauthorized);
             Some(slot.packed())
         };
-        // Never fails: the closure always has a value.
+        // Never fails: the closure always returns a value.
         let _ = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, counted);
     }
 
-    /// The responses within [`WINDOW`], half a minute more or less.
+    /// Returns the responses within [`WINDOW`], give or take half a minute.
     #[must_use]
     pub fn recent(&self, now: Instant) -> Responses {
         let newest = self.step(now);
@@ -99,7 +99,8 @@ impl Acceptance {
         sum
     }
 
-    /// The number of half minutes since the start, from 1: an empty slot's 0 is no step.
+    /// Returns the number of half minutes since the start, counted from 1, so that an empty slot's
+    /// 0 is no step.
     fn step(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.started).as_secs() / STEP.as_secs() + 1
     }
@@ -112,15 +113,14 @@ impl Default for Acceptance {
 }
 
 impl Responses {
-    /// Whether the vendor does not accept what we authenticate with: more than half of the
-    /// responses are 401, and there are enough of them to say so.
+    /// Tells whether the vendor rejects our credential: more than half of enough responses are 401.
     #[must_use]
     pub fn rejected(self) -> bool {
         self.all >= ENOUGH && self.unauthorized * 2 > self.all
     }
 }
 
-/// What one atomic word holds.
+/// The content of one atomic word.
 #[derive(Clone, Copy, Default)]
 struct Slot {
     step: u64,
@@ -142,13 +142,14 @@ impl Slot {
     }
 }
 
-/// The time of one slot.
+/// The time that one slot covers.
 const STEP: Duration = Duration::from_secs(30);
-/// [`WINDOW`] in steps, the one under way included.
+/// [`WINDOW`] in steps, including the current one.
 const SLOTS: usize = 20;
-/// Fewer responses say nothing.
+/// Fewest responses that say anything.
 const ENOUGH: u64 = 5;
-/// A million responses a step; two such counts leave 24 bits for the step's number, 16 years.
+/// Bits of a count: a million responses a step. Two counts leave 24 bits for the step's number,
+/// which lasts 16 years.
 const COUNT_BITS: u32 = 20;
 const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
 const STEP_MASK: u64 = (1 << (64 - 2 * COUNT_BITS)) - 1;
@@ -201,7 +202,7 @@ mod tests {
         assert_eq!((counted.all, counted.unauthorized), (2, 1));
         advance(WINDOW).await;
         assert_eq!(recent(&acceptance), Responses::default());
-        // The slots of hours ago are used again, and are not taken for those of now.
+        // Slots are reused after hours, and not taken for current ones.
         advance(WINDOW * 100 + STEP * 7).await;
         assert_eq!(recent(&acceptance), Responses::default());
         count(&acceptance, 5, 5);
@@ -230,7 +231,7 @@ mod tests {
         assert!(recent(&acceptance).rejected());
         acceptance.count(Instant::now(), false, 2);
         assert_eq!(recent(&acceptance).all, 1);
-        // One that was under way with the old secret says nothing about the new one.
+        // A response to a request sent with the old secret says nothing about the new one.
         acceptance.count(Instant::now(), true, 1);
         assert_eq!(recent(&acceptance).unauthorized, 0);
     }

@@ -1,6 +1,6 @@
-//! Who is calling, and what they may do. Pure look-ups: by digest of a key, by name of a
-//! certificate. A hundred thousand callers cost no more than one, and comparing digests tells a
-//! guesser nothing about a key.
+//! Who is calling, and what they may do. Pure look-ups: keys by digest, certificates by name. A
+//! hundred thousand callers cost no more than one. Comparing digests tells a guesser nothing about
+//! a key.
 
 pub mod ended;
 mod found;
@@ -37,7 +37,7 @@ use crate::request::limit::Limiter;
 use crate::secret::reference::SecretError;
 use crate::tls::{San, sha256};
 
-/// The fields a caller's key may stand in by itself, beside the two authorization fields.
+/// The headers that may hold a caller's key, beside the two authorization headers.
 pub static KEY_FIELDS: LazyLock<Vec<HeaderName>> = LazyLock::new(|| {
     ["x-countersign-key", "x-api-key", "password"]
         .into_iter()
@@ -46,22 +46,23 @@ pub static KEY_FIELDS: LazyLock<Vec<HeaderName>> = LazyLock::new(|| {
         .collect()
 });
 
-/// One proven caller.
+/// A caller, proven.
 #[derive(Debug)]
 pub struct Caller {
-    /// Its name in logs.
+    /// The name in logs.
     pub name: Arc<str>,
-    /// Its name in metrics.
+    /// The name in metrics.
     pub label: Arc<str>,
     allow: Vec<AllowRule>,
     rate: Option<Arc<Limiter>>,
-    /// Of this name, as long as what it can show is the same.
+    /// The end of what this caller has begun, once it is removed. Shared by callers of this name as
+    /// long as their credentials stay the same.
     leave: Arc<RemovalDeadline>,
-    /// SHA-256 of its key.
+    /// SHA-256 of the key.
     key: Option<[u8; 32]>,
-    /// Of the rule that names its certificate.
+    /// Digest of the rule that names its certificate.
     certified: Option<[u8; 32]>,
-    /// Of the rule that names its tokens, and the keys that sign those.
+    /// Digest of the rule that names its tokens, and the keys that sign them.
     issued: Option<([u8; 32], Arc<Keys>)>,
 }
 
@@ -69,7 +70,7 @@ pub struct Caller {
 #[derive(Debug)]
 struct AllowRule {
     grant: Permission,
-    /// For request lines.
+    /// The entry as the access log shows it.
     text: Arc<str>,
 }
 
@@ -81,7 +82,7 @@ impl From<Permission> for AllowRule {
 }
 
 impl Caller {
-    /// A caller that may do everything: where no callers are configured.
+    /// Returns the caller that may do everything, where no callers are configured.
     #[must_use]
     pub fn anyone() -> Self {
         Self {
@@ -100,7 +101,7 @@ impl Caller {
         }
     }
 
-    /// A caller as configured.
+    /// Returns a configured caller.
     #[must_use]
     pub fn new(caller: &config::Caller) -> Self {
         let name: Arc<str> = Arc::from(caller.name.as_str());
@@ -116,20 +117,20 @@ impl Caller {
         }
     }
 
-    /// Whether anything at all of a vendor is open to it.
+    /// Tells whether the caller may use anything of a vendor.
     #[must_use]
     pub fn may_use(&self, vendor: &str) -> bool {
         let mut grants = self.allow.iter().map(|rule| &rule.grant);
         grants.any(|grant| grant.vendor.as_deref().is_none_or(|only| only == vendor))
     }
 
-    /// Whether, and when, what it has begun ends.
+    /// Returns the deadline that ends what the caller has begun, once it is removed.
     #[must_use]
     pub fn leave(&self) -> &Arc<RemovalDeadline> {
         &self.leave
     }
 
-    /// What a login by `certificate`, which `authority` vouches for, would rest on.
+    /// Returns the evidence of a login by `certificate`, which `authority` vouches for.
     fn evidence(&self, certificate: &Certificate, authority: [u8; 8]) -> Option<Evidence> {
         let until = certificate.until().duration_since(SystemTime::UNIX_EPOCH);
         Some(Evidence {
@@ -140,7 +141,7 @@ impl Caller {
         })
     }
 
-    /// Whether it can show what `other` can.
+    /// Tells whether both callers have the same credentials.
     fn shows_what(&self, other: &Self) -> bool {
         let rule = |caller: &Self| caller.issued.as_ref().map(|(rule, _)| *rule);
         self.key == other.key && self.certified == other.certified && rule(self) == rule(other)
@@ -154,7 +155,8 @@ impl Caller {
         self.rate.as_ref().map_or(Ok(()), |rate| rate.take())
     }
 
-    /// The text of the grant that lets `method` on `path` (after the vendor's prefix) pass, if any.
+    /// Returns the text of the permission that lets `method` on `path` (after the vendor's prefix)
+    /// pass.
     #[must_use]
     pub fn grant(&self, vendor: &str, method: &str, path: &str) -> Option<&Arc<str>> {
         let mut permissions = self.permissions(vendor, method);
@@ -165,7 +167,7 @@ impl Caller {
         rule.map(|rule| &rule.text)
     }
 
-    /// Whether some grant covers what a server may read a path as (see [`interpretations::of`]).
+    /// Tells whether a permission covers an interpretation of a path (see [`interpretations::of`]).
     #[must_use]
     pub fn grants_reading(&self, vendor: &str, method: &str, reading: &str) -> bool {
         let mut permissions = self.permissions(vendor, method);
@@ -177,7 +179,7 @@ impl Caller {
         })
     }
 
-    /// The grants that concern a vendor and a method.
+    /// Returns the permissions for a vendor and a method.
     fn permissions(&self, vendor: &str, method: &str) -> impl Iterator<Item = &AllowRule> {
         self.allow.iter().filter(move |AllowRule { grant, .. }| {
             grant.vendor.as_deref().is_none_or(|only| only == vendor)
@@ -189,35 +191,35 @@ impl Caller {
 /// Everyone who may call.
 #[derive(Debug)]
 pub enum Callers {
-    /// Only this machine's programs; carries the one caller they all are.
+    /// Programs of this machine alone; one caller stands for all of them.
     Loopback(Arc<Caller>),
     /// `callers: anyone`.
     Anyone(Arc<Caller>),
-    /// These and nobody else.
+    /// The configured callers and no others.
     Known(Box<Known>),
 }
 
-/// Callers by what they can show.
+/// Callers by their credentials.
 #[derive(Debug)]
 pub struct Known {
-    /// By the SHA-256 of their keys.
+    /// Callers by the SHA-256 of their keys.
     keys: foldhash::HashMap<[u8; 32], Arc<Caller>>,
-    /// By a name in their certificates.
+    /// Callers by a name in their certificates.
     names: HashMap<San, Arc<Caller>>,
     tokens: Tokens,
-    /// By name, which is what tokens of our own say.
+    /// Callers by name, as tokens of our own have it.
     all: HashMap<Arc<str>, Arc<Caller>>,
     mint: Arc<Mint>,
-    /// Those whose certificates let callers in, by [`crate::tls::Roots::authorities`].
+    /// The authorities of callers' certificates, by [`crate::tls::Roots::authorities`].
     authorities: HashSet<[u8; 8]>,
 }
 
-/// What one request shows of its sender.
+/// The facts of a request that may identify its sender.
 #[derive(Clone, Copy, Debug)]
 pub struct Presented<'a> {
-    /// Its fields.
+    /// The request's headers.
     pub headers: &'a HeaderMap,
-    /// The certificate of its connection, verified under the listener's `client_ca`.
+    /// The connection's certificate, verified under the listener's `client_ca`.
     pub certificate: Option<&'a Certificate>,
     /// Host and port, checked.
     pub authority: &'a str,
@@ -227,7 +229,8 @@ pub struct Presented<'a> {
 
 impl Callers {
     /// Reads the keys that the configuration refers to. `mint` makes tokens of our own, `issuer`
-    /// gives the keys of those who sign others, and `authorities` are those of callers' certificates. What `before` has counted of a caller's rate counts on.
+    /// returns the keys of the issuers of other tokens, and `authorities` are those of callers'
+    /// certificates. Rates go on from the counts of `before`.
     ///
     /// # Errors
     /// When a key cannot be read, with the caller's name.
@@ -272,7 +275,7 @@ impl Callers {
                 None => None,
                 Some(ApiKey::Sha256(digest)) => Some(*digest),
                 Some(ApiKey::Key(key)) => Some(
-                    // White space around it reaches nobody in a header field.
+                    // A header value reaches us without its surrounding white space.
                     key.resolve()
                         .map(|key| sha256(&[key.expose().trim().as_bytes()]))
                         .map_err(|cause| (configured.name.clone(), cause))?,
@@ -310,8 +313,8 @@ impl Callers {
         Ok(Self::Known(Box::new(known)))
     }
 
-    /// Who sent a request, as far as its head and its connection say. Verifies no signature: what is
-    /// left to verify is handed back.
+    /// Identifies the sender of a request by its headers and its connection. Verifies no signature:
+    /// what is left to verify is returned.
     #[must_use]
     pub fn identify(&self, shown: Presented<'_>) -> Identified {
         match self {
@@ -330,17 +333,17 @@ impl Callers {
         }
     }
 
-    /// Whether who calls depends on the host that is named.
+    /// Tells whether the caller depends on the host that the request names.
     #[must_use]
     pub fn heed_the_host(&self) -> bool {
         matches!(self, Self::Loopback(_))
     }
 
-    /// The same of what a login has posted: keys and refresh tokens, and where tokens are to be ended
-    /// (`ends`) those that call.
+    /// Identifies the sender of a login by the values that it posted: keys and refresh tokens, and
+    /// access tokens where tokens are to be revoked (`ends`).
     ///
     /// # Errors
-    /// [`Error::UnknownCaller`] when it is of two different callers.
+    /// [`Error::UnknownCaller`] when the values belong to two callers.
     pub fn identify_posted(
         &self,
         found: &mut Found,
@@ -353,8 +356,7 @@ impl Callers {
         }
     }
 
-    /// Gives what callers have begun an end `at`, who are not among `after` or can show something else
-    /// there.
+    /// Ends `at` what callers have begun that `after` does not have, or has with other credentials.
     pub fn leave(&self, after: &Self, at: Instant) {
         let stays = |caller: &Arc<Caller>| match after {
             Self::Known(known) => {
@@ -369,12 +371,12 @@ impl Callers {
             Self::Known(known) => known.all.values().collect(),
         };
         for caller in everybody.into_iter().filter(|caller| !stays(caller)) {
-            // Whoever has left already keeps the earlier end.
+            // A caller that was removed before keeps its earlier deadline.
             caller.leave.set(at);
         }
     }
 
-    /// Makes tokens of our own; `None` where nobody needs one.
+    /// Returns the maker of our own tokens; `None` where there are none.
     #[must_use]
     pub fn mint(&self) -> Option<&Mint> {
         match self {
@@ -383,11 +385,10 @@ impl Callers {
         }
     }
 
-    /// Ends every token of our own that a request shows, here and, where the store is shared,
-    /// everywhere.
+    /// Revokes every token of our own that a request presents, here and in the shared store.
     ///
     /// # Errors
-    /// [`Error::Busy`] when one cannot be ended, or the store has not taken it yet.
+    /// [`Error::Busy`] when one cannot be revoked, or the store has not recorded it yet.
     pub async fn end_tokens(&self, headers: &HeaderMap, posted: &[&[u8]]) -> Result<(), Error> {
         let Self::Known(known) = self else {
             return Ok(());
@@ -448,7 +449,7 @@ impl Known {
             }
             Ok(())
         })?;
-        // A connection may outlive the certificate that it began with.
+        // A connection may outlive its certificate.
         if let Some(certificate) = shown.certificate
             && let Some(authority) = certificate.authority()
         {
@@ -480,7 +481,7 @@ impl Known {
         Ok(())
     }
 
-    /// The caller of a token of our own, as long as what its login rests on is there.
+    /// Returns the caller of a token of our own, as long as the evidence of its login holds.
     fn by_own_token(&self, token: &[u8], purpose: Purpose) -> Option<(&Arc<Caller>, Login)> {
         let bearer = self.mint.read(token, purpose)?;
         let caller = self.all.get(bearer.name.as_str())?;
@@ -502,10 +503,10 @@ impl Known {
     }
 }
 
-/// A presented key: borrowed from the head, or decoded from Basic and wiped afterwards.
+/// A presented key: borrowed from a header, or decoded from Basic and wiped afterwards.
 enum Key<'a> {
     Plain(&'a [u8]),
-    /// May be a signed token as well.
+    /// May also be a signed token.
     Bearer(&'a [u8]),
     Decoded(Zeroizing<Vec<u8>>),
 }
@@ -519,12 +520,12 @@ impl AsRef<[u8]> for Key<'_> {
     }
 }
 
-/// Visits every key in every slot, equal ones once.
+/// Visits every key in every header, equal ones once.
 ///
 /// # Errors
-/// [`Error::UnknownCaller`] when a field has more than two different values, or both authorization
-/// fields together more than two different bearer tokens: no client has a use for that, and each would
-/// have to be verified. Whatever `visit` says.
+/// [`Error::UnknownCaller`] when a header has more than two different values, or both authorization
+/// headers together more than two different bearer tokens: no client needs that, and each would
+/// have to be verified. Otherwise the error of `visit`.
 fn each_credential<'a>(
     headers: &'a HeaderMap,
     mut visit: impl FnMut(Key<'a>) -> Result<(), Error>,
@@ -555,12 +556,12 @@ fn each_credential<'a>(
     Ok(())
 }
 
-/// Two different credentials of a kind at most.
+/// At most two different credentials of one kind.
 #[derive(Default)]
 struct Seen<'a>([Option<&'a [u8]>; 2]);
 
 impl<'a> Seen<'a> {
-    /// Whether `value` was not seen yet.
+    /// Tells whether `value` has not been seen yet.
     fn is_new(&mut self, value: &'a [u8]) -> Result<bool, Error> {
         for place in &mut self.0 {
             match place {
@@ -576,8 +577,8 @@ impl<'a> Seen<'a> {
     }
 }
 
-/// The key in `Bearer KEY`, `Token KEY` or `Basic base64(anything:KEY)` (RFC 9110 §11.4: schemes
-/// are case-insensitive).
+/// Returns the key in `Bearer KEY`, `Token KEY` or `Basic base64(anything:KEY)`; schemes are
+/// case-insensitive (RFC 9110 §11.1).
 fn in_scheme(value: &[u8]) -> Option<Key<'_>> {
     let blank = value.iter().position(|byte| *byte == b' ')?;
     let (scheme, rest) = value.split_at(blank);
@@ -596,8 +597,8 @@ fn in_scheme(value: &[u8]) -> Option<Key<'_>> {
     Some(Key::Decoded(Zeroizing::new(pair[colon + 1..].to_vec())))
 }
 
-/// The host of an authority, without its port and without the dot that says that a name is whole;
-/// IPv6 literals keep their brackets.
+/// Returns the host of an authority, without its port and without the final dot of an absolute
+/// name. IPv6 literals keep their brackets.
 #[must_use]
 pub fn host_of(authority: &str) -> &str {
     let after_literal = authority.rfind(']').map_or(0, |at| at + 1);
@@ -608,7 +609,7 @@ pub fn host_of(authority: &str) -> &str {
     host.strip_suffix('.').unwrap_or(host)
 }
 
-/// Whether this name or address (no port) leads to this machine, whatever the DNS says.
+/// Tells whether this name or address (no port) leads to this machine, whatever the DNS says.
 #[must_use]
 pub fn is_loopback(host: &str) -> bool {
     let name = host.strip_suffix('.').unwrap_or(host);
@@ -621,7 +622,7 @@ pub fn is_loopback(host: &str) -> bool {
         .is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-/// Whether a browser says that a page of another site is behind this request (Fetch Metadata, and
+/// Tells whether a browser sent this request for a page of another site (Fetch Metadata, and
 /// `Origin` for browsers without it).
 fn is_cross_site(headers: &HeaderMap, authority: &str) -> bool {
     let site = headers.get_all("sec-fetch-site").iter();
@@ -637,7 +638,7 @@ fn is_cross_site(headers: &HeaderMap, authority: &str) -> bool {
     foreign_site || foreign_origin
 }
 
-/// `host` in lower case, borrowed when it already is.
+/// Returns `host` in lower case, borrowed when it already is.
 #[must_use]
 pub fn lower(host: &str) -> Cow<'_, str> {
     if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -732,7 +733,7 @@ mod tests {
             ),
             (vec![("x-api-key", "key-a"); 500], a()),
             (vec![("authorization", "Bearer key-a"); 500], a()),
-            // One of each kind is what a vendor's client with placeholders sends.
+            // A vendor's client with placeholders sends one of each kind.
             (
                 vec![
                     ("x-api-key", "no"),

@@ -1,5 +1,5 @@
-//! Whose request this is, where it goes and whether it may. One pure function: the request path and
-//! `explain` ask the same one.
+//! Who sends a request, where it goes and whether it may. One pure function, which the request path
+//! and `explain` share.
 
 use std::sync::{Arc, LazyLock};
 
@@ -10,7 +10,7 @@ use crate::request::caller::{self, Caller};
 use crate::request::path::Target;
 use crate::request::vendor::{Routes, Vendor};
 
-/// What a request asks for, as far as the decision needs to know.
+/// The parts of a request that the decision needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
     /// The method.
@@ -19,31 +19,32 @@ pub struct Ask<'a> {
     pub target: Target<'a>,
     /// Host and port, checked.
     pub authority: &'a str,
-    /// The TLS server name, lower-case, where there was a handshake with one.
+    /// The TLS server name, lower-case, when the handshake had one.
     pub server_name: Option<&'a str>,
 }
 
-/// The outcome: whom it is for, and either where it goes or why not.
+/// The outcome: the vendor and the caller, and the upstream path or the refusal.
 #[derive(Debug)]
 pub struct Decision<'a, V> {
     /// The vendor, when one matched.
     pub vendor: Option<&'a Arc<V>>,
-    /// By the prefix of its path; otherwise by its host.
+    /// Matched by path prefix rather than by host.
     pub by_prefix: bool,
     /// The caller, when one was proven.
     pub caller: Option<Arc<Caller>>,
-    /// The path to send upstream, or why the request stops.
+    /// The path to send upstream, or the refusal.
     pub path: Result<String, Error>,
-    /// It is a login call that is answered here, whatever `path` says, once its body was looked at.
+    /// The form of the response when this is a login call that is answered here. It overrides
+    /// `path` once its body was read.
     pub login: Option<LoginShape>,
-    /// What decided: the caller's grant where the request may pass; the vendor's pattern that
-    /// refused its path, `allow` when none of that list matched, or `upstream` when the path leaves
-    /// its base; `login: stub`. `None`: nothing permits it.
+    /// The rule that decided. Where the request may pass: the caller's permission. Otherwise: the
+    /// vendor's pattern that refused the path, `allow` when no pattern of that list matched,
+    /// `upstream` when the path leaves the base path, or `login: stub`. `None`: nothing permits it.
     pub rule: Option<Arc<str>>,
 }
 
-/// Decides, for `caller` or for nobody. Every refusal names the vendor where one matched, so that it is
-/// counted there.
+/// Decides, for `caller` or for an unknown sender. Every refusal has the vendor where one matched,
+/// so that it is counted there.
 #[must_use]
 pub fn decide<'a, V: AsRef<Vendor>>(
     routes: &'a Routes<V>,

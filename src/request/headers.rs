@@ -1,4 +1,4 @@
-//! What heads must look like, and which fields never pass. Pure functions over heads and bytes.
+//! Checks of parsed headers, and the headers that never pass. Pure functions.
 
 use foldhash::HashSet;
 use http::header::{
@@ -25,8 +25,8 @@ pub static HOP_BY_HOP: [HeaderName; 9] = [
     UPGRADE,
 ];
 
-/// Fields by which a caller could make a vendor see another request than the one we authorised, or
-/// somebody else behind it: proxies set them, so servers behind proxies believe them.
+/// Headers by which a caller could make a vendor see another request than the one we authorised, or
+/// another sender behind it: proxies set them, so servers behind proxies trust them.
 static OVERRIDES: [HeaderName; 21] = [
     HeaderName::from_static("x-original-url"),
     HeaderName::from_static("x-rewrite-url"),
@@ -51,14 +51,14 @@ static OVERRIDES: [HeaderName; 21] = [
     FORWARDED,
 ];
 
-/// The same, each name beginning so.
+/// Beginnings of further such names.
 pub static OVERRIDE_PREFIXES: [&str; 2] = ["x-forwarded-", "x-ssl-client-"];
 
-/// Checks the parsed fields.
+/// Checks the parsed headers.
 ///
 /// # Errors
-/// [`Error::BadFraming`] for framing that is conflicting or odd, [`Error::BadRequest`] for options of
-/// the connection that would take a field of the request away.
+/// [`Error::BadFraming`] for framing that is conflicting or odd, [`Error::BadRequest`] for
+/// connection options that would remove a header of the request.
 pub fn check_fields(headers: &HeaderMap) -> Result<(), Error> {
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     if let Some(length) = lengths.next() {
@@ -78,8 +78,8 @@ pub fn check_fields(headers: &HeaderMap) -> Result<(), Error> {
     check_connection(headers)
 }
 
-/// What `Connection` names is removed on the way (RFC 9110 §7.6.1): pingora refuses what follows, as
-/// the failure of an attempt to reach the vendor.
+/// Checks the options of `Connection`, which are removed on the way (RFC 9110 §7.6.1). pingora
+/// would refuse the following as a failed attempt to reach the vendor.
 fn check_connection(headers: &HeaderMap) -> Result<(), Error> {
     const MOST_OPTIONS: usize = 9;
     let values = headers.get_all(CONNECTION).iter();
@@ -107,8 +107,8 @@ fn check_connection(headers: &HeaderMap) -> Result<(), Error> {
     Ok(())
 }
 
-/// Checks the names of the fields: letters, digits and `-`, unless `permitted` lists one. Servers that
-/// make variables of fields take others for `-` or `_`, or drop them.
+/// Checks the names of headers: letters, digits and `-`, unless `permitted` lists the name. Servers
+/// that make variables of headers take other characters for `-` or `_`, or drop them.
 ///
 /// # Errors
 /// [`Error::BadRequest`].
@@ -126,12 +126,12 @@ pub fn check_names(headers: &HeaderMap, permitted: &[HeaderName]) -> Result<(), 
     ))
 }
 
-/// Of an ordinary field name, as the parsers give it.
+/// Tells whether `byte` may be in an ordinary header name, as the parsers return it.
 fn is_plain(byte: u8) -> bool {
     matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-')
 }
 
-/// The name of the field that servers may take a field of this name for.
+/// Returns the name that servers may take this one for.
 fn dashed(name: &HeaderName) -> Option<HeaderName> {
     let name = name.as_str().bytes();
     let dashed: SmallVec<[u8; 64]> = name
@@ -140,11 +140,11 @@ fn dashed(name: &HeaderName) -> Option<HeaderName> {
     HeaderName::from_bytes(&dashed).ok()
 }
 
-/// The authority a request is for: `Host`, or `:authority` on HTTP/2.
+/// Returns the authority a request is for: `Host`, or `:authority` on HTTP/2.
 ///
 /// # Errors
-/// [`Error::BadRequest`] when it is missing, repeated, not the one of an absolute-form target, or
-/// holds anything but a host and a port.
+/// [`Error::BadRequest`] when it is missing, repeated, not that of an absolute-form target, or
+/// anything but a host and a port.
 pub fn authority<'a>(headers: &'a HeaderMap, of_target: Option<&'a str>) -> Result<&'a str, Error> {
     let mut hosts = headers.get_all(HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
@@ -197,25 +197,25 @@ fn is_authority(authority: &str) -> bool {
     host_ok && port_ok
 }
 
-/// Names of fields that must go.
+/// Names of headers to remove.
 pub type Names = SmallVec<[HeaderName; 8]>;
 
-/// The names that never pass from a caller to a vendor: callers' credentials, overrides, and
-/// every field that any vendor's credential uses, configured or known from the presets.
+/// The headers that never pass from a caller to a vendor: callers' credentials, overrides, and
+/// every header that any vendor's credential uses, configured or known from the presets.
 #[derive(Debug)]
 pub struct StrippedHeaders {
     names: HashSet<HeaderName>,
 }
 
 impl StrippedHeaders {
-    /// `credential_fields`: the field names of all vendors' credentials.
+    /// Returns the set. `credential_fields`: the header names of all vendors' credentials.
     pub fn new(credential_fields: impl IntoIterator<Item = HeaderName>) -> Self {
         let mut names: HashSet<_> = credential_fields.into_iter().collect();
-        // Servers that make variables of fields take `a-b` for `a_b`.
+        // Servers that make variables of headers take `a-b` for `a_b`.
         let dashed: Vec<_> = names.iter().filter_map(dashed).collect();
         names.extend(dashed);
         names.extend(KEY_FIELDS.iter().cloned());
-        // A vendor with several ways to log in must not be offered another of them by the caller.
+        // A caller must not offer a vendor another of its ways to log in.
         names.extend(
             config::login_headers().filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()),
         );
@@ -224,14 +224,14 @@ impl StrippedHeaders {
         Self { names }
     }
 
-    /// The barred names, for people; `Cookie` and [`OVERRIDE_PREFIXES`] come on top.
+    /// Returns the names for people. `Cookie` and [`OVERRIDE_PREFIXES`] are not among them.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         self.names.iter().map(ToString::to_string).collect()
     }
 
-    /// Which of the request's fields must go. `h2` requests have not been through any other
-    /// hop-by-hop filter.
+    /// Returns the headers to remove from a request. `h2` requests have passed no other hop-by-hop
+    /// filter.
     #[must_use]
     pub fn in_request(&self, headers: &HeaderMap, cookies_pass: bool, h2: bool) -> Names {
         headers
@@ -241,8 +241,8 @@ impl StrippedHeaders {
             .collect()
     }
 
-    /// The same of names that [`check_names`] permits one by one: what servers may take for a barred
-    /// name.
+    /// Returns the headers to remove among those that [`check_names`] permits by name: servers may
+    /// take them for a stripped one.
     #[must_use]
     pub fn lookalikes_in_request(&self, headers: &HeaderMap, cookies_pass: bool) -> Names {
         headers
@@ -264,7 +264,7 @@ impl StrippedHeaders {
     }
 }
 
-/// `te: trailers` is the one hop-by-hop field HTTP/2 permits (RFC 9113 §8.2.2).
+/// `te: trailers` is the one hop-by-hop header that HTTP/2 permits (RFC 9113 §8.2.2).
 fn is_h2_hop(name: &HeaderName, headers: &HeaderMap) -> bool {
     if name == TE {
         return headers.get_all(TE).iter().any(|value| value != "trailers");
@@ -272,7 +272,7 @@ fn is_h2_hop(name: &HeaderName, headers: &HeaderMap) -> bool {
     name == CONNECTION || HOP_BY_HOP.contains(name)
 }
 
-/// The fields of a cookie that came in pieces as one (RFC 9113 §8.2.3); `None`: it came whole.
+/// Joins the pieces of a cookie into one header (RFC 9113 §8.2.3). `None`: it came whole.
 #[must_use]
 pub fn joined_cookies(headers: &HeaderMap) -> Option<HeaderValue> {
     let pieces: Vec<&[u8]> = headers
@@ -286,8 +286,8 @@ pub fn joined_cookies(headers: &HeaderMap) -> Option<HeaderValue> {
     HeaderValue::from_bytes(&pieces.join(&b"; "[..])).ok()
 }
 
-/// Which of the answer's fields must go: hop-by-hop ones, those that `Connection` names, cookies
-/// unless they pass, and anything that claims to be our own word on the request.
+/// Returns the headers to remove from a response: hop-by-hop ones, those that `Connection` names,
+/// cookies unless they pass, and anything that claims to come from us.
 #[must_use]
 pub fn stripped_from_response(headers: &HeaderMap, cookies_pass: bool, upgrade: bool) -> Names {
     let nominated: SmallVec<[&[u8]; 8]> = headers
@@ -302,7 +302,7 @@ pub fn stripped_from_response(headers: &HeaderMap, cookies_pass: bool, upgrade: 
             if upgrade && (*name == UPGRADE || *name == CONNECTION) {
                 return false;
             }
-            // Framing belongs to whoever writes the body.
+            // Framing belongs to the sender of the body.
             if *name == TRANSFER_ENCODING || *name == CONTENT_LENGTH {
                 return false;
             }
@@ -318,9 +318,9 @@ pub fn stripped_from_response(headers: &HeaderMap, cookies_pass: bool, upgrade: 
         .collect()
 }
 
-/// Whether the framing of a vendor's answer over HTTP/1 leaves no doubt: one length in digits, no coding
-/// but `chunked` (RFC 9112 §6.1, RFC 9110 §8.6). We ask for no other, and a caller would be left to guess
-/// where a body ends.
+/// Tells whether the framing of a vendor's response over HTTP/1 is unambiguous: one length in
+/// digits, no coding but `chunked` (RFC 9112 §6.1, RFC 9110 §8.6). We request no other coding, and
+/// a caller could not tell where the body ends.
 #[must_use]
 pub fn is_framed_plainly(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
@@ -440,7 +440,7 @@ mod tests {
             "", "a b", "a/b", "u@a", "a:", "a:x", "a:70000", "[::1", "[x]", "a..b", "é",
         ] {
             let bad_host = authority(&headers(&[("host", bad)]), None).is_err();
-            // An empty port is permitted by the grammar (RFC 3986 §3.2.3) and by nobody's client.
+            // The grammar permits an empty port (RFC 3986 §3.2.3), which no client sends.
             assert!(bad_host, "{bad}");
         }
         assert!(authority(&headers(&[]), None).is_err());

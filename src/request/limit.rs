@@ -1,5 +1,5 @@
-//! Requests over time, and the rest a vendor asks for. Taking a request
-//! from a bucket, of a caller or a vendor, is one compare-and-swap; looking at a rest is one load.
+//! Rate limits, and the pause that a vendor requests with `Retry-After`. Taking a request from a
+//! bucket, of a caller or a vendor, is one compare-and-swap; checking a hold is one load.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,17 +14,17 @@ use crate::config::Rate;
 use crate::error::Error;
 use crate::http_fields::retry_after;
 
-/// A limit and what is left of it.
+/// A rate limit and its bucket.
 pub struct Limiter {
     rate: Rate,
     bucket: DefaultDirectRateLimiter,
 }
 
 impl Limiter {
-    /// A full bucket.
+    /// Returns a limiter with a full bucket.
     ///
     /// # Panics
-    /// Never: the configuration admits no rate of no time.
+    /// Never: the configuration admits no rate without a period.
     #[must_use]
     pub fn new(rate: Rate) -> Self {
         let quota = Quota::with_period(rate.every)
@@ -36,16 +36,16 @@ impl Limiter {
         }
     }
 
-    /// The limit.
+    /// Returns the rate.
     #[must_use]
     pub fn rate(&self) -> Rate {
         self.rate
     }
 
-    /// Takes one request out.
+    /// Takes one request from the bucket.
     ///
     /// # Errors
-    /// [`Error::RateLimited`] when there is none left, with the time until there is one.
+    /// [`Error::RateLimited`] when it is empty, with the time until it is not.
     pub fn take(&self) -> Result<(), Error> {
         self.bucket.check().map_err(|until| Error::RateLimited {
             retry_after: until.wait_time_from(DefaultClock::default().now()),
@@ -59,20 +59,22 @@ impl fmt::Debug for Limiter {
     }
 }
 
-/// A vendor's wish to be left alone, of one vendor with `limits.honour_retry_after`.
+/// The hold that a vendor requests with `Retry-After`, for vendors with
+/// `limits.honour_retry_after`.
 #[derive(Debug)]
 pub struct RetryAfterHold {
     born: Instant,
-    /// Milliseconds since `born`, doubled; odd: asked for with a 503, else with a 429. 0: none.
+    /// Milliseconds since `born`, doubled. Odd: requested with a 503, otherwise with a 429. 0: no
+    /// hold.
     until: AtomicU64,
 }
 
-/// No vendor is left alone for longer, whatever it asks for: a slip of its operator's must not cost
-/// ours a restart.
+/// Longest hold, whatever the vendor requests: a mistake of its operator must not cost ours a
+/// restart.
 const LONGEST_REST: Duration = Duration::from_mins(10);
 
 impl RetryAfterHold {
-    /// No wish yet.
+    /// Returns no hold.
     #[must_use]
     pub fn none() -> Self {
         Self {
@@ -81,7 +83,7 @@ impl RetryAfterHold {
         }
     }
 
-    /// Reads the head of an answer. Of several wishes the one that ends last counts.
+    /// Reads a response's headers. Of several holds, the one that ends last counts.
     pub fn note(&self, status: u16, headers: &HeaderMap) {
         if !matches!(status, 429 | 503) {
             return;
@@ -98,14 +100,14 @@ impl RetryAfterHold {
     /// Lets a request pass.
     ///
     /// # Errors
-    /// [`Error::HeldBack`] with what is left of the rest.
+    /// [`Error::HeldBack`] with the rest of the hold.
     pub fn pass(&self) -> Result<(), Error> {
         self.left().map_or(Ok(()), |(retry_after, busy)| {
             Err(Error::HeldBack { retry_after, busy })
         })
     }
 
-    /// What is left of it, and whether it was asked for with a 503; `None`: nothing.
+    /// Returns the rest of the hold, and whether it was requested with a 503.
     #[must_use]
     pub fn left(&self) -> Option<(Duration, bool)> {
         let until = self.until.load(Ordering::Relaxed);
@@ -153,7 +155,7 @@ mod tests {
             let rest = RetryAfterHold::none();
             rest.note(status, &asked("30"));
             tokio::time::advance(Duration::from_millis(10_500)).await;
-            // A shorter wish of an answer that was under way does not end it.
+            // A shorter hold of a response that was under way does not end it.
             rest.note(status, &asked("2"));
             let refused = rest.pass().unwrap_err();
             let verdict = refused.verdict();

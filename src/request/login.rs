@@ -1,5 +1,5 @@
-//! `login: stub`: what a vendor's client gets that logs in before it works, with a caller's key where
-//! its vendor secret used to be. Pure functions over paths and bodies.
+//! `login: stub`: responses to vendors' clients that log in before they work, with a caller's key
+//! in place of the vendor's secret. Pure functions over paths and bodies.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,17 +13,17 @@ use crate::pattern::Rules;
 use crate::request::caller::Caller;
 use crate::request::caller::token::{Login, Mint, Purpose};
 
-/// Longest login body, bytes.
+/// Largest login body, bytes.
 pub const LONGEST: usize = 8 * 1024;
-/// More values than any login has.
+/// Most values of a body that are looked at; logins have fewer.
 const MOST_VALUES: usize = 32;
 
-/// The login calls of one vendor that we answer.
+/// The login calls of one vendor that are answered here.
 #[derive(Debug)]
 pub struct Logins(Vec<(Rules, LoginShape)>);
 
 impl Logins {
-    /// Prepares them.
+    /// Prepares the calls.
     #[must_use]
     pub fn new(paths: &[LoginPath], trailing_dots_ignored: bool) -> Self {
         let prepared = paths.iter().map(|login| {
@@ -33,7 +33,7 @@ impl Logins {
         Self(prepared.collect())
     }
 
-    /// What `method` on `path` (as it would be sent upstream) is to be answered with.
+    /// Returns the form of the response to `method` on `path` (as it would be sent upstream).
     #[must_use]
     pub fn shape(&self, method: &str, path: &str) -> Option<LoginShape> {
         let found = self
@@ -44,12 +44,12 @@ impl Logins {
     }
 }
 
-/// What was posted: a form or a JSON object.
+/// The posted values, from a form or a JSON object.
 #[derive(Debug, Default)]
 pub struct Posted(Vec<(String, Zeroizing<String>)>);
 
 impl Posted {
-    /// Reads a body; what is neither holds nothing.
+    /// Reads a body. Any other format has no values.
     #[must_use]
     pub fn read(headers: &HeaderMap, body: &[u8]) -> Self {
         let kind = headers.get(CONTENT_TYPE).map(http::HeaderValue::as_bytes);
@@ -62,7 +62,7 @@ impl Posted {
                 .map(|(name, value)| (name.into_owned(), Zeroizing::new(value.into_owned())))
                 .collect()
         } else {
-            // Some clients post JSON without saying so.
+            // Some clients post JSON without a media type.
             let members = match serde_json::from_slice(body) {
                 Ok(Value::Object(members)) => members,
                 Ok(_) | Err(_) => serde_json::Map::new(),
@@ -82,7 +82,7 @@ impl Posted {
         Self(values.into_iter().take(MOST_VALUES).collect())
     }
 
-    /// Every value, any of which may be a key.
+    /// Returns every value; any may be a key.
     pub fn values(&self) -> impl Iterator<Item = &[u8]> {
         self.0.iter().map(|(_, value)| value.as_bytes())
     }
@@ -93,7 +93,7 @@ impl Posted {
     }
 }
 
-/// The answer to `login` of `caller`.
+/// Returns the response to `login` of `caller`.
 #[must_use]
 pub fn answer(
     shape: LoginShape,
@@ -160,7 +160,7 @@ pub fn answer(
     (StatusCode::OK, Some(body))
 }
 
-/// The status of the answer to a call that has ended its token.
+/// Returns the status of the response to a call that revoked its token.
 #[must_use]
 pub fn ended(shape: LoginShape) -> StatusCode {
     if shape == LoginShape::Logout {
@@ -170,7 +170,7 @@ pub fn ended(shape: LoginShape) -> StatusCode {
     }
 }
 
-/// Whether the call ends the token that it shows.
+/// Tells whether the call revokes the token that it presents.
 #[must_use]
 pub fn ends(shape: LoginShape) -> bool {
     match shape {

@@ -1,7 +1,7 @@
-//! The request target: what may be in it, and which rules it meets. Pure functions.
+//! The request target. Pure functions.
 //!
 //! The bytes that are checked and matched here are the bytes that are forwarded: nothing is
-//! repaired. A path that two servers could read differently is refused instead.
+//! repaired. A path that two servers could read differently is refused.
 
 use crate::downstream::raw_head::MAX_TARGET;
 use crate::error::Error;
@@ -10,11 +10,11 @@ use crate::pattern::{decode_slashes, escaped};
 /// A request target in origin form, split at the first `?`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target<'a> {
-    /// From the first `/` to before the `?`.
+    /// The path, from the first `/` to before the `?`.
     pub path: &'a str,
-    /// After the `?`; `Some("")` for a lone one.
+    /// The query after the `?`; `Some("")` for an empty one.
     pub query: Option<&'a str>,
-    /// The path holds `%2F` or `%5C`: only vendors with `encoded_slash: pass` take it.
+    /// Whether the path holds `%2F` or `%5C`, which only vendors with `encoded_slash: pass` take.
     pub encoded_slash: bool,
 }
 
@@ -56,8 +56,8 @@ impl<'a> Target<'a> {
     }
 }
 
-/// A target in absolute form as its authority and the rest, one in origin form as it is (RFC 9112
-/// §3.2).
+/// Splits a target in absolute form into authority and rest; one in origin form is returned as it
+/// is (RFC 9112 §3.2).
 ///
 /// # Errors
 /// [`Error::BadRequest`] for any other form and for user information.
@@ -93,8 +93,8 @@ pub fn split_absolute(raw: &[u8]) -> Result<(Option<&str>, &[u8]), Error> {
     Ok((Some(authority), path))
 }
 
-/// What a log may say of a request target, refused ones included: its path. Not the query or a
-/// fragment, and not the authority of an absolute form, whose user information may be a password.
+/// Returns what a log may contain of a target, refused ones included: its path. Neither the query
+/// or fragment, nor the authority of an absolute form, whose user information may be a password.
 #[must_use]
 pub fn to_log(raw: &[u8]) -> &[u8] {
     let end = raw.iter().position(|byte| matches!(byte, b'?' | b'#'));
@@ -108,7 +108,7 @@ pub fn to_log(raw: &[u8]) -> &[u8] {
     path.map_or(b"/", |at| &rest[at..])
 }
 
-/// Whether the path holds an encoded slash or backslash.
+/// Checks the path, and tells whether it holds an encoded slash or backslash.
 fn check_path(path: &str) -> Result<bool, Error> {
     if !path.starts_with('/') {
         return Err(Error::BadRequest("The path does not start with a slash."));
@@ -146,11 +146,11 @@ fn check_path(path: &str) -> Result<bool, Error> {
             _ => {}
         }
     }
-    // Only a path with a dot, a semicolon or an escape can hold one that vanishes.
+    // Only a path with a dot, a semicolon or an escape can hold a segment that vanishes.
     if !plain && path.split('/').any(vanishes) {
         return Err(Error::BadRequest(VANISHING));
     }
-    // With encoded slashes permitted for a vendor, `..%2f` climbs as well as `../` does.
+    // Where a vendor takes encoded slashes, `..%2f` climbs as `../` does.
     if encoded_slash && {
         let decoded = decode_slashes(path);
         decoded.contains("//") || decoded.split('/').any(vanishes)
@@ -163,8 +163,9 @@ fn check_path(path: &str) -> Result<bool, Error> {
 const VANISHING: &str =
     "The path holds a dot segment, or one that is empty but for a parameter (;).";
 
-/// `.` and `..`, encoded or not, with blanks, parameters or an encoded query behind them, and segments that are nothing
-/// but parameters: a server that drops those sees `//` and then another path.
+/// Tells whether a server may drop the segment: `.` and `..`, encoded or not, with blanks,
+/// parameters or an encoded query behind them, and segments that are only parameters. A server that
+/// drops the latter sees `//`, and then another path.
 fn vanishes(segment: &str) -> bool {
     let bytes = segment.as_bytes();
     let (mut dots, mut blanks) = (0, 0);
@@ -178,7 +179,7 @@ fn vanishes(segment: &str) -> bool {
             b'.' if blanks == 0 => dots += 1,
             b' ' => blanks += 1,
             b';' if blanks == 0 && dots == 0 => return true,
-            // What decodes before it splits ends the path here.
+            // A server that decodes before it splits ends the path here.
             b';' | b'?' | b'#' => break,
             _ => return false,
         }
@@ -187,8 +188,8 @@ fn vanishes(segment: &str) -> bool {
     dots == 1 || dots == 2
 }
 
-/// Whether the escape at `at` begins a byte written in more bytes than UTF-8 permits (RFC 3629 §3).
-/// A lax decoder takes `%C0%AF` for a slash.
+/// Tells whether the escape at `at` begins an overlong encoding (RFC 3629 §3). A lax decoder takes
+/// `%C0%AF` for a slash.
 fn is_overlong(bytes: &[u8], at: usize) -> bool {
     let next = if bytes.get(at + 3) == Some(&b'%') {
         escaped(bytes, at + 3)

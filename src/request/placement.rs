@@ -1,4 +1,4 @@
-//! Where on a request a credential goes. Pure functions, no I/O.
+//! How a credential goes onto a request.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -11,26 +11,26 @@ use crate::config::{Auth, Carrier};
 use crate::credential::Held;
 use crate::secret::SecretRef;
 
-/// How a vendor wants to be shown what we hold. A closed set: a vendor that fits none of these
-/// needs a new variant, never a special case elsewhere.
+/// The part of a request that carries the credential. A closed set: a vendor that fits none of
+/// these needs a new variant, never a special case elsewhere.
 #[derive(Clone, Debug)]
 pub enum Placement {
-    /// `Authorization`, the scheme included in the value.
+    /// `Authorization`; the value includes the scheme.
     Authorization,
-    /// Header fields by exact name; the n-th value goes into the n-th field.
+    /// Headers by exact name; the n-th value goes into the n-th header.
     Headers {
-        /// Their names, spelled as configured.
+        /// The names, spelled as configured.
         names: Vec<Bytes>,
-        /// Which of the values are secrets.
+        /// Whether each value is secret.
         secret: Vec<bool>,
     },
-    /// One value, already `name=value&…`, appended to the query. The names are those whose
-    /// caller-sent parameters are removed first.
+    /// One value, already `name=value&…`, appended to the query. Parameters of these names that the
+    /// caller sent are removed first.
     Query(Vec<String>),
 }
 
 impl Placement {
-    /// The placement of a kind.
+    /// Returns the placement of a credential's kind.
     #[must_use]
     pub fn of(auth: &Auth) -> Self {
         match auth.kind().carrier {
@@ -85,7 +85,7 @@ impl Placement {
         names.iter().cloned().zip(held.values())
     }
 
-    /// What of it must not come back to a caller.
+    /// Returns the secrets in a held credential, which must not come back to a caller.
     #[must_use]
     pub fn secrets(&self, held: &Held) -> Vec<Zeroizing<Vec<u8>>> {
         let mut secrets = Vec::new();
@@ -131,14 +131,14 @@ fn merged_query(names: &[String], held: &Held, callers: &str) -> Option<String> 
     Some(query)
 }
 
-/// The parameters of `query` but for those called one of `names`.
+/// Returns the parameters of `query` except those with one of `names`.
 pub fn without<'a>(query: &'a str, names: &'a [String]) -> impl Iterator<Item = &'a str> {
     query
         .split('&')
         .filter(|pair| !pair.is_empty() && !names.iter().any(|name| is_named(pair, name)))
 }
 
-/// The secrets in `Bearer SECRET`, `Basic base64(NAME:SECRET)` and the like.
+/// Adds the secrets in `Bearer SECRET`, `Basic base64(NAME:SECRET)` and similar values.
 fn after_scheme(value: &[u8], into: &mut Vec<Zeroizing<Vec<u8>>>) {
     let Some(blank) = value.iter().position(|byte| *byte == b' ') else {
         return;
@@ -159,8 +159,8 @@ fn after_scheme(value: &[u8], into: &mut Vec<Zeroizing<Vec<u8>>>) {
 
 static AUTHORIZATION: [Bytes; 1] = [Bytes::from_static(b"Authorization")];
 
-/// Whether `pair` is a parameter called `name`, in any escaping and, since servers differ, in any
-/// case.
+/// Tells whether `pair` is a parameter with this name, in any escaping and, since servers differ,
+/// in any case.
 fn is_named(pair: &str, name: &str) -> bool {
     let raw = pair.split('=').next().unwrap_or_default().replace('+', " ");
     percent_encoding::percent_decode_str(&raw)

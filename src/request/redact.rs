@@ -1,14 +1,14 @@
-//! Our own credential, masked where a vendor's answer repeats it: callers hold no vendor secrets,
-//! and an endpoint that shows the request it was sent must not hand them one. Pure functions over
+//! Masks our own credential where a vendor's response repeats it. Callers hold no vendor secrets,
+//! and an endpoint that shows the request it received must not hand them one. Pure functions over
 //! bytes.
 //!
 //! ```text
-//! Held ──secrets──▶ spellings ──▶ Needles ──▶ Redactor ◀─ the answer's body, chunk by chunk
+//! Held ──secrets──▶ spellings ──▶ Needles ──▶ Redactor ◀─ the response's body, chunk by chunk
 //! ```
 //!
-//! Text is masked in place, byte for byte, so that lengths stay true. At the end of a chunk only a
-//! true beginning of a spelling is held back until more is known. A compressed body is decoded
-//! alongside and never changed: a match breaks it off, and so does more of it than is looked through.
+//! Text is masked in place, byte for byte, so that lengths stay true. At the end of a chunk, only
+//! bytes that may begin a spelling are held back. A compressed body is decoded alongside and never
+//! changed: a match cuts it off, and so does too much of it.
 
 mod budget;
 mod markup;
@@ -39,8 +39,8 @@ use crate::request::placement::Placement;
 pub struct Prepared(ArcSwapOption<(u64, Option<Arc<Needles>>)>);
 
 impl Prepared {
-    /// What to look for in an answer to a request that carried `held`. `None`: nothing of it is
-    /// secret, or nothing long enough to be told from ordinary text.
+    /// Returns what to search the response to a request for that carried `held`. `None`: nothing of
+    /// it is secret, or nothing is long enough to be told from ordinary text.
     #[must_use]
     pub fn needles(&self, placement: &Placement, held: &Held) -> Option<Arc<Needles>> {
         let known = self.0.load();
@@ -50,7 +50,7 @@ impl Prepared {
             return known.1.clone();
         }
         let needles = Needles::new(&placement.secrets(held)).map(Arc::new);
-        // Answers to requests with an older credential do not push the newer one out.
+        // Responses to requests with an older credential do not replace the newer one.
         if known
             .as_deref()
             .is_none_or(|known| known.0 < held.generation())
@@ -62,36 +62,37 @@ impl Prepared {
     }
 }
 
-/// Shorter secrets occur in ordinary text by accident; masking them would spoil answers.
+/// Shortest secret that is masked. Shorter ones occur in ordinary text by accident; masking them
+/// would spoil responses.
 const SHORTEST: usize = 4;
-/// Base64 of a part of a secret, shorter than this, may be an accident as well.
+/// Shortest base64 of a part of a secret that is masked: a shorter one may be an accident as well.
 const SHORTEST_BASE64: usize = 12;
-/// How much of an anchor is searched for; the rest is compared where that is found.
+/// Length of the part of an anchor that is searched for; the rest is compared where that is found.
 const ANCHOR: usize = 16;
-/// Stands for each masked byte, unless a secret holds it: then the next.
+/// Replaces each masked byte, unless a secret holds it: then the next is used.
 const MASKS: &[u8] = b"*#-_.~!@$xX0";
 
-/// What one vendor's credential is, ready to be searched for in every spelling.
+/// One vendor's credential, ready to be searched for in every spelling.
 ///
 /// A spelling writes each character in any of the ways of `spelled`. No encoder in use escapes
-/// letters and digits, so the longest run of those in a secret is searched for, and what stands
-/// around it is compared.
+/// letters and digits, so the longest run of these in a secret is searched for, and the text around
+/// it is compared.
 pub struct Needles {
     secrets: Vec<Zeroizing<Vec<u8>>>,
     anchors: AhoCorasick,
-    /// For each anchor, the secrets it may be part of, and where in them it stands.
+    /// The secrets that each anchor may be part of, and its position in them.
     anchored: Vec<Vec<(usize, usize)>>,
-    /// The bytes that a spelling may begin with.
+    /// The bytes that may begin a spelling.
     begins: [bool; 256],
-    /// No spelling is shorter, bytes.
+    /// Length of the shortest spelling, bytes.
     shortest: usize,
-    /// None is longer.
+    /// Length of the longest spelling, bytes.
     longest: usize,
     mask: u8,
 }
 
 impl Needles {
-    /// `None` when there is nothing to search for.
+    /// Prepares the needles. `None` when there is nothing to search for.
     #[must_use]
     pub fn new(plain: &[Zeroizing<Vec<u8>>]) -> Option<Self> {
         let mut secrets = Vec::new();
@@ -121,7 +122,7 @@ impl Needles {
             }
             let run = longest_plain_run(secret);
             if run.is_empty() {
-                // All of it may be escaped: search for how it begins.
+                // Every character may be escaped: the beginning is searched for.
                 let first = [first];
                 let mut ways = vec![first.to_vec()];
                 ways.extend(ESCAPES.iter().map(|escape| vec![*escape]));
@@ -132,7 +133,7 @@ impl Needles {
                 wanted.push((secret[run.clone()].to_vec(), (nth, run.start)));
             }
         }
-        // At no place does more than one anchor begin: the shorter one stands for both.
+        // At most one anchor begins at a place: the shorter one stands for both.
         wanted.sort();
         wanted.dedup();
         let mut anchors: Vec<Vec<u8>> = Vec::new();
@@ -162,13 +163,13 @@ impl Needles {
         })
     }
 
-    /// Whether a complete text holds a spelling.
+    /// Tells whether a complete text holds a spelling.
     #[must_use]
     pub fn occur_in(&self, text: &[u8]) -> bool {
         text.len() >= self.shortest && self.find(text).next().is_some()
     }
 
-    /// Masks a complete text. How many places were masked; the text is `Some` when any was.
+    /// Masks a complete text. Returns the number of masked places, and the text when there are any.
     #[must_use]
     pub fn masked(&self, text: &[u8]) -> (u64, Option<Vec<u8>>) {
         let found = merged(self.find(text).collect());
@@ -183,7 +184,7 @@ impl Needles {
         (count, Some(copy))
     }
 
-    /// Masks field values. How many places were masked.
+    /// Masks header values. Returns the number of masked places.
     pub fn mask_fields(&self, fields: &mut HeaderMap) -> u64 {
         let mut count = 0;
         for value in fields.values_mut() {
@@ -197,7 +198,7 @@ impl Needles {
         count
     }
 
-    /// Every spelling in `text`, in any order; they may overlap.
+    /// Returns every spelling in `text`, in any order; they may overlap.
     fn find(&self, text: &[u8]) -> impl Iterator<Item = Range<usize>> {
         let mut from = 0;
         let hits = std::iter::from_fn(move || {
@@ -217,7 +218,8 @@ impl Needles {
         })
     }
 
-    /// Where the text ends in the beginning of a spelling: the earliest such place, or its end.
+    /// Returns where the end of the text may begin a spelling: the earliest such place, or the
+    /// text's length.
     fn unfinished(&self, text: &[u8]) -> usize {
         let from = text.len().saturating_sub(self.longest);
         (from..text.len())
@@ -241,7 +243,8 @@ impl fmt::Debug for Needles {
     }
 }
 
-/// The characters of `secret`'s base64 that are the same wherever it stands in a longer text.
+/// Returns the characters of `secret`'s base64 that are the same wherever it stands in a longer
+/// text.
 fn base64_of(secret: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
     let mut parts = Vec::new();
     for before in 0..3 {
@@ -256,7 +259,7 @@ fn base64_of(secret: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
     parts
 }
 
-/// Of letters and digits, which every encoder writes in one way only.
+/// Returns the longest run of letters and digits, which every encoder writes in one way only.
 fn longest_plain_run(secret: &[u8]) -> Range<usize> {
     let mut longest = 0..0;
     let mut start = 0;
@@ -270,7 +273,7 @@ fn longest_plain_run(secret: &[u8]) -> Range<usize> {
     longest
 }
 
-/// How long a spelling of `secret` can be.
+/// Returns the length of the longest spelling of `secret`.
 fn longest_spelling(secret: &[u8]) -> usize {
     let mut length = 0;
     let mut rest = secret;
@@ -286,7 +289,7 @@ fn longest_spelling(secret: &[u8]) -> usize {
     length
 }
 
-/// Ranges in order, none touching another.
+/// Returns the ranges in order, overlapping ones merged.
 fn merged(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
     ranges.sort_by_key(|range| range.start);
     let mut merged: Vec<Range<usize>> = Vec::with_capacity(ranges.len());
@@ -299,12 +302,12 @@ fn merged(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
     merged
 }
 
-/// How `secret` compares with the beginning of a text.
+/// The comparison of a secret with the beginning of a text.
 #[derive(Clone, Copy)]
 struct Compared {
     /// The length of its longest spelling there.
     longest: Option<usize>,
-    /// The text is the beginning of a spelling, and too short to tell.
+    /// The text may begin a spelling, and is too short to tell.
     more: bool,
 }
 
@@ -337,7 +340,7 @@ fn forwards(secret: &[u8], text: &[u8]) -> Compared {
     }
 }
 
-/// Where the longest spelling of `secret` begins that ends where `text` does.
+/// Returns where the longest spelling of `secret` begins that ends where `text` does.
 fn backwards(secret: &[u8], text: &[u8]) -> Option<usize> {
     let mut starts = Places::one(text.len());
     let mut rest = secret;
@@ -358,7 +361,7 @@ fn backwards(secret: &[u8], text: &[u8]) -> Option<usize> {
     starts.iter().min()
 }
 
-/// The length of the character at the start: bytes that are no UTF-8 each count as one.
+/// Returns the length of the first character; bytes that are not UTF-8 count as one each.
 fn first_unit(text: &[u8]) -> usize {
     let is_character = |length: &usize| {
         text.get(..*length)
@@ -367,7 +370,7 @@ fn first_unit(text: &[u8]) -> usize {
     (1..=4).find(is_character).unwrap_or(1)
 }
 
-/// The same at the end.
+/// Returns the length of the last character.
 fn last_unit(text: &[u8]) -> usize {
     let is_character = |length: &usize| {
         text.len()
@@ -377,13 +380,13 @@ fn last_unit(text: &[u8]) -> usize {
     (1..=4).find(is_character).unwrap_or(1)
 }
 
-/// What an escaped character begins with: a percent-encoded one, JSON's, and HTML's.
+/// Beginnings of escaped characters: percent-encoding, JSON, HTML.
 const ESCAPES: &[u8] = b"%\\&";
 
-/// The ways to write one character: as it is and, unless it is a letter or digit, percent-encoded
-/// (RFC 3986 §2.1), as `+` for a blank (HTML forms), escaped as JSON demands or permits (RFC 8259
-/// §7), as a character reference of HTML or XML. With each, whether letters may have either case in
-/// it. `begin` is what it begins with, where that is known.
+/// Passes the spellings of one character to `way`: as it is and, unless it is a letter or digit,
+/// percent-encoded (RFC 3986 §2.1), `+` for a blank (HTML forms), escaped as JSON demands or
+/// permits (RFC 8259 §7), as a character reference of HTML or XML. With each, whether its letters
+/// may have either case. `begin` is its first byte, where that is known.
 fn spelled(unit: &[u8], begin: Option<u8>, mut way: impl FnMut(&[u8], bool)) {
     way(unit, false);
     if unit[0].is_ascii_alphanumeric() {
@@ -465,7 +468,7 @@ impl Places {
     }
 }
 
-/// Why nothing more of a compressed response may be sent.
+/// The reason why nothing more of a compressed response may be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Withheld {
     /// It repeats our credential.
@@ -474,29 +477,29 @@ pub enum Withheld {
     /// It is compressed more than once.
     #[error("it is compressed more than once and could not be searched for our credential")]
     Stacked,
-    /// It decompresses to more than is looked through.
+    /// It decompresses to more than the budget.
     #[error("it decompresses to so much that it could not be searched for our credential")]
     TooMuch,
 }
 
-/// One answer's body on its way to the caller.
+/// The body of one response on its way to the caller.
 #[derive(Debug)]
 pub struct Redactor {
     needles: Arc<Needles>,
     body: Body,
-    /// Beginnings shorter than this are not waited for.
+    /// Shortest beginning of a spelling that is held back.
     waits_from: usize,
 }
 
 enum Body {
-    /// As it is, or in a coding that we do not know. The first `masked` bytes of what is held back
-    /// belong to a spelling that began before it.
+    /// Plain, or in an unknown coding. The first `masked` bytes of what is held back belong to a
+    /// spelling that began before it.
     Text { held: Bytes, masked: usize },
-    /// Compressed. `held` are chunks, whole, that end within the credential.
+    /// Compressed. `held` are whole chunks that end within the credential.
     Coded { decoder: Decoder, held: BytesMut },
     /// Compressed, by its own account; nothing of it has come yet.
     Unread(Coding),
-    /// Compressed more than once, or as much as says so: not searched, and not passed.
+    /// Compressed more than once, or labelled so: neither searched nor passed.
     Stacked,
 }
 
@@ -507,15 +510,14 @@ enum Coding {
     Brotli,
 }
 
-/// Chunks that are held back although nothing comes out of them are given up on here, bytes.
+/// Most bytes of chunks that are held back although nothing comes out of them.
 const HELD: usize = 1 << 20;
-/// In compressed bodies a shorter beginning of the credential is nobody's secret, and is not worth
-/// stopping a stream for.
+/// Shortest beginning of the credential that a compressed stream is stopped for: a shorter one
+/// reveals nothing.
 const BEGINNING: usize = 8;
 
-/// The codings of a body that we can read, in the order they were applied (RFC 9110 §8.4). What others
-/// there are is left to decoders to trip over; receivers differ in what they make of parameters and
-/// quotes.
+/// Returns the known codings of a body, in the order they were applied (RFC 9110 §8.4). Unknown
+/// ones are left to decoders to fail on; receivers differ in how they read parameters and quotes.
 fn codings(fields: &HeaderMap) -> impl Iterator<Item = Coding> {
     let members = fields
         .get_all(CONTENT_ENCODING)
@@ -540,7 +542,7 @@ fn codings(fields: &HeaderMap) -> impl Iterator<Item = Coding> {
 }
 
 impl Redactor {
-    /// For the body of an answer with these fields.
+    /// Returns a redactor for the body of a response with these headers.
     #[must_use]
     pub fn new(needles: Arc<Needles>, fields: &HeaderMap) -> Self {
         let mut codings = codings(fields);
@@ -549,7 +551,7 @@ impl Redactor {
             (Some(coding), None) => Body::Unread(coding),
             (Some(_), Some(_)) => Body::Stacked,
         };
-        // A message of gRPC ends where it ends; its receiver must not wait for the next one.
+        // A gRPC message may be the last for a while; its receiver must not wait for the next one.
         let is_grpc = fields
             .get(CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
@@ -560,17 +562,17 @@ impl Redactor {
         }
     }
 
-    /// What is searched for.
+    /// Returns the needles.
     #[must_use]
     pub fn needles(&self) -> &Needles {
         &self.needles
     }
 
     /// Takes the next chunk and leaves in its place what may be sent, which may be nothing. `end`:
-    /// there is no further one. How many spellings were masked.
+    /// it is the last. Returns the number of masked places.
     ///
     /// # Errors
-    /// [`Withheld`]: the answer must be broken off.
+    /// [`Withheld`]: the response must be cut off.
     pub fn pass(&mut self, chunk: &mut Option<Bytes>, end: bool) -> Result<u64, Withheld> {
         let taken = chunk.take().unwrap_or_default();
         if let (Body::Unread(coding), Some(first)) = (&self.body, taken.first()) {
@@ -594,7 +596,7 @@ impl Redactor {
                     }
                 }
                 Decoded::Withheld(why) => return Err(why),
-                // Its receiver cannot decode it either, and is left with the bytes.
+                // The receiver cannot decode it either, and is left with the bytes.
                 Decoded::Broken => {
                     let text = join(&held.split().freeze(), taken);
                     self.text(text, 0, end)
@@ -607,8 +609,7 @@ impl Redactor {
         Ok(masked)
     }
 
-    /// How long to leave the thread to other requests before the next chunk, after one that made
-    /// much work.
+    /// Returns how long to leave the thread to other requests, after a chunk that caused much work.
     #[must_use]
     pub fn pause(&self) -> Option<Duration> {
         match &self.body {
@@ -617,7 +618,7 @@ impl Redactor {
         }
     }
 
-    /// What is held back, when the body has ended without saying so: before trailers.
+    /// Returns what is held back when the body has ended without saying so: before trailers.
     #[must_use]
     pub fn finish(&mut self) -> Option<Bytes> {
         let mut rest = None;
@@ -625,8 +626,8 @@ impl Redactor {
         rest.filter(|rest| !rest.is_empty())
     }
 
-    /// `text` as it may be sent, and how many places were masked; its first `known` bytes belong to
-    /// a spelling that began before. The rest is held back.
+    /// Returns the part of `text` that may be sent, and the number of masked places. Its first
+    /// `known` bytes belong to a spelling that began before. The rest is held back.
     fn text(&mut self, mut text: Bytes, known: usize, end: bool) -> (Bytes, u64) {
         let mut cut = text.len();
         if !end {
@@ -653,7 +654,7 @@ impl Redactor {
             return (text, 0);
         }
         let mut sent = BytesMut::from(&text[..cut]);
-        // What began before was counted before.
+        // Spellings that began before were counted before.
         let mut count = 0;
         for one in found.into_iter().filter(|one| one.start < cut) {
             count += u64::from(known == 0 || one.start > 0);
@@ -671,7 +672,8 @@ impl Body {
         }
     }
 
-    /// A compressed body by its first byte. What is not what it says is text.
+    /// Chooses the decoder of a compressed body by its first byte. A body that is not what it says
+    /// is text.
     fn begun(coding: Coding, first: u8, needles: &Arc<Needles>) -> Self {
         let watch = Watch {
             needles: needles.clone(),
@@ -717,8 +719,8 @@ fn join(held: &Bytes, next: Bytes) -> Bytes {
     text.freeze()
 }
 
-/// Decodes a body only to look at it. What comes out is searched in pieces of [`OUTPUT`] bytes at
-/// most and forgotten.
+/// Decodes a body only to look at it. Its output is searched in pieces of at most [`OUTPUT`] bytes
+/// and dropped.
 enum Decoder {
     Gzip(Box<MultiGzDecoder<Watch>>),
     Zlib(Box<ZlibDecoder<Watch>>),
@@ -728,7 +730,7 @@ enum Decoder {
 
 const OUTPUT: usize = 32 * 1024;
 
-/// What decoding a chunk has shown.
+/// The result of decoding a chunk.
 enum Decoded {
     /// The text so far ends in this many bytes of a spelling.
     Clean {
@@ -783,13 +785,13 @@ fn feed(decoder: &mut impl Write, chunk: &[u8]) -> io::Result<()> {
     decoder.flush()
 }
 
-/// Where decoded text goes.
+/// The receiver of decoded text.
 struct Watch {
     needles: Arc<Needles>,
-    /// The text's end, as far as it is the beginning of a spelling.
+    /// The end of the text, as far as it may begin a spelling.
     tail: Vec<u8>,
     budget: Budget,
-    /// Why nothing more is decoded.
+    /// The reason why nothing more is decoded.
     stopped: Option<Withheld>,
 }
 
@@ -841,7 +843,7 @@ mod tests {
         fields.iter().map(field).collect()
     }
 
-    /// What comes out when `text` comes in as these chunks, and how much was masked.
+    /// Returns the output for `text` in these chunks, and the number of masked places.
     fn through<'a>(
         redactor: &mut Redactor,
         chunks: impl IntoIterator<Item = &'a [u8]>,
@@ -1050,7 +1052,7 @@ mod tests {
         }
     }
 
-    /// What came out of the decoder, bytes.
+    /// Returns the number of decoded bytes.
     fn decoded(redactor: &Redactor) -> u64 {
         let Body::Coded { decoder, .. } = &redactor.body else {
             panic!("{redactor:?}");
@@ -1058,7 +1060,7 @@ mod tests {
         decoder.watch().budget.made()
     }
 
-    /// As many zeros, compressed.
+    /// Returns this many zeros, compressed.
     fn zeros(coding: &str, length: u64) -> Vec<u8> {
         let level = Compression::best();
         let zeros = io::repeat(0).take(length);

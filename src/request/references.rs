@@ -1,9 +1,9 @@
-//! References in a vendor's response that lead to the vendor: `Location`, `Content-Location` and
-//! `Link`. Whoever follows one must come through the proxy again, and not show a caller's key to the
-//! vendor. Pure functions.
+//! References to the vendor in its responses: `Location`, `Content-Location` and `Link`. A client
+//! that follows one must come through the proxy again, and not show a caller's key to the vendor.
+//! Pure functions.
 //!
-//! They become relative references with an absolute path (RFC 3986 §4.2). By which scheme and name the
-//! proxy is reached, callers know; the proxy does not where a load balancer ends TLS before it.
+//! They become relative references with an absolute path (RFC 3986 §4.2). Callers know the scheme
+//! and the name of the proxy; behind a load balancer that terminates TLS, the proxy does not.
 
 use std::ops::Range;
 
@@ -12,17 +12,18 @@ use smallvec::SmallVec;
 
 use crate::config::Upstream;
 
-/// A `Location` or `Content-Location` as the caller must follow it. `prefix` stands before the
-/// vendor's own path; empty where the caller came by one of its hosts. `None`: it stays, because it
-/// leads elsewhere, is relative to the request's own path or lies outside of the upstream's base.
+/// Rewrites a `Location` or `Content-Location` for the caller. `prefix` goes before the vendor's
+/// own path; it is empty where the caller used one of the vendor's hosts. `None`: it stays, because
+/// it leads elsewhere, is relative to the request's own path, or is outside of the upstream's base
+/// path.
 #[must_use]
 pub fn location(value: &HeaderValue, upstream: &Upstream, prefix: &str) -> Option<HeaderValue> {
     let ours = leading_back(value.as_bytes(), upstream, prefix)?;
     HeaderValue::from_bytes(&ours).ok()
 }
 
-/// The same of a `Link` field (RFC 8288 §3): of each of its targets, and of the contexts in `anchor`.
-/// What cannot be read stays.
+/// Rewrites a `Link` (RFC 8288 §3): each of its targets, and the contexts in `anchor`. A part that
+/// cannot be read stays.
 #[must_use]
 pub fn link(value: &HeaderValue, upstream: &Upstream, prefix: &str) -> Option<HeaderValue> {
     let text = value.as_bytes();
@@ -42,11 +43,12 @@ pub fn link(value: &HeaderValue, upstream: &Upstream, prefix: &str) -> Option<He
     HeaderValue::from_bytes(&ours).ok()
 }
 
-/// Where in a `Link` field references stand: between `<` and `>`, and in quotes behind `anchor=`.
+/// Returns the positions of references in a `Link`: between `<` and `>`, and in quotes after
+/// `anchor=`.
 fn references(text: &[u8]) -> SmallVec<[Range<usize>; 8]> {
     let mut found = SmallVec::new();
     let mut at = 0;
-    // A link begins with a target, and each of its parameters behind a semicolon.
+    // A link begins with a target, and each of its parameters follows a semicolon.
     let mut begins = true;
     let mut parameter = 0;
     while let Some(byte) = text.get(at) {
@@ -80,7 +82,8 @@ fn references(text: &[u8]) -> SmallVec<[Range<usize>; 8]> {
     found
 }
 
-/// The length of the quoted string that `text` begins with, both marks included (RFC 9110 §5.6.4).
+/// Returns the length of the quoted string at the start of `text`, both quotes included (RFC 9110
+/// §5.6.4).
 fn quoted_length(text: &[u8]) -> Option<usize> {
     let mut escaped = false;
     for (at, byte) in text.iter().enumerate().skip(1) {
@@ -94,13 +97,13 @@ fn quoted_length(text: &[u8]) -> Option<usize> {
     None
 }
 
-/// Whether `before` says `anchor=`.
+/// Tells whether `before` ends in `anchor=`.
 fn is_anchor(before: &[u8]) -> bool {
     let name = before.trim_ascii().strip_suffix(b"=");
     name.is_some_and(|name| name.trim_ascii().eq_ignore_ascii_case(b"anchor"))
 }
 
-/// A reference to the vendor as one that leads back through the proxy.
+/// Rewrites a reference to the vendor as one that leads through the proxy.
 fn leading_back(reference: &[u8], upstream: &Upstream, prefix: &str) -> Option<Vec<u8>> {
     let reference = reference.trim_ascii();
     let path = match reference {
@@ -125,8 +128,9 @@ fn leading_back(reference: &[u8], upstream: &Upstream, prefix: &str) -> Option<V
     Some([prefix.as_bytes(), between, rest].concat())
 }
 
-/// The path of `//host[:port]…` on the upstream's server, by `https` if `tls`. `http` and `https` of a
-/// host on their usual ports are one server, and browsers take backslashes for slashes.
+/// Returns the path of `//host[:port]…` on the upstream's server, by `https` if `tls`. `http` and
+/// `https` of one host on their default ports are one server, and browsers take backslashes for
+/// slashes.
 fn at_upstream<'a>(reference: &'a [u8], tls: bool, upstream: &Upstream) -> Option<&'a [u8]> {
     let [b'/' | b'\\', b'/' | b'\\', rest @ ..] = reference else {
         return None;
@@ -178,7 +182,7 @@ mod tests {
             ("https://api.example./base?q#f", Some("/v?q#f")),
             ("https://somebody@api.example/base/x", Some("/v/x")),
             ("HTTPS:\\\\api.example/base/x", Some("/v/x")),
-            // In clear, on the usual port.
+            // In plaintext, on the default port.
             ("http://api.example/base/x", Some("/v/x")),
             ("http://api.example:80/base/x", Some("/v/x")),
             ("//api.example/base/x", Some("/v/x")),

@@ -1,24 +1,25 @@
-//! How many requests may be sent a second time. A vendor that drops connections because it is
-//! overloaded must not be given half as much again to do.
+//! The retry budget. A vendor that drops connections because it is overloaded must not get half as
+//! many requests again.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// One vendor's budget: a fifth of a retry for each request, saved up to a bound. Lock-free.
 #[derive(Debug)]
 pub struct Budget {
-    /// In fifths of a retry.
+    /// Saved retries, in fifths.
     saved: AtomicU32,
 }
 
 /// Requests that earn one retry: 20 %.
 const PER_RETRY: u32 = 5;
-/// What a vendor begins with: one that is seldom asked has retries as well.
+/// The initial budget, so that a vendor with few requests has retries as well.
 const FLOOR: u32 = 10 * PER_RETRY;
-/// Enough for every pooled connection to die at once; what busy hours earned beyond it is lost.
+/// Largest budget: enough for every pooled connection to die at once. Whatever busy hours earn
+/// beyond it is lost.
 const MOST: u32 = 100 * PER_RETRY;
 
 impl Budget {
-    /// The floor.
+    /// Returns the initial budget.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -28,13 +29,14 @@ impl Budget {
 
     /// Counts a request.
     pub fn earn(&self) {
-        // A full budget, the usual case, costs a load and no write that others would wait for.
+        // A full budget, the usual case, costs a load and no write that other threads would wait
+        // for.
         if self.saved.load(Ordering::Relaxed) < MOST {
             self.saved.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Takes a retry out, if there is one.
+    /// Spends a retry, if there is one.
     #[must_use]
     pub fn spend(&self) -> bool {
         let less = |saved: u32| saved.checked_sub(PER_RETRY);

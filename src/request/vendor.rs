@@ -1,5 +1,5 @@
-//! What the request path knows of a vendor, and how it finds one: path prefix or host → vendor, a
-//! pure look-up whose cost does not grow with the number of vendors.
+//! Vendors as the request path knows them, and the look-up by path prefix or host, whose cost does
+//! not grow with the number of vendors.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,47 +24,47 @@ use crate::upstream::breaker::Breaker;
 /// One vendor, prepared: nothing here is computed again for a request.
 #[derive(Debug)]
 pub struct Vendor {
-    /// Its name in logs, metrics and answers.
+    /// The name in logs, metrics and local replies.
     pub name: Arc<str>,
-    /// What stands before the vendor's own path; empty for the root.
+    /// The path before the vendor's own; empty for the root.
     pub prefix: String,
-    /// Where requests go.
+    /// The upstream's origin and base path.
     pub upstream: config::Upstream,
-    /// The Host field that goes with it.
+    /// The value of `Host` for it.
     pub host: HeaderValue,
-    /// What may not pass.
+    /// The path rules.
     pub rules: Rules,
-    /// Where the credential goes, and the credential; `None`: nothing is injected.
+    /// The credential and its placement; `None`: nothing is injected.
     pub credential: Option<(Placement, Arc<Credential>)>,
-    /// How long anything may take.
+    /// The time limits.
     pub timeouts: Timeouts,
-    /// How much anything may take.
+    /// The size and rate limits.
     pub limits: Limits,
-    /// Login calls that we answer.
+    /// The login calls that are answered here.
     pub logins: Logins,
-    /// What is left of `limits.rate`; `None`: no limit.
+    /// The bucket of `limits.rate`; `None`: no limit.
     pub rate: Option<Arc<Limiter>>,
-    /// The rest it asked for; `None`: its wish does not count.
+    /// The hold by `Retry-After`; `None`: `Retry-After` is ignored.
     pub hold: Option<RetryAfterHold>,
-    /// Whether it fails.
+    /// The circuit breaker.
     pub breaker: Arc<Breaker>,
-    /// Requests that may be sent a second time.
+    /// The retry budget.
     pub retries: Budget,
     /// `true`: Cookie and Set-Cookie pass.
     pub cookies_pass: bool,
     /// `true`: `%2F` and `%5C` pass.
     pub encoded_slash_pass: bool,
-    /// Names of fields with more than letters, digits and `-` that pass.
+    /// Names of headers that pass although they hold more than letters, digits and `-`.
     pub header_names: Vec<HeaderName>,
     /// `true`: a 401 renews the credential and replays the request.
     pub retry_on_401: bool,
-    /// How it receives our credential.
+    /// The counts of how it receives our credential.
     pub acceptance: Arc<Acceptance>,
-    /// Makes what to search answers for; `None`: nothing.
+    /// Prepares the search of responses for our credential; `None`: they are not searched.
     pub echo: Option<Prepared>,
-    /// The vendor's series.
+    /// The vendor's metrics.
     pub metrics: VendorMetrics,
-    /// Requests being served now.
+    /// The number of requests in flight.
     pub in_flight: Arc<AtomicUsize>,
 }
 
@@ -72,7 +72,7 @@ impl Vendor {
     /// Prepares a vendor.
     ///
     /// # Panics
-    /// Never: the configuration admits only host names that are field values.
+    /// Never: the configuration admits only host names that are header values.
     #[must_use]
     pub fn new(
         vendor: &config::Vendor,
@@ -106,9 +106,9 @@ impl Vendor {
         }
     }
 
-    /// Takes over what `before`, the same vendor under an earlier configuration, has counted. Not
-    /// its breaker and the rest it asked for: whoever changed the vendor may have removed the
-    /// cause. Nor, with another credential, how the one before was received.
+    /// Takes over the counts of `before`, the same vendor under an earlier configuration. Not its
+    /// breaker and its hold: the change may have removed the cause. Nor, with another credential,
+    /// the counts of its predecessor.
     pub fn take_over(&mut self, before: &Self) {
         self.in_flight = before.in_flight.clone();
         let same_credential = match (&self.credential, &before.credential) {
@@ -126,8 +126,8 @@ impl Vendor {
         self.rate = same.or_else(|| self.rate.take());
     }
 
-    /// The path sent upstream: the prefix, `prefix` bytes long, replaced by the base path. There is
-    /// room for the query behind it.
+    /// Returns the path to send upstream: the prefix, `prefix` bytes long, replaced by the base
+    /// path. It has room for the query.
     #[must_use]
     pub fn upstream_path(&self, target: Target<'_>, prefix: usize) -> String {
         let rest = &target.path[prefix..];
@@ -142,7 +142,7 @@ impl Vendor {
         sent
     }
 
-    /// Counts one request in, until the returned guard is dropped.
+    /// Counts one request in, until the returned value is dropped.
     ///
     /// # Errors
     /// [`Error::Overloaded`] when `limits.in_flight` is reached.
@@ -163,7 +163,7 @@ impl AsRef<Self> for Vendor {
     }
 }
 
-/// One request being served.
+/// One request in flight.
 #[derive(Debug)]
 pub struct InFlight(Arc<Vendor>);
 
@@ -174,21 +174,21 @@ impl Drop for InFlight {
     }
 }
 
-/// Every way in, each leading to a `V`.
+/// All routes, each to a `V`.
 #[derive(Debug)]
 pub struct Routes<V> {
     prefixes: HashMap<Box<str>, Arc<V>>,
     hosts: HashMap<Box<str>, Arc<V>>,
-    /// Longest prefix, bytes: longer cuts of a path need not be tried.
+    /// Length of the longest prefix, bytes: longer parts of a path need not be tried.
     longest: usize,
 }
 
-/// Where a request goes.
+/// The result of a look-up.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Found<'a, V> {
     /// The vendor.
     pub vendor: &'a Arc<V>,
-    /// How many bytes of the path are its prefix; 0 where the host matched.
+    /// The length of the matched prefix, bytes; 0 where the host matched.
     pub prefix: usize,
 }
 
@@ -211,9 +211,9 @@ impl<V> Routes<V> {
         routes
     }
 
-    /// The vendor named by `host` (lower-case, without a port) or else the one with the longest
-    /// prefix of `path`. A prefix matches whole segments: `/v1` covers `/v1` and `/v1/x`, never
-    /// `/v10`.
+    /// Returns the vendor with this `host` (lower-case, without a port), or else the one with the
+    /// longest prefix of `path`. A prefix matches whole segments: `/v1` covers `/v1` and `/v1/x`,
+    /// never `/v10`.
     #[must_use]
     pub fn find(&self, host: &str, path: &str) -> Option<Found<'_, V>> {
         if let Some(vendor) = self.by_host(host) {
@@ -233,7 +233,7 @@ impl<V> Routes<V> {
         }
     }
 
-    /// The vendor one of whose `hosts:` this is.
+    /// Returns the vendor that has this host.
     #[must_use]
     pub fn by_host(&self, host: &str) -> Option<&Arc<V>> {
         if self.hosts.is_empty() {

@@ -1,5 +1,5 @@
-//! Logins that were ended before their time: looked into by every request that shows a token of
-//! ours, without a lock; bounded for each caller, and never forgotten to make room.
+//! Revoked logins. Every request with a token of ours checks them, without a lock. They are bounded
+//! for each caller, and none is dropped to make room.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,30 +9,30 @@ use tokio::sync::{Notify, watch};
 
 use crate::tls::sha256;
 
-/// How many ended logins of one caller are remembered, of those that can be renewed and of those that
-/// cannot.
+/// Most revoked logins of one caller, counted apart for those with refresh tokens and those
+/// without.
 pub const MOST_EACH: usize = 512;
-/// How many of all callers, of either kind.
+/// Most revoked logins of all callers, of either kind.
 pub const MOST: usize = 16 * 1024;
 /// How long a caller waits for its revocation to be stored.
 const STORED_WITHIN: Duration = Duration::from_secs(5);
-/// One entry as it is stored, bytes.
+/// Size of a stored entry, bytes.
 const ENTRY: usize = 17;
 
-/// As many are remembered as may be: this one cannot be ended.
+/// The bound is reached: this login cannot be revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
-/// The logins that were ended.
+/// The revoked logins.
 pub struct Ended {
     current: ArcSwap<Entries>,
-    /// Counts what was ended here.
+    /// The number of revocations made here.
     here: watch::Sender<u64>,
-    /// Up to which of those the store has them; where there is none, nobody asks.
+    /// The number of those that the store has; unused where there is none.
     stored: watch::Sender<u64>,
-    /// The store has been read once.
+    /// Whether the store has been read once.
     heard: watch::Sender<bool>,
-    /// Somebody has ended one.
+    /// Notified by each revocation.
     more: Notify,
 }
 
@@ -40,16 +40,16 @@ type Entries = foldhash::HashMap<[u8; 8], Entry>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
-    /// When the last token of it ends by itself, seconds since 1970.
+    /// Expiry of the login's last token, seconds since 1970.
     until: u32,
-    /// The beginning of the caller's name's SHA-256. Whoever shares it shares a bound.
+    /// The beginning of the SHA-256 of the caller's name. Callers that share it share a bound.
     caller: [u8; 4],
-    /// It had a refresh token.
+    /// Whether the login had refresh tokens.
     renewable: bool,
 }
 
 impl Ended {
-    /// None.
+    /// Returns an empty set.
     #[must_use]
     pub fn none() -> Self {
         Self {
@@ -61,12 +61,12 @@ impl Ended {
         }
     }
 
-    /// Whether this login was ended.
+    /// Tells whether this login was revoked.
     pub(super) fn has(&self, login: [u8; 8]) -> bool {
         self.current.load().contains_key(&login)
     }
 
-    /// Ends a login of `caller`, which would end at `until` by itself.
+    /// Revokes a login of `caller`, which would expire at `until`.
     ///
     /// # Errors
     /// [`Full`]; nothing has changed then.
@@ -109,14 +109,14 @@ impl Ended {
         Ok(())
     }
 
-    /// Ends a login of nobody in particular, for tests of what shares them.
+    /// Revokes a login of no particular caller, for tests of the code that shares them.
     #[cfg(test)]
     pub(crate) fn end_one(&self, login: [u8; 8]) {
         self.end(login, "ci", now() + 1000, true).unwrap();
     }
 
-    /// Waits until the store has what was ended so far. `false`: it has not taken it in time, and will
-    /// be asked again.
+    /// Waits until the store has the revocations made so far. `false`: it has not taken them in
+    /// time, and will be asked again.
     pub async fn stored(&self) -> bool {
         let wanted = *self.here.borrow();
         let mut stored = self.stored.subscribe();
@@ -125,29 +125,31 @@ impl Ended {
         waited.is_ok_and(|stored| stored.is_ok())
     }
 
-    /// Whether the store has been read.
+    /// Tells whether the store has been read.
     #[must_use]
     pub fn heard(&self) -> bool {
         *self.heard.borrow()
     }
 
-    /// Waits until somebody ends a login.
+    /// Waits for the next revocation.
     pub async fn more(&self) {
         self.more.notified().await;
     }
 
-    /// What was ended so far, and what is to be told to [`Ended::are_stored`] once that is in the store.
+    /// Returns the number of revocations so far, for [`Ended::are_stored`] once they are in the
+    /// store.
     #[must_use]
     pub fn here(&self) -> u64 {
         *self.here.borrow()
     }
 
-    /// Tells that the store has what [`Ended::here`] counted.
+    /// Notes that the store has the revocations that [`Ended::here`] counted.
     pub fn are_stored(&self, here: u64) {
         self.stored.send_replace(here);
     }
 
-    /// Adds what the store has. Whether there is something here that the store has not.
+    /// Adds the store's revocations. Tells whether there are some here that the store does not
+    /// have.
     pub fn merge(&self, stored: &[u8]) -> bool {
         let now = now();
         let stored = read(stored);
@@ -167,7 +169,7 @@ impl Ended {
         all.any(|(login, _)| !stored.contains_key(&login))
     }
 
-    /// All of them, as they are stored.
+    /// Returns all revocations in their stored form.
     #[must_use]
     pub fn written(&self) -> Vec<u8> {
         let all = self.current.load();
@@ -182,7 +184,7 @@ impl Ended {
     }
 }
 
-/// Those whose tokens have not ended by themselves.
+/// Returns those whose tokens have not expired.
 fn current(entries: &Entries, now: u64) -> impl Iterator<Item = ([u8; 8], Entry)> {
     entries
         .iter()
@@ -206,7 +208,7 @@ fn read(stored: &[u8]) -> Entries {
     read.collect()
 }
 
-/// Seconds since 1970.
+/// Returns seconds since 1970.
 pub(super) fn now() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| now.as_secs())
@@ -230,9 +232,9 @@ mod tests {
         assert_eq!(ended.end(login(9999), "ci", until, false), Err(Full));
         assert!(!ended.has(login(9999)));
         assert!((0..MOST_EACH).all(|nth| ended.has(login(nth))));
-        // What is ended is ended, however often.
+        // Revoking twice changes nothing.
         assert_eq!(ended.end(login(0), "ci", until, false), Ok(()));
-        // Others, and what can be renewed, are counted apart.
+        // Other callers, and logins with refresh tokens, are counted apart.
         assert_eq!(ended.end(login(9999), "ci", until, true), Ok(()));
         assert_eq!(ended.end(login(10_000), "other", until, false), Ok(()));
     }

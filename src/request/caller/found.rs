@@ -1,4 +1,4 @@
-//! Who was found in what a request shows.
+//! The outcome of identifying a request's sender.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,26 +11,26 @@ use crate::error::Error;
 /// The outcome of looking for a request's sender.
 #[derive(Debug)]
 pub enum Identified {
-    /// Nothing is left to verify. [`Error::UnknownCaller`]: what is shown is of two different
-    /// callers, or is more than is looked at. [`Error::CrossSite`]: only this machine's programs may
-    /// call, and a browser or a foreign name is in play.
+    /// Nothing is left to verify. [`Error::UnknownCaller`]: the credentials belong to two callers,
+    /// or there are too many. [`Error::CrossSite`]: only this machine's programs may call, and a
+    /// browser or a foreign name is involved.
     Found(Result<Found, Error>),
-    /// Signatures are.
+    /// Signatures are left to verify.
     Unverified(Box<Unfinished>),
 }
 
-/// Who was found.
+/// The caller that was found, if any.
 #[derive(Debug, Default)]
 pub struct Found {
     caller: Option<Arc<Caller>>,
-    /// What a login would rest on; a token that calls is nothing to rest on, it would have no end.
+    /// The evidence for a login. A token that calls is none: the login would never expire.
     evidence: Option<Evidence>,
     /// The login that is being renewed.
     renewed: Option<Login>,
 }
 
 impl Found {
-    /// Where everybody is the same caller.
+    /// Returns the one caller there is.
     pub(super) fn certainly(caller: &Arc<Caller>) -> Self {
         Self {
             caller: Some(caller.clone()),
@@ -39,10 +39,11 @@ impl Found {
         }
     }
 
-    /// `evidence`: what a login would rest on. Of several the one that lasts longest counts.
+    /// Adds a proof. `evidence`: the evidence for a login; of several, the one that lasts longest
+    /// counts.
     ///
     /// # Errors
-    /// [`Error::UnknownCaller`] when somebody else was found.
+    /// [`Error::UnknownCaller`] when another caller was found.
     pub(super) fn prove(
         &mut self,
         caller: &Arc<Caller>,
@@ -63,7 +64,7 @@ impl Found {
         Ok(())
     }
 
-    /// The same by a refresh token of `login`.
+    /// Adds a proof by a refresh token of `login`.
     pub(super) fn renews(&mut self, caller: &Arc<Caller>, login: Login) -> Result<(), Error> {
         self.prove(caller, None)?;
         self.renewed.get_or_insert(login);
@@ -89,31 +90,31 @@ impl Found {
         }
     }
 
-    /// The caller.
+    /// Returns the caller.
     ///
     /// # Errors
-    /// [`Error::UnknownCaller`] when nobody was found.
+    /// [`Error::UnknownCaller`] when none was found.
     pub fn caller(&self) -> Result<Arc<Caller>, Error> {
         self.caller.clone().ok_or(Error::UnknownCaller)
     }
 
-    /// Whether a login needs no more than this.
+    /// Tells whether this is enough for a login.
     #[must_use]
     pub fn can_log_in(&self) -> bool {
         self.evidence.is_some()
     }
 
-    /// The login that the caller gets: the one that is being renewed, or a new one.
+    /// Returns the login that the caller gets: the one being renewed, or a new one.
     ///
     /// # Errors
-    /// [`Error::UnknownCaller`] when it has shown nothing to log in with, or nothing that lasts.
+    /// [`Error::UnknownCaller`] without evidence for a login, or without any that lasts.
     pub fn login(&self, mint: &Mint) -> Result<Login, Error> {
         let new = || Login::new(mint.basis(&self.evidence?));
         self.renewed.or_else(new).ok_or(Error::UnknownCaller)
     }
 }
 
-/// What was found, and the tokens that may still prove something.
+/// The proofs so far, and the tokens that may still prove something.
 pub struct Unfinished {
     pub(super) found: Found,
     pub(super) tokens: Vec<Unverified>,
@@ -129,7 +130,7 @@ impl Unfinished {
     /// Verifies the tokens.
     ///
     /// # Errors
-    /// [`Error::UnknownCaller`] when they and what else is shown are of two different callers.
+    /// [`Error::UnknownCaller`] when they and the other credentials belong to two callers.
     pub async fn finish(self) -> Result<Found, Error> {
         let mut found = self.found;
         for token in self.tokens {

@@ -1,9 +1,10 @@
-//! Callers by a signed token (RFC 7519). What a token may be signed with is decided by its issuer's
-//! keys, never by the token.
+//! Callers by a signed token (RFC 7519). The issuer's keys decide about the algorithm, never the
+//! token.
 //!
-//! Anyone can send a token, and verifying a signature is dear. So the claims are compared first, as
-//! they stand; then one signature is verified for each key set that could have made it, however many
-//! rules it serves. What was verified is remembered until the token's end, what failed for a moment.
+//! Anyone can send a token, and verifying a signature is expensive. So the claims are compared
+//! first, unverified; then one signature is verified for each key set that could have made it,
+//! however many rules it serves. Verified tokens are remembered until they expire, failures for a
+//! moment.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,17 +21,17 @@ use super::Caller;
 use crate::config;
 use crate::jwks::Keys;
 
-/// Clocks differ by so much, seconds.
+/// Tolerated difference of clocks, seconds.
 const LEEWAY: u64 = 60;
-/// Longer ones are not looked at, bytes.
+/// Longest token that is looked at, bytes.
 const LONGEST: usize = 16 * 1024;
-/// How many verified tokens are remembered.
+/// Number of verified tokens that are remembered.
 const REMEMBERED: u64 = 10_000;
-/// How many that failed are, and for how long.
+/// Number of failed tokens that are remembered, and for how long.
 const FAILURES: u64 = 10_000;
 const FAILED_FOR: Duration = Duration::from_secs(5);
 
-/// Whose tokens prove which caller.
+/// The rules for tokens, and the callers they prove.
 pub(super) struct Tokens {
     issuers: HashMap<String, Vec<Rule>>,
     memory: Arc<Memory>,
@@ -43,13 +44,13 @@ struct Rule {
     caller: Arc<Caller>,
 }
 
-/// What is known of tokens by their SHA-256. Reading takes no lock; what is rarely used makes room.
+/// Results by a token's SHA-256. Reading takes no lock; rarely used entries are evicted.
 struct Memory {
     verified: Cache<[u8; 32], Arc<Verified>>,
-    /// By the key sets that did not verify it. Only a signature is remembered as wrong: a token whose
-    /// time has not come is looked at anew.
+    /// Failures, by the key sets that did not verify the token. Only a wrong signature is
+    /// remembered: a token that is not valid yet is looked at again.
     failed: Cache<[u8; 32], Arc<Sets>>,
-    /// Signatures verified so far, good or not.
+    /// The number of signatures verified so far, good or not.
     verifications: AtomicU64,
 }
 
@@ -63,7 +64,7 @@ impl Sets {
     }
 }
 
-/// A token that was good, and until when it is.
+/// A good token, and its expiry.
 struct Verified {
     proof: Proof,
     /// Seconds since 1970, the leeway included.
@@ -71,29 +72,29 @@ struct Verified {
     sets: Sets,
 }
 
-/// Whom a token proves.
+/// The caller that a token proves.
 #[derive(Clone, Debug)]
 pub(super) enum Proof {
     One {
         caller: Arc<Caller>,
         /// `exp`, seconds since 1970.
         until: u64,
-        /// Of the key that has signed it.
+        /// Thumbprint of the key that signed it.
         thumbprint: [u8; 8],
     },
-    /// Two callers' rules fit: that proves neither.
+    /// The rules of two callers match: that proves neither.
     Several,
 }
 
-/// What can be said of a token at once.
+/// The result of looking at a token without verifying it.
 pub(super) enum Told {
     Proves(Proof),
     Nobody,
-    /// Its claims fit, and its signature is to be verified.
+    /// Its claims match, and its signature is to be verified.
     Unverified(Unverified),
 }
 
-/// A token whose claims fit the rules of these callers, by the key sets of the rules.
+/// A token whose claims match the rules of these callers, by the key sets of the rules.
 pub(super) struct Unverified {
     token: Zeroizing<Vec<u8>>,
     digest: [u8; 32],
@@ -160,7 +161,7 @@ impl Tokens {
         self.issuers.is_empty()
     }
 
-    /// Whom `token`, whose SHA-256 is `digest`, proves. Verifies no signature.
+    /// Looks at `token`, whose SHA-256 is `digest`, without verifying a signature.
     pub(super) fn look(&self, token: &[u8], digest: &[u8; 32]) -> Told {
         let now = SystemTime::now();
         let now = now
@@ -181,14 +182,14 @@ impl Tokens {
         unverified.map_or(Told::Nobody, Told::Unverified)
     }
 
-    /// `None`: no rule fits what it claims.
+    /// Returns the matching rules. `None`: no rule matches the claims.
     fn unverified(&self, token: &[u8], digest: &[u8; 32], now: u64) -> Option<Unverified> {
-        // `{"` in base64: everything else need not be decoded.
+        // `{"` in base64: other values need not be decoded.
         if token.len() > LONGEST || !token.starts_with(b"ey") {
             return None;
         }
         let header = jsonwebtoken::decode_header(token).ok()?;
-        // RFC 7515 §4.1.11: we understand no extension that must be understood.
+        // RFC 7515 §4.1.11: we support no critical extension.
         if header.crit.is_some() {
             return None;
         }
@@ -240,7 +241,7 @@ impl Rule {
 }
 
 impl Unverified {
-    /// Verifies the signature, once for each key set. Lets others have the thread after each key.
+    /// Verifies the signature, once for each key set. Yields the thread after each key.
     pub(super) async fn verify(self) -> Option<Proof> {
         let mut proven: Option<Proof> = None;
         let mut sets = Vec::with_capacity(self.rules.len());
@@ -261,7 +262,7 @@ impl Unverified {
             }
             let Some(thumbprint) = signer else {
                 if self.id.as_deref().is_none_or(|id| !current.has(id)) {
-                    // The source may have a new one.
+                    // The source may have a new key.
                     keys.missed();
                 }
                 continue;
@@ -308,12 +309,12 @@ impl Unverified {
     }
 }
 
-/// Times are numbers of seconds that may have a fraction (RFC 7519 §2).
+/// Rounds a number of seconds that may have a fraction (RFC 7519 §2).
 fn whole_seconds(seconds: f64) -> u64 {
     Duration::try_from_secs_f64(seconds.max(0.0)).map_or(u64::MAX, |time| time.as_secs())
 }
 
-/// Whether `text` fits `pattern`, in which `*` stands for any characters.
+/// Tells whether `text` matches `pattern`, in which `*` stands for any characters.
 fn matches(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();
@@ -429,7 +430,7 @@ mod tests {
         }))
     }
 
-    /// Tokens of `https://issuer` for `countersign`; each rule a subject and its caller.
+    /// Returns rules for tokens of `https://issuer` for `countersign`: subjects and their callers.
     fn tokens(keys: &Arc<Keys>, rules: &[(&str, &str)]) -> Tokens {
         let mut tokens = Tokens::new();
         for (subject, name) in rules {
@@ -460,7 +461,7 @@ mod tests {
         })
     }
 
-    /// How many signatures are verified for `token`, and whom it proves.
+    /// Returns the number of signatures verified for `token`, and the caller it proves.
     fn cost(tokens: &Tokens, token: &str) -> (u64, Option<String>) {
         let before = tokens.memory.verifications.load(Ordering::Relaxed);
         let who = who(tokens, token);
@@ -495,7 +496,7 @@ mod tests {
             assert_eq!(cost(&tokens, &token), (0, None), "{what}");
         }
 
-        // Ten rules that fit are one verification, and one failure is remembered.
+        // Ten matching rules cost one verification, and one failure is remembered.
         let many: Vec<(&str, &str)> = rules.iter().map(|(_, name)| ("*", *name)).collect();
         let tokens = self::tokens(&keys, &many);
         let stranger = Signer::new(Algorithm::ES256, "es");
@@ -562,7 +563,7 @@ mod tests {
             let token = ES.sign(id, &good());
             assert_eq!(cost(&tokens, &token), (most, None), "{what}");
         }
-        // A key without a name is no way around a key of the token's.
+        // A key without an id does not replace the one that the token names.
         let mixed: Vec<&Value> = nameless.iter().chain([&ES.jwk]).collect();
         let tokens = tokens(&keys(&mixed), &[("*", "ci")]);
         let token = ES.sign(Some("es"), &good());
@@ -665,7 +666,7 @@ mod tests {
             let token = forged(&header, secret.as_deref());
             assert_eq!(who(&tokens, &token), None, "{header}");
         }
-        // The key says RS256, so what it signed as PS256 is not what it is for.
+        // The key says RS256, so a PS256 signature by it is not accepted.
         let pss = Signer {
             algorithm: Algorithm::PS256,
             key: RS.key.clone(),

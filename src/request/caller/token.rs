@@ -1,6 +1,6 @@
 //! Caller tokens of the proxy's own, for vendors' clients that insist on logging in first. Nothing
-//! is stored for one: it says who it is for, until when, and what it was bought with, under our key.
-//! It ends with that.
+//! is stored for one. It contains the caller, the expiry and the evidence of its login, sealed with
+//! our key, and is valid as long as the evidence.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -15,40 +15,40 @@ use super::Caller;
 use super::ended::{Ended, Full, now};
 use crate::secret::Secret;
 
-/// How long a token gets its bearer in, at most.
+/// Longest lifetime of an access token.
 pub const LIFETIME: Duration = Duration::from_hours(1);
-/// How long after a login its tokens can be renewed, at most: renewing does not prolong it.
+/// Longest time after a login in which its tokens can be renewed. Renewing does not extend it.
 pub const REFRESH_LIFETIME: Duration = Duration::from_hours(24 * 30);
 
-/// Tells our tokens from keys before anything is computed.
+/// Prefix that tells our tokens from keys before anything is computed.
 const BEGINNING: &[u8] = b"cst2-";
 const SEAL: usize = 32;
 
 /// Makes and reads caller tokens.
 pub struct Mint {
-    /// One of this process is made for its first token: few have such callers, and the first random
-    /// byte costs a start tens of milliseconds.
+    /// A key of this process is made for its first token: few configurations need one, and the
+    /// first random byte costs a start tens of milliseconds.
     key: OnceLock<hmac::Key>,
-    /// Other processes have the same key, and the store what was ended.
+    /// Whether other processes have the same key, and the store has the revocations.
     shared: bool,
-    /// Tells the tokens of this process from those of others.
+    /// Tells tokens of this process from those of others.
     process: [u8; 4],
     ended: Ended,
 }
 
-/// One login, and every token that came of it: whoever ends one of them ends all.
+/// One login, and every token issued for it: revoking one revokes all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Login {
     id: [u8; 8],
-    /// None of its tokens lasts longer; seconds since 1970.
+    /// Expiry of its last token, seconds since 1970.
     until: u64,
-    /// It has refresh tokens.
+    /// Whether it has refresh tokens.
     renewable: bool,
     basis: Basis,
 }
 
 impl Login {
-    /// A new one, if there is any time left for it. The seal keeps it from being made up.
+    /// Returns a new login, if its evidence is still valid. The seal keeps it from being forged.
     #[must_use]
     pub fn new(basis: Basis) -> Option<Self> {
         let now = now();
@@ -60,7 +60,7 @@ impl Login {
         })
     }
 
-    /// The same with refresh tokens.
+    /// Adds refresh tokens.
     #[must_use]
     pub fn renewable(self) -> Self {
         Self {
@@ -69,7 +69,7 @@ impl Login {
         }
     }
 
-    /// When a token of `purpose` ends that is made now; seconds since 1970.
+    /// Returns the expiry of a token of `purpose` issued now, seconds since 1970.
     #[must_use]
     pub fn end_of(&self, purpose: Purpose) -> u64 {
         match purpose {
@@ -83,20 +83,20 @@ impl Login {
     }
 }
 
-/// What was shown that a login can rest on.
+/// The evidence of a login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Evidence {
     pub(super) kind: Kind,
     /// SHA-256 of the caller's key, or of the rule that names its certificate or its tokens.
     pub(super) rule: [u8; 32],
-    /// The issuer's key that has signed the token, or the certificate's authority.
+    /// The issuer's key that signed the token, or the certificate's authority.
     pub(super) signer: [u8; 8],
-    /// The end of the token or certificate; seconds since 1970.
+    /// Expiry of the token or certificate, seconds since 1970.
     pub(super) until: u64,
 }
 
 impl Evidence {
-    /// Where nobody has to prove anything.
+    /// No evidence, where none is needed.
     pub(super) const NOTHING: Self = Self {
         kind: Kind::Nothing,
         rule: [0; 32],
@@ -104,7 +104,7 @@ impl Evidence {
         until: u64::MAX,
     };
 
-    /// A key of the caller's, by its SHA-256.
+    /// Returns the evidence of a key, by its SHA-256.
     pub(super) fn key(digest: &[u8; 32]) -> Self {
         Self {
             kind: Kind::Key,
@@ -114,8 +114,8 @@ impl Evidence {
     }
 }
 
-/// What a login was proven with. Its tokens end with it, or when it is taken out of the
-/// configuration.
+/// The evidence of a login, as its tokens have it. They expire with it, or when it is removed from
+/// the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Basis {
     kind: Kind,
@@ -128,7 +128,7 @@ pub struct Basis {
 /// The kinds of proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Nobody has to prove anything.
+    /// No evidence is needed.
     Nothing = 0,
     /// A key of the caller's.
     Key = 1,
@@ -160,27 +160,27 @@ impl Basis {
     }
 }
 
-/// What a token is good for.
+/// The purpose of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Wherever a caller's key is.
+    /// Used in place of a caller's key.
     Call = 1,
-    /// Logging in again.
+    /// Renews the login.
     Refresh = 2,
 }
 
-/// A token of ours that is good.
+/// A valid token of ours.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Bearer {
     pub(super) name: String,
     pub(super) login: Login,
-    /// When it ends by itself.
+    /// Its expiry.
     until: u64,
 }
 
 impl Mint {
-    /// With a key made from `secret`, so that replicas which share it accept each other's tokens;
-    /// `None`: with one of this process, whose end is that of its tokens.
+    /// Returns a mint with a key made from `secret`, so that replicas sharing it accept each
+    /// other's tokens. `None`: with a key of this process, with which its tokens end.
     #[must_use]
     pub fn new(secret: Option<&[u8]>) -> Self {
         let key = OnceLock::new();
@@ -197,13 +197,13 @@ impl Mint {
         }
     }
 
-    /// The logins that were ended early.
+    /// Returns the revoked logins.
     #[must_use]
     pub fn ended(&self) -> &Ended {
         &self.ended
     }
 
-    /// Whether tokens are good at other processes too, and what is ended here has to be ended there.
+    /// Tells whether tokens are valid at other processes, too, so that revocations must be shared.
     #[must_use]
     pub fn is_shared(&self) -> bool {
         self.shared
@@ -218,7 +218,7 @@ impl Mint {
         })
     }
 
-    /// What a login rests on that was proven so.
+    /// Returns the evidence in the form that tokens have.
     #[must_use]
     pub(super) fn basis(&self, evidence: &Evidence) -> Basis {
         Basis {
@@ -229,7 +229,7 @@ impl Mint {
         }
     }
 
-    /// Digest of a rule under our key, because a token's holder can read it and guess at a short key.
+    /// Digest of a rule under our key: a token's holder can read it, and could guess a short key.
     pub(super) fn mark(&self, kind: Kind, rule: &[u8; 32]) -> [u8; 8] {
         let mut context = hmac::Context::with_key(self.key());
         context.update(b"basis");
@@ -240,10 +240,10 @@ impl Mint {
         mark
     }
 
-    /// A new token for `caller`, of this login.
+    /// Issues a token of `login` for `caller`.
     ///
     /// # Panics
-    /// Where the system has no randomness.
+    /// When the system has no randomness.
     #[must_use]
     pub fn issue(&self, caller: &Caller, purpose: Purpose, login: &Login) -> Secret {
         let mut sealed = vec![purpose as u8];
@@ -264,7 +264,7 @@ impl Mint {
         Secret::new(String::from_utf8_lossy(BEGINNING).into_owned() + &text)
     }
 
-    /// Whom `token` is for, when it is good for `purpose`.
+    /// Reads `token`, when it is valid for `purpose`.
     pub(super) fn read(&self, token: &[u8], purpose: Purpose) -> Option<Bearer> {
         let sealed = URL_SAFE_NO_PAD
             .decode(token.strip_prefix(BEGINNING)?)
@@ -281,7 +281,7 @@ impl Mint {
         let (rule, rest) = rest.split_first_chunk()?;
         let (signer, name) = rest.split_first_chunk()?;
         let (until, login_until) = (u64::from_be_bytes(*until), u64::from_be_bytes(*login_until));
-        // Before the store was read, nobody knows which of other processes' logins have been ended.
+        // Before the store was read, the revocations of other processes are unknown.
         let known = *process == self.process || self.ended.heard();
         let good = *of == purpose as u8 && now() < until && known && !self.ended.has(*id);
         if !good {
@@ -304,10 +304,10 @@ impl Mint {
         })
     }
 
-    /// Ends `token` before its time, if it is one of ours, and all that came of the same login.
+    /// Revokes `token`, if it is one of ours, and all others of its login.
     ///
     /// # Errors
-    /// [`Full`] when it cannot be remembered; it is good as before then.
+    /// [`Full`] when the bound is reached; the token stays valid then.
     pub(super) fn end(&self, token: &[u8]) -> Result<(), Full> {
         let ours = [Purpose::Call, Purpose::Refresh];
         let Some(bearer) = ours.iter().find_map(|of| self.read(token, *of)) else {
@@ -366,7 +366,7 @@ mod tests {
         for at in 0..token.len() {
             let mut changed = token.to_vec();
             changed[at] ^= 1;
-            // The last character holds bits that count for nothing.
+            // The last character holds bits without meaning.
             assert!(
                 mint.read(&changed, Purpose::Call).is_none() || at == token.len() - 1,
                 "{at}"

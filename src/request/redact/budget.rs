@@ -1,57 +1,57 @@
-//! How much work looking into one compressed response may make.
+//! The bound on the work of searching one compressed response.
 //!
-//! Brotli can say a gigabyte in 800 bytes, gzip and deflate a thousand bytes in one. What is decoded
-//! is searched and forgotten, so it costs no memory; it costs time, and a chunk is decoded in one
-//! go on a thread that other requests share. Both are bounded by what comes out.
+//! Brotli can encode a gigabyte in 800 bytes; gzip and deflate a thousand bytes in one. Decoded
+//! text is searched and dropped, so it costs no memory. It costs time, and a chunk is decoded in
+//! one go on a thread that other requests share. Both are bounded by the decoded size.
 
 use std::time::Duration;
 
-/// What may come out of one chunk, bytes: 65 ms of Brotli and 9 ms of gzip in an unoptimised build,
-/// for which the thread's other requests wait. 64 KiB, the largest chunk there is, may decompress to
-/// 500 times its size.
+/// Most decoded bytes of one chunk: 65 ms of Brotli and 9 ms of gzip in an unoptimised build, for
+/// which the thread's other requests wait. 64 KiB, the largest chunk, may decompress to 500 times
+/// its size.
 const EACH: u64 = 32 << 20;
-/// What may come out of any response, bytes, however short it is: 10 MiB of like rows, which may
-/// well be compressed to a thousandth, several times over.
+/// Decoded bytes that any response may have, however short it is: 10 MiB of similar rows, which may
+/// be compressed to a thousandth, several times over.
 const FREE: u64 = 64 << 20;
-/// What each compressed byte adds to that, bytes. Texts of programs are compressed to a fifth up to a
-/// fiftieth, logs of like lines to a hundredth.
+/// Decoded bytes that each compressed byte adds to that. Program text is compressed to a fifth up
+/// to a fiftieth, logs of similar lines to a hundredth.
 const RATIO: u64 = 200;
-/// Chunks out of which more has come are followed by a pause, bytes.
+/// Decoded bytes of a chunk after which there is a pause.
 const MUCH: u64 = 1 << 20;
-/// How long that is: the shortest that a timer knows.
+/// The length of that pause: the shortest of a timer.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Of one response.
+/// The budget of one response.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Budget {
     /// Compressed bytes so far.
     taken: u64,
-    /// What came out of them.
+    /// Decoded bytes so far.
     made: u64,
-    /// What had come out before this chunk.
+    /// Decoded bytes before this chunk.
     before: u64,
 }
 
 impl Budget {
-    /// Begins a chunk of so many compressed bytes.
+    /// Begins a chunk of this many compressed bytes.
     pub(super) fn take(&mut self, bytes: usize) {
         self.taken += bytes as u64;
         self.before = self.made;
     }
 
-    /// Notes that so many bytes have come out. `false`: that is too much.
+    /// Counts decoded bytes. `false`: the budget is exceeded.
     #[must_use]
     pub(super) fn make(&mut self, bytes: usize) -> bool {
         self.made += bytes as u64;
         self.made - self.before <= EACH && self.made <= FREE + RATIO * self.taken
     }
 
-    /// How long other requests should have the thread before the next chunk.
+    /// Returns how long other requests should have the thread before the next chunk.
     pub(super) fn pause(&self) -> Option<Duration> {
         (self.made - self.before > MUCH).then_some(PAUSE)
     }
 
-    /// Bytes that have come out.
+    /// Returns the decoded bytes.
     #[cfg(test)]
     pub(super) fn made(&self) -> u64 {
         self.made

@@ -1,7 +1,7 @@
-//! How HTML and XML write a character that would be taken for markup (HTML Living Standard §13.5,
-//! XML 1.0 §4.1).
+//! Character references of HTML and XML for characters that would be taken for markup (HTML Living
+//! Standard §13.5, XML 1.0 §4.1).
 
-/// Character references by name, as encoders in use write them. Names are of one case.
+/// Named references, as encoders in use write them. Names are case-sensitive.
 const NAMED: &[(char, &[&str])] = &[
     ('\t', &["Tab"]),
     ('\n', &["NewLine"]),
@@ -38,12 +38,12 @@ const NAMED: &[(char, &[&str])] = &[
     ('\u{a0}', &["nbsp"]),
 ];
 
-/// Some encoders write `&#039;` and `&#x0027;`: digits are looked for with zeros in front up to this
-/// many.
+/// Longest run of zeros before the digits that is searched for: some encoders write `&#039;` and
+/// `&#x0027;`.
 const PADDED: usize = 4;
 
-/// Hands every reference that stands for `character` to `way`, with whether letters in it may have
-/// either case: by name, and by number, decimal and hexadecimal.
+/// Passes every reference for `character` to `way`, and whether its letters may have either case:
+/// by name, and by number, decimal and hexadecimal.
 pub(super) fn references(character: char, mut way: impl FnMut(&[u8], bool)) {
     // `&#x`, seven digits of the largest character's decimal number, `;`.
     let mut text = [0; 12];
@@ -58,7 +58,7 @@ pub(super) fn references(character: char, mut way: impl FnMut(&[u8], bool)) {
         let mut rest = u32::from(character);
         while rest > 0 {
             first -= 1;
-            // Lower case; the comparison takes either.
+            // Lower case; the comparison ignores it.
             digits[first] = char::from_digit(rest % radix, radix).map_or(b'0', |digit| digit as u8);
             rest /= radix;
         }

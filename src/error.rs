@@ -1,7 +1,7 @@
-//! Everything that can stop a request, and what the caller is told about it.
+//! The refusals, and what the caller is told about each.
 //!
 //! One enum, one table. Adding a variant makes the compiler ask for its status, its reason and its
-//! sentence; there is no other place to update. A cause never reaches a caller: it could name
+//! sentence; there is no other place to update. A cause never reaches a caller: it could contain
 //! hosts, files or, from a careless library, a secret.
 
 pub mod problem;
@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-/// Why a request was not forwarded, or why its answer is not the vendor's.
+/// The reason why a request was not forwarded, or why its response is not the vendor's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// The head cannot be understood in exactly one way. Says which rule it breaks.
+    /// The head can be read in more than one way. Contains the rule that it breaks.
     BadRequest(&'static str),
     /// As [`Error::BadRequest`], and what follows on the connection cannot be trusted either.
     BadFraming(&'static str),
@@ -24,13 +24,13 @@ pub enum Error {
     HeadTooLarge,
     /// The caller sent no credential, or one we do not know.
     UnknownCaller,
-    /// We know the caller, and it may not do this.
+    /// The caller is known, and may not do this.
     Forbidden,
-    /// A browser sent this on behalf of a page of another site.
+    /// A browser sent this for a page of another site.
     CrossSite,
-    /// The vendor's login, token or secret-showing path.
+    /// A path of the vendor's that logs in, issues tokens or shows secrets.
     RefusedPath,
-    /// COPY or MOVE with a `Destination`, a path that no rule was asked about.
+    /// COPY or MOVE with a `Destination`: a second path that no rule was asked about.
     SecondPath,
     /// No vendor's prefix or host matches.
     NoVendor,
@@ -46,46 +46,46 @@ pub enum Error {
     UpstreamUnreachable,
     /// We hold no usable credential for the vendor. Says nothing about the caller's own.
     CredentialUnavailable {
-        /// When asking again may help; 1 s to 60 s.
+        /// Time until another request may succeed; 1 s to 60 s.
         retry_after: Duration,
     },
     /// The caller's or the vendor's rate is used up.
     RateLimited {
-        /// When there is one more.
+        /// Time until the next request is permitted.
         retry_after: Duration,
     },
     /// The vendor's `limits.in_flight` is reached.
     Overloaded,
-    /// We have no room for what is asked of ourselves. Says for what.
+    /// Our own resources are used up. Contains which.
     Busy(&'static str),
-    /// The vendor has failed several times in a row, and is given a rest.
+    /// The vendor has failed several times in a row, and its breaker is open.
     CircuitOpen {
-        /// When one request will be let through to see.
+        /// Time until one request will be let through as a probe.
         retry_after: Duration,
-        /// How it failed last.
+        /// The last failure.
         fault: Fault,
     },
-    /// The vendor asked for a rest with `Retry-After`, and `limits.honour_retry_after` grants it.
+    /// The vendor requested a pause with `Retry-After`, and `limits.honour_retry_after` grants it.
     HeldBack {
-        /// What is left of it.
+        /// The rest of the pause.
         retry_after: Duration,
-        /// It asked with a 503; with a 429 otherwise.
+        /// Requested with a 503; otherwise with a 429.
         busy: bool,
     },
-    /// The vendor's compressed answer repeats our credential, or cannot be searched for it.
+    /// The vendor's compressed response repeats our credential, or cannot be searched for it.
     CredentialEchoed,
     /// The vendor took too long.
     UpstreamTimeout,
-    /// We failed.
+    /// A defect of ours.
     Internal,
 }
 
-/// One row of the table: what a caller sees of an [`Error`].
+/// One row of the table: the caller's view of an [`Error`].
 #[derive(Clone, Copy, Debug)]
 pub struct Verdict {
     /// HTTP status.
     pub status: StatusCode,
-    /// `reason` in the body, the log line and `countersign_refused_total`. A bounded set.
+    /// The `reason` in the body, the access log and `countersign_refused_total`. A bounded set.
     pub reason: &'static str,
     /// What happened and what to do, for the person who reads the body.
     pub detail: &'static str,
@@ -96,7 +96,7 @@ pub struct Verdict {
 /// The reason of everything that is wrong with a request itself.
 pub const BAD_REQUEST: &str = "bad_request";
 
-/// What came of a request that counts against a vendor.
+/// A failure of a request that counts against the vendor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// No connection, no TLS, or a connection that broke.
@@ -118,7 +118,7 @@ impl fmt::Display for Fault {
 }
 
 impl Error {
-    /// What the caller is told.
+    /// Returns the row for this error.
     #[must_use]
     #[expect(clippy::too_many_lines, reason = "one table")]
     pub fn verdict(self) -> Verdict {
@@ -156,19 +156,19 @@ impl Error {
             Self::CrossSite => (
                 StatusCode::FORBIDDEN,
                 "forbidden",
-                "Without configured callers only programs on this machine may call, by a loopback name, and no page of a browser.",
+                "Without configured callers, only programs on this machine may call, by a loopback name; web pages may not.",
                 "http_request_denied",
             ),
             Self::RefusedPath => (
                 StatusCode::FORBIDDEN,
                 "refused_path",
-                "This path logs in, hands out or revokes credentials, or is not on the vendor's allow list; the proxy does that itself.",
+                "This path logs in, issues or revokes credentials, which the proxy does itself, or it is not on the vendor's allow list.",
                 "http_request_denied",
             ),
             Self::SecondPath => (
                 StatusCode::FORBIDDEN,
                 "refused_path",
-                "COPY and MOVE name a second path in Destination, which no rule is asked about; they do not pass with it.",
+                "COPY and MOVE with a Destination are not forwarded: no rule checks that second path.",
                 "http_request_denied",
             ),
             Self::NoVendor => (
@@ -186,7 +186,7 @@ impl Error {
             Self::BodyTooLarge => (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "body_too_large",
-                "The request body is over the vendor's limits.body, or over 8 KiB and a login's.",
+                "The request body is over the vendor's limits.body; for a login, over 8 KiB.",
                 "http_request_denied",
             ),
             Self::BodyTimeout => (
@@ -198,32 +198,32 @@ impl Error {
             Self::Misdirected => (
                 StatusCode::MISDIRECTED_REQUEST,
                 "misdirected",
-                "The name in the TLS handshake and the Host differ and lead to different vendors; open a connection for this host.",
+                "The name in the TLS handshake and the Host lead to different vendors; open a new connection for this host.",
                 "http_request_denied",
             ),
             Self::UpstreamUnreachable => (
                 StatusCode::BAD_GATEWAY,
                 "upstream_unreachable",
-                "The vendor could not be reached, failed the TLS handshake or broke the protocol; the proxy's log says which.",
+                "The vendor could not be reached, failed the TLS handshake or violated the protocol; the proxy's log has the cause.",
                 "destination_unavailable",
             ),
             Self::CredentialUnavailable { .. } => (
                 // Not 401: that would tell the caller to fix a key that is fine.
                 StatusCode::SERVICE_UNAVAILABLE,
                 "credential_unavailable",
-                "The proxy holds no valid credential for this vendor at the moment; its /status says why.",
+                "The proxy has no valid credential for this vendor at the moment; its /status has the cause.",
                 "proxy_internal_response",
             ),
             Self::RateLimited { .. } => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limited",
-                "More requests than the caller's rate or the vendor's limits.rate permits.",
+                "The caller's rate or the vendor's limits.rate is exceeded.",
                 "http_request_denied",
             ),
             Self::Overloaded => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "overloaded",
-                "As many requests to this vendor are in flight as limits.in_flight permits.",
+                "The number of requests in flight to this vendor has reached limits.in_flight.",
                 "connection_limit_reached",
             ),
             Self::Busy(detail) => (
@@ -237,13 +237,13 @@ impl Error {
                 "circuit_open",
                 match fault {
                     Fault::Unreachable => {
-                        "The vendor could not be reached several times in a row; requests are answered here until one that is let through gets an answer."
+                        "The vendor could not be reached several times in a row. The proxy refuses requests until a probe gets a response."
                     }
                     Fault::TimedOut => {
-                        "The vendor took too long several times in a row; requests are answered here until one that is let through gets an answer."
+                        "The vendor took too long several times in a row. The proxy refuses requests until a probe gets a response."
                     }
                     Fault::Answered(_) => {
-                        "The vendor answered 502, 503 or 504 several times in a row; requests are answered here until one that is let through gets another answer."
+                        "The vendor responded with 502, 503 or 504 several times in a row. The proxy refuses requests until a probe gets another response."
                     }
                 },
                 "destination_unavailable",
@@ -251,19 +251,19 @@ impl Error {
             Self::HeldBack { busy: false, .. } => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limited",
-                "The vendor answered 429 with Retry-After, and limits.honour_retry_after holds further requests back until then.",
+                "The vendor responded with 429 and Retry-After; limits.honour_retry_after holds requests back until then.",
                 "http_request_denied",
             ),
             Self::HeldBack { busy: true, .. } => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "circuit_open",
-                "The vendor answered 503 with Retry-After, and limits.honour_retry_after holds further requests back until then.",
+                "The vendor responded with 503 and Retry-After; limits.honour_retry_after holds requests back until then.",
                 "destination_unavailable",
             ),
             Self::CredentialEchoed => (
                 StatusCode::BAD_GATEWAY,
                 "credential_echoed",
-                "The vendor's compressed answer repeats the credential the proxy added, or cannot be searched for it (compressed twice, or to very little); ask without Accept-Encoding and it is masked instead.",
+                "The vendor's compressed response repeats the credential that the proxy added, or cannot be searched for it (compressed twice, or too strongly). Without Accept-Encoding it is masked instead.",
                 "http_response_incomplete",
             ),
             Self::UpstreamTimeout => (
@@ -275,7 +275,7 @@ impl Error {
             Self::Internal => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "internal",
-                "The proxy failed; its log says how.",
+                "The proxy failed; its log has the cause.",
                 "proxy_internal_error",
             ),
         };
@@ -287,7 +287,7 @@ impl Error {
         }
     }
 
-    /// `Retry-After` in seconds, where waiting helps.
+    /// Returns `Retry-After` in seconds, where waiting helps.
     #[must_use]
     pub fn retry_after(self) -> Option<u64> {
         match self {
@@ -318,7 +318,7 @@ impl Error {
     }
 }
 
-/// `Retry-After` knows no shorter time than a second (RFC 9110 §10.2.3).
+/// `Retry-After` has no shorter time than a second (RFC 9110 §10.2.3).
 fn whole_seconds(wait: Duration) -> u64 {
     (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }

@@ -14,7 +14,7 @@
 //! This file and `phase/*` handle pingora's session. Decisions are plain functions in the other files
 //! of `request/`.
 
-pub mod acceptance;
+pub mod auth_outcomes;
 pub mod caller;
 pub mod decide;
 pub mod headers;
@@ -49,13 +49,13 @@ use self::caller::{Caller, Callers};
 use self::headers::StrippedHeaders;
 use self::phase::Admitted;
 use self::phase::admit::admit;
-use self::phase::bodyless::say_that_no_body_comes;
+use self::phase::bodyless::announce_empty_body;
 use self::phase::echo::{mask_head, needles};
 use self::phase::local_reply::{classify, local_reply, logged_in};
 use self::phase::report::{log_failure, log_request};
-use self::phase::retry::{is_answered, renew_after_401, should_retry, should_retry_connect};
+use self::phase::retry::{has_response_head, renew_after_401, should_retry, should_retry_connect};
 use self::phase::rewrite::rewrite_references;
-use self::redact::{Redactor, Withheld};
+use self::redact::{EchoBlocked, Redactor};
 use self::vendor::{InFlight, Routes, Vendor};
 use crate::credential::Held;
 use crate::downstream::body_rate::BodyRate;
@@ -159,10 +159,10 @@ pub struct Context {
     /// The number of HTTP/2 connections that refused the request.
     refusals: u32,
     /// The caller's connection is to serve further requests.
-    kept: bool,
+    keep_alive: bool,
     /// The caller waits for a 100 before it sends the body.
-    expecting: bool,
-    announced: Option<u64>,
+    expects_continue: bool,
+    content_length: Option<u64>,
     body_in: u64,
     upstream_since: Option<Instant>,
     upstream_took: Option<Duration>,
@@ -171,9 +171,9 @@ pub struct Context {
     deadline: Option<Instant>,
     /// End of `timeouts.first_byte`, once the request is sent, unless pingora's read timeout is
     /// what limits it.
-    answer_by: Option<Instant>,
+    response_by: Option<Instant>,
     /// The caller's stream measures how long the vendor is silent.
-    watched: bool,
+    silence_measured: bool,
     /// The rate at which a body over HTTP/2 must come, and when its last bytes came. One connection
     /// carries many bodies there; for HTTP/1, the stream measures it.
     body_rate: Option<(BodyRate, Option<Instant>)>,
@@ -230,16 +230,16 @@ impl ProxyHttp for Proxy {
             tried: TriedAddresses::default(),
             unreached: Unreached::default(),
             refusals: 0,
-            kept: false,
-            expecting: false,
-            announced: None,
+            keep_alive: false,
+            expects_continue: false,
+            content_length: None,
             body_in: 0,
             upstream_since: None,
             upstream_took: None,
             reused: false,
             deadline: None,
-            answer_by: None,
-            watched: false,
+            response_by: None,
+            silence_measured: false,
             body_rate: None,
             in_flight: None,
             _serving: Serving(self.serving.clone()),
@@ -257,7 +257,7 @@ impl ProxyHttp for Proxy {
             session.set_keepalive(None);
         } else if session.get_keepalive().is_some() {
             session.set_keepalive(Some(0));
-            ctx.kept = true;
+            ctx.keep_alive = true;
         }
         session.set_read_timeout(Some(CALLER_IDLE));
         session.set_write_timeout(Some(CALLER_IDLE));
@@ -318,17 +318,17 @@ impl ProxyHttp for Proxy {
         ctx.picked = Some(picked);
         let timeouts = &route.vendor.timeouts;
         let stream = guard(session).is_some();
-        ctx.watched = stream && ctx.kind == Kind::Ordinary;
+        ctx.silence_measured = stream && ctx.kind == Kind::Ordinary;
         let options = AttemptOptions {
             kind: ctx.kind,
             fresh: ctx.refusals > 0,
             upload: (!session.as_downstream_mut().is_body_done())
-                .then_some(ctx.announced.unwrap_or(0)),
+                .then_some(ctx.content_length.unwrap_or(0)),
             left: ctx.deadline.filter(|_| !stream).map(|deadline| {
                 let left = deadline.saturating_duration_since(Instant::now());
                 left.max(Duration::from_millis(1))
             }),
-            watched: ctx.watched,
+            silence_measured: ctx.silence_measured,
             http1: session.req_header().version < Version::HTTP_11,
         };
         options.apply_to(&mut peer, timeouts);
@@ -406,7 +406,7 @@ impl ProxyHttp for Proxy {
         if to_h2 && request.remove_header(&EXPECT).is_some() {
             // The vendor's own 100 would be lost: h2 does not show it to pingora.
             let caller = session.as_downstream_mut();
-            if std::mem::take(&mut ctx.expecting) && !caller.is_body_done() {
+            if std::mem::take(&mut ctx.expects_continue) && !caller.is_body_done() {
                 caller.write_continue_response().await?;
             }
         }
@@ -422,10 +422,10 @@ impl ProxyHttp for Proxy {
             placement.apply(held, request)?;
         }
         if !to_h2 {
-            say_that_no_body_comes(session, request).await?;
+            announce_empty_body(session, request).await?;
         }
         if session.as_downstream_mut().is_body_done() {
-            body_is_complete(session, ctx);
+            request_is_sent(session, ctx);
         }
         Ok(())
     }
@@ -441,7 +441,7 @@ impl ProxyHttp for Proxy {
         // empty one.
         ctx.head_sent = true;
         if end {
-            body_is_complete(session, ctx);
+            request_is_sent(session, ctx);
             // HTTP/2 clients often end a body with a frame of its own. pingora would write that to
             // an HTTP/1.1 upstream as an empty chunk, which is an end already, and then write the
             // end again: the next response on that connection would be read from the wrong place.
@@ -473,56 +473,57 @@ impl ProxyHttp for Proxy {
     async fn upstream_response_filter(
         &self,
         session: &mut Session,
-        answer: &mut ResponseHeader,
+        response: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
         let Some(route) = ctx.route.clone() else {
             return Ok(());
         };
         let vendor = &route.vendor;
-        let upgraded = answer.status == 101;
+        let upgraded = response.status == 101;
         if upgraded && !session.as_downstream().is_upgrade_req() {
             // No upgrade was requested. pingora refuses only where the two sides disagree.
             return Err(refuse(ctx, Error::UpstreamUnreachable));
         }
-        if answer.version != Version::HTTP_2 && !headers::is_framed_plainly(&answer.headers) {
+        if response.version != Version::HTTP_2 && !headers::is_framed_plainly(&response.headers) {
             tracing::warn!(
                 vendor = %vendor.name,
                 request_id = ctx.request_id.to_str().unwrap_or_default(),
-                "the vendor's answer has two lengths, or a transfer coding that nobody asked for"
+                "the vendor's response has two lengths, or a transfer coding that was not requested"
             );
             return Err(refuse(ctx, Error::UpstreamUnreachable));
         }
         let needles = needles(ctx, vendor);
         if let Some(needles) = &needles {
-            mask_head(needles, answer, vendor)?;
+            mask_head(needles, response, vendor)?;
         }
-        if let Some(said) = answer.headers.get(KEEP_ALIVE) {
+        if let Some(said) = response.headers.get(KEEP_ALIVE) {
             route.upstream.says_keep_alive(said);
         }
-        for name in headers::stripped_from_response(&answer.headers, vendor.cookies_pass, upgraded)
+        for name in
+            headers::stripped_from_response(&response.headers, vendor.cookies_pass, upgraded)
         {
-            answer.remove_header(&name);
+            response.remove_header(&name);
         }
-        rewrite_references(answer, vendor, ctx.by_prefix)?;
-        if answer.status.is_informational() && !upgraded {
+        rewrite_references(response, vendor, ctx.by_prefix)?;
+        if response.status.is_informational() && !upgraded {
             // 1xx responses may come without end.
             in_time(ctx)?;
             if session.as_downstream_mut().is_body_done() {
-                await_answer(session, ctx);
+                await_response(session, ctx);
             }
             return Ok(());
         }
         if let Some(hold) = &vendor.hold {
-            hold.note(answer.status.as_u16(), &answer.headers);
+            hold.note(response.status.as_u16(), &response.headers);
         }
         if let Some(pass) = ctx.permit.take() {
-            match answer.status.as_u16() {
+            match response.status.as_u16() {
                 status @ (502..=504) => pass.failed(Fault::Answered(status)),
                 _ => pass.succeeded(),
             }
         }
-        if answer.status == 401 {
+        if response.status == 401 {
             if renew_after_401(session, ctx, vendor).await {
                 vendor.metrics.replayed.inc();
                 let mut again =
@@ -533,7 +534,7 @@ impl ProxyHttp for Proxy {
             vendor.metrics.passed.inc();
         } else if let (Some(before), Some((_, credential))) =
             (ctx.rejected.take(), &vendor.credential)
-            && answer.status.as_u16() < 500
+            && response.status.as_u16() < 500
             && credential.record_eviction(&before)
         {
             vendor.metrics.lost.inc();
@@ -541,18 +542,21 @@ impl ProxyHttp for Proxy {
         // After a 101 the bytes belong to another protocol.
         ctx.redactor = needles
             .filter(|_| !upgraded)
-            .map(|needles| Redactor::new(needles, &answer.headers));
+            .map(|needles| Redactor::new(needles, &response.headers));
         // A 1xx before the end of the body made pingora close the connection. It can be reused once
         // the body has come.
-        if ctx.kept && session.get_keepalive().is_none() && !self.draining.load(Ordering::Acquire) {
+        if ctx.keep_alive
+            && session.get_keepalive().is_none()
+            && !self.draining.load(Ordering::Acquire)
+        {
             session.set_keepalive(Some(0));
         }
         let now = Instant::now();
         // From here on, silence is limited.
-        ctx.answer_by = None;
+        ctx.response_by = None;
         if let Some(stream) = guard(session) {
-            stream.expect_answer_by(ctx.deadline);
-            if ctx.watched {
+            stream.set_response_deadline(ctx.deadline);
+            if ctx.silence_measured {
                 stream.set_response_idle(vendor.timeouts.idle, now);
             }
             // A caller that is being answered may send at its own pace: this is a stream.
@@ -562,7 +566,7 @@ impl ProxyHttp for Proxy {
         // Over HTTP/2 a vendor may respond without having read the body, and refuse the rest.
         // pingora then closes the caller's connection after the response, so the response must say
         // so.
-        if answer.version == Version::HTTP_2
+        if response.version == Version::HTTP_2
             && ctx.body_in > 0
             && guard(session).is_some_and(|stream| !stream.is_listened_to())
         {
@@ -576,35 +580,35 @@ impl ProxyHttp for Proxy {
         let fixed = ctx.held.as_ref().filter(|held| !held.renewable());
         let generation = fixed.map_or(0, |held| held.generation());
         vendor
-            .acceptance
-            .count(now, answer.status == StatusCode::UNAUTHORIZED, generation);
-        answer.append_header("Via", problem::VIA)?;
-        answer.insert_header("X-Request-Id", ctx.request_id.clone())
+            .auth_outcomes
+            .count(now, response.status == StatusCode::UNAUTHORIZED, generation);
+        response.append_header("Via", problem::VIA)?;
+        response.insert_header("X-Request-Id", ctx.request_id.clone())
     }
 
     /// Runs after pingora has decided how the body is framed.
     async fn response_filter(
         &self,
         session: &mut Session,
-        answer: &mut ResponseHeader,
+        response: &mut ResponseHeader,
         _ctx: &mut Self::CTX,
     ) -> pingora::Result<()>
     where
         Self::CTX: Send + Sync,
     {
         // A message has its sender's version, and we are its sender (RFC 9110 §2.5).
-        if answer.version < Version::HTTP_11 {
-            answer.set_version(Version::HTTP_11);
+        if response.version < Version::HTTP_11 {
+            response.set_version(Version::HTTP_11);
         }
-        if answer.status == StatusCode::NO_CONTENT {
+        if response.status == StatusCode::NO_CONTENT {
             // Neither header may be there (RFC 9110 §8.6, RFC 9112 §6.1).
-            answer.remove_header(&CONTENT_LENGTH);
-            answer.remove_header(&TRANSFER_ENCODING);
+            response.remove_header(&CONTENT_LENGTH);
+            response.remove_header(&TRANSFER_ENCODING);
         }
         // An HTTP/1.0 caller does not know chunks: the end of the connection ends the body (RFC
         // 9112 §6.1, §6.3).
         if session.req_header().version < Version::HTTP_11
-            && answer.remove_header(&TRANSFER_ENCODING).is_some()
+            && response.remove_header(&TRANSFER_ENCODING).is_some()
         {
             session.set_keepalive(None);
         }
@@ -623,7 +627,7 @@ impl ProxyHttp for Proxy {
                 Ok(0) => {}
                 Ok(masked) => route.vendor.metrics.echoes.inc_by(masked),
                 Err(why) => {
-                    if why != Withheld::TooMuch {
+                    if why != EchoBlocked::TooMuch {
                         route.vendor.metrics.echoes.inc();
                     }
                     tracing::warn!(
@@ -637,7 +641,7 @@ impl ProxyHttp for Proxy {
             }
         }
         let pause = ctx.redactor.as_ref().and_then(Redactor::pause);
-        if let Some(stream) = guard(session).filter(|_| ctx.watched && !end) {
+        if let Some(stream) = guard(session).filter(|_| ctx.silence_measured && !end) {
             stream.heard_more();
         }
         in_time(ctx).map(|()| pause)
@@ -704,8 +708,8 @@ impl ProxyHttp for Proxy {
         error: &PingoraError,
         ctx: &mut Self::CTX,
     ) -> FailToProxy {
-        let overdue = guard(session).is_some_and(DownstreamStream::answer_was_late)
-            || [ctx.deadline, ctx.answer_by]
+        let overdue = guard(session).is_some_and(DownstreamStream::response_was_late)
+            || [ctx.deadline, ctx.response_by]
                 .into_iter()
                 .flatten()
                 .any(|at| at <= Instant::now());
@@ -739,7 +743,7 @@ impl ProxyHttp for Proxy {
             }
         }
         log_failure(ctx, error, refusal);
-        let begun = is_answered(session);
+        let begun = has_response_head(session);
         let mut code = 0;
         if let (Some(refusal), false) = (refusal, begun) {
             // pingora closes the connection after an error, even a reusable one. The caller must be
@@ -747,7 +751,7 @@ impl ProxyHttp for Proxy {
             session.set_keepalive(None);
             code = refusal.verdict().status.as_u16();
             if let Err(cause) = local_reply(session, ctx, refusal).await {
-                tracing::debug!(%cause, "the caller left before its answer");
+                tracing::debug!(%cause, "the caller left before its response");
             }
         }
         FailToProxy {
@@ -788,7 +792,7 @@ impl ProxyHttp for Proxy {
 }
 
 /// Notes that the request is sent, or about to be: the vendor's time begins.
-fn body_is_complete(session: &Session, ctx: &mut Context) {
+fn request_is_sent(session: &Session, ctx: &mut Context) {
     if let Some(stream) = guard(session) {
         stream.set_body_timeout(Duration::ZERO);
         // Bytes behind a request to upgrade may belong to the other protocol.
@@ -796,23 +800,23 @@ fn body_is_complete(session: &Session, ctx: &mut Context) {
             stream.body_is_complete();
         }
     }
-    await_answer(session, ctx);
+    await_response(session, ctx);
 }
 
 /// Starts the time until the response's first byte, unless pingora's own read timeout limits it.
-fn await_answer(session: &Session, ctx: &mut Context) {
+fn await_response(session: &Session, ctx: &mut Context) {
     let Some(route) = &ctx.route else { return };
     let timeouts = &route.vendor.timeouts;
     let (first_byte, idle) = (timeouts.first_byte, ctx.kind.idle(timeouts));
-    let comes_first = idle.is_zero() || first_byte < idle || ctx.watched;
+    let comes_first = idle.is_zero() || first_byte < idle || ctx.silence_measured;
     let now = Instant::now();
     // A gRPC response head may come with the stream's first message, whenever that is.
     if !first_byte.is_zero() && comes_first && ctx.kind != Kind::Grpc {
-        ctx.answer_by = Some(now + first_byte);
+        ctx.response_by = Some(now + first_byte);
     }
     if let Some(stream) = guard(session) {
-        let earliest = [ctx.deadline, ctx.answer_by].into_iter().flatten().min();
-        stream.expect_answer_by(earliest);
+        let earliest = [ctx.deadline, ctx.response_by].into_iter().flatten().min();
+        stream.set_response_deadline(earliest);
         // An earlier attempt's response may have begun.
         stream.set_response_idle(Duration::ZERO, now);
     }

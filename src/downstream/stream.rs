@@ -574,7 +574,7 @@ impl DownstreamStream {
     /// Limits the time until an answer: while one is awaited, pingora reads from the caller to
     /// notice its leaving, and that read fails with `TimedOut` from `at` on. Its own upstream
     /// timeouts cannot tell the first byte from the rest. `None` lifts the limit.
-    pub fn expect_answer_by(&self, at: Option<Instant>) {
+    pub fn set_response_deadline(&self, at: Option<Instant>) {
         // Rounded up: who compares `at` with the clock afterwards must find it passed.
         let at = at.map_or(0, |at| self.since_birth(at).max(1));
         self.answer_by.store(at, Ordering::Relaxed);
@@ -597,7 +597,7 @@ impl DownstreamStream {
 
     /// Whether reading has failed because the answer, or more of it, did not come in time.
     #[must_use]
-    pub fn answer_was_late(&self) -> bool {
+    pub fn response_was_late(&self) -> bool {
         self.late.load(Ordering::Relaxed)
     }
 

@@ -1,4 +1,4 @@
-//! Answers of our own: problem details (RFC 9457) and `Proxy-Status` (RFC 9209). Pure.
+//! Local replies: problem details (RFC 9457) and `Proxy-Status` (RFC 9209). Pure functions.
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -7,22 +7,22 @@ use percent_encoding::{AsciiSet, CONTROLS};
 
 use super::Error;
 
-/// Added to every answer (RFC 9110 §7.6.3).
+/// The `Via` of every local reply (RFC 9110 §7.6.3).
 pub const VIA: HeaderValue = HeaderValue::from_static("1.1 countersign");
 
-/// One answer of our own, ready to be written.
+/// One local reply, ready to be written.
 #[derive(Debug)]
 pub struct Problem {
-    /// Its status.
+    /// The status.
     pub status: StatusCode,
-    /// Its fields, spelled for HTTP/1.1.
+    /// The headers, spelled for HTTP/1.1.
     pub fields: Vec<(&'static str, HeaderValue)>,
-    /// Its body, JSON.
+    /// The body, JSON.
     pub body: Bytes,
 }
 
 impl Problem {
-    /// What a caller is told of `refusal`. `vendor` is the one that matched.
+    /// Returns the reply for `refusal`. `vendor`: the one that matched.
     #[must_use]
     pub fn new(refusal: Error, vendor: Option<&str>, request_id: &HeaderValue) -> Self {
         let verdict = refusal.verdict();
@@ -53,8 +53,8 @@ impl Problem {
         }
     }
 
-    /// The same for a gRPC call: its clients read a status of theirs from the trailers, or from the
-    /// head of a response that has nothing else
+    /// Returns the reply to a gRPC call, whose clients read the status from the trailers, or from
+    /// the headers of a response that has nothing else
     /// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>, Trailers-Only).
     #[must_use]
     pub fn for_grpc(refusal: Error, request_id: &HeaderValue) -> Self {
@@ -73,23 +73,23 @@ impl Problem {
         }
     }
 
-    /// The whole answer for HTTP/1.1, after which the connection is closed.
+    /// Returns the whole reply for HTTP/1.1, after which the connection is closed.
     #[must_use]
     pub fn to_http1(&self) -> Vec<u8> {
-        let mut answer = format!("HTTP/1.1 {}\r\n", self.status).into_bytes();
+        let mut reply = format!("HTTP/1.1 {}\r\n", self.status).into_bytes();
         for (name, value) in &self.fields {
-            answer.extend_from_slice(name.as_bytes());
-            answer.extend_from_slice(b": ");
-            answer.extend_from_slice(value.as_bytes());
-            answer.extend_from_slice(b"\r\n");
+            reply.extend_from_slice(name.as_bytes());
+            reply.extend_from_slice(b": ");
+            reply.extend_from_slice(value.as_bytes());
+            reply.extend_from_slice(b"\r\n");
         }
-        answer.extend_from_slice(b"Connection: close\r\n\r\n");
-        answer.extend_from_slice(&self.body);
-        answer
+        reply.extend_from_slice(b"Connection: close\r\n\r\n");
+        reply.extend_from_slice(&self.body);
+        reply
     }
 }
 
-/// The fields of every answer of our own.
+/// Returns the headers of every local reply.
 fn fields(
     refusal: Error,
     content_type: HeaderValue,
@@ -108,7 +108,7 @@ fn fields(
         ("Via", VIA),
         ("X-Request-Id", request_id.clone()),
     ];
-    // Made of constants of the table: always a field value.
+    // Made of constants of the table, so it is always a valid header value.
     fields.extend(HeaderValue::from_str(&proxy_status).map(|value| ("Proxy-Status", value)));
     if let Some(seconds) = refusal.retry_after() {
         fields.push(("Retry-After", HeaderValue::from(seconds)));
@@ -116,7 +116,7 @@ fn fields(
     fields
 }
 
-/// Whether a request is a gRPC call. Not gRPC-Web, whose clients go by the status of HTTP.
+/// Tells whether a request is a gRPC call. Not gRPC-Web, whose clients read the HTTP status.
 #[must_use]
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     const KIND: &[u8] = b"application/grpc";
@@ -128,13 +128,13 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     })
 }
 
-/// What `grpc-message` escapes: everything but printable ASCII, and the escape itself.
+/// The bytes that `grpc-message` escapes: all but printable ASCII, and the escape itself.
 const IN_MESSAGES: &AsciiSet = &CONTROLS.add(b'%');
 
-/// The status of gRPC for one of HTTP, as clients map it themselves
-/// (<https://grpc.github.io/grpc/core/md_doc_http-grpc-status-mapping.html>), but more exact where a
-/// refusal of ours says more: what is limited is `RESOURCE_EXHAUSTED`, what took too long is
-/// `DEADLINE_EXCEEDED`, and a method that never passes is `UNIMPLEMENTED`.
+/// Returns the gRPC status for an HTTP status, as clients map it themselves
+/// (<https://grpc.github.io/grpc/core/md_doc_http-grpc-status-mapping.html>), but more exact where
+/// a refusal says more: limits are `RESOURCE_EXHAUSTED`, timeouts `DEADLINE_EXCEEDED`, and a method
+/// that never passes is `UNIMPLEMENTED`.
 fn grpc_status(status: u16) -> u16 {
     match status {
         401 => 16,
@@ -143,7 +143,7 @@ fn grpc_status(status: u16) -> u16 {
         408 | 504 => 4,
         413 | 414 | 429 | 431 => 8,
         421 | 502 | 503 => 14,
-        // 400, and our own failure: INTERNAL.
+        // 400 and our own failure are INTERNAL.
         _ => 13,
     }
 }

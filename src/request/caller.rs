@@ -151,8 +151,8 @@ impl Caller {
     ///
     /// # Errors
     /// [`Error::RateLimited`] when its `rate:` is used up.
-    pub fn take(&self) -> Result<(), Error> {
-        self.rate.as_ref().map_or(Ok(()), |rate| rate.take())
+    pub fn acquire(&self) -> Result<(), Error> {
+        self.rate.as_ref().map_or(Ok(()), |rate| rate.acquire())
     }
 
     /// Returns the text of the permission that lets `method` on `path` (after the vendor's prefix)
@@ -316,20 +316,21 @@ impl Callers {
     /// Identifies the sender of a request by its headers and its connection. Verifies no signature:
     /// what is left to verify is returned.
     #[must_use]
-    pub fn identify(&self, shown: Presented<'_>) -> Identified {
+    pub fn identify(&self, presented: Presented<'_>) -> Identified {
         match self {
             Self::Anyone(caller) => Identified::Found(Ok(Found::certainly(caller))),
             Self::Loopback(caller) => {
-                let host_is_ours = shown.known_host || is_loopback(host_of(shown.authority));
+                let host_is_ours =
+                    presented.known_host || is_loopback(host_of(presented.authority));
                 Identified::Found(
-                    if host_is_ours && !is_cross_site(shown.headers, shown.authority) {
+                    if host_is_ours && !is_cross_site(presented.headers, presented.authority) {
                         Ok(Found::certainly(caller))
                     } else {
                         Err(Error::CrossSite)
                     },
                 )
             }
-            Self::Known(known) => known.identify(shown),
+            Self::Known(known) => known.identify(presented),
         }
     }
 
@@ -412,10 +413,10 @@ const NOT_STORED: &str =
     "The token has ended here; other replicas will know when the proxy can reach its store.";
 
 impl Known {
-    fn identify(&self, shown: Presented<'_>) -> Identified {
+    fn identify(&self, presented: Presented<'_>) -> Identified {
         let mut found = Found::default();
         let mut tokens = Vec::new();
-        if let Err(refusal) = self.look(shown, &mut found, &mut tokens) {
+        if let Err(refusal) = self.look(presented, &mut found, &mut tokens) {
             return Identified::Found(Err(refusal));
         }
         if tokens.is_empty() {
@@ -426,11 +427,11 @@ impl Known {
 
     fn look(
         &self,
-        shown: Presented<'_>,
+        presented: Presented<'_>,
         found: &mut Found,
         tokens: &mut Vec<Unverified>,
     ) -> Result<(), Error> {
-        each_credential(shown.headers, |key| {
+        each_credential(presented.headers, |key| {
             let digest = sha256(&[key.as_ref()]);
             if let Some(caller) = self.keys.get(&digest) {
                 return found.prove(caller, Some(Evidence::key(&digest)));
@@ -450,7 +451,7 @@ impl Known {
             Ok(())
         })?;
         // A connection may outlive its certificate.
-        if let Some(certificate) = shown.certificate
+        if let Some(certificate) = presented.certificate
             && let Some(authority) = certificate.authority()
         {
             for name in &certificate.names {
@@ -697,7 +698,7 @@ mod tests {
         .unwrap()
     }
 
-    fn shown(headers: &HeaderMap) -> Presented<'_> {
+    fn presented(headers: &HeaderMap) -> Presented<'_> {
         Presented {
             headers,
             certificate: None,
@@ -706,15 +707,15 @@ mod tests {
         }
     }
 
-    fn identified(callers: &Callers, shown: Presented<'_>) -> Result<Arc<Caller>, Error> {
-        match callers.identify(shown) {
+    fn identified(callers: &Callers, presented: Presented<'_>) -> Result<Arc<Caller>, Error> {
+        match callers.identify(presented) {
             Identified::Found(found) => found?.caller(),
             Identified::Unverified(_) => unreachable!("no caller has a signed token"),
         }
     }
 
     fn who(fields: &[(&'static str, &str)]) -> Result<String, Error> {
-        identified(&known(), shown(&headers(fields))).map(|caller| caller.name.to_string())
+        identified(&known(), presented(&headers(fields))).map(|caller| caller.name.to_string())
     }
 
     #[test]
@@ -862,12 +863,12 @@ mod tests {
         let callers = Callers::Loopback(Arc::new(Caller::anyone()));
         let allowed = |authority: &str, known_host, fields: &[(&'static str, &str)]| {
             let headers = headers(fields);
-            let shown = Presented {
+            let presented = Presented {
                 authority,
                 known_host,
-                ..shown(&headers)
+                ..presented(&headers)
             };
-            identified(&callers, shown).is_ok()
+            identified(&callers, presented).is_ok()
         };
         for authority in [
             "localhost:8080",
@@ -924,11 +925,11 @@ mod tests {
         let headers = headers(fields);
         let authorities = Arc::new(crate::downstream::certificate::tests::Fickle::default());
         let certificate = Certificate::new(names.to_vec(), until, vec![], authorities);
-        let shown = Presented {
+        let presented = Presented {
             certificate: Some(&certificate),
-            ..shown(&headers)
+            ..presented(&headers)
         };
-        let caller = identified(&callers, shown);
+        let caller = identified(&callers, presented);
         caller.map_or("nobody".into(), |caller| caller.name.to_string())
     }
 
@@ -977,7 +978,7 @@ mod tests {
             ("key-99999", "caller-99999", "other"),
         ] {
             let headers = headers(&[("x-countersign-key", key)]);
-            let caller = identified(&callers, shown(&headers)).unwrap();
+            let caller = identified(&callers, presented(&headers)).unwrap();
             assert_eq!((&*caller.name, &*caller.label), (name, label));
         }
     }
@@ -1057,8 +1058,9 @@ mod tests {
         let no_issuer = |_: &KeySource| unreachable!();
         let first =
             Callers::new(&configured(rate), None, &mint(), HashSet::new(), no_issuer).unwrap();
-        let take = |callers: &Callers| identified(callers, shown(&headers)).unwrap().take();
-        assert_eq!(take(&first), Ok(()));
+        let acquire =
+            |callers: &Callers| identified(callers, presented(&headers)).unwrap().acquire();
+        assert_eq!(acquire(&first), Ok(()));
         let same = Callers::new(
             &configured(rate),
             Some(&first),
@@ -1067,7 +1069,7 @@ mod tests {
             no_issuer,
         )
         .unwrap();
-        assert!(matches!(take(&same), Err(Error::RateLimited { .. })));
+        assert!(matches!(acquire(&same), Err(Error::RateLimited { .. })));
         let wider = config::Rate {
             burst: std::num::NonZeroU32::new(2).unwrap(),
             ..rate
@@ -1080,6 +1082,6 @@ mod tests {
             no_issuer,
         )
         .unwrap();
-        assert_eq!(take(&other), Ok(()));
+        assert_eq!(acquire(&other), Ok(()));
     }
 }

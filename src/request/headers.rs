@@ -492,7 +492,7 @@ mod tests {
 
     #[test]
     fn what_belongs_to_a_connection_stays_on_it() {
-        let answer = headers(&[
+        let response = headers(&[
             ("connection", "x-private, close"),
             ("x-private", "1"),
             ("keep-alive", "1"),
@@ -501,8 +501,11 @@ mod tests {
             ("etag", "kept"),
             ("content-length", "3"),
         ]);
-        let gone = stripped_from_response(&answer, false, false);
-        let kept: Vec<_> = answer.keys().filter(|name| !gone.contains(name)).collect();
+        let gone = stripped_from_response(&response, false, false);
+        let kept: Vec<_> = response
+            .keys()
+            .filter(|name| !gone.contains(name))
+            .collect();
         assert_eq!(kept, ["etag", "content-length"]);
     }
 }

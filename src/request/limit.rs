@@ -46,7 +46,7 @@ impl Limiter {
     ///
     /// # Errors
     /// [`Error::RateLimited`] when it is empty, with the time until it is not.
-    pub fn take(&self) -> Result<(), Error> {
+    pub fn acquire(&self) -> Result<(), Error> {
         self.bucket.check().map_err(|until| Error::RateLimited {
             retry_after: until.wait_time_from(DefaultClock::default().now()),
         })
@@ -134,9 +134,9 @@ mod tests {
                 burst: number(3),
             });
             for _ in 0..3 {
-                assert_eq!(limiter.take(), Ok(()));
+                assert_eq!(limiter.acquire(), Ok(()));
             }
-            let refused = limiter.take().unwrap_err();
+            let refused = limiter.acquire().unwrap_err();
             assert_eq!(refused.verdict().reason, "rate_limited");
             assert_eq!(refused.retry_after(), Some(seconds));
         }

@@ -95,7 +95,7 @@ impl Posted {
 
 /// Returns the response to `login` of `caller`.
 #[must_use]
-pub fn answer(
+pub fn respond(
     shape: LoginShape,
     caller: &Caller,
     login: Login,

@@ -470,7 +470,7 @@ impl Places {
 
 /// The reason why nothing more of a compressed response may be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Withheld {
+pub enum EchoBlocked {
     /// It repeats our credential.
     #[error("it repeats our credential")]
     Echoed,
@@ -572,8 +572,8 @@ impl Redactor {
     /// it is the last. Returns the number of masked places.
     ///
     /// # Errors
-    /// [`Withheld`]: the response must be cut off.
-    pub fn pass(&mut self, chunk: &mut Option<Bytes>, end: bool) -> Result<u64, Withheld> {
+    /// [`EchoBlocked`]: the response must be cut off.
+    pub fn pass(&mut self, chunk: &mut Option<Bytes>, end: bool) -> Result<u64, EchoBlocked> {
         let taken = chunk.take().unwrap_or_default();
         if let (Body::Unread(coding), Some(first)) = (&self.body, taken.first()) {
             self.body = Body::begun(*coding, *first, &self.needles);
@@ -588,21 +588,21 @@ impl Redactor {
                     held.extend_from_slice(&taken);
                     if unfinished >= BEGINNING && !end {
                         if held.len() > HELD {
-                            return Err(Withheld::Echoed);
+                            return Err(EchoBlocked::Echoed);
                         }
                         (Bytes::new(), 0)
                     } else {
                         (held.split().freeze(), 0)
                     }
                 }
-                Decoded::Withheld(why) => return Err(why),
+                Decoded::EchoBlocked(why) => return Err(why),
                 // The receiver cannot decode it either, and is left with the bytes.
                 Decoded::Broken => {
                     let text = join(&held.split().freeze(), taken);
                     self.text(text, 0, end)
                 }
             },
-            Body::Stacked if !taken.is_empty() => return Err(Withheld::Stacked),
+            Body::Stacked if !taken.is_empty() => return Err(EchoBlocked::Stacked),
             Body::Unread(_) | Body::Stacked => (taken, 0),
         };
         *chunk = Some(sent);
@@ -736,13 +736,13 @@ enum Decoded {
     Clean {
         unfinished: usize,
     },
-    Withheld(Withheld),
+    EchoBlocked(EchoBlocked),
     Broken,
 }
 
 impl Decoder {
     fn read(&mut self, chunk: &[u8]) -> Decoded {
-        self.watch_mut().budget.take(chunk.len());
+        self.watch_mut().budget.add(chunk.len());
         let outcome = match self {
             Self::Gzip(decoder) => feed(decoder, chunk),
             Self::Zlib(decoder) => feed(decoder, chunk),
@@ -751,7 +751,7 @@ impl Decoder {
         };
         let watch = self.watch();
         if let Some(why) = watch.stopped {
-            Decoded::Withheld(why)
+            Decoded::EchoBlocked(why)
         } else if outcome.is_err() {
             Decoded::Broken
         } else {
@@ -792,7 +792,7 @@ struct Watch {
     tail: Vec<u8>,
     budget: Budget,
     /// The reason why nothing more is decoded.
-    stopped: Option<Withheld>,
+    stopped: Option<EchoBlocked>,
 }
 
 impl Write for Watch {
@@ -800,9 +800,9 @@ impl Write for Watch {
         if self.stopped.is_none() {
             self.tail.extend_from_slice(text);
             if !self.budget.make(text.len()) {
-                self.stopped = Some(Withheld::TooMuch);
+                self.stopped = Some(EchoBlocked::TooMuch);
             } else if self.needles.occur_in(&self.tail) {
-                self.stopped = Some(Withheld::Echoed);
+                self.stopped = Some(EchoBlocked::Echoed);
             }
         }
         if let Some(why) = self.stopped {
@@ -847,7 +847,7 @@ mod tests {
     fn through<'a>(
         redactor: &mut Redactor,
         chunks: impl IntoIterator<Item = &'a [u8]>,
-    ) -> Result<(Vec<u8>, u64), Withheld> {
+    ) -> Result<(Vec<u8>, u64), EchoBlocked> {
         let (mut out, mut count) = (Vec::new(), 0);
         for chunk in chunks {
             let mut chunk = Some(Bytes::copy_from_slice(chunk));
@@ -999,7 +999,7 @@ mod tests {
             let mut redactor = Redactor::new(needles(&["t0ken-t0ken"]), head);
             assert!(redactor.pass(&mut Some(Bytes::new()), false).is_ok());
             let mut some = Some(Bytes::from_static(b"any"));
-            assert_eq!(redactor.pass(&mut some, false), Err(Withheld::Stacked));
+            assert_eq!(redactor.pass(&mut some, false), Err(EchoBlocked::Stacked));
             assert_eq!(some, None);
         }
     }
@@ -1090,7 +1090,7 @@ mod tests {
             for (size, most) in [(1 << 20, 33 * MIB), (1000, 96 * MIB), (1, 96 * MIB)] {
                 let mut redactor = Redactor::new(needles(&["needle-7"]), &head);
                 let outcome = through(&mut redactor, bomb.chunks(size));
-                assert_eq!(outcome, Err(Withheld::TooMuch), "{coding} by {size}");
+                assert_eq!(outcome, Err(EchoBlocked::TooMuch), "{coding} by {size}");
                 assert!(decoded(&redactor) <= most, "{coding} by {size}");
                 // Nor is it by another call.
                 let mut more = Some(Bytes::copy_from_slice(&bomb));

@@ -12,7 +12,7 @@ use crate::credential::Credential;
 use crate::error::Error;
 use crate::metrics::VendorMetrics;
 use crate::pattern::Rules;
-use crate::request::acceptance::Acceptance;
+use crate::request::auth_outcomes::AuthOutcomes;
 use crate::request::limit::{Limiter, RetryAfterHold};
 use crate::request::login::Logins;
 use crate::request::path::Target;
@@ -59,7 +59,7 @@ pub struct Vendor {
     /// `true`: a 401 renews the credential and replays the request.
     pub retry_on_401: bool,
     /// The counts of how it receives our credential.
-    pub acceptance: Arc<Acceptance>,
+    pub auth_outcomes: Arc<AuthOutcomes>,
     /// Prepares the search of responses for our credential; `None`: they are not searched.
     pub echo: Option<Prepared>,
     /// The vendor's metrics.
@@ -99,7 +99,7 @@ impl Vendor {
             encoded_slash_pass: vendor.encoded_slash_pass,
             header_names: vendor.header_names.clone(),
             retry_on_401: vendor.retry_on_401,
-            acceptance: Arc::default(),
+            auth_outcomes: Arc::default(),
             echo: vendor.redact_echo.then(Prepared::default),
             metrics,
             in_flight: Arc::default(),
@@ -117,7 +117,7 @@ impl Vendor {
             (Some(_), None) | (None, Some(_)) => false,
         };
         if same_credential {
-            self.acceptance = before.acceptance.clone();
+            self.auth_outcomes = before.auth_outcomes.clone();
         }
         let same = before
             .rate

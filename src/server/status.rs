@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::credential::{Credential, State as CredentialState, Status};
 use crate::jwks::Keys;
-use crate::request::acceptance::Responses;
+use crate::request::auth_outcomes::Responses;
 use crate::request::limit::RetryAfterHold;
 use crate::request::vendor::Vendor;
 use crate::upstream::Upstream;
@@ -74,7 +74,7 @@ impl Seen {
         let credential = view.credential.as_ref();
         let status = credential.map(|credential| credential.status());
         let usable = credential.is_none_or(|credential| credential.current().is_ok());
-        let responses = view.vendor.acceptance.recent(Instant::now());
+        let responses = view.vendor.auth_outcomes.recent(Instant::now());
         Self {
             word: state_word(
                 status.as_ref().map(|status| status.state),

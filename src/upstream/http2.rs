@@ -105,7 +105,7 @@ pub struct AttemptOptions {
     /// What is left of `timeouts.total`, where nothing else watches over it.
     pub left: Option<Duration>,
     /// Something else sees how long the server is silent.
-    pub watched: bool,
+    pub silence_measured: bool,
     /// Its caller knows of no chunks, which is how pingora passes on what comes by HTTP/2.
     pub http1: bool,
 }
@@ -120,7 +120,7 @@ impl AttemptOptions {
             let idle = Some(timeouts.idle_stream).filter(|idle| !idle.is_zero());
             options.read_timeout = idle;
             options.write_timeout = idle;
-        } else if self.watched {
+        } else if self.silence_measured {
             // pingora would make a timer for each read, and has one limit for the first and the rest.
             options.read_timeout = None;
         } else if may_be_http2 && let Some(length) = self.upload {
@@ -339,7 +339,7 @@ mod tests {
             fresh: false,
             upload: None,
             left: None,
-            watched: false,
+            silence_measured: false,
             http1: false,
         };
         change(&mut need);
@@ -458,8 +458,8 @@ mod tests {
         let long = read(|need| need.upload = Some(3_932_160));
         assert_eq!(long, Some(TIMEOUTS.idle + Duration::from_mins(1)));
         assert!(read(|need| need.upload = Some(0)) > long);
-        let watched = read(|need| (need.watched, need.upload) = (true, Some(0)));
-        assert_eq!(watched, None);
+        let silence_measured = read(|need| (need.silence_measured, need.upload) = (true, Some(0)));
+        assert_eq!(silence_measured, None);
         let left = read(|need| need.left = Some(Duration::from_secs(3)));
         assert_eq!(left, Some(Duration::from_secs(3)));
     }

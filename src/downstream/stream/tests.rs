@@ -72,7 +72,7 @@ async fn what_comes_behind_a_request_is_kept_and_stops_no_clock() {
     guarded.head_is_complete();
     guarded.body_is_complete();
     let began = Instant::now();
-    guarded.expect_answer_by(Some(began + Duration::from_secs(20)));
+    guarded.set_response_deadline(Some(began + Duration::from_secs(20)));
     let early = timeout(Duration::from_secs(10), guarded.read(&mut head)).await;
     assert!(early.is_err(), "{early:?}");
     far.write_all(b"G").await.unwrap();
@@ -226,7 +226,7 @@ async fn an_answer_is_awaited_as_long_as_the_newest_limit_says() {
     guarded.head_is_complete();
     for seconds in [30, 50, 5] {
         let began = Instant::now();
-        guarded.expect_answer_by(Some(began + Duration::from_secs(seconds)));
+        guarded.set_response_deadline(Some(began + Duration::from_secs(seconds)));
         let late = guarded.read(&mut [0; 64]).await.unwrap_err();
         assert_eq!(late.kind(), io::ErrorKind::TimedOut);
         assert_eq!(began.elapsed().as_secs(), seconds);
@@ -247,16 +247,16 @@ async fn a_vendor_may_be_silent_so_long_at_a_time() {
         assert!(waiting.is_err(), "{waiting:?}");
         guarded.heard_more();
     }
-    assert!(!guarded.answer_was_late());
+    assert!(!guarded.response_was_late());
     let late = guarded.read(&mut [0; 64]).await.unwrap_err();
     assert_eq!(late.kind(), io::ErrorKind::TimedOut);
     assert_eq!(began.elapsed().as_secs(), 3 * 9 + 10);
-    assert!(guarded.answer_was_late());
+    assert!(guarded.response_was_late());
 
     // The whole has its limit all the same.
     guarded.heard_more();
     let began = Instant::now();
-    guarded.expect_answer_by(Some(began + Duration::from_secs(4)));
+    guarded.set_response_deadline(Some(began + Duration::from_secs(4)));
     guarded.read(&mut [0; 64]).await.unwrap_err();
     assert_eq!(began.elapsed().as_secs(), 4);
 }

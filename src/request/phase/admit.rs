@@ -54,9 +54,9 @@ pub(in crate::request) async fn admit(
         method: head.method.as_str(),
         target,
         authority,
-        server_name: handshake.and_then(|shown| shown.server_name.as_deref()),
+        server_name: handshake.and_then(|presented| presented.server_name.as_deref()),
     };
-    let certificate = handshake.and_then(|shown| shown.certificate.as_ref());
+    let certificate = handshake.and_then(|presented| presented.certificate.as_ref());
     let found = identify(&snapshot, &head.headers, certificate, authority).await;
     let caller = match &found {
         Ok(found) => found.caller(),
@@ -77,7 +77,9 @@ pub(in crate::request) async fn admit(
     }
     ctx.caller = decision.caller;
     // Refused requests count, too.
-    ctx.caller.as_ref().map_or(Ok(()), |caller| caller.take())?;
+    ctx.caller
+        .as_ref()
+        .map_or(Ok(()), |caller| caller.acquire())?;
     let mut path = decision.path?;
     let route = ctx.route.clone().ok_or(Error::NoVendor)?;
     let vendor = &route.vendor;
@@ -91,21 +93,21 @@ pub(in crate::request) async fn admit(
     }
     ctx.target = path;
     ctx.kind = Kind::of(head.version, &head.headers);
-    ctx.expecting = head.version == Version::HTTP_11 && head.headers.contains_key(EXPECT);
-    let announced = content_length(&head.headers);
-    if announced.is_some_and(|length| vendor.limits.body > 0 && length > vendor.limits.body) {
+    ctx.expects_continue = head.version == Version::HTTP_11 && head.headers.contains_key(EXPECT);
+    let content_length = content_length(&head.headers);
+    if content_length.is_some_and(|length| vendor.limits.body > 0 && length > vendor.limits.body) {
         return Err(Error::BodyTooLarge);
     }
     vendor.hold.as_ref().map_or(Ok(()), RetryAfterHold::pass)?;
     ctx.permit = Some(vendor.breaker.admit()?);
-    vendor.rate.as_deref().map_or(Ok(()), Limiter::take)?;
+    vendor.rate.as_deref().map_or(Ok(()), Limiter::acquire)?;
     vendor.retries.earn();
-    ctx.announced = announced;
+    ctx.content_length = content_length;
     ctx.in_flight = Some(vendor.enter()?);
     if !vendor.timeouts.total.is_zero() {
         ctx.deadline = Some(ctx.started + vendor.timeouts.total);
     }
-    limit_body(session, ctx, vendor, announced);
+    limit_body(session, ctx, vendor, content_length);
     if let Some((_, credential)) = &vendor.credential {
         let held = match credential.current() {
             Ok(held) => Ok(held),
@@ -144,7 +146,12 @@ async fn identify(
 }
 
 /// Limits pauses and rate of a request body, and pauses of the caller while it reads the response.
-fn limit_body(session: &mut Session, ctx: &mut Context, vendor: &Vendor, announced: Option<u64>) {
+fn limit_body(
+    session: &mut Session,
+    ctx: &mut Context,
+    vendor: &Vendor,
+    content_length: Option<u64>,
+) {
     let http2 = session.as_downstream().is_http2();
     let longest_pause = match ctx.kind.idle(&vendor.timeouts) {
         Duration::ZERO => CALLER_IDLE,
@@ -161,7 +168,7 @@ fn limit_body(session: &mut Session, ctx: &mut Context, vendor: &Vendor, announc
         stream.set_body_timeout(longest_pause);
         // Bytes behind a request to upgrade belong to the other protocol.
         if ctx.kind != Kind::Upgrade {
-            if let Some(length) = announced {
+            if let Some(length) = content_length {
                 stream.body_has(length);
             } else if session.req_header().headers.contains_key(TRANSFER_ENCODING) {
                 // No other transfer coding passes the checks.

@@ -14,7 +14,7 @@ const FIRST_PIECE: Duration = Duration::from_millis(5);
 
 /// Sends `Content-Length: 0` where a method that has a body comes without one (RFC 9110 §8.6). Many
 /// servers answer 411 otherwise.
-pub(in crate::request) async fn say_that_no_body_comes(
+pub(in crate::request) async fn announce_empty_body(
     session: &mut Session,
     request: &mut RequestHeader,
 ) -> pingora::Result<()> {

@@ -19,40 +19,40 @@ pub(in crate::request) fn needles(ctx: &Context, vendor: &Vendor) -> Option<Arc<
 /// Masks what `needles` finds in the headers and the reason phrase.
 pub(in crate::request) fn mask_head(
     needles: &Needles,
-    answer: &mut ResponseHeader,
+    response: &mut ResponseHeader,
     vendor: &Vendor,
 ) -> pingora::Result<()> {
     let mut masked = 0;
-    let names: Vec<_> = answer
+    let names: Vec<_> = response
         .headers
         .iter()
         .filter(|(_, value)| needles.occur_in(value.as_bytes()))
         .map(|(name, _)| name.clone())
         .collect();
     for name in names {
-        let mut fields: HeaderMap = answer
+        let mut fields: HeaderMap = response
             .headers
             .get_all(&name)
             .iter()
             .map(|value| (name.clone(), value.clone()))
             .collect();
         masked += needles.mask_fields(&mut fields);
-        let spelled = answer
+        let spelled = response
             .case_header_iter()
             .map(|(spelled, _)| spelled.as_slice())
             .find(|spelled| spelled.eq_ignore_ascii_case(name.as_str().as_bytes()))
             .unwrap_or(name.as_str().as_bytes());
         let spelled = Bytes::copy_from_slice(spelled);
-        answer.remove_header(&name);
+        response.remove_header(&name);
         for value in fields.values().cloned() {
-            answer.append_header(spelled.clone(), value)?;
+            response.append_header(spelled.clone(), value)?;
         }
     }
-    if let Some(reason) = answer.get_reason_phrase()
+    if let Some(reason) = response.get_reason_phrase()
         && let (found @ 1.., Some(reason)) = needles.masked(reason.as_bytes())
     {
         masked += found;
-        answer.set_reason_phrase(std::str::from_utf8(&reason).ok())?;
+        response.set_reason_phrase(std::str::from_utf8(&reason).ok())?;
     }
     vendor.metrics.echoes.inc_by(masked);
     Ok(())

@@ -45,7 +45,7 @@ pub(super) async fn log_in(
         && !caller.may_use(&vendor.name)
     {
         ctx.caller = Some(caller.clone());
-        caller.take()?;
+        caller.acquire()?;
         return Err(Error::Forbidden);
     }
     let is_known = by_head.is_some() && (ends || found.can_log_in());
@@ -67,7 +67,7 @@ pub(super) async fn log_in(
     };
     let login = if ends { None } else { Some(found.login(mint)?) };
     ctx.caller = Some(caller.clone());
-    caller.take()?;
+    caller.acquire()?;
     if !caller.may_use(&vendor.name) {
         return Err(Error::Forbidden);
     }
@@ -75,7 +75,7 @@ pub(super) async fn log_in(
         callers.end_tokens(&head.headers, &values).await?;
         return Ok(Admitted::LoggedIn(login::ended(shape), None));
     };
-    let (status, body) = login::answer(shape, &caller, login, &posted, mint);
+    let (status, body) = login::respond(shape, &caller, login, &posted, mint);
     Ok(Admitted::LoggedIn(status, body))
 }
 
@@ -84,17 +84,17 @@ pub(super) async fn log_in(
 async fn read_body(session: &mut Session, is_known: bool) -> Result<Zeroizing<Vec<u8>>, Error> {
     let fields = &session.req_header().headers;
     let expects = fields.contains_key(EXPECT);
-    let announced = content_length(fields);
+    let content_length = content_length(fields);
     let chunked = fields.contains_key(TRANSFER_ENCODING);
     let mut body = Zeroizing::new(Vec::new());
     if session.as_downstream_mut().is_body_done() {
         return Ok(body);
     }
-    if announced.is_some_and(|length| length > LONGEST as u64) {
+    if content_length.is_some_and(|length| length > LONGEST as u64) {
         return Err(Error::BodyTooLarge);
     }
     if let Some(stream) = guard(session) {
-        if let Some(length) = announced {
+        if let Some(length) = content_length {
             stream.body_has(length);
         } else if chunked {
             stream.body_is_chunked();

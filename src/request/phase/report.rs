@@ -26,7 +26,7 @@ impl Cause {
         if *error.root_etype() == ErrorType::InvalidHTTPHeader {
             return Self {
                 kind,
-                context: "the vendor's answer has a head that cannot be read".to_owned(),
+                context: "the vendor's response has unreadable headers".to_owned(),
                 detail: None,
             };
         }

@@ -96,7 +96,7 @@ pub(in crate::request) fn should_retry(
     error: &PingoraError,
     reused: bool,
 ) -> bool {
-    let answered = is_answered(session);
+    let responding = has_response_head(session);
     let refusal = Refusal::of(error);
     if let (Some(refusal), Some(route), Some(picked)) = (refusal, &ctx.route, &ctx.picked) {
         match refusal {
@@ -107,9 +107,9 @@ pub(in crate::request) fn should_retry(
         ctx.refusals += u32::from(refusal != Refusal::BrokenHttp2);
     }
     if ctx.replaying {
-        return !session.as_ref().retry_buffer_truncated() && !answered;
+        return !session.as_ref().retry_buffer_truncated() && !responding;
     }
-    let sendable = !answered
+    let sendable = !responding
         && ctx.refusal.is_none()
         && ctx.deadline.is_none_or(|at| Instant::now() < at)
         && replayable(session);
@@ -142,7 +142,7 @@ pub(in crate::request) fn should_retry(
 
 /// Tells whether the caller has the response's head. After a 101 the connection speaks another
 /// protocol, which no further byte of ours may disturb (RFC 9110 §15.2.2).
-pub(in crate::request) fn is_answered(session: &Session) -> bool {
+pub(in crate::request) fn has_response_head(session: &Session) -> bool {
     session.response_written().is_some_and(|head| {
         !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS
     })
@@ -151,9 +151,9 @@ pub(in crate::request) fn is_answered(session: &Session) -> bool {
 /// Tells whether the whole body can be sent again: what has been read is buffered, and the rest
 /// will be.
 fn replayable(session: &Session) -> bool {
-    let announced = content_length(&session.req_header().headers);
+    let content_length = content_length(&session.req_header().headers);
     !session.as_ref().retry_buffer_truncated()
-        && announced.is_none_or(|length| length <= REPLAYABLE)
+        && content_length.is_none_or(|length| length <= REPLAYABLE)
 }
 
 /// Tells whether a connection broke, rather than that the vendor is slow, breaks the protocol or is

@@ -34,7 +34,7 @@ pub(super) struct Budget {
 
 impl Budget {
     /// Begins a chunk of this many compressed bytes.
-    pub(super) fn take(&mut self, bytes: usize) {
+    pub(super) fn add(&mut self, bytes: usize) {
         self.taken += bytes as u64;
         self.before = self.made;
     }
@@ -66,14 +66,14 @@ mod tests {
     fn a_response_may_decompress_to_a_free_share_and_to_a_multiple_of_what_came() {
         let mut budget = Budget::default();
         for _ in 0..4 {
-            budget.take(0);
+            budget.add(0);
             assert!(budget.make(16 << 20));
         }
         assert!(!budget.make(1));
 
         let mut long = Budget::default();
         for _ in 0..1000 {
-            long.take(64 << 10);
+            long.add(64 << 10);
             assert!(long.make(200 * (64 << 10)));
         }
     }
@@ -81,13 +81,13 @@ mod tests {
     #[test]
     fn a_chunk_may_decompress_to_so_much_and_what_is_much_is_followed_by_a_pause() {
         let mut budget = Budget::default();
-        budget.take(1 << 20);
+        budget.add(1 << 20);
         assert!(budget.make(1 << 20));
         assert_eq!(budget.pause(), None);
         assert!(budget.make(31 << 20));
         assert_eq!(budget.pause(), Some(PAUSE));
         assert!(!budget.make(1));
-        budget.take(1 << 20);
+        budget.add(1 << 20);
         assert_eq!(budget.pause(), None);
         assert!(budget.make(32 << 20));
     }

@@ -207,7 +207,7 @@ fn is_refusal(status: &str) -> bool {
 mod tests {
     use super::*;
     use crate::metrics::Answered;
-    use crate::request::acceptance::Responses;
+    use crate::request::auth_outcomes::Responses;
     use crate::server::page::row::tests::row;
 
     #[test]

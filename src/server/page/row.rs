@@ -10,7 +10,7 @@ use super::format::{counted, grouped, span, when};
 use super::history::{SAMPLES, STEP};
 use crate::credential;
 use crate::metrics::Answered;
-use crate::request::acceptance::Responses;
+use crate::request::auth_outcomes::Responses;
 use crate::server::status::{REJECTED, Seen, VendorView, breaker, state_word};
 
 /// One vendor.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 /// Counts of one vendor's responses over a sliding window of [`WINDOW`].
 #[derive(Debug)]
-pub struct Acceptance {
+pub struct AuthOutcomes {
     started: Instant,
     /// A ring: the slot of a step is its number modulo [`SLOTS`].
     slots: [AtomicU64; SLOTS],
@@ -31,7 +31,7 @@ pub struct Responses {
 /// The length of the window.
 pub const WINDOW: Duration = Duration::from_mins(10);
 
-impl Acceptance {
+impl AuthOutcomes {
     /// Returns counts of nothing.
     #[must_use]
     pub fn new() -> Self {
@@ -106,7 +106,7 @@ impl Acceptance {
     }
 }
 
-impl Default for Acceptance {
+impl Default for AuthOutcomes {
     fn default() -> Self {
         Self::new()
     }
@@ -160,14 +160,14 @@ mod tests {
 
     use super::*;
 
-    fn count(acceptance: &Acceptance, all: u64, unauthorized: u64) {
+    fn count(outcomes: &AuthOutcomes, all: u64, unauthorized: u64) {
         for nth in 0..all {
-            acceptance.count(Instant::now(), nth < unauthorized, 0);
+            outcomes.count(Instant::now(), nth < unauthorized, 0);
         }
     }
 
-    fn recent(acceptance: &Acceptance) -> Responses {
-        acceptance.recent(Instant::now())
+    fn recent(outcomes: &AuthOutcomes) -> Responses {
+        outcomes.recent(Instant::now())
     }
 
     #[tokio::test(start_paused = true)]
@@ -182,9 +182,9 @@ mod tests {
             (1000, 500, false),
             (1000, 501, true),
         ] {
-            let acceptance = Acceptance::new();
-            count(&acceptance, all, unauthorized);
-            let counted = recent(&acceptance);
+            let outcomes = AuthOutcomes::new();
+            count(&outcomes, all, unauthorized);
+            let counted = recent(&outcomes);
             assert_eq!(counted, Responses { all, unauthorized });
             assert_eq!(counted.rejected(), rejected, "{unauthorized} of {all}");
         }
@@ -192,57 +192,57 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_older_than_ten_minutes_does_not_count() {
-        let acceptance = Acceptance::new();
-        count(&acceptance, 6, 6);
+        let outcomes = AuthOutcomes::new();
+        count(&outcomes, 6, 6);
         advance(STEP * 19).await;
-        assert_eq!(recent(&acceptance).all, 6);
-        count(&acceptance, 2, 1);
+        assert_eq!(recent(&outcomes).all, 6);
+        count(&outcomes, 2, 1);
         advance(STEP).await;
-        let counted = recent(&acceptance);
+        let counted = recent(&outcomes);
         assert_eq!((counted.all, counted.unauthorized), (2, 1));
         advance(WINDOW).await;
-        assert_eq!(recent(&acceptance), Responses::default());
+        assert_eq!(recent(&outcomes), Responses::default());
         // Slots are reused after hours, and not taken for current ones.
         advance(WINDOW * 100 + STEP * 7).await;
-        assert_eq!(recent(&acceptance), Responses::default());
-        count(&acceptance, 5, 5);
-        assert!(recent(&acceptance).rejected());
+        assert_eq!(recent(&outcomes), Responses::default());
+        count(&outcomes, 5, 5);
+        assert!(recent(&outcomes).rejected());
     }
 
     #[tokio::test(start_paused = true)]
     async fn responses_spread_over_the_window_add_up() {
-        let acceptance = Acceptance::new();
+        let outcomes = AuthOutcomes::new();
         for _ in 0..SLOTS {
-            count(&acceptance, 3, 2);
+            count(&outcomes, 3, 2);
             advance(STEP).await;
         }
         // The first step has just left the window.
         let left = SLOTS as u64 - 1;
-        let counted = recent(&acceptance);
+        let counted = recent(&outcomes);
         assert_eq!((counted.all, counted.unauthorized), (left * 3, left * 2));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_replaced_secret_begins_with_a_clean_record() {
-        let acceptance = Acceptance::new();
+        let outcomes = AuthOutcomes::new();
         for _ in 0..6 {
-            acceptance.count(Instant::now(), true, 1);
+            outcomes.count(Instant::now(), true, 1);
         }
-        assert!(recent(&acceptance).rejected());
-        acceptance.count(Instant::now(), false, 2);
-        assert_eq!(recent(&acceptance).all, 1);
+        assert!(recent(&outcomes).rejected());
+        outcomes.count(Instant::now(), false, 2);
+        assert_eq!(recent(&outcomes).all, 1);
         // A response to a request sent with the old secret says nothing about the new one.
-        acceptance.count(Instant::now(), true, 1);
-        assert_eq!(recent(&acceptance).unauthorized, 0);
+        outcomes.count(Instant::now(), true, 1);
+        assert_eq!(recent(&outcomes).unauthorized, 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_flood_keeps_its_shares() {
-        let acceptance = Acceptance::new();
+        let outcomes = AuthOutcomes::new();
         for nth in 0..COUNT_MASK + 10 {
-            acceptance.count(Instant::now(), nth % 4 == 0, 0);
+            outcomes.count(Instant::now(), nth % 4 == 0, 0);
         }
-        let counted = recent(&acceptance);
+        let counted = recent(&outcomes);
         assert!(counted.all > COUNT_MASK / 2 && counted.all <= COUNT_MASK);
         assert!(!counted.rejected());
         assert!(counted.unauthorized * 4 <= counted.all + 10);
@@ -250,12 +250,12 @@ mod tests {
 
     #[test]
     fn counts_of_many_threads_all_arrive() {
-        let acceptance = Acceptance::new();
+        let outcomes = AuthOutcomes::new();
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| count(&acceptance, 5_000, 5_000));
+                scope.spawn(|| count(&outcomes, 5_000, 5_000));
             }
         });
-        assert_eq!(recent(&acceptance).unauthorized, 20_000);
+        assert_eq!(recent(&outcomes).unauthorized, 20_000);
     }
 }

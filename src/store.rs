@@ -1,8 +1,8 @@
-//! Where a rotating refresh token survives a crash and is shared by processes.
+//! Stores in which a rotating refresh token survives a crash and is shared by processes.
 //!
-//! A refresh token that works once is a thing to be handled like money: it is spent only under a
-//! [`Lock`], after the intent to spend it was stored, and what was bought with it is stored before
-//! it is used. `credential/rotation.rs` keeps that order; a [`Store`] makes it possible.
+//! A refresh token that works once must be handled with care: it is spent only under a [`Lock`],
+//! after the intent to spend it was stored, and the tokens it yields are stored before they are
+//! used. `credential/rotation.rs` keeps that order; a [`Store`] makes it possible.
 
 mod file;
 mod kubernetes;
@@ -22,15 +22,15 @@ use aws_lc_rs::rand;
 use crate::config;
 use crate::secret::Secret;
 
-/// A place for grants, one per vendor.
+/// Stores grants, one per vendor.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Keeps every other holder of the same store from spending `vendor`'s grant until the lock
-    /// is dropped or its process ends. Where the store does not see processes end, the lock of one
-    /// that did is free `lease` later.
+    /// Keeps every other holder of the same store from spending `vendor`'s grant until the lock is
+    /// dropped or its process exits. Where the store does not see processes exit, such a lock is
+    /// free after `lease`.
     ///
     /// # Errors
-    /// [`StoreError::Locked`] when somebody else has it for all of `at_most`, others when the
+    /// [`StoreError::Locked`] when somebody else holds it for all of `at_most`; others when the
     /// store cannot be used.
     async fn lock(
         &self,
@@ -39,24 +39,24 @@ pub trait Store: Send + Sync + 'static {
         at_most: Duration,
     ) -> Result<Lock, StoreError>;
 
-    /// What is stored; `None`: nothing is. Needs no lock.
+    /// Returns the stored grant; `None`: there is none. Needs no lock.
     ///
     /// # Errors
-    /// When something is stored and cannot be read.
+    /// Fails when something is stored and cannot be read.
     async fn load(&self, vendor: &str) -> Result<Option<Grant>, StoreError>;
 
-    /// Stores `next`, durably, if what is stored has the version `over` (0: nothing is stored).
+    /// Stores `next`, durably, if the stored grant has the version `over` (0: nothing is stored).
     /// May be repeated when its outcome is unknown.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when something else is stored, others when the store cannot be
+    /// [`StoreError::Conflict`] when something else is stored; others when the store cannot be
     /// written, or holds something that must not be lost.
     async fn replace(&self, vendor: &str, over: u64, next: &Grant) -> Result<(), StoreError>;
 
-    /// Stores `grant` over the version it has, and counts that up. To be called under the lock.
+    /// Stores `grant` over the version it has, and increments that. Call it under the lock.
     ///
     /// # Errors
-    /// Those of [`Store::replace`]; the version is then as it was.
+    /// Those of [`Store::replace`]; the version is then unchanged.
     async fn save(&self, vendor: &str, grant: &mut Grant) -> Result<(), StoreError> {
         let over = grant.version;
         grant.version = version_after(over);
@@ -68,10 +68,10 @@ pub trait Store: Send + Sync + 'static {
     }
 }
 
-/// The version that follows `version`.
+/// Returns the version that follows `version`.
 ///
 /// The first is the time in milliseconds: a grant obtained after a store has lost everything is
-/// newer than any that a process still remembers from before.
+/// newer than any that a process remembers from before.
 fn version_after(version: u64) -> u64 {
     if version > 0 {
         return version + 1;
@@ -82,7 +82,7 @@ fn version_after(version: u64) -> u64 {
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
-/// Tells one holder of a lock from every other.
+/// Returns a random name that tells one holder of a lock from every other.
 fn new_holder() -> Result<String, StoreError> {
     let mut bytes = [0; 16];
     rand::fill(&mut bytes)
@@ -90,7 +90,7 @@ fn new_holder() -> Result<String, StoreError> {
     Ok(hex::encode(bytes))
 }
 
-/// The configured store. Nothing is read, created or connected to before a vendor needs it.
+/// Opens the configured store. Nothing is read, created or connected to before a vendor needs it.
 #[must_use]
 pub fn open(config: &config::Store) -> Arc<dyn Store> {
     match config {
@@ -115,19 +115,19 @@ pub fn open(config: &config::Store) -> Arc<dyn Store> {
     }
 }
 
-/// Held while a grant is spent; dropping it lets others, a moment later.
+/// Held while a grant is spent. Dropping it releases it, a moment later.
 pub struct Lock(Kind);
 
 enum Kind {
-    /// The system keeps it, and lets go however its holder ends.
+    /// The system keeps it, and releases it however its holder ends.
     File { _held: File },
-    /// It lapses when it is not prolonged.
+    /// It expires unless it is renewed.
     Lease(lease::HeldLease),
 }
 
 impl Lock {
-    /// Whether somebody else may hold it by now, because its holder was paused, or cut off from
-    /// the store, for longer than the lease.
+    /// Tells whether somebody else may hold the lock by now, because its holder was paused, or cut
+    /// off from the store, for longer than the lease.
     #[must_use]
     pub fn is_expired(&self) -> bool {
         match &self.0 {
@@ -136,13 +136,13 @@ impl Lock {
         }
     }
 
-    /// One that somebody else may hold by now.
+    /// Returns a lock that somebody else may hold by now.
     #[cfg(test)]
     pub(crate) fn new_expired() -> Self {
         lease::tests::expired_lock()
     }
 
-    /// Lets others have it before this returns: for processes that are about to end.
+    /// Releases the lock before it returns: for processes that are about to exit.
     pub async fn release(self) {
         match self.0 {
             Kind::File { .. } => {}
@@ -157,37 +157,37 @@ impl fmt::Debug for Lock {
     }
 }
 
-/// What a vendor granted us, as it is stored.
+/// A vendor's grant, as it is stored.
 #[derive(Clone, Debug, Default)]
 pub struct Grant {
-    /// Grows with each that is stored for this vendor; 0: none was yet.
+    /// Grows with each grant that is stored for this vendor; 0: none was stored yet.
     pub version: u64,
-    /// Digest of whom it was granted to, and by which server: a refresh token must never be shown
-    /// to another server, nor with another client's name.
+    /// Digest of the client it was granted to, and of the server: a refresh token must never be
+    /// sent to another server, nor under another client's name.
     pub binding: String,
-    /// `None`: there is none, or it is known to be dead.
+    /// `None`: there is none, or it is known to be invalid.
     pub refresh_token: Option<Secret>,
     /// The newest access token.
     pub access: Option<Access>,
-    /// After this only a new grant helps.
+    /// Time after which only a new grant helps.
     pub refresh_until: Option<SystemTime>,
-    /// Somebody set out to spend the grant and has not said how it ended.
+    /// A started use of the grant whose result is not stored yet.
     pub intent: Option<Intent>,
 }
 
-/// An access token with its end.
+/// An access token with its lifetime.
 #[derive(Clone, Debug)]
 pub struct Access {
     /// The token.
     pub token: Secret,
-    /// When it was asked for, on the wall clock: processes share no other.
+    /// When it was requested, on the wall clock: processes share no other.
     pub issued: SystemTime,
-    /// From then to its end.
+    /// Time from then until it expires.
     pub lifetime: Duration,
 }
 
 impl Access {
-    /// How long it is still good; `None`: it has ended.
+    /// Returns how long it is still valid; `None`: it has expired.
     #[must_use]
     pub fn left(&self, now: SystemTime) -> Option<Duration> {
         let age = now.duration_since(self.issued).unwrap_or_default();
@@ -196,53 +196,53 @@ impl Access {
     }
 }
 
-/// That a refresh token is about to be shown to its server.
+/// Announces that a refresh token is about to be sent to its server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Intent {
-    /// SHA-256 of the refresh token, hex; `None`: a new grant is being asked for.
+    /// SHA-256 of the refresh token, hex; `None`: a new grant is being requested.
     pub refresh_token: Option<String>,
-    /// When.
+    /// Time of the announcement.
     pub at: SystemTime,
-    /// How often it has been shown without an answer, this time included.
+    /// How often it has been sent without a response, this time included.
     pub tries: u32,
 }
 
-/// A store that cannot be used. Names places, never contents.
+/// A store that cannot be used. Texts name places, never contents.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Something else was stored since the grant was loaded.
     #[error("the stored tokens of {0} were changed by another process")]
     Conflict(String),
-    /// Somebody else is spending.
+    /// Somebody else is spending the grant.
     #[error("another process holds {0}")]
     Locked(String),
-    /// The system said no.
+    /// The system refused.
     #[error("{path}: {cause}")]
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         cause: std::io::Error,
     },
-    /// A directory that others can get into. Neither read nor written.
+    /// The directory is accessible to others. It is neither read nor written.
     #[error("{path} {what}; run `{cure}`", path = .path.display())]
     Exposed {
         /// The directory.
         path: PathBuf,
-        /// Who can.
+        /// Says who has access.
         what: String,
-        /// The command that mends it.
+        /// The command that corrects it.
         cure: String,
     },
-    /// A server was not reached, did not answer in time, or said no.
+    /// A server was not reached, did not respond in time, or refused.
     #[error("{server}: {cause}")]
     Remote {
         /// The server.
         server: String,
-        /// What it or the network said.
+        /// Its error, or the network's.
         cause: String,
     },
-    /// There, and unreadable. Never overwritten.
+    /// The stored grant is unreadable. It is never overwritten.
     #[error(
         "{0} cannot be decrypted: it is damaged, or was written with another encryption_key; \
          restore the key, or move it away and obtain a new grant"

@@ -1,4 +1,4 @@
-//! How a client proves itself at a token endpoint.
+//! Client authentication at the token endpoint.
 
 use std::time::SystemTime;
 
@@ -19,11 +19,11 @@ use crate::config::ClientAuth;
 use crate::secret::{Secret, SecretRef};
 use crate::tls::pem::{UNUSABLE_KEY, private_key, unadorned};
 
-/// The token request with `params`, and with the proof `auth` wants added; `None` is a public
-/// client, which only names itself. Secrets are read here, at each request.
+/// Returns the token request with `params` and the client's authentication by `auth`. `None` is a
+/// public client, which only sends its name. Secrets are read here, at each request.
 ///
 /// # Errors
-/// What is missing or unusable, without showing it.
+/// Returns the secret that is missing or unusable, without showing it.
 pub(super) fn authenticate_client(
     auth: Option<&ClientAuth>,
     client_id: &SecretRef,
@@ -44,8 +44,8 @@ pub(super) fn authenticate_client(
     match auth {
         Some(ClientAuth::Basic(secret)) => {
             let secret = resolve(secret)?;
-            // RFC 6749 §2.3.1 and its Appendix B; servers that skip the decoding see no
-            // difference for the letters and digits most secrets are made of.
+            // RFC 6749 §2.3.1 and its Appendix B. For the letters and digits that most secrets
+            // consist of, servers that skip the decoding see no difference.
             let encode = |half: &Secret| {
                 let bytes = half.expose().as_bytes();
                 Secret::new(form_urlencoded::byte_serialize(bytes).collect::<String>())
@@ -89,7 +89,7 @@ pub(super) fn authenticate_client(
     Ok(request)
 }
 
-/// RFC 7523 §3, signed anew for each request.
+/// Signs an assertion (RFC 7523 §3), a new one for each request.
 fn assertion(
     pem: &[u8],
     algorithm: &str,
@@ -122,8 +122,8 @@ fn assertion(
         "sub": client_id.expose(),
         "aud": audience,
         "jti": hex::encode(random::<16>()),
-        // A server that is behind us must not find it issued in its future, and one that is ahead
-        // must not find it over before it has come.
+        // A server whose clock is behind must not find it issued in its future, and one whose clock
+        // is ahead must not find it expired on arrival.
         "iat": now.saturating_sub(SKEW_SECONDS),
         "exp": now + TRANSIT_SECONDS + SKEW_SECONDS,
     });
@@ -134,7 +134,7 @@ fn assertion(
         .map_err(|_| unusable())
 }
 
-/// The JWT library reads PKCS#8 only; openssl writes SEC1 unless told otherwise.
+/// Converts an EC key: the JWT library reads PKCS#8 only, and openssl writes SEC1 by default.
 fn ec_key(pem: &[u8], curve: &'static EcdsaSigningAlgorithm) -> Option<EncodingKey> {
     let der = private_key(pem).ok()?;
     let pair = EcdsaKeyPair::from_private_key_der(curve, der.secret_der()).ok()?;
@@ -142,7 +142,7 @@ fn ec_key(pem: &[u8], curve: &'static EcdsaSigningAlgorithm) -> Option<EncodingK
     Some(EncodingKey::from_ec_der(pkcs8.as_ref()))
 }
 
-/// Bytes nobody can guess.
+/// Returns unguessable bytes.
 pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     rand::fill(&mut bytes).expect("the system's random source works or nothing secure does");
@@ -151,10 +151,10 @@ pub(crate) fn random<const N: usize>() -> [u8; N] {
 
 /// RFC 7523 §2.2.
 const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
-/// How far a server's clock may be from ours, either way.
+/// Largest accepted difference between a server's clock and ours, either way.
 const SKEW_SECONDS: u64 = 60;
-/// How long a request may be under way. With the skew on both sides an assertion is good for four
-/// minutes; some servers take none that is good for more than five.
+/// Longest time a request may take to arrive. With the skew on both sides an assertion is valid for
+/// four minutes; some servers accept no more than five.
 const TRANSIT_SECONDS: u64 = 120;
 
 #[cfg(test)]
@@ -285,7 +285,7 @@ mod tests {
             first["iat"].as_u64().unwrap(),
             first["exp"].as_u64().unwrap(),
         );
-        // By a clock a minute behind ours, and by one a minute ahead, at the end of its way.
+        // By a clock a minute behind ours, and by one a minute ahead, when it arrives last.
         assert!(iat <= now - 60 && exp > now + 60 + 60, "{iat} {now} {exp}");
         assert!(exp - iat <= 300);
         assert_ne!(first["jti"], second["jti"]);

@@ -1,4 +1,4 @@
-//! A person's consent to an authorization code, and the grant that comes of it (RFC 6749 §4.1).
+//! A person's consent by authorization code, and the resulting grant (RFC 6749 §4.1).
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,45 +18,45 @@ use crate::secret::Secret;
 use crate::store::{Access, Grant, Lock, Store, StoreError};
 use crate::tls::sha256;
 
-/// One request for consent, from its URL to the stored grant.
+/// A request for consent, from its URL to the stored grant.
 pub(crate) struct Consent {
     config: AuthorizationCode,
     server: CodeServer,
     store: Arc<dyn Store>,
     vendor: String,
     state: Secret,
-    /// RFC 7636 §4.1.
+    /// PKCE verifier (RFC 7636 §4.1).
     verifier: Option<Secret>,
 }
 
-/// What a redirect says.
+/// The content of a redirect.
 #[derive(Debug)]
 pub(crate) enum Redirect {
     /// A code, with the state of this request.
     Code(Secret),
-    /// A code without any state: nothing proves that it answers this request.
+    /// A code without a state: nothing proves that it belongs to this request.
     Stateless(Secret),
-    /// The answer to another request; somebody may be trying to slip us their account.
+    /// A redirect of another request; somebody may be trying to slip us their account.
     Foreign,
-    /// From another server than the one that was asked (RFC 9207 §2.4). Holds its name, in printable
-    /// ASCII.
+    /// A redirect from another server than the one that was asked (RFC 9207 §2.4). Holds that
+    /// server's name, in printable ASCII.
     OtherIssuer(String),
-    /// It does not name the server, and the configured `issuer` says that it does.
+    /// A redirect without the server's name, although `issuer` is configured.
     NoIssuer,
-    /// The server or the person said no; in printable ASCII.
+    /// A refusal by the server or the person, in printable ASCII.
     Refused(String),
-    /// The same, without any state.
+    /// A refusal without a state.
     StatelessRefused(String),
     /// Neither a code nor an error.
     Empty,
 }
 
-/// What has been stored.
+/// A stored grant.
 #[derive(Debug)]
 pub(crate) struct Granted {
-    /// Whether it can be renewed without a person.
+    /// `true` when it can be renewed without a person.
     pub(crate) renewable: bool,
-    /// Of the access token.
+    /// Lifetime of the access token.
     pub(crate) lifetime: Duration,
 }
 
@@ -73,7 +73,7 @@ impl Consent {
         }
     }
 
-    /// Proves that a grant could be stored, before a person is asked for one.
+    /// Checks that a grant could be stored, before a person is asked for one.
     pub(crate) async fn check_store(&self) -> Result<(), StoreError> {
         let lock = self.lock().await?;
         let loaded = self.store.load(&self.vendor).await;
@@ -81,7 +81,7 @@ impl Consent {
         loaded.map(drop)
     }
 
-    /// Where the person consents (RFC 6749 §4.1.1, RFC 7636 §4.3).
+    /// Returns the URL at which the person consents (RFC 6749 §4.1.1, RFC 7636 §4.3).
     pub(crate) fn url(&self) -> Result<Url, String> {
         let client_id = self.config.client_id.resolve();
         let client_id = client_id.map_err(|cause| cause.to_string())?;
@@ -105,21 +105,22 @@ impl Consent {
         Ok(url)
     }
 
-    /// The issuer that a redirect may name.
+    /// Returns the issuer that a redirect may name.
     pub(crate) fn issuer(&self) -> String {
         let origin = || self.config.authorize_url.origin().ascii_serialization();
         self.config.issuer.clone().unwrap_or_else(origin)
     }
 
-    /// Whether a redirect that names `issuer` is from the server that was asked: compared character
-    /// by character (RFC 9207 §2.4), but for the slash that an origin may end in.
+    /// Tells whether a redirect that names `issuer` is from the server that was asked. Names are
+    /// compared character by character (RFC 9207 §2.4), except for the slash at the end of an
+    /// origin.
     fn is_issuer(&self, issuer: &str) -> bool {
         let ours = self.issuer();
         let of_origin = self.config.issuer.is_none();
         issuer == ours || (of_origin && issuer.strip_suffix('/') == Some(ours.as_str()))
     }
 
-    /// Reads a code that came without its redirect.
+    /// Reads a code that was pasted without its redirect.
     pub(crate) fn read_code(&self, code: &str) -> Redirect {
         if self.config.issuer.is_some() {
             return Redirect::NoIssuer;
@@ -171,13 +172,13 @@ impl Consent {
         }
     }
 
-    /// Exchanges the code and stores what comes, under the lock: a running proxy must not spend
-    /// the old grant meanwhile.
+    /// Exchanges the code and stores the grant, under the lock: a running proxy must not spend the
+    /// old grant meanwhile.
     pub(crate) async fn complete(&self, code: Secret) -> Result<Granted, String> {
         let text = |cause: StoreError| cause.to_string();
         let lock = self.lock().await.map_err(text)?;
         let granted = self.exchange(code).await;
-        // The process ends soon, and a running proxy waits for it.
+        // This process exits soon, and a running proxy waits for the lock.
         lock.release().await;
         granted
     }
@@ -222,7 +223,7 @@ impl Consent {
     }
 }
 
-/// What a redirect says, as it may be shown: it can be anybody's.
+/// Makes a redirect's text printable: anybody may have written it.
 fn printable(text: &str) -> String {
     let printable = |c: char| {
         if c.is_ascii_graphic() || c == ' ' {

@@ -1,7 +1,7 @@
-//! Tokens that stopped working long before their end, although asking for another helped: what it looks
-//! like when a vendor keeps one token alive for each client, and two obtain tokens in turn.
+//! Counts tokens that stopped working long before they expired while a new one worked: the sign of
+//! a vendor that keeps one token alive for each client, and of two that obtain tokens in turn.
 //!
-//! Written by the requests that noticed, without a lock; read by whoever looks at the status.
+//! Requests write it without a lock; readers of the status read it.
 
 use std::array;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The newest losses of one credential.
+/// The newest evictions of one credential.
 #[derive(Debug)]
 pub(super) struct Evictions {
     since: Instant,
-    /// Seconds after `since`, from 1; 0: none. A ring.
+    /// Ring of seconds after `since`, counted from 1; 0 marks a free slot.
     evicted_at: [AtomicU64; KEPT],
     next: AtomicUsize,
 }
@@ -27,14 +27,14 @@ impl Evictions {
         }
     }
 
-    /// Counts a token that was lost now.
+    /// Counts a token that was evicted now.
     pub(super) fn add(&self, now: Instant) {
         let next = self.next.fetch_add(1, Ordering::Relaxed) % KEPT;
         self.evicted_at[next].store(self.seconds(now), Ordering::Relaxed);
     }
 
-    /// What to tell an operator; `None`: nothing, so far. `shared`: replicas take the token from a
-    /// store, and so do not end each other's.
+    /// Returns advice for an operator; `None`: there is none yet. With `shared`, replicas take the
+    /// token from a store and so do not evict each other's.
     pub(super) fn advice(&self, now: Instant, shared: bool) -> Option<String> {
         let now = self.seconds(now);
         let recent = |evicted_at: &&AtomicU64| {
@@ -65,11 +65,12 @@ impl Evictions {
     }
 }
 
-/// What is older is forgotten.
+/// Older evictions do not count.
 const WINDOW: Duration = Duration::from_hours(1);
-/// One may be the vendor's doing: it was restarted, or somebody revoked a token by hand.
+/// One eviction may be the vendor's doing: it was restarted, or somebody revoked a token by hand.
 const SUSPICIOUS: usize = 2;
-/// More than renewals by hand in an hour, which end the tokens of other replicas of a store, too.
+/// More than the manual renewals in an hour, which also evict the tokens of other replicas of a
+/// store.
 const KEPT: usize = 4;
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! What a token server says in the body of an error, in any of the shapes that are in use, and
-//! what it means for the refresh token that was shown.
+//! Reads what a token server says in an error's body, in any of the shapes in use, and decides what
+//! it means for the refresh token that was sent.
 
 use http::StatusCode;
 use serde_json::{Map, Value};
@@ -7,35 +7,35 @@ use url::form_urlencoded;
 
 use super::quote::visible_text;
 
-/// What a refusal says about the refresh token of its request.
+/// Meaning of a refusal for the refresh token of its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It is dead, or a person has to consent again: there is a code for it.
+    /// The token is invalid, or a person has to consent again: there is a code for it.
     Invalid,
-    /// The same, by what a sentence says, or by a code that has other uses as well.
+    /// The token is probably invalid, by a message or by a code that has other uses as well.
     ProbablyInvalid,
-    /// It may be dead, or something else is wrong.
+    /// The token may be invalid, or something else is wrong.
     Unclear,
-    /// Something else is wrong.
+    /// Something else is wrong; the token is not affected.
     Unrelated,
 }
 
-/// The readable parts of one body. Nothing of them is masked yet.
+/// The readable parts of one body, not masked yet.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Explanation {
-    /// Identifiers such as `invalid_grant`, as they came.
+    /// Identifiers such as `invalid_grant`, as received.
     codes: Vec<String>,
     /// Sentences for people.
     messages: Vec<String>,
     /// The body says that something failed, whatever the status says.
     failed: bool,
-    /// The sentence is what a page shows, whose author may be anybody on the way.
+    /// The message is the text of a page, which any intermediary may have written.
     is_page: bool,
 }
 
 impl Explanation {
-    /// Reads `body`: JSON in the shapes of RFC 6749 §5.2, RFC 9457 and of many servers' own, a
-    /// form, a page, or plain text.
+    /// Reads `body`: JSON in the shapes of RFC 6749 §5.2, of RFC 9457 and of many servers' own; a
+    /// form; a page; or plain text.
     pub(super) fn read(body: &[u8], content_type: Option<&str>) -> Self {
         let mut explanation = Self::default();
         let text = String::from_utf8_lossy(&body[..body.len().min(MAX_READ)]);
@@ -65,8 +65,7 @@ impl Explanation {
         explanation
     }
 
-    /// Reads what may be shown of a body that should have been tokens: the words of a page. In
-    /// anything else there might be one.
+    /// Reads the text of a page where tokens were expected. Any other body might hold a token.
     pub(super) fn from_page(body: &[u8], content_type: Option<&str>) -> Self {
         let html = |kind: &str| kind.to_ascii_lowercase().contains("html");
         if content_type.is_some_and(html) && json(body).is_none() {
@@ -76,8 +75,8 @@ impl Explanation {
         }
     }
 
-    /// Reads a form that says that something failed, which some servers answer although JSON was
-    /// asked for.
+    /// Reads a form that says that something failed, which some servers send although JSON was
+    /// requested.
     pub(super) fn read_form(body: &[u8], content_type: Option<&str>) -> Self {
         let form = content_type.is_some_and(|kind| kind.contains("x-www-form-urlencoded"));
         if form || body.starts_with(b"error=") {
@@ -92,21 +91,22 @@ impl Explanation {
         let mut explanation = Self::default();
         explanation.object(fields, 0);
         if !explanation.failed {
-            // Identifiers may be anything there.
+            // Without a failure, identifiers may mean anything.
             explanation.codes.clear();
         }
         explanation
     }
 
-    /// Whether the body itself says that something failed.
+    /// Tells whether the body itself says that something failed.
     pub(super) fn is_failure(&self) -> bool {
         self.failed
     }
 
-    /// Everything that was said, for people: `error: description; …`. Empty when that is nothing.
+    /// Returns everything the server said, for people: `error: description; …`. Empty when it said
+    /// nothing.
     pub(super) fn text(&self) -> String {
         let mut text = String::new();
-        // "error" says nothing that is not known.
+        // "error" adds nothing.
         let codes = self
             .codes
             .iter()
@@ -127,13 +127,13 @@ impl Explanation {
         text
     }
 
-    /// The error code of RFC 6749 §5.2, if there is one.
+    /// Returns the error code of RFC 6749 §5.2, if there is one.
     pub(super) fn code(&self) -> Option<&'static str> {
         let stated = |code: &&str| self.codes.iter().any(|stated| stated == code);
         RFC_CODES.into_iter().find(stated)
     }
 
-    /// Whether the server only asks to come back later, and has done nothing.
+    /// Tells whether the server only asks to come back later, and has done nothing.
     pub(super) fn is_busy(&self) -> bool {
         let message = |message: &String| {
             let message = message.to_ascii_lowercase();
@@ -144,18 +144,18 @@ impl Explanation {
         self.has_code(&BUSY) || self.messages.iter().any(message)
     }
 
-    /// Whether the server says that it failed, rather than that it refuses.
+    /// Tells whether the server says that it failed, rather than that it refuses.
     pub(super) fn is_server_error(&self) -> bool {
         self.has_code(&SERVER_ERRORS)
     }
 
-    /// What a refusal with this status and body says about the refresh token of its request.
+    /// Returns what a refusal with this status and body means for the refresh token of its request.
     pub(super) fn verdict(&self, status: StatusCode) -> Verdict {
         let code = self.code();
         if code == Some("invalid_grant") {
             return Verdict::Invalid;
         }
-        // Other statuses are about the path, the method and the like.
+        // Other statuses are about the path or the method.
         if self.is_page || !matches!(status.as_u16(), 200..=299 | 400 | 401 | 403 | 422) {
             return if status.is_client_error() && !self.is_page {
                 Verdict::Unrelated
@@ -194,8 +194,8 @@ impl Explanation {
         Verdict::Unclear
     }
 
-    /// Whether a word is, or ends in, one of these codes; some servers have them where a sentence
-    /// should be.
+    /// Tells whether a code equals, or ends in, one of these; some servers put codes in place of a
+    /// message.
     fn has_code(&self, codes: &[&str]) -> bool {
         let messages = self
             .messages
@@ -235,7 +235,7 @@ impl Explanation {
     }
 
     fn object(&mut self, fields: &Map<String, Value>, depth: usize) {
-        // The members of RFC 6749 first, whatever their order.
+        // The fields of RFC 6749 come first, whatever their order.
         let rank = |name: &str| match name {
             "error" => 0,
             "error_description" => 1,
@@ -303,7 +303,7 @@ impl Explanation {
         }
     }
 
-    /// `errors` and its like: one object, a list, or a map from fields to what is wrong with them.
+    /// Reads `errors` and similar fields: an object, a list, or a map from fields to their errors.
     fn errors(&mut self, value: &Value, depth: usize) {
         let known = self.codes.len() + self.messages.len();
         self.value(value, depth + 1);
@@ -346,13 +346,13 @@ impl Explanation {
     }
 }
 
-/// The JSON in `body`, in front of which IIS may put a byte order mark.
+/// Parses the JSON in `body`. IIS may put a byte order mark before it.
 pub(super) fn json(body: &[u8]) -> Option<Value> {
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
     serde_json::from_slice(body).ok()
 }
 
-/// An identifier: letters, and no white space.
+/// Tells whether `text` is an identifier: it has letters and no white space.
 fn is_identifier(text: &str) -> bool {
     let part = |c: char| c.is_ascii_alphanumeric() || "_-./:#".contains(c);
     (2..=64).contains(&text.len())
@@ -361,7 +361,7 @@ fn is_identifier(text: &str) -> bool {
         && !text.contains("//")
 }
 
-/// What servers write where there is no error.
+/// Recognises what servers write where there is no error.
 fn is_no_error(text: &str) -> bool {
     let text = text.trim();
     matches!(
@@ -378,7 +378,7 @@ fn is_non_empty(value: &Value) -> bool {
     }
 }
 
-/// Text rather than a compressed or binary body.
+/// Tells text from a compressed or binary body.
 fn is_readable(text: &str) -> bool {
     let unreadable =
         |c: &char| *c == char::REPLACEMENT_CHARACTER || (c.is_control() && !c.is_whitespace());
@@ -389,12 +389,13 @@ fn is_readable(text: &str) -> bool {
     unreadable * 20 <= all
 }
 
-/// A broken piece of JSON may hold what it was to bring.
+/// A broken piece of JSON may still hold tokens.
 fn may_hold_tokens(text: &str) -> bool {
     text.contains("access_token") || text.contains("refresh_token\"")
 }
 
-/// Letters and digits, in lower case: `Invalid-Grant` and `invalidGrant` are `invalidgrant`.
+/// Keeps letters and digits, in lower case: `Invalid-Grant` and `invalidGrant` become
+/// `invalidgrant`.
 fn normalized(text: &str) -> String {
     text.chars()
         .filter(char::is_ascii_alphanumeric)
@@ -402,7 +403,7 @@ fn normalized(text: &str) -> String {
         .collect()
 }
 
-/// Whether what is called the token may be how the client proves itself.
+/// Tells whether "token" may mean the client's own authentication.
 fn mentions_client(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
     ["client", "assertion", "jwt", "api"]
@@ -430,13 +431,13 @@ fn says_token_invalid(message: &str) -> bool {
         about(&["grant", "consent", "authorization", "session"]) && says(&EXPIRED_PHRASES);
     (of_a_token || of_a_grant)
         && !UNRELATED_PHRASES.iter().any(|other| message.contains(other))
-        // Another token's.
+        // These are other tokens.
         && !["access", "api", "csrf", "bearer", "id", "security"]
             .iter()
             .any(|other| message.contains(&format!(" {other} token")))
 }
 
-/// RFC 6749 §5.2.
+/// Error codes of RFC 6749 §5.2.
 const RFC_CODES: [&str; 6] = [
     "invalid_request",
     "invalid_client",
@@ -446,7 +447,8 @@ const RFC_CODES: [&str; 6] = [
     "invalid_scope",
 ];
 
-/// Codes for a dead refresh token, or for a person who is needed, beside `invalid_grant`; squeezed.
+/// Codes for an invalid refresh token, or for a person who is needed, besides `invalid_grant`;
+/// normalized.
 const INVALID_GRANT: [&str; 33] = [
     "invalidgrant",
     "badgrant",
@@ -482,7 +484,7 @@ const INVALID_GRANT: [&str; 33] = [
     "invalidrapt",
     "reauthorizationrequired",
 ];
-/// Codes for a dead token: the refresh token, unless the text speaks of another.
+/// Codes for an invalid token: the refresh token, unless the message speaks of another.
 const INVALID_TOKEN: [&str; 20] = [
     "invalidtoken",
     "badtoken",
@@ -505,7 +507,7 @@ const INVALID_TOKEN: [&str; 20] = [
     "accessrevoked",
     "reauthenticationrequired",
 ];
-/// Codes for a client that is unknown or proves itself wrongly, beside `invalid_client`.
+/// Codes for a client that is unknown or fails to authenticate, besides `invalid_client`.
 const INVALID_CLIENT: [&str; 9] = [
     "invalidclient",
     "invalidclientid",
@@ -538,7 +540,7 @@ const SERVER_ERRORS: [&str; 7] = [
     "requesttimeout",
     "unknownerror",
 ];
-/// Members that hold a sentence, or a list of what is wrong; squeezed.
+/// Fields that hold a message, or a list of errors; normalized.
 const MESSAGE_FIELDS: [&str; 21] = [
     "errordescription",
     "description",
@@ -562,11 +564,11 @@ const MESSAGE_FIELDS: [&str; 21] = [
     "faultstring",
     "cause",
 ];
-/// Members whose value is looked into.
+/// Fields whose value is searched as well.
 const CONTAINER_FIELDS: [&str; 4] = ["data", "body", "response", "exception"];
-/// Values of `status` and its like that say that something failed.
+/// Values of `status` and similar fields that say that something failed.
 const FAILURE_VALUES: [&str; 6] = ["error", "errors", "fail", "failed", "failure", "ko"];
-/// Words that add nothing to what is known.
+/// Codes that add no information.
 const UNINFORMATIVE: [&str; 8] = [
     "error",
     "errors",
@@ -577,7 +579,7 @@ const UNINFORMATIVE: [&str; 8] = [
     "aboutblank",
     "badrequest",
 ];
-/// What is said of a token that is dead.
+/// Phrases about an invalid token.
 const INVALID_PHRASES: [&str; 22] = [
     "expired",
     "revoked",
@@ -602,7 +604,7 @@ const INVALID_PHRASES: [&str; 22] = [
     "terminated",
     "blacklisted",
 ];
-/// What is said of a consent that has ended; "invalid" may mean the header of that name.
+/// Phrases about an expired consent; "invalid" may mean the header of that name.
 const EXPIRED_PHRASES: [&str; 6] = [
     "expired",
     "revoked",
@@ -611,7 +613,7 @@ const EXPIRED_PHRASES: [&str; 6] = [
     "terminated",
     "not active",
 ];
-/// With one of these, a sentence is about the request rather than about its refresh token.
+/// Phrases that show that a message is about the request rather than its refresh token.
 const UNRELATED_PHRASES: [&str; 16] = [
     "endpoint",
     "url",
@@ -632,11 +634,11 @@ const UNRELATED_PHRASES: [&str; 16] = [
 ];
 /// Bytes of a body that are read for an explanation.
 const MAX_READ: usize = 64 * 1024;
-/// How deep lists and objects are followed, and how much of each is read.
+/// Bounds of how deep lists and objects are followed, and of how much of each is read.
 const MAX_DEPTH: usize = 4;
 const MAX_FIELDS: usize = 64;
 const MAX_PARTS: usize = 6;
-/// Characters of one sentence.
+/// Longest message, in characters.
 const MAX_MESSAGE: usize = 2000;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What the tests of the refresh path talk to: a scripted token server and a vendor to match.
+//! Fakes for the tests of the refresh path: a scripted token server and a vendor to match.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ use crate::metrics::FetchMetrics;
 use crate::secret::{Secret, SecretRef};
 use crate::store::{self, Store};
 
-/// Answers on loopback from a script, and remembers what it was sent.
+/// Responds on loopback from a script, and records the requests.
 pub(crate) struct TokenServer {
     pub(crate) address: SocketAddr,
     requests: Arc<Mutex<Vec<ReceivedRequest>>>,
@@ -33,9 +33,9 @@ pub(crate) enum Reply {
     Raw(String),
     /// One byte every 100 ms.
     Drip(String),
-    /// Nothing, ever.
+    /// No response, ever.
     Silence,
-    /// The connection is closed after the request was read.
+    /// The connection is closed once the request was read.
     Close,
 }
 
@@ -56,7 +56,7 @@ impl ReceivedRequest {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// The form's fields, sorted by name.
+    /// Returns the form's fields, sorted by name.
     pub(crate) fn form(&self) -> Vec<(String, String)> {
         let mut form: Vec<_> = url::form_urlencoded::parse(self.body.as_bytes())
             .into_owned()
@@ -114,7 +114,7 @@ impl TokenServer {
     }
 }
 
-/// 200 with this JSON.
+/// Returns a 200 with this JSON.
 pub(crate) fn json(body: &str) -> Reply {
     response("200 OK", "", body)
 }
@@ -180,7 +180,7 @@ async fn serve(
         Some(Reply::Close) => Ok(()),
         None => stream.write_all(b"HTTP/1.1 500 Script Over\r\n\r\n").await,
     };
-    // A client that stopped listening is what some tests want.
+    // Some tests want a client that stops reading.
     let _ = sent;
     let _ = stream.shutdown().await;
 }
@@ -196,7 +196,7 @@ pub(crate) fn times() -> TokenTimes {
     }
 }
 
-/// A store of files in `dir`, sealed with `key`.
+/// Opens a store of files in `dir`, sealed with `key`.
 pub(crate) fn file_store(dir: PathBuf, key: Option<&str>) -> Arc<dyn Store> {
     let encryption_key = key.map(value);
     store::open(&config::Store::File {
@@ -205,7 +205,7 @@ pub(crate) fn file_store(dir: PathBuf, key: Option<&str>) -> Arc<dyn Store> {
     })
 }
 
-/// An answer with this access token, good for an hour.
+/// Returns a response with this access token, good for an hour.
 pub(super) fn hour_of(access_token: String, refresh_token: Option<Secret>) -> TokenResponse {
     let total = Duration::from_hours(1);
     TokenResponse {
@@ -219,14 +219,14 @@ pub(super) fn hour_of(access_token: String, refresh_token: Option<Secret>) -> To
     }
 }
 
-/// The access token that was fetched.
+/// Returns the access token that was fetched.
 pub(super) fn fetched_token(fetched: Result<Issued, FetchError>) -> String {
     let value = fetched.unwrap().values.remove(0);
     let value = value.to_str().unwrap();
     value.trim_start_matches("Bearer ").to_owned()
 }
 
-/// A vendor called `acme` with this `auth`, plaintext allowed.
+/// Returns a vendor called `acme` with this `auth`, plaintext allowed.
 pub(crate) fn vendor(auth: Auth) -> Vendor {
     Vendor {
         name: "acme".into(),

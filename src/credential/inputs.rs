@@ -1,4 +1,4 @@
-//! What a credential is made from, and how a change of it is noticed.
+//! Watches what a credential is made from: secrets and files.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::content_digest::ContentDigest;
 use crate::secret::SecretRef;
 use crate::tls::CertFiles;
 
-/// Secrets and files, with a digest of what they held at the last fetch.
+/// Secrets and files, with a digest of their contents at the last fetch.
 pub(super) struct Inputs {
     secrets: Vec<SecretRef>,
     files: Vec<PathBuf>,
@@ -36,31 +36,31 @@ impl Inputs {
         }
     }
 
-    /// Remembers what everything holds now. To be called before a fetch reads it: a change in
-    /// between then costs one fetch more instead of going unnoticed.
+    /// Remembers the current contents. Call it before a fetch reads them: a change in between then
+    /// costs one more fetch instead of going unnoticed.
     pub(super) fn snapshot(&self) {
         *self.noted.lock() = Some(self.digest());
     }
 
-    /// Returns once something holds something else than was noted; never before [`Inputs::snapshot`].
-    /// Looks at once, then every few seconds.
+    /// Returns once the contents differ from the snapshot; never before [`Inputs::snapshot`].
+    /// Checks at once, then every few seconds.
     pub(super) async fn changed(&self) {
         while !self.changed_since_snapshot() {
-            // A thousand credentials of one start shall not look all at the same moment.
+            // A thousand credentials started together must not all check at the same moment.
             sleep(POLL.mul_f64(0.8 + fastrand::f64() / 5.0)).await;
         }
     }
 
-    /// Whether something holds something else than was noted; `false` before [`Inputs::snapshot`].
+    /// Tells whether the contents differ from the snapshot; `false` before [`Inputs::snapshot`].
     pub(super) fn changed_since_snapshot(&self) -> bool {
         let noted = *self.noted.lock();
         noted.is_some_and(|noted| noted != self.digest())
     }
 
-    /// Digest of what everything holds now.
+    /// Returns a digest of the current contents.
     ///
     /// # Errors
-    /// The first that cannot be read, and why.
+    /// Returns the first input that cannot be read, and why.
     pub(super) fn read(&self) -> Result<Digest, String> {
         for secret in &self.secrets {
             secret.resolve_bytes().map_err(|cause| cause.to_string())?;
@@ -80,14 +80,15 @@ impl Inputs {
             digest.add(bytes.as_ref().map(|bytes| bytes.as_slice()));
         }
         for path in &self.files {
-            // A file that cannot be read is a content, too.
+            // An unreadable file counts as a content of its own.
             let _ = digest.add_file(path);
         }
         digest.finish()
     }
 }
 
-/// At most. Promised is "in use within 10 s"; half of that leaves time for the fetch.
+/// Longest time between two checks. The documentation promises "in use within 10 s"; half of that
+/// leaves time for the fetch.
 pub(super) const POLL: Duration = Duration::from_secs(5);
 
 #[cfg(test)]

@@ -9,30 +9,31 @@ use super::explanation::Verdict;
 use super::token_request::{TokenError, TokenResponse};
 use crate::secret::Secret;
 
-/// The server that grants, in its own protocol.
+/// A server that issues grants, in its own protocol.
 #[async_trait]
 pub(super) trait Issuer: Send + Sync + 'static {
-    /// What a grant is tied to: the server and the name we have there.
+    /// Returns what a grant is bound to: the server and our client name there.
     fn binding(&self) -> Result<String, String>;
 
-    /// See [`super::Source::account`]: unlike [`Issuer::binding`], what was asked for does not matter.
+    /// See [`super::Source::account`]. Unlike [`Issuer::binding`], it does not include what was
+    /// requested.
     fn account(&self) -> Option<[u8; 32]> {
         None
     }
 
-    /// Shows a refresh token to the server.
+    /// Sends a refresh token to the server.
     async fn refresh(&self, refresh_token: &Secret) -> Result<TokenResponse, TokenError>;
 
-    /// Whether a refusal of [`Issuer::refresh`] means that the refresh token is dead, rather than
-    /// that we are refused.
+    /// Tells whether a refusal of [`Issuer::refresh`] means that the refresh token is invalid,
+    /// rather than that the client is refused.
     fn invalidates_grant(&self, status: StatusCode, verdict: Verdict) -> bool;
 
-    /// Whether there are no refresh tokens, so that each renewal is a new grant.
+    /// Tells whether there are no refresh tokens, so that each renewal is a new grant.
     fn always_new_grant(&self) -> bool {
         false
     }
 
-    /// Asks for a new grant once awaited; `None`: only a person can.
+    /// Requests a new grant once awaited; `None`: only a person can consent to one.
     fn grant(&self) -> Option<GrantFuture<'_>>;
 }
 

@@ -20,7 +20,7 @@ use crate::secret::{Secret, SecretRef};
 use crate::store::Store;
 use crate::tls::{CertFiles, sha256};
 
-/// A token for the client itself, asked for anew each time.
+/// Source of a token for the client itself, requested anew at each renewal.
 pub(super) struct ClientCredentials {
     config: config::ClientCredentials,
     client: TokenClient,
@@ -38,14 +38,14 @@ impl ClientCredentials {
         }
     }
 
-    /// The same with one token for all replicas, and what a change of which renews it.
+    /// Creates the issuer of one token for all replicas, and the inputs whose change renews it.
     pub(super) fn shared(
         config: &config::ClientCredentials,
         vendor: &config::Vendor,
     ) -> (SharedToken<Self>, Inputs) {
         let source = Self::new(config, vendor);
         let shown = identity(config.client_cert.as_ref(), &config.token_url);
-        // Beside a secret, each replica may show a certificate of its own.
+        // Unlike a secret, a certificate may be each replica's own.
         let proves = matches!(config.client_auth, ClientAuth::Tls(_));
         let secrets = || secrets(Some(&config.client_auth), &config.client_id);
         let client_auth = Inputs::new(secrets(), shown.as_ref().filter(|_| proves), None);
@@ -119,7 +119,7 @@ impl Source for ClientCredentials {
     }
 }
 
-/// The server a person consents at.
+/// The server at which a person consents.
 pub(super) struct CodeServer {
     config: AuthorizationCode,
     client: TokenClient,
@@ -136,8 +136,8 @@ impl CodeServer {
         (Self { config, client }, inputs)
     }
 
-    /// Exchanges an authorization code (RFC 6749 §4.1.3), with the PKCE verifier (RFC 7636 §4.5)
-    /// when one was announced.
+    /// Exchanges an authorization code (RFC 6749 §4.1.3), with the PKCE verifier (RFC 7636 §4.5) if
+    /// a challenge was sent.
     pub(super) async fn exchange(
         &self,
         code: Secret,
@@ -196,7 +196,7 @@ impl Issuer for CodeServer {
     }
 
     async fn refresh(&self, refresh_token: &Secret) -> Result<TokenResponse, TokenError> {
-        // No scope: RFC 6749 §6 then means what was granted, and some servers refuse the same
+        // No scope: RFC 6749 §6 then means the granted scope, and some servers refuse the same
         // scope written out.
         let params = vec![
             ("grant_type", Secret::new("refresh_token")),
@@ -214,14 +214,14 @@ impl Issuer for CodeServer {
     }
 }
 
-/// Who we are, and to which server.
+/// Digests our client ID and its server.
 fn account(token_url: &Url, client_id: &SecretRef) -> Option<[u8; 32]> {
     let client_id = client_id.resolve().ok()?;
     let server = token_url.as_str().as_bytes();
     Some(sha256(&[server, b"\0", client_id.expose().as_bytes()]))
 }
 
-/// What is shown at `token_url`: plaintext has no handshake to show it in.
+/// Returns the certificate presented at `token_url`: plaintext has no handshake to present it in.
 fn identity(client_cert: Option<&CertFiles>, token_url: &Url) -> Option<CertFiles> {
     client_cert
         .filter(|_| token_url.scheme() == "https")

@@ -1,5 +1,5 @@
-//! Words of a server as they may be shown to people: on one line, bounded, and without anything
-//! that resembles what we sent it.
+//! Quotes a server's words to people: on one line, bounded, and without anything that resembles
+//! what we sent.
 
 use std::collections::HashSet;
 
@@ -15,15 +15,15 @@ use crate::secret::Secret;
 pub(super) struct Mask {
     /// Pieces of secrets, in lower case, packed with their length.
     pieces: HashSet<(u8, u128)>,
-    /// The lengths that occur there.
+    /// Lengths of the pieces.
     lengths: Vec<usize>,
-    /// Secrets too short to be recognised by a part, in lower case: masked as whole words.
+    /// Secrets too short to be recognised by a part, in lower case; masked as whole words.
     short: Vec<String>,
     client_id: Option<Secret>,
 }
 
 impl Mask {
-    /// A mask for `secrets`. `client_id` is no secret, and shown as `[client_id]`.
+    /// Makes a mask for `secrets`. `client_id` is no secret, and appears as `[client_id]`.
     pub(super) fn new<'a>(
         secrets: impl IntoIterator<Item = &'a str>,
         client_id: Option<&Secret>,
@@ -44,7 +44,7 @@ impl Mask {
         mask
     }
 
-    /// `text` on one line, masked, of at most [`MAX_QUOTE`] characters and an ellipsis.
+    /// Returns `text` on one line, masked, with at most [`MAX_QUOTE`] characters and an ellipsis.
     pub(super) fn line(&self, text: &str) -> String {
         let text = one_line(text);
         let lower = text.to_ascii_lowercase();
@@ -89,7 +89,7 @@ impl Mask {
             json.trim_matches('"').to_owned(),
             html_escaped(secret),
             hex::encode(secret),
-            // As texts are searched.
+            // Texts are searched in this form.
             one_line(secret),
         ] {
             if encoded != secret {
@@ -112,7 +112,7 @@ impl Mask {
         }
     }
 
-    /// Every part of `shape` that is long enough to be no coincidence.
+    /// Adds every part of `shape` that is long enough to be no coincidence.
     fn add_pieces(&mut self, shape: &str) {
         let bytes = shape.as_bytes();
         let length = (bytes.len() * 3 / 4).clamp(SHORTEST_PIECE, LONGEST_PIECE);
@@ -121,7 +121,7 @@ impl Mask {
                 self.pieces.insert(packed(piece));
             }
         }
-        // Parts that are letters only may be ordinary words: more of them is needed.
+        // Parts that are letters only may be ordinary words, so they have to be longer.
         let length = bytes.len().min(LONGEST_WORD);
         for piece in bytes.windows(length) {
             if is_word(piece) {
@@ -137,7 +137,7 @@ impl Mask {
                 if !self.pieces.contains(&packed(piece)) {
                     continue;
                 }
-                // With what it is a part of: the rest would tell as much.
+                // Covers the whole run around it: the rest would reveal as much.
                 let before = lower[..at].iter().rev().take_while(|b| in_run(b)).count();
                 let end = at + length;
                 let after = lower[end..].iter().take_while(|b| in_run(b)).count();
@@ -164,8 +164,8 @@ impl Mask {
     }
 }
 
-/// Text that people see of an HTML or XML page: its title, then the words of its body. Scripts,
-/// styles, comments and tags are left out, the usual character references are resolved.
+/// Returns the text that people see of an HTML or XML page: its title, then its body. Scripts,
+/// styles, comments and tags are left out; the usual character references are resolved.
 pub(super) fn visible_text(page: &str) -> String {
     let (mut title, mut body) = (String::new(), String::new());
     let mut in_title = false;
@@ -211,7 +211,7 @@ pub(super) fn visible_text(page: &str) -> String {
     }
 }
 
-/// The character references that occur in error pages, in place of which their character stands.
+/// Replaces the character references that occur in error pages by their characters.
 fn decode_references(text: &str) -> String {
     let mut decoded = String::new();
     let mut rest = text;
@@ -247,7 +247,7 @@ fn decode_references(text: &str) -> String {
     decoded
 }
 
-/// Printable characters only, white space as single blanks, and not more than is looked at.
+/// Keeps printable characters, with white space as single blanks, up to [`MAX_SEARCHED`].
 fn one_line(text: &str) -> String {
     let mut line = String::new();
     for c in text.chars().take(MAX_SEARCHED) {
@@ -281,7 +281,7 @@ fn html_escaped(text: &str) -> String {
 }
 
 /// Covers what looks like a token, whoever issued it: a long run of letters and digits, mixed.
-/// Identifiers people may need for a support case have hyphens, dots or underscores in between.
+/// Identifiers that a support case may need have hyphens, dots or underscores in between.
 fn cover_opaque(text: &str, covered: &mut [bool]) {
     let bytes = text.as_bytes();
     let mut start = 0;
@@ -300,12 +300,12 @@ fn cover_opaque(text: &str, covered: &mut [bool]) {
     }
 }
 
-/// Letters of one case only.
+/// Tells whether `piece` has letters of one case only.
 fn is_word(piece: &[u8]) -> bool {
     piece.iter().all(u8::is_ascii_lowercase) || piece.iter().all(u8::is_ascii_uppercase)
 }
 
-/// At most 16 bytes in lower case as one number, with their count.
+/// Packs at most 16 bytes in lower case into one number, with their count.
 fn packed(piece: &[u8]) -> (u8, u128) {
     let packed = piece.iter().fold(0, |packed, byte| {
         (packed << 8) | u128::from(byte.to_ascii_lowercase())
@@ -314,21 +314,21 @@ fn packed(piece: &[u8]) -> (u8, u128) {
 }
 
 const MASKED: &str = "[masked]";
-/// Characters of a server's text that are repeated in ours.
+/// Characters of a server's text that are quoted.
 const MAX_QUOTE: usize = 200;
-/// Characters of it that are looked at.
+/// Characters of a server's text that are searched.
 const MAX_SEARCHED: usize = 4096;
 /// Bounds of the part of a secret by which it is recognised, in bytes.
 const SHORTEST_PIECE: usize = 6;
 const LONGEST_PIECE: usize = 8;
-/// The same for a part that may be an ordinary word.
+/// Upper bound for a part that may be an ordinary word.
 const LONGEST_WORD: usize = 12;
-/// Letters and digits in a row that are taken for a token. Request identifiers of 16 hexadecimal
-/// digits are shorter.
+/// Length of a run of letters and digits that is taken for a token. Request identifiers of 16
+/// hexadecimal digits are shorter.
 const MIN_OPAQUE: usize = 20;
-/// Punctuation beyond ASCII that texts for people have.
+/// Punctuation beyond ASCII in texts for people.
 const PUNCTUATION: &str = "\u{2018}\u{2019}\u{201c}\u{201d}\u{2013}\u{2014}\u{2026}«»¿¡。、，：";
-/// Characters without a width, which could part a secret unseen.
+/// Characters without width, which could split a secret unseen.
 const INVISIBLE: [char; 6] = [
     '\u{ad}', '\u{200b}', '\u{200c}', '\u{200d}', '\u{2060}', '\u{feff}',
 ];

@@ -1,4 +1,4 @@
-//! The task that keeps one credential fresh, and what it tells those who wait for it.
+//! The task that keeps one credential fresh, and the state it shares with those who wait.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,17 +11,17 @@ use super::{Credential, FetchError, Held, Issued, Lifetime, Source};
 use crate::clock::{self, Moment};
 use crate::metrics::FetchMetrics;
 
-/// What the refresh task tells those who wait and those who look.
+/// State of the refresh task, for those who wait and for `/status`.
 #[derive(Debug, Default)]
 pub(super) struct RenewalState {
     pub(super) attempting: bool,
     /// When the next attempt starts by itself; `None`: not before something happens.
     pub(super) next: Option<Instant>,
-    /// From when on a rejection of the current credential starts an attempt; `None`: the
-    /// rejection changes nothing, because an attempt is overdue as it is.
+    /// Earliest time at which a rejection of the current credential starts an attempt; `None`: a
+    /// rejection changes nothing, because an attempt is due anyway.
     pub(super) forced_from: Option<Instant>,
     pub(super) outcome: Outcome,
-    /// The next attempt takes its time, because what is in hand will do.
+    /// The next attempt is not urgent, because the current token will do.
     pub(super) relaxed: bool,
     pub(super) settled: bool,
     pub(super) refresh_at: Option<SystemTime>,
@@ -30,14 +30,14 @@ pub(super) struct RenewalState {
 }
 
 impl RenewalState {
-    /// Whether an attempt is running or starts by itself before `deadline`. True before the first
-    /// attempt: its task has been spawned.
+    /// Tells whether an attempt is running or starts by itself before `deadline`. It is `true`
+    /// before the first attempt, whose task has been spawned.
     pub(super) fn attempt_by(&self, deadline: Instant) -> bool {
         self.attempting || !self.settled || self.next.is_some_and(|next| next <= deadline)
     }
 }
 
-/// How the last attempt ended.
+/// Result of the last attempt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Outcome {
     #[default]
@@ -49,7 +49,7 @@ pub(super) enum Outcome {
 }
 
 /// Keeps `credential` fresh until dropped. A failed fetch leaves the last one in place: it is
-/// served until its own end, not until our first failure to replace it.
+/// served until it expires, not until we first fail to replace it.
 pub(super) async fn keep_fresh(
     credential: Arc<Credential>,
     source: Arc<dyn Source>,
@@ -58,11 +58,11 @@ pub(super) async fn keep_fresh(
     request_timeout: Duration,
 ) {
     let mut failures = 0;
-    // Somebody is waiting for what the attempts are to bring.
+    // Set while somebody waits for the result.
     let mut urgent = false;
     let mut forced = ForcedRenewals::default();
     if let (false, Some(held)) = (credential.renewable, credential.current.load_full()) {
-        // What is fixed has just been read, so that no request ever waits for it.
+        // A static credential has just been read, so no request waits for it.
         metrics.ok.inc();
         record_success(&credential, &held, &vendor, None, None);
         let floor = Instant::now() + MIN_PAUSE;
@@ -159,7 +159,7 @@ pub(super) async fn keep_fresh(
     }
 }
 
-/// Tells everybody that `held` is in use now.
+/// Records and logs that `held` is in use now.
 fn record_success(
     credential: &Credential,
     held: &Held,
@@ -184,7 +184,8 @@ fn record_success(
     );
 }
 
-/// One attempt; what it brings is dropped when it was made from secrets that are no longer there.
+/// Makes one attempt, and discards its result when it was made from secrets that have changed
+/// since.
 async fn attempt(source: &dyn Source, request_timeout: Duration) -> Result<Issued, FetchError> {
     // Sources keep their own, shorter limits; this one only makes a forgotten one harmless.
     let limit = request_timeout
@@ -198,7 +199,7 @@ async fn attempt(source: &dyn Source, request_timeout: Duration) -> Result<Issue
         ..
     })) = &mut outcome
     {
-        // What the machine has slept through since then is gone from it.
+        // The time the machine was suspended since then counts against the token.
         let slept = begun.suspended_until(&Moment::now());
         lifetime.end = lifetime.end.checked_sub(slept).unwrap_or(now);
     }
@@ -212,8 +213,8 @@ async fn attempt(source: &dyn Source, request_timeout: Duration) -> Result<Issue
     })
 }
 
-/// Waits until the next attempt must start: when `next` has come, or sooner when something
-/// happens, but not before `floor`. `true`: something has.
+/// Waits until the next attempt must start: at `next`, or sooner when something happens, but not
+/// before `floor`. Returns `true` when something has happened.
 async fn wait_until_due(
     credential: &Credential,
     source: &dyn Source,
@@ -224,8 +225,8 @@ async fn wait_until_due(
     let mut moves = clock::moves();
     let mut last_seen = Moment::now();
     let mut due = next.map(|next| next.max(floor));
-    // After most failures the next attempt is on its way, and the server's wish to be left alone
-    // counts more than one more 401.
+    // After most failures the next attempt is scheduled already, and the server's `Retry-After`
+    // counts more than another 401.
     let listening = {
         let renewal = credential.renewal.borrow();
         renewal.outcome == Outcome::Ok || renewal.relaxed
@@ -256,7 +257,7 @@ async fn wait_until_due(
                 tokio::select! {
                     () = credential.refresh_requested.notified() => break,
                     () = source.changed() => break,
-                    // Asked again, `changed` looks at once.
+                    // Calling `changed` again checks at once.
                     () = credential.check_secrets.notified() => {}
                 }
             }
@@ -278,7 +279,7 @@ async fn wait_until_due(
                 due = Some(due.map_or(floor, |due| due.min(floor)));
             }
             () = timer => break,
-            // Never an error: the other side lives as long as the process.
+            // Never an error: the sender lives as long as the process.
             _ = moves.changed() => {
                 let now = Moment::now();
                 let missed = last_seen.suspended_until(&now) + last_seen.set_forward_until(&now);
@@ -298,7 +299,7 @@ async fn wait_until_due(
     rejected || requested
 }
 
-/// `at` on the wall clock, for people and dashboards.
+/// Converts `at` to the wall clock, for people and dashboards.
 pub(super) fn wall_clock(at: Instant) -> Option<SystemTime> {
     let now = Instant::now();
     if at >= now {

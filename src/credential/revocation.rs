@@ -1,4 +1,4 @@
-//! Ending a grant when the process is stopped, where the configuration asks for it.
+//! Revokes a grant when the process is stopped, where the configuration asks for it.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,12 +14,12 @@ use super::vedauth::Vedauth;
 use crate::config;
 use crate::store::{Grant, Store, StoreError};
 
-/// What it takes to end one vendor's grant.
+/// Everything needed to revoke one vendor's grant.
 pub(super) struct Revocation {
     server: Vedauth,
-    /// `None`: nothing of the grant is stored.
-    /// Where all replicas have one token without refresh tokens.
+    /// The issuer of the token that all replicas share, if they do without refresh tokens.
     shared: Option<SharedToken<Vedauth>>,
+    /// `None`: nothing of the grant is stored.
     store: Option<Arc<dyn Store>>,
     vendor: String,
     credential: Arc<Credential>,
@@ -41,15 +41,15 @@ impl Revocation {
         }
     }
 
-    /// Ends the grant, and takes what is stored of it out of the store. Every outcome is logged;
-    /// a grant that could not be ended lives on at the server.
+    /// Revokes the grant and removes its tokens from the store. Every outcome is logged; a grant
+    /// that could not be revoked stays valid at the server.
     pub(super) async fn run(&self) {
         let in_store = |cause: StoreError| format!("store: {cause}");
         let done = async {
             let Some(store) = &self.store else {
                 return self.revoke(None).await;
             };
-            // A renewal under way holds the lock; what it brings is the grant to end.
+            // A renewal in flight holds the lock; the grant it obtains is the one to revoke.
             let lock = timeout(
                 LOCK_TIMEOUT,
                 store.lock(&self.vendor, TIMEOUT * 2, LOCK_TIMEOUT),
@@ -86,7 +86,7 @@ impl Revocation {
         }
     }
 
-    /// `false`: there is no token to do it with.
+    /// Returns `false` when there is no token to revoke with.
     async fn revoke(&self, stored: Option<&Grant>) -> Result<bool, String> {
         let Some(token) = self.token(stored) else {
             return Ok(false);
@@ -95,7 +95,7 @@ impl Revocation {
         revoked.map(|()| true).map_err(|cause| cause.to_string())
     }
 
-    /// The newest access token that still lives.
+    /// Returns the newest access token that is still valid.
     fn token(&self, stored: Option<&Grant>) -> Option<HeaderValue> {
         let access = stored.and_then(|grant| grant.access.as_ref());
         let valid = access.filter(|access| {
@@ -116,7 +116,7 @@ impl Revocation {
     }
 }
 
-/// Nobody waits longer than this for a process to stop.
+/// Stopping a process waits no longer than this.
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// Leaves time for the request itself.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(1500);

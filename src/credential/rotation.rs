@@ -1,19 +1,19 @@
-//! Grants whose refresh token is replaced at each use, and how none of them is lost.
+//! Rotates grants whose refresh token is replaced at each use, without losing one.
 //!
 //! ```text
 //! lock → read again → store the intent → spend, detached → store the result → publish → unlock
 //! ```
 //!
 //! Storing the intent first proves that the store can be written before anything is spent. An
-//! intent found without a result (a crash, an answer lost on the wire) is one more try with the
-//! same refresh token: its server either never had it, or says that it is dead, and both are
-//! clear answers. When there is none again, a server that grants by itself is asked for a new grant;
-//! where only a person could bring one, the token is shown every few minutes, or when an operator
-//! asks, because a server that was only out of order for a while has not seen it yet.
+//! intent without a result (a crash, a response lost on the wire) allows one more try with the same
+//! refresh token: its server either never received it, or says that it is invalid, and both are
+//! clear. If that response is lost too, a server that grants without a person is asked for a new
+//! grant. Where only a person could bring one, the token is sent again every few minutes, or when
+//! an operator asks, because a server that was only out of order for a while has not seen it yet.
 //!
-//! Replicas that share a store share the grant: whoever is first to renew has the lock, the others
-//! find the new access token in the store, where they look before they spend and every few
-//! seconds. A store that comes back without what it held gets it back from whoever saw the newest.
+//! Replicas that share a store share the grant. The first to renew has the lock; the others find
+//! the new access token in the store, which they read before they spend and every few seconds. A
+//! store that comes back without its contents gets them back from the replica that saw the newest.
 
 mod in_flight;
 
@@ -38,7 +38,7 @@ use crate::tls::sha256;
 use in_flight::detached;
 pub use in_flight::wait_for_refreshes;
 
-/// A [`Source`] that spends what it last got.
+/// A [`Source`] that renews by spending the refresh token it last received.
 pub(super) struct Rotation<I>(Arc<Inner<I>>);
 
 struct Inner<I> {
@@ -52,30 +52,30 @@ struct Inner<I> {
 
 #[derive(Default)]
 struct State {
-    /// The access token that was last handed out: handing it out again helps nobody.
+    /// Digest of the access token that was last handed out; handing it out again would help no one.
     handed_out: Option<[u8; 32]>,
-    /// It was in the store, for somebody else to use as well.
+    /// Set when it came from the store, where others use it as well.
     adopted: bool,
-    /// What the store held when an attempt last looked.
+    /// Digest of what the store held at the last attempt.
     stored: Option<[u8; 32]>,
-    /// The newest that was ever seen there.
+    /// The newest grant ever seen in the store.
     newest: Option<Grant>,
     /// When the store last could not be read.
     store_failed: Option<Instant>,
-    /// Not used until it is stored.
+    /// A grant that is not used until it is stored.
     unsaved: Option<Unsaved>,
-    /// Somebody wants the next attempt, or something has changed since the last one.
+    /// Set when somebody wants the next attempt, or something has changed since the last one.
     next_requested: bool,
-    /// The same for the attempt under way.
+    /// The same flag for the current attempt.
     current_requested: bool,
 }
 
-/// What was bought and could not be stored.
+/// A grant that was issued and could not be stored.
 struct Unsaved {
     grant: Grant,
-    /// The refresh token it cost.
+    /// Fingerprint of the refresh token it was obtained with.
     spent: Option<String>,
-    /// Kept, so that nobody shows that refresh token again.
+    /// Kept, so that no one else sends that refresh token again.
     lock: Lock,
 }
 
@@ -98,7 +98,7 @@ impl<I: Issuer> Rotation<I> {
     }
 }
 
-/// The source of what goes through the store, and what a change of which renews it.
+/// Makes the source of grants that go through the store and are renewed when the inputs change.
 pub(super) fn stored<I: Issuer>(
     (server, inputs): (I, Inputs),
     store: &Arc<dyn Store>,
@@ -146,7 +146,7 @@ impl<I: Issuer> Source for Rotation<I> {
         if let Some(issued) = inner.adopt(inner.load(None).await?.as_ref(), &binding) {
             return Ok(issued);
         }
-        // Whoever has the lock holds it for one or two requests, or has died with it.
+        // A living holder keeps the lock for one or two requests; a dead one leaves it to expire.
         let lock_timeout = inner.request_timeout * 2 + Duration::from_secs(5);
         let lease = lease(inner.request_timeout);
         let lock = inner.store.lock(&inner.vendor, lease, lock_timeout).await?;
@@ -172,8 +172,8 @@ impl<I: Issuer> Source for Rotation<I> {
         let stored = async {
             loop {
                 sleep(STORE_POLL).await;
-                // A store that is down is no news; neither is its return, unless something waits
-                // to be stored.
+                // A store that is down changes nothing; neither does its return, unless a grant
+                // waits to be stored.
                 match inner.read_store().await {
                     Ok(StoreRead::Current(grant)) => {
                         let relevant = inner.is_relevant(grant.as_ref());
@@ -184,7 +184,7 @@ impl<I: Issuer> Source for Rotation<I> {
                         }
                     }
                     Ok(StoreRead::Stale { over, newest }) => {
-                        // Nobody waits for it here; the next look sees whether it worked.
+                        // The next read shows whether it worked.
                         let _ = inner.restore(over, &newest, None).await;
                     }
                     Err(_) => {}
@@ -199,7 +199,7 @@ impl<I: Issuer> Source for Rotation<I> {
 }
 
 impl<I: Issuer> Inner<I> {
-    /// What is stored, after a store that has lost it got it back.
+    /// Loads the stored grant, after restoring one that the store has lost.
     async fn load(&self, under: Option<&Lock>) -> Result<Option<Grant>, FetchError> {
         let grant = match self.read_store().await? {
             StoreRead::Current(grant) => grant,
@@ -235,11 +235,11 @@ impl<I: Issuer> Inner<I> {
         Ok(StoreRead::Current(stored))
     }
 
-    /// Gives the newest grant we know to a store that was flushed, restored from an old copy, or
-    /// lost its last moments in a failover.
+    /// Writes the newest known grant back to a store that was flushed, restored from an old copy,
+    /// or lost its last writes in a failover.
     ///
-    /// Another replica may know a newer one, or be about to store one. So nobody spends this one
-    /// for as long as a lease.
+    /// Another replica may know a newer one, or be about to store one. So no one spends this one
+    /// for the length of a lease.
     async fn restore(
         &self,
         over: u64,
@@ -248,7 +248,7 @@ impl<I: Issuer> Inner<I> {
     ) -> Result<(), StoreError> {
         let lease = lease(self.request_timeout);
         let lock = if under.is_none() {
-            // Whoever else has it spends something newer, or does the same as we.
+            // Another holder spends something newer, or restores as we do.
             let lock = self.store.lock(&self.vendor, lease, Duration::ZERO);
             lock.await.ok()
         } else {
@@ -270,8 +270,8 @@ impl<I: Issuer> Inner<I> {
         Ok(())
     }
 
-    /// Whether another replica may be holding the answer to this very refresh token, because the
-    /// store was away when it came: it stores it as soon as it can.
+    /// Tells whether another replica may hold the response to this very refresh token, because the
+    /// store was unavailable when it came. That replica stores it as soon as it can.
     fn may_be_spent_elsewhere(&self, grant: Option<&Grant>) -> bool {
         let intent = grant.and_then(|grant| grant.intent.as_ref());
         intent.is_some()
@@ -282,8 +282,8 @@ impl<I: Issuer> Inner<I> {
                 .is_some_and(|failed| failed.elapsed() < STORE_POLL * 5)
     }
 
-    /// Whether to look closer when this turns up in the store. Of a replica with another secret it
-    /// is not, or the two would take turns at overwriting each other's.
+    /// Tells whether a change in the store is worth an attempt. A token of a replica with another
+    /// secret is not: the two would keep overwriting each other's.
     fn is_relevant(&self, grant: Option<&Grant>) -> bool {
         let is_ours = |grant: &Grant| {
             let binding = self.issuer.binding();
@@ -298,8 +298,8 @@ impl<I: Issuer> Inner<I> {
         Ok(())
     }
 
-    /// The stored access token, when it is ours, still good and new to us: another process, an
-    /// earlier run or `authorize` got it.
+    /// Returns the stored access token if it is ours, still good and new to us: another process, an
+    /// earlier run or `authorize` obtained it.
     fn adopt(&self, grant: Option<&Grant>, binding: &str) -> Option<Issued> {
         let access = grant
             .filter(|grant| grant.binding == binding)?
@@ -315,7 +315,7 @@ impl<I: Issuer> Inner<I> {
     }
 
     fn hand_out(&self, access: &Access) -> Option<Issued> {
-        // A clock that was set back makes the token look younger, never than new.
+        // A clock that was set back makes the token look younger, but never younger than new.
         let age = SystemTime::now()
             .duration_since(access.issued)
             .unwrap_or_default();
@@ -337,7 +337,7 @@ impl<I: Issuer> Inner<I> {
         })
     }
 
-    /// Turns what is stored into an access token, or into a new grant.
+    /// Turns the stored grant into an access token, or requests a new grant.
     async fn spend(
         &self,
         lock: Lock,
@@ -359,7 +359,7 @@ impl<I: Issuer> Inner<I> {
                 ..Grant::default()
             };
         }
-        // A second round only with what somebody else stored in the meantime.
+        // The second round is only for a grant that somebody else stored in the meantime.
         for _ in 0..2 {
             let Some(refresh_token) = grant.refresh_token.clone() else {
                 break;
@@ -412,7 +412,7 @@ impl<I: Issuer> Inner<I> {
         self.new_grant(lock, grant, reason).await
     }
 
-    /// Shows the refresh token to its server, with the intent stored around it.
+    /// Sends the refresh token to its server, with the intent stored around it.
     async fn refresh(
         &self,
         under: &Lock,
@@ -431,7 +431,8 @@ impl<I: Issuer> Inner<I> {
         });
         self.save(grant).await?;
         if under.is_expired() {
-            // Paused for so long, or so long without the store, that somebody else may be at it.
+            // The process was paused, or without the store, for so long that another may be
+            // renewing.
             return Err(temporary(
                 "the lock has lapsed before it was used".to_owned(),
             ));
@@ -442,7 +443,7 @@ impl<I: Issuer> Inner<I> {
             Err(error) => error,
         };
         match &error {
-            // What became of the refresh token is unknown, and the intent stays to say so.
+            // It is unknown whether the token was spent; the intent stays to say so.
             TokenError::Temporary {
                 cause,
                 retry_after,
@@ -457,8 +458,8 @@ impl<I: Issuer> Inner<I> {
                 verdict,
                 ..
             } if self.issuer.invalidates_grant(*status, *verdict)
-                // Some servers say 400 and nothing else. Where an answer to this very token was
-                // lost before, that is answer enough.
+                // Some servers say 400 and nothing else. If a response to this very token was lost
+                // before, that is clear enough.
                 || (before.is_some()
                     && (*verdict == Verdict::ProbablyInvalid
                         || (*status == StatusCode::BAD_REQUEST && code.is_none()))) =>
@@ -468,14 +469,14 @@ impl<I: Issuer> Inner<I> {
                 {
                     return Ok(Refreshed::Superseded(Box::new(stored)));
                 }
-                // Never to be shown again, not even after a restart.
+                // Never sent again, not even after a restart.
                 grant.refresh_token = None;
                 grant.intent = None;
                 self.save(grant).await?;
                 Ok(Refreshed::Dead(error.to_string()))
             }
             TokenError::Temporary { .. } | TokenError::Refused { .. } | TokenError::NotSent(_) => {
-                // Not spent: no trace of it may count against the next try.
+                // It was not spent, so it must not count against the next try.
                 grant.intent = before;
                 if let Err(cause) = self.save(grant).await {
                     warn!(
@@ -488,7 +489,8 @@ impl<I: Issuer> Inner<I> {
         }
     }
 
-    /// What is to be told when `cause` has kept the answer to a refresh token from us `tries` times.
+    /// Returns the error after `cause` has kept the response to a refresh token from us `tries`
+    /// times.
     fn no_response(&self, tries: u32, cause: &str, retry_after: Option<Duration>) -> FetchError {
         if tries <= MAX_LOST_RESPONSES || self.issuer.grant().is_some() {
             return FetchError::Temporary {
@@ -511,20 +513,21 @@ impl<I: Issuer> Inner<I> {
         )
     }
 
-    /// How long the refresh token of this intent is not to be shown again by itself, because the
-    /// answers to it keep getting lost: its server may have a reason, and takes every showing after
-    /// the first for a theft. `None`: it may be shown.
+    /// Returns how long the refresh token of this intent is not sent again automatically, because
+    /// responses to it keep getting lost: its server may have a reason, and takes every use after
+    /// the first for a theft. `None`: it may be sent.
     fn lost_response_pause(&self, intent: &Intent) -> Option<Duration> {
         if intent.tries <= MAX_LOST_RESPONSES || self.state.lock().current_requested {
             return None;
         }
-        // After a clock was set back nobody knows how long ago it was.
+        // After a clock was set back the time of the intent says nothing.
         let ago = SystemTime::now().duration_since(intent.at).ok()?;
         let pause = schedule::after_refusal();
         (ago < LOST_RESPONSE_PAUSE).then(|| pause.saturating_sub(ago))
     }
 
-    /// A refusal that leaves the refresh token where it is, with what a person can do about it.
+    /// Turns a refusal that leaves the refresh token intact into an error that says what a person
+    /// can do.
     fn refused(&self, error: TokenError) -> FetchError {
         let vendor = &self.vendor;
         let unattended = self.issuer.grant().is_some();
@@ -547,7 +550,7 @@ impl<I: Issuer> Inner<I> {
         }
     }
 
-    /// Asks for a token, and stores it in place of the one that is there.
+    /// Requests a token and stores it in place of the stored one.
     async fn replace_token(
         &self,
         lock: Lock,
@@ -557,8 +560,9 @@ impl<I: Issuer> Inner<I> {
         let Some(request) = self.issuer.grant() else {
             return Err(FetchError::Rejected("no token can be asked for".to_owned()));
         };
-        // Proves that the store can be written: the server may end the token in use when it issues
-        // another, which must then reach the others. Until it does they go on with what is there.
+        // Proves that the store can be written: the server may revoke the current token when it
+        // issues another, which must then reach the other replicas. Until then they use the stored
+        // one.
         grant.intent = Some(Intent {
             refresh_token: None,
             at: SystemTime::now(),
@@ -592,7 +596,7 @@ impl<I: Issuer> Inner<I> {
         if grant.version > 0 {
             warn!(vendor = self.vendor, "asking for a new grant: {reason}");
         }
-        // What cannot be stored must not be asked for: the server would pile up grants.
+        // A grant that cannot be stored must not be requested: the server would pile up grants.
         grant.refresh_token = None;
         grant.refresh_until = None;
         grant.intent = Some(Intent {
@@ -612,7 +616,7 @@ impl<I: Issuer> Inner<I> {
         response: TokenResponse,
         spent: Option<String>,
     ) -> Result<Issued, FetchError> {
-        // RFC 6749 §6: without a new refresh token the old one stays.
+        // RFC 6749 §6: without a new refresh token the old one stays valid.
         if response.refresh_token.is_some() {
             grant.refresh_token = response.refresh_token;
         }
@@ -633,7 +637,7 @@ impl<I: Issuer> Inner<I> {
         self.store_tokens(Unsaved { grant, spent, lock }).await
     }
 
-    /// Stores what was bought, then hands it out.
+    /// Stores the issued tokens, then hands out the access token.
     async fn store_tokens(&self, unsaved: Unsaved) -> Result<Issued, FetchError> {
         let Unsaved {
             mut grant,
@@ -647,7 +651,7 @@ impl<I: Issuer> Inner<I> {
             let over = stored.as_ref().map_or(0, |stored| stored.version);
             let refresh_token = stored.as_ref().and_then(|s| s.refresh_token.as_ref());
             if over < grant.version || refresh_token.map(fingerprint) == spent {
-                // Ours is the successor of what is there, or of what was.
+                // Ours succeeds the stored grant, or the one that was there.
                 let mut next = grant.clone();
                 next.version = grant.version.max(over) + 1;
                 saved = self.store.replace(&self.vendor, over, &next).await;
@@ -655,8 +659,8 @@ impl<I: Issuer> Inner<I> {
                     grant = next;
                 }
             } else if let Some(stored) = stored {
-                // It is ours, and only the confirmation was lost; or somebody consented anew while
-                // we could not write.
+                // The stored grant is ours, and only the confirmation was lost; or somebody
+                // consented again while we could not write.
                 grant = stored;
                 saved = Ok(());
             }
@@ -686,22 +690,22 @@ impl<I: Issuer> Inner<I> {
     }
 }
 
-/// What a look into the store found.
+/// Result of reading the store.
 enum StoreRead {
     Current(Option<Grant>),
-    /// Something older than we know, of the version `over`, or nothing (0).
+    /// Older than the newest grant we know: of the version `over`, or none (0).
     Stale {
         over: u64,
         newest: Box<Grant>,
     },
 }
 
-/// What came of showing a refresh token.
+/// Result of sending a refresh token.
 enum Refreshed {
     Renewed(TokenResponse),
-    /// Dead, and somebody else has stored another grant.
+    /// The token is invalid, and somebody else has stored another grant.
     Superseded(Box<Grant>),
-    /// Dead, for this reason.
+    /// The token is invalid, for this reason.
     Dead(String),
 }
 
@@ -722,7 +726,7 @@ fn fingerprint(refresh_token: &Secret) -> String {
     hex::encode(sha256(&[refresh_token.expose().as_bytes()]))
 }
 
-/// Of what a change of matters to other processes: not of versions and intents.
+/// Digests what other processes need to notice: tokens, not versions and intents.
 fn digest(grant: Option<&Grant>) -> Option<[u8; 32]> {
     grant.map(|grant| {
         let refresh = grant.refresh_token.as_ref().map_or("", Secret::expose);
@@ -735,24 +739,24 @@ fn digest(grant: Option<&Grant>) -> Option<[u8; 32]> {
     })
 }
 
-/// How long a lock outlives its holder: one request, and the store's own operations around it.
+/// Returns how long a lock outlives its holder: one request, and the store's operations around it.
 pub(super) fn lease(request_timeout: Duration) -> Duration {
     request_timeout + Duration::from_secs(5)
 }
 
-/// How often is looked for what another replica, or a person, has stored.
+/// How often the store is polled for writes by other replicas or by `authorize`.
 const STORE_POLL: Duration = Duration::from_secs(2);
 
-/// How often an answer may be lost after the first time before a server that grants without a
-/// person is asked for a new grant.
+/// How many responses after the first may be lost before a server that grants without a person is
+/// asked for a new grant.
 const MAX_LOST_RESPONSES: u32 = 1;
 
-/// How long a refresh token whose answers keep getting lost is left alone at least, where only a
+/// Least pause before a refresh token whose responses keep getting lost is sent again, where only a
 /// person could bring another: the least of [`schedule::after_refusal`].
 const LOST_RESPONSE_PAUSE: Duration = Duration::from_mins(4);
 
-/// How long a refresh token may take to reach its server: one that would arrive after its grant's
-/// end is not shown any more.
+/// Longest time a refresh token may take to reach its server: one that would arrive after its grant
+/// has expired is not sent.
 const TRANSIT_TIME: Duration = Duration::from_secs(1);
 
 #[cfg(test)]

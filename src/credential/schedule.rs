@@ -1,17 +1,18 @@
-//! When a credential is renewed, when its use ends, when a failed attempt is repeated: arithmetic
-//! on durations only, so that each rule is a table in a test.
+//! Decides when a credential is renewed, when it is no longer used and when a failed attempt is
+//! repeated. It is arithmetic on durations only, so that each rule is a table in a test.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Two attempts for one credential are never closer than this, whatever asks for them.
+/// Least time between two attempts for one credential, whatever asks for them.
 pub(super) const MIN_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long after its issue a credential is renewed.
+/// Returns how long after its issue a credential is renewed.
 ///
-/// Drawn anew each time, so that replicas started together drift apart. The margin before the end
-/// has room for two attempts that run into their timeout; a lifetime too short for that is halved.
+/// The point is drawn at random each time, so that replicas started together drift apart. The
+/// margin before the expiry has room for two attempts that run into their timeout; a lifetime too
+/// short for that is halved.
 pub(super) fn renew_after(lifetime: Duration, request_timeout: Duration) -> Duration {
     let margin = request_timeout.saturating_mul(2).max(MIN_MARGIN);
     let latest = if margin > lifetime / 2 {
@@ -24,46 +25,47 @@ pub(super) fn renew_after(lifetime: Duration, request_timeout: Duration) -> Dura
         .min(latest)
 }
 
-/// How long after its issue a credential is no longer used: a little before the vendor's stated
-/// end, for the time a request is under way and for clocks that run differently.
+/// Returns how long after its issue a credential is used. That is a little less than the vendor's
+/// stated lifetime, because requests take time and clocks run differently.
 pub(super) fn usable_for(lifetime: Duration) -> Duration {
     lifetime.saturating_sub((lifetime / 20).min(Duration::from_secs(10)))
 }
 
-/// The pause after the `failures`-th temporary failure in a row (from 1): anything up to a bound
-/// that doubles ("full jitter"), so that replicas do not return all at once after an outage.
+/// Returns the pause after the `failures`-th temporary failure in a row (from 1): a random time up
+/// to a bound that doubles ("full jitter"), so that replicas do not return all at once after an
+/// outage.
 pub(super) fn back_off(failures: u32) -> Duration {
     back_off_bound(failures).mul_f64(fastrand::f64())
 }
 
-/// The pause after the `failures`-th failure in a row of a renewal that nobody is waiting for, as
-/// what is in hand is good for `left` more (`None`: for ever): a third to two thirds of that, a
-/// quarter of an hour at most. `None`: too little is left for that, or the failure may be one of
-/// those that are over in a second.
+/// Returns the pause after the `failures`-th failure in a row of a renewal that no request waits
+/// for, while the current token is good for another `left` (`None`: it never expires): a third to
+/// two thirds of that, a quarter of an hour at most. `None`: too little is left for that, or the
+/// failure may be one that passes within a second.
 ///
-/// Were a whole fleet to make up within a minute for what an outage has kept from it, the server
-/// would come back to many times its usual load; and there is no hurry.
+/// Without it, a whole fleet would catch up within a minute on the renewals that an outage has
+/// prevented, and the server would come back to many times its usual load. There is no hurry.
 pub(super) fn relaxed_back_off(failures: u32, left: Option<Duration>) -> Option<Duration> {
     let left = left.unwrap_or(MAX_RELAXED);
     (failures > QUICK_RETRIES && left >= MIN_RELAXED)
         .then(|| left.min(MAX_RELAXED).mul_f64((1.0 + fastrand::f64()) / 3.0))
 }
 
-/// The pause after a refusal, which only people can end.
+/// Returns the pause after a refusal. Only people can resolve one.
 pub(super) fn after_refusal() -> Duration {
     Duration::from_mins(5).mul_f64(0.8 + 0.4 * fastrand::f64())
 }
 
-/// Limits the renewals that vendors' 401s ask for. A vendor that answers 401 for missing rights
-/// would otherwise have us fetch a token per request.
+/// Limits the renewals that vendors' 401s trigger. A vendor that answers 401 for missing rights
+/// would otherwise cost a token request per request.
 #[derive(Debug)]
 pub(super) struct ForcedRenewals {
-    /// Doubles while renewals follow each other.
+    /// Doubles while forced renewals follow each other.
     interval: Duration,
-    /// The interval as it was drawn for the next one.
+    /// The interval with jitter, as drawn for the next renewal.
     pause: Duration,
     last: Option<Instant>,
-    /// What all of it was before the renewal that is under way.
+    /// The three values above as they were before the current renewal.
     before: Option<(Duration, Duration, Option<Instant>)>,
 }
 
@@ -79,13 +81,13 @@ impl Default for ForcedRenewals {
 }
 
 impl ForcedRenewals {
-    /// From when on the next forced renewal may start.
+    /// Returns the earliest start of the next forced renewal.
     pub(super) fn earliest(&self, now: Instant) -> Instant {
         self.last.map_or(now, |last| (last + self.pause).max(now))
     }
 
-    /// Counts a forced renewal that starts now. One that starts as soon as it may follows a
-    /// renewal that did not help: the interval doubles.
+    /// Counts a forced renewal that starts now. If it starts as soon as it may, the one before did
+    /// not help: the interval doubles.
     pub(super) fn start(&mut self, now: Instant) {
         self.before = Some((self.interval, self.pause, self.last));
         let in_a_row = self
@@ -100,12 +102,13 @@ impl ForcedRenewals {
         self.last = Some(now);
     }
 
-    /// A renewal starts that no 401 has asked for.
+    /// Records the start of a renewal that no 401 has triggered.
     pub(super) fn start_unforced(&mut self) {
         self.before = None;
     }
 
-    /// The forced renewal that is under way found a newer token in the store: it does not count.
+    /// Takes back the count of the current forced renewal, because it found a newer token in the
+    /// store.
     pub(super) fn uncount(&mut self) {
         if let Some((interval, pause, last)) = self.before.take() {
             (self.interval, self.pause, self.last) = (interval, pause, last);
@@ -113,8 +116,8 @@ impl ForcedRenewals {
     }
 }
 
-/// `interval` and up to 15 % more, at least [`MIN_FORCED`] and at most [`MAX_FORCED`]: replicas
-/// whose tokens end each other must not take turns at the same moments for ever.
+/// Adds up to 15 % to `interval`, within [`MIN_FORCED`] and [`MAX_FORCED`]: replicas whose tokens
+/// revoke each other must not take turns in step for ever.
 fn jittered(interval: Duration) -> Duration {
     let longest = interval.mul_f64(1.15).min(MAX_FORCED);
     let shortest = interval.min(longest.mul_f64(0.87)).max(MIN_FORCED);
@@ -129,16 +132,16 @@ fn back_off_bound(failures: u32) -> Duration {
 /// Bounds of the renewal point, as shares of the lifetime.
 const EARLIEST: f64 = 0.65;
 const LATEST: f64 = 0.75;
-/// Renewal starts at least this long before the end.
+/// Least time between the start of a renewal and the expiry.
 const MIN_MARGIN: Duration = Duration::from_secs(30);
 const FIRST_BACK_OFF: Duration = Duration::from_millis(500);
 const MAX_BACK_OFF: Duration = Duration::from_mins(1);
-/// Failures that are followed up at once even when there is no hurry.
+/// Failures that are retried at once even when there is no hurry.
 const QUICK_RETRIES: u32 = 2;
-/// With less than this left, a renewal is in a hurry.
+/// A renewal with less time left than this is urgent.
 const MIN_RELAXED: Duration = Duration::from_mins(3);
-/// What is left beyond this makes no difference: nobody should wonder for long whether renewal
-/// works again.
+/// Longer remaining lifetimes count as this one, so that an operator does not wait long to see
+/// whether renewal works again.
 const MAX_RELAXED: Duration = Duration::from_mins(20);
 /// Bounds of the pause between two forced renewals.
 const MIN_FORCED: Duration = Duration::from_secs(10);

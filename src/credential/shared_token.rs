@@ -1,9 +1,9 @@
 //! One token for all replicas, for vendors that keep only one alive for each client: `share: true`.
 //!
-//! Tokens that are asked for anew each time have nothing to lose, so replicas otherwise hold one
-//! each. Here they go through the store as grants with refresh tokens do, by the same [`Rotation`]:
-//! a stored token that is good is taken; otherwise whoever has the lock asks for one and stores it,
-//! and the others find it there.
+//! Where each renewal is a new grant there is nothing to lose, so replicas otherwise hold a token
+//! each. Here the tokens go through the store as grants with refresh tokens do, by the same
+//! [`Rotation`]: a stored token that is still good is used. Otherwise the holder of the lock
+//! requests one and stores it, and the others find it there.
 //!
 //! [`Rotation`]: super::rotation::Rotation
 
@@ -17,23 +17,24 @@ use super::token_request::{TokenError, TokenResponse};
 use crate::secret::Secret;
 use crate::tls::sha256;
 
-/// A server that is asked for a token anew each time.
+/// A server that issues a new grant at each request.
 #[async_trait]
 pub(super) trait RequestsToken: Send + Sync + 'static {
-    /// Asks for a token.
+    /// Requests a token.
     async fn request_token(&self) -> Result<TokenResponse, TokenError>;
 
     /// See [`super::Source::account`].
     fn account(&self) -> Option<[u8; 32]>;
 
-    /// Everything that is sent, but what proves who we are: each part once, in a fixed order.
+    /// Returns everything that is sent except what authenticates the client: each part once, in a
+    /// fixed order.
     fn request_parts(&self) -> Vec<String>;
 }
 
 /// An [`Issuer`] whose tokens are shared.
 pub(super) struct SharedToken<A> {
     server: A,
-    /// What proves who we are.
+    /// The secrets and files that authenticate the client.
     client_auth: Inputs,
 }
 
@@ -48,8 +49,8 @@ impl<A: RequestsToken> SharedToken<A> {
 
 #[async_trait]
 impl<A: RequestsToken> Issuer for SharedToken<A> {
-    /// A token that was obtained with another secret, for another scope or from another server is
-    /// not ours.
+    /// Includes the secret, the scope and the server: a token that was obtained with others is not
+    /// ours.
     fn binding(&self) -> Result<String, String> {
         let client_auth = self.client_auth.read()?;
         let parts = self.server.request_parts();
@@ -71,7 +72,7 @@ impl<A: RequestsToken> Issuer for SharedToken<A> {
     }
 
     async fn refresh(&self, _refresh_token: &Secret) -> Result<TokenResponse, TokenError> {
-        // None is ever stored.
+        // No refresh token is ever stored.
         Err(TokenError::NotSent("there is no refresh token".to_owned()))
     }
 

@@ -1,4 +1,4 @@
-//! Credentials that are used as they are written down: nothing is fetched, nothing expires.
+//! Credentials that are used as configured: nothing is fetched, nothing expires.
 
 use async_trait::async_trait;
 use base64::Engine;
@@ -12,19 +12,19 @@ use super::{FetchError, Issued, Source};
 use crate::secret::reference::SecretError;
 use crate::secret::{Secret, SecretRef};
 
-/// Secrets, and the shape a vendor wants them in.
+/// Secrets, and the scheme in which a vendor wants them.
 pub(super) struct StaticAuth {
     scheme: Scheme,
     inputs: Inputs,
 }
 
-/// How the secrets become values on a request.
+/// The way secrets become values on a request.
 pub(super) enum Scheme {
     /// `Bearer TOKEN` (RFC 6750 §2.1).
     Bearer(SecretRef),
     /// `Basic …` (RFC 7617 §2).
     Basic {
-        /// User name; must not hold a colon.
+        /// User name. It must not hold a colon.
         username: SecretRef,
         /// Password.
         password: SecretRef,
@@ -77,16 +77,16 @@ impl StaticAuth {
     }
 }
 
-/// A credential that cannot be made from its secrets. Names places, never values.
+/// The reason why a credential cannot be made from its secrets. Texts name places, never values.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StaticAuthError {
     /// A secret is missing.
     #[error(transparent)]
     Secret(#[from] SecretError),
-    /// Control characters, for instance a line break inside.
+    /// A value has control characters, for instance a line break inside.
     #[error("{0} holds characters that may not occur in a header field")]
     NotAHeaderValue(String),
-    /// RFC 7617 §2: the first colon ends the user name.
+    /// A user name holds a colon, where HTTP Basic ends it (RFC 7617 §2).
     #[error("{0} holds a colon, which a user name for HTTP Basic cannot")]
     Colon(String),
 }
@@ -103,7 +103,7 @@ impl Source for StaticAuth {
     }
 }
 
-/// `Basic` followed by both halves, already encoded as their receiver wants them.
+/// Returns `Basic` followed by both halves, which are already encoded as their receiver wants them.
 pub(super) fn basic(username: &Secret, password: &Secret) -> HeaderValue {
     let pair = Zeroizing::new(format!("{}:{}", username.expose(), password.expose()));
     Secret::new(BASE64_STANDARD.encode(pair.as_bytes()))
@@ -126,7 +126,7 @@ fn query(pairs: &[(String, SecretRef)]) -> Result<HeaderValue, StaticAuthError> 
         .expect("percent-encoded text is visible ASCII"))
 }
 
-/// Everything but RFC 3986 §2.3's unreserved characters.
+/// Every character except the unreserved ones of RFC 3986 §2.3.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')

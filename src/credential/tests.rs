@@ -15,19 +15,19 @@ use crate::secret::SecretRef;
 
 const MINUTE: Duration = Duration::from_mins(1);
 
-/// Answers from a script, each answer after its delay; fails once the script has run out.
+/// Responds from a script, each time after a delay; fails once the script has run out.
 #[derive(Default)]
 struct Script {
     steps: Mutex<VecDeque<(Duration, Result<Token, FetchError>)>>,
     calls: Mutex<Vec<Instant>>,
     change: Notify,
-    /// The secret, and what it was at the last fetch.
+    /// The secret, and its value at the last fetch.
     secret: AtomicUsize,
     read: AtomicUsize,
     account: Mutex<Option<[u8; 32]>>,
-    /// By text.
+    /// Expiry of each token, by its text.
     expiries: Mutex<HashMap<String, Instant>>,
-    /// Good answers once the script has run out.
+    /// Succeeds once the script has run out.
     healthy: AtomicBool,
 }
 
@@ -335,7 +335,7 @@ async fn requests_wait_only_while_an_attempt_runs_or_is_due_in_time() {
     assert_eq!(pending.reason, State::Pending);
     assert_eq!(asked.elapsed(), Duration::from_secs(1));
 
-    // It ends in a refusal: the next one is minutes away, so nobody waits for it.
+    // The attempt is refused: the next one is minutes away, so nobody waits for it.
     let refused = credential.wait(Duration::from_secs(30)).await.unwrap_err();
     assert_eq!(asked.elapsed(), Duration::from_secs(3));
     assert_eq!(refused.reason, State::Failed);
@@ -447,7 +447,7 @@ async fn a_renewal_that_can_wait_is_repeated_twice_at_once_and_then_at_leisure()
     );
     assert_eq!(credential.status().state, State::Refreshing);
 
-    // Towards the end the pauses get short, and then there is no token to be patient with.
+    // Towards the end the pauses get short, and then no token is left.
     while credential.current().is_ok() {
         sleep(Duration::from_secs(1)).await;
     }
@@ -725,8 +725,8 @@ async fn what_was_read_at_the_start_is_not_read_again_before_it_changes() {
     assert_eq!((script.calls(), in_use(&credential)), (1, Ok("two".into())));
 }
 
-/// Real sockets, real time: a token of three seconds leaves a second and a half for a refused
-/// refresh and, a second later, a new grant.
+/// Uses real sockets and real time: a token of three seconds leaves a second and a half for a
+/// refused refresh and, a second later, a new grant.
 #[tokio::test]
 async fn a_refused_refresh_leads_to_a_new_grant_before_the_old_token_ends() {
     let pair = |n: u32| {
@@ -763,7 +763,7 @@ async fn a_refused_refresh_leads_to_a_new_grant_before_the_old_token_ends() {
     while texts.len() < 3 {
         sleep(Duration::from_millis(5)).await;
         held = credential.current().expect("a gap without any token");
-        // What is in use was stored before.
+        // The token in use was stored before.
         let grant = store.load("acme").await.unwrap().unwrap();
         if texts.last().unwrap() != text(&held) {
             texts.push(text(&held).to_owned());
@@ -861,7 +861,7 @@ fn nothing_printed_holds_a_value() {
     assert!(!printed.contains("hunter2"), "{printed}");
 }
 
-/// A credential whose token of an hour has just come, and its script.
+/// Returns a credential whose token of an hour has just come, and its script.
 async fn of_an_hour() -> (Arc<Script>, Arc<Credential>) {
     let script = script();
     script.then(token("old", 3600));
@@ -881,7 +881,7 @@ async fn after_a_suspend_no_token_is_sent_past_its_end_and_a_new_one_comes_at_on
     let expires_at = credential.status().expires_at.unwrap();
     script.then(token("new", 3600));
     clock::tests::shift(HOUR, HOUR);
-    // Before anybody has looked at the clocks.
+    // Nobody has read the clocks yet.
     assert_eq!(in_use(&credential), Err(State::Expired));
     assert_eq!(credential.status().expires_at, Some(expires_at));
 
@@ -929,7 +929,7 @@ async fn a_wall_clock_set_past_the_end_holds_a_token_back_for_one_attempt_only()
     let waited = credential.wait(Duration::from_secs(5)).await;
     assert_eq!(text(&waited.unwrap()), "new");
 
-    // The token server is down: then the clock was wrong before, for all anybody knows.
+    // The token server is down, so the clock may as well have been wrong before.
     sleep(Duration::from_secs(2)).await;
     script.after(Duration::from_secs(3), Err(down()));
     clock::tests::shift(Duration::ZERO, HOUR * 2);

@@ -1,8 +1,8 @@
-//! One POST to a token endpoint, and reading what it answers.
+//! Sends a POST to a token endpoint and reads the response.
 //!
-//! Nothing here trusts the server: answers are bounded in size and time, redirects are not
-//! followed (they would carry the secret elsewhere), and what is quoted from an error has our own
-//! secrets masked.
+//! Nothing here trusts the server: responses are bounded in size and time, redirects are not
+//! followed (they would carry the secret elsewhere), and quotes from an error have our own secrets
+//! masked.
 
 mod response;
 
@@ -33,7 +33,7 @@ use crate::wording::in_words;
 use response::{ResponseReader, read_bounded, reason_phrase};
 pub(super) use response::{TokenError, TokenResponse};
 
-/// The client side of one vendor's token endpoints.
+/// Client of one vendor's token endpoints.
 pub(super) struct TokenClient {
     identity: Option<CertFiles>,
     ca: Option<PathBuf>,
@@ -42,46 +42,47 @@ pub(super) struct TokenClient {
     proxy: Option<Url>,
     connect_timeout: Duration,
     times: TokenTimes,
-    /// With the digest of the files it was made from.
+    /// The transport, with a digest of the files it was made from.
     built: Mutex<Option<([u8; 32], Transport)>>,
     last_sent: Mutex<Option<Instant>>,
 }
 
-/// What speaks TLS and HTTP.
+/// TLS and HTTP clients.
 #[derive(Clone)]
 struct Transport {
     client: Client,
-    /// In its place for `https://`, where the server asks for the certificate late.
+    /// Used instead for `https://` where the server asks for the certificate late.
     late: Option<Arc<LateClientAuth>>,
 }
 
-/// Why there is no answer.
+/// The reason why there is no response.
 struct SendError {
     cause: String,
-    /// The server cannot have had the request.
+    /// `true` when the server cannot have received the request.
     not_received: bool,
 }
 
-/// What is posted.
+/// A request to a token endpoint.
 pub(super) struct TokenRequest {
-    /// `Authorization`, when the client proves itself there.
+    /// `Authorization`, where the client authenticates with it.
     pub(super) authorization: Option<HeaderValue>,
     /// Parameters, in the order they are sent.
     pub(super) params: Vec<(&'static str, Secret)>,
-    /// Parameters an operator wrote, sent after those.
+    /// Parameters from the configuration, sent after those.
     pub(super) extra: Vec<(String, String)>,
-    /// One JSON object instead of a form.
+    /// Sends one JSON object instead of a form.
     pub(super) json: bool,
-    /// Not secret to the server, and shown in texts as `[client_id]`.
+    /// Client ID. It is no secret to the server, and appears in texts as `[client_id]`.
     pub(super) client_id: Secret,
-    /// What must not be quoted from an answer, beside the parameters.
+    /// Secrets that must not be quoted from a response, besides the parameters.
     pub(super) secrets: Vec<Secret>,
-    /// It holds a proof that is good for a time of our clock.
+    /// `true` when it holds a proof that is valid for a time by our clock.
     pub(super) time_bound: bool,
 }
 
 impl TokenClient {
-    /// A client for `vendor`'s token endpoints that shows `identity` when asked for a certificate.
+    /// Creates a client for `vendor`'s token endpoints that presents `identity` when asked for a
+    /// certificate.
     pub(super) fn new(
         vendor: &config::Vendor,
         identity: Option<CertFiles>,
@@ -100,8 +101,8 @@ impl TokenClient {
         }
     }
 
-    /// One request, one answer, within `request_timeout` in all. Requests through one client are
-    /// at least a second apart, because one attempt may need two.
+    /// Sends one request and returns its response, within `request_timeout` in all. Requests
+    /// through one client are at least a second apart, because one attempt may need two.
     pub(super) async fn post(
         &self,
         url: &Url,
@@ -158,7 +159,7 @@ impl TokenClient {
         }
     }
 
-    /// A GET with this `Authorization`, of whose answer only the status counts.
+    /// Sends a GET with this `Authorization`. Only the status of the response counts.
     pub(super) async fn get(
         &self,
         url: &Url,
@@ -208,7 +209,7 @@ impl TokenClient {
                 let request = request.try_into().map_err(unsent)?;
                 exchange(stream, request, USER_AGENT).await
             }
-            // By CONNECT, as requests go. reqwest would ask the proxy itself for the resource.
+            // Uses CONNECT, as requests do. reqwest would ask the proxy itself for the resource.
             (_, Some(via)) if url.scheme() == "http" => {
                 let (host, port) = (url.host_str(), url.port_or_known_default());
                 let target = format!("{}:{}", host.unwrap_or_default(), port.unwrap_or(80));
@@ -236,7 +237,8 @@ impl TokenClient {
         sent
     }
 
-    /// Made anew when a certificate or CA file holds something else than before.
+    /// Returns the transport, made again when the contents of a certificate or CA file have
+    /// changed.
     fn transport(&self) -> Result<Transport, String> {
         let mut files = ContentDigest::default();
         let identity = self.identity.iter().flat_map(|f| [&f.cert, &f.key]);
@@ -261,7 +263,7 @@ impl TokenClient {
         let outbound = Outbound::new(self.proxy.as_ref());
         let mut builder = Client::builder()
             .redirect(redirect::Policy::none())
-            // Turns reqwest's own idea of the environment off as well.
+            // Also turns off reqwest's own reading of the environment.
             .proxy(reqwest::Proxy::custom(move |url| outbound.url(url)))
             .https_only(!self.allow_plaintext)
             // A connection that died unnoticed would make the outcome of a request unknown, and
@@ -270,7 +272,7 @@ impl TokenClient {
             .user_agent(USER_AGENT);
         builder = match roots.client_config(identity.as_ref()) {
             Ok(tls) => builder.tls_backend_preconfigured(tls),
-            // A bare container image has no roots at all, and can still speak plaintext.
+            // A bare container image has no roots at all, and can still use plaintext.
             Err(_) if self.allow_plaintext && self.ca.is_none() && identity.is_none() => builder
                 .tls_backend_preconfigured(config_without_roots().map_err(|cause| text(&cause))?),
             Err(cause) => return Err(cause.to_string()),
@@ -308,7 +310,7 @@ impl TokenRequest {
         Value::Object(object).to_string()
     }
 
-    /// Recognises in a text what was sent.
+    /// Makes a mask that recognises what was sent.
     fn mask(&self) -> Mask {
         let params = self.params.iter();
         let params = params.filter(|(name, _)| !PUBLIC_PARAMS.contains(name));
@@ -327,8 +329,9 @@ impl TokenRequest {
     }
 }
 
-/// How long connecting may take, as `connect` (zero: no limit) is configured: less than the whole
-/// request may, so that a server that was never reached is not taken for one that did not answer.
+/// Returns how long connecting may take. `connect` is the configured limit (zero: none). The result
+/// is less than the limit of the whole request, so that a server that was never reached is not
+/// taken for one that did not respond.
 fn connect_limit(connect: Duration, request_timeout: Duration) -> Duration {
     let most = request_timeout * 3 / 4;
     if connect.is_zero() {
@@ -338,7 +341,7 @@ fn connect_limit(connect: Duration, request_timeout: Duration) -> Duration {
     }
 }
 
-/// The error with all its causes, without the URL, which the reader already has.
+/// Formats the error with all its causes, without the URL, which the reader already has.
 fn error_chain(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
@@ -353,7 +356,7 @@ fn error_chain(error: reqwest::Error) -> String {
     in_words(&text)
 }
 
-/// TLS settings under which no server verifies.
+/// Returns TLS settings under which no server verifies.
 fn config_without_roots() -> Result<rustls::ClientConfig, rustls::Error> {
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     Ok(rustls::ClientConfig::builder_with_provider(provider.into())
@@ -362,13 +365,13 @@ fn config_without_roots() -> Result<rustls::ClientConfig, rustls::Error> {
         .with_no_client_auth())
 }
 
-/// How we introduce ourselves.
+/// The `User-Agent` of token requests.
 const USER_AGENT: &str = concat!("countersign/", env!("CARGO_PKG_VERSION"));
 
-/// Reading the system's bundle takes milliseconds, and every vendor wants it.
+/// Shared, because reading the system's bundle takes milliseconds and every vendor needs it.
 static SYSTEM_ROOTS: OnceLock<Roots> = OnceLock::new();
 
-/// Parameters whose values are no secrets, and may explain an error.
+/// Parameters whose values are not secret and may explain an error.
 const PUBLIC_PARAMS: [&str; 7] = [
     "grant_type",
     "scope",
@@ -378,7 +381,7 @@ const PUBLIC_PARAMS: [&str; 7] = [
     "client_id",
     "client_assertion_type",
 ];
-/// What the names of an operator's own parameters have in them when the values are secrets.
+/// Parts of the names of configured parameters whose values are secrets.
 const SECRET_NAMES: [&str; 6] = ["secret", "password", "token", "key", "assertion", "code"];
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,5 @@
-//! Token servers that speak JSON at `/vedauth/authorize/…`: a grant by certificate, password or
-//! JWT, then refresh tokens that work once.
+//! Token servers that speak JSON at `/vedauth/authorize/…`: they grant by certificate, password or
+//! JWT, and their refresh tokens work once.
 
 use std::sync::Arc;
 
@@ -19,17 +19,17 @@ use crate::secret::{Secret, SecretRef};
 use crate::store::Store;
 use crate::tls::sha256;
 
-/// One such server, and who we are to it.
+/// A vedauth server and our account there.
 pub(super) struct Vedauth {
     config: config::Vedauth,
     client: TokenClient,
 }
 
 impl Vedauth {
-    /// The server, and what its answers depend on.
+    /// Creates the server and the inputs that its responses depend on.
     pub(super) fn new(config: &config::Vedauth, vendor: &config::Vendor) -> (Self, Inputs) {
         let same_origin = vendor.upstream.origin() == config.url.origin().ascii_serialization();
-        // Some servers demand the certificate for every path, refreshing included.
+        // Some servers demand the certificate for every path, including the refresh.
         let (secrets, identity) = match &config.grant {
             VedauthGrant::Certificate(files) => (vec![], Some(files)),
             VedauthGrant::Password { username, password } => (vec![username, password], None),
@@ -44,12 +44,12 @@ impl Vedauth {
         (Self { config, client }, inputs)
     }
 
-    /// The same with one token for all replicas, and what a change of which renews it.
+    /// Creates the issuer of one token for all replicas, and the inputs whose change renews it.
     pub(super) fn shared(
         config: &config::Vedauth,
         vendor: &config::Vendor,
     ) -> (SharedToken<Self>, Inputs) {
-        // What is trusted is no part of who we are.
+        // The trusted CA is no part of our identity.
         let without_ca = config::Vendor {
             ca: None,
             ..vendor.clone()
@@ -59,7 +59,7 @@ impl Vedauth {
         (SharedToken::new(server, client_auth), inputs)
     }
 
-    /// Ends the grant that this access token belongs to, its refresh token included.
+    /// Revokes the grant of this access token, including its refresh token.
     pub(super) async fn revoke(&self, authorization: HeaderValue) -> Result<(), TokenError> {
         let url = self.url(["revoke", "token"]);
         let status = self.client.get(&url, authorization).await?;
@@ -74,7 +74,7 @@ impl Vedauth {
         })
     }
 
-    /// Asks for a grant.
+    /// Requests a grant.
     pub(super) async fn request_grant(&self) -> Result<TokenResponse, TokenError> {
         let (method, params) = match &self.config.grant {
             VedauthGrant::Certificate(_) => ("certificate", vec![]),
@@ -138,7 +138,7 @@ impl Issuer for Vedauth {
             self.config.url.as_str(),
             client_id.expose(),
             user.as_ref().map_or("", Secret::expose),
-            // A grant for another scope has to be asked for anew.
+            // Another scope needs another grant.
             self.config.scope.as_deref().unwrap_or_default(),
         ];
         Ok(hex::encode(sha256(&[parts.join("\0").as_bytes()])))
@@ -164,7 +164,7 @@ impl Issuer for Vedauth {
     }
 
     fn invalidates_grant(&self, status: StatusCode, verdict: Verdict) -> bool {
-        // The reason is often in the reason phrase only, and another grant is to be had anyway.
+        // The reason is often in the reason phrase only, and another grant can be requested anyway.
         status == StatusCode::BAD_REQUEST
             || status == StatusCode::UNAUTHORIZED
             || matches!(verdict, Verdict::Invalid | Verdict::ProbablyInvalid)
@@ -212,7 +212,7 @@ pub(super) fn source(
     }
 }
 
-/// The same server without refresh tokens: a new grant each time, nothing to store.
+/// A server without refresh tokens: each renewal is a new grant, and nothing is stored.
 pub(super) struct WithoutRefresh {
     pub(super) server: Vedauth,
     pub(super) inputs: Inputs,
@@ -343,7 +343,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // Of its own: OpenSSL takes a leaf named like its issuer for self-signed.
+        // A name of its own: OpenSSL takes a leaf named like its issuer for self-signed.
         params
             .distinguished_name
             .push(DnType::CommonName, "authority");
@@ -377,7 +377,7 @@ mod tests {
         let config = config(url.clone(), grant);
         let mut vendor = vendor(Auth::Vedauth(config.clone()));
         vendor.allow_plaintext = false;
-        // Whoever speaks TLS: the two have everything in common but what one of them cannot do.
+        // Both kinds of TLS client behave alike, except for what one of them cannot do.
         for (before, late) in [(0, false), (2, true)] {
             vendor.ca = Some(ca_path.clone());
             vendor.late_client_auth = late;
@@ -402,7 +402,8 @@ mod tests {
                 "POST /vedauth/authorize/token HTTP/1.1"
             );
 
-            // The same server refuses whoever shows no certificate, and is refused without its CA.
+            // The same server refuses a client without a certificate, and is refused without its
+            // CA.
             let mut without = config.clone();
             without.grant = password();
             let (nobody, _) = Vedauth::new(&without, &vendor);

@@ -1,5 +1,5 @@
-//! Grants in a directory, for the processes of one host: one encrypted file per vendor, and one
-//! lock file per vendor whose lock the system releases however its holder ends.
+//! Stores grants in a directory, for the processes of one host: one encrypted file per vendor, and
+//! one lock file per vendor whose lock the system releases however its holder ends.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -25,7 +25,7 @@ pub(super) struct FileStore(Arc<Directory>);
 struct Directory {
     path: PathBuf,
     key: Option<SecretRef>,
-    /// Read, or made, when first needed.
+    /// Read, or created, when first needed.
     seal: OnceLock<Seal>,
 }
 
@@ -38,7 +38,8 @@ impl FileStore {
         }))
     }
 
-    /// Disks can be slow; the threads that serve requests do not wait for them.
+    /// Runs `work` on a thread of its own: disks can be slow, and the threads that serve requests
+    /// must not wait for them.
     async fn run_blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Directory) -> Result<T, StoreError> + Send + 'static,
@@ -114,7 +115,7 @@ impl Directory {
             return Err(StoreError::Conflict(vendor.to_owned()));
         }
         let sealed = self.seal()?.seal(vendor, next);
-        // One name, not a random one: what a killed writer left is overwritten by the next.
+        // One name, not a random one: the next writer overwrites what a killed one left.
         self.replace(
             &self.file(vendor, "grant"),
             &self.file(vendor, "new"),
@@ -133,12 +134,12 @@ impl Directory {
         Ok(self.seal.get_or_init(|| seal))
     }
 
-    /// The key beside the files it encrypts: keeps backups and copies of single files closed, not
-    /// the directory.
+    /// Returns the key kept beside the files it encrypts. It protects backups and copies of single
+    /// files, not the directory.
     fn local_key(&self) -> Result<Seal, StoreError> {
         let path = self.path.join("encryption.key");
         self.create()?;
-        // Two processes that start together must not make two keys.
+        // Two processes that start together must not create two keys.
         let lock_path = self.path.join("encryption.key.lock");
         let lock = open_lock(&lock_path).map_err(io_error(&lock_path))?;
         lock.lock().map_err(io_error(&lock_path))?;
@@ -179,10 +180,11 @@ impl Directory {
         Ok(None)
     }
 
-    /// `path` holds either what it held or all of `bytes`, even after a power cut.
+    /// Replaces `path` so that it holds either its old content or all of `bytes`, even after a
+    /// power cut.
     fn replace(&self, path: &Path, temporary: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         let write = || {
-            // What a killed writer left.
+            // A killed writer may have left it.
             match fs::remove_file(temporary) {
                 Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
                 Ok(()) | Err(_) => {}
@@ -193,7 +195,7 @@ impl Directory {
         };
         write().map_err(io_error(temporary))?;
         fs::rename(temporary, path).map_err(io_error(path))?;
-        // The new name is durable only when the directory is.
+        // The new name is durable only once the directory is.
         File::open(&self.path)
             .and_then(|directory| directory.sync_all())
             .map_err(io_error(&self.path))
@@ -208,8 +210,8 @@ impl Directory {
         self.check_private()
     }
 
-    /// Others who can get into the directory could read the key beside the grants, or put files of
-    /// theirs in the place of ours.
+    /// Fails when others can access the directory: they could read the key beside the grants, or
+    /// replace our files by theirs.
     fn check_private(&self) -> Result<(), StoreError> {
         kept_from_others(&self.path).map_err(|exposed| StoreError::Exposed {
             path: self.path.clone(),
@@ -224,7 +226,7 @@ impl Directory {
     }
 }
 
-/// `None`: somebody else has it.
+/// Returns `None` when somebody else holds the lock.
 fn try_lock(path: &Path) -> Result<Option<File>, StoreError> {
     let file = open_lock(path).map_err(io_error(path))?;
     match file.try_lock() {
@@ -234,8 +236,8 @@ fn try_lock(path: &Path) -> Result<Option<File>, StoreError> {
     }
 }
 
-/// Lock files are never removed: whoever had opened the removed one would hold a lock that
-/// nobody else sees.
+/// Opens a lock file. They are never removed: a process that had opened a removed one would hold a
+/// lock that no one else sees.
 fn open_lock(path: &Path) -> io::Result<File> {
     let mut existing = OpenOptions::new();
     existing.write(true).custom_flags(NO_FOLLOW);
@@ -245,14 +247,15 @@ fn open_lock(path: &Path) -> io::Result<File> {
             opened => return opened,
         }
         match new_file().write(true).open(path) {
-            // Another process was faster.
+            // Another process created it first.
             Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
             created => return created,
         }
     }
 }
 
-/// Makes a file of our own, and never writes to what somebody else has put there: a link, say.
+/// Options that create a file of our own, and never write to what somebody else has put there, such
+/// as a link.
 fn new_file() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.create_new(true).mode(0o600).custom_flags(NO_FOLLOW);
@@ -267,7 +270,7 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     move |cause| StoreError::Io { path, cause }
 }
 
-/// Waiting for another process's token request, which takes tenths of a second.
+/// Time between two tries while another process requests a token, which takes tenths of a second.
 const LOCK_POLL: Duration = Duration::from_millis(50);
 
 const NOT_IN_FILE_NAMES: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
@@ -283,7 +286,7 @@ mod tests {
 
     const LEASE: Duration = Duration::from_secs(15);
 
-    /// A directory that others cannot get into, whatever the umask.
+    /// Returns a directory that others cannot access, whatever the umask.
     fn private_dir() -> TempDir {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();

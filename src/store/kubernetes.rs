@@ -1,11 +1,11 @@
-//! Grants in a Kubernetes Secret, shared by replicas: one encrypted entry per vendor, and beside
-//! it one Lease per vendor as the lock. Nothing but the API server is needed.
+//! Stores grants in a Kubernetes Secret, shared by replicas: one encrypted entry per vendor, and
+//! beside it one Lease per vendor as the lock. Only the API server is needed.
 //!
-//! Nodes' clocks differ, so every time in a Lease is the API server's, which its answers name.
-//! The API server compares `resourceVersion` at every update, so that no change is lost; no
-//! watching: who waits for another replica's token looks every few seconds.
+//! Nodes' clocks differ, so every time in a Lease is the API server's, taken from its responses.
+//! The API server compares `resourceVersion` at every update, so that no change is lost. Nothing is
+//! watched: a replica that waits for another's token polls every few seconds.
 //!
-//! What the service account needs, with `secret: countersign-state` and a vendor `acme`:
+//! The service account needs, with `secret: countersign-state` and a vendor `acme`:
 //!
 //! ```yaml
 //! rules:
@@ -13,9 +13,9 @@
 //!   - { apiGroups: [ coordination.k8s.io ], resources: [ leases ], resourceNames: [ countersign-state-acme ], verbs: [ get, update ] }
 //! ```
 //!
-//! An administrator makes both beforehand, empty. What is missing is made here where `create` is
-//! granted too; it had better not be, since it cannot be granted for one name, and who may create
-//! Secrets may make one that holds another service account's token.
+//! An administrator creates both beforehand, empty. Missing ones are created here if `create` is
+//! granted too. It had better not be: it cannot be granted for one name, and a client that may
+//! create Secrets may create one that holds another service account's token.
 
 mod cluster;
 
@@ -137,14 +137,14 @@ impl LeaseStore for Objects {
 }
 
 impl Objects {
-    /// `None`: there is no such Secret.
+    /// Returns `None` when the Secret does not exist.
     async fn secret(&self) -> Result<Option<Value>, StoreError> {
         let (secret, _) = self.get(SECRETS, &self.secret).await?;
         Ok(secret)
     }
 
     fn grant_in(&self, secret: Option<&Value>, vendor: &str) -> Result<Option<Grant>, StoreError> {
-        // Every vendor's name can be a key there: letters, digits, `-`, `_` and `.`.
+        // Every vendor's name is a valid key: letters, digits, `-`, `_` and `.`.
         let entry = secret.and_then(|secret| secret["data"][vendor].as_str());
         let Some(entry) = entry else {
             return Ok(None);
@@ -166,7 +166,7 @@ impl Objects {
                 return Err(StoreError::Conflict(vendor.to_owned()));
             }
             let replaced = if let Some(mut secret) = found {
-                // Absent while it is empty.
+                // The field is absent while the Secret is empty.
                 if !secret["data"].is_object() {
                     secret["data"] = Map::new().into();
                 }
@@ -185,12 +185,12 @@ impl Objects {
             if replaced {
                 return Ok(());
             }
-            // Another vendor's entry, perhaps; ours is compared again.
+            // It may have been another vendor's entry; ours is compared again.
             sleep(Duration::from_millis(fastrand::u64(10..50))).await;
         }
     }
 
-    /// Takes the lock when it is free; `false`: it is not, or somebody else was faster.
+    /// Acquires the lock if it is free; `false`: it is not, or somebody else was faster.
     async fn acquire(
         &self,
         vendor: &str,
@@ -232,7 +232,7 @@ impl Objects {
         self.put(LEASES, &name, &found).await
     }
 
-    /// What is there (`None`: nothing), and the API server's time.
+    /// Returns the object (`None`: there is none) and the API server's time.
     async fn get(
         &self,
         collection: Collection,
@@ -248,7 +248,7 @@ impl Objects {
         }
     }
 
-    /// `false`: it has changed, or is gone, since it was read.
+    /// Returns `false` when the object was changed or deleted since it was read.
     async fn put(
         &self,
         collection: Collection,
@@ -265,7 +265,7 @@ impl Objects {
         }
     }
 
-    /// `false`: somebody else has made it meanwhile.
+    /// Returns `false` when somebody else created the object meanwhile.
     async fn post(&self, collection: Collection, object: &Value) -> Result<bool, StoreError> {
         let response = self
             .request(Method::POST, collection, None, Some(object))
@@ -292,8 +292,8 @@ impl Objects {
             .await
     }
 
-    /// `SECRET-VENDOR` where that is a name that Kubernetes takes; where it is not, made one, and
-    /// told from the others by a digest.
+    /// Returns `SECRET-VENDOR` where Kubernetes accepts that as a name; otherwise a sanitized form,
+    /// made unique by a digest.
     fn lease_name(&self, vendor: &str) -> String {
         let plain = format!("{}-{vendor}", self.secret);
         let label = |text: &str| {
@@ -342,7 +342,7 @@ impl Objects {
     }
 }
 
-/// Whether a Lease's holder has failed to prolong it.
+/// Tells whether a Lease's holder has failed to renew it.
 fn is_expired(lease: &Value, now: SystemTime) -> bool {
     let spec = &lease["spec"];
     let duration = Duration::from_secs(spec["leaseDurationSeconds"].as_u64().unwrap_or(0));
@@ -367,7 +367,7 @@ const LEASES: Collection = Collection {
     plural: "leases",
 };
 
-/// Kubernetes' own type for these times: RFC 3339 with microseconds.
+/// Formats a time as Kubernetes does: RFC 3339 with microseconds.
 fn micro_time(at: SystemTime) -> Value {
     humantime::format_rfc3339_micros(at).to_string().into()
 }
@@ -376,19 +376,20 @@ fn whole_seconds(lease: Duration) -> u64 {
     lease.as_secs() + u64::from(lease.subsec_nanos() > 0)
 }
 
-/// One operation, all its requests included.
+/// Limit of one operation, including all its requests.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Waiting for another replica's token request. The API server is for others too.
+/// Time between two tries while another replica requests a token. The API server serves others too.
 const LOCK_POLL: Duration = Duration::from_millis(500);
 
-/// Between API servers, which tell whole seconds. A living holder prolongs its Lease long before.
+/// Difference between API servers, which tell whole seconds. A living holder renews its Lease long
+/// before.
 const CLOCK_SKEW: Duration = Duration::from_secs(2);
 
-/// Of an object's name, in bytes.
+/// Longest name of an object, in bytes.
 const MAX_NAME: usize = 253;
 
-/// The recommended label.
+/// The label that Kubernetes recommends.
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 
 #[cfg(test)]
@@ -453,7 +454,7 @@ mod tests {
             assert_eq!(is_expired(&lease, now), over, "{seconds}");
         }
         assert!(!is_expired(&lease, renewed - Duration::from_mins(10)));
-        // Nobody's, whoever wrote it.
+        // A Lease without times is free, whoever wrote it.
         assert!(is_expired(
             &json!({ "spec": { "holderIdentity": "x" } }),
             renewed

@@ -1,5 +1,5 @@
-//! Locks in stores that do not see a process end: they lapse, and are prolonged while their
-//! holder lives.
+//! Locks in stores that do not see a process exit: they expire, and are renewed while their holder
+//! lives.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,27 +13,27 @@ use tokio::time::{Instant, sleep};
 use super::StoreError;
 use crate::clock::End;
 
-/// What a store must be able to do with a lock that `holder` once got.
+/// Operations on a lock that `holder` once acquired.
 #[async_trait]
 pub(super) trait LeaseStore: Send + Sync + 'static {
-    /// Makes it last `lease` from now on; `false`: it is not the holder's any more.
+    /// Makes the lock last `lease` from now on; `false`: somebody else has it.
     async fn renew(&self, vendor: &str, holder: &str, lease: Duration) -> Result<bool, StoreError>;
 
-    /// Gives it up, if it is still the holder's.
+    /// Releases the lock, if it is still the holder's.
     async fn release(&self, vendor: &str, holder: &str) -> Result<(), StoreError>;
 }
 
-/// A lock that is being prolonged. Given up when dropped, a moment later.
+/// A lock that is being renewed. Released when dropped, a moment later.
 pub(super) struct HeldLease {
     until: Arc<Mutex<End>>,
-    /// Dropping it ends the keeper.
+    /// Dropping it ends the renewal.
     release_signal: oneshot::Sender<()>,
     renewal: JoinHandle<()>,
 }
 
 impl HeldLease {
-    /// `requested` is the time before the lock was asked for: it is ours no longer than the store
-    /// thinks.
+    /// Starts the renewal. `requested` is the time before the lock was requested: it is ours no
+    /// longer than the store thinks.
     pub(super) fn new(
         leases: Arc<dyn LeaseStore>,
         vendor: &str,
@@ -64,7 +64,7 @@ impl HeldLease {
 
     pub(super) async fn release(self) {
         drop(self.release_signal);
-        // It ends by itself, whatever the store says.
+        // The renewal ends by itself, whatever the store responds.
         let _ = self.renewal.await;
     }
 }
@@ -83,7 +83,7 @@ async fn renew_until_released(
             _ = &mut released => break,
             () = sleep(pause) => {}
         }
-        // Once lapsed it never becomes ours again: somebody may have had it since.
+        // An expired lock never becomes ours again: somebody may have had it since.
         if until.lock().has_come() {
             return;
         }
@@ -98,11 +98,11 @@ async fn renew_until_released(
                 *until.lock() = End::at(requested);
                 return;
             }
-            // The store may be back before the lease is over.
+            // The store may be back before the lease expires.
             Err(_) => pause = lease / 15,
         }
     }
-    // Whoever waits for it waits a lease at most.
+    // If this fails, others wait for one lease at most.
     let _ = leases.release(&vendor, &holder).await;
 }
 
@@ -113,7 +113,7 @@ pub(super) mod tests {
     use super::super::{Kind, Lock};
     use super::*;
 
-    /// Answers from a script, then always yes; counts the ends.
+    /// Responds from a script, then always `true`; counts the releases.
     #[derive(Default)]
     struct Script {
         responses: Mutex<VecDeque<Result<bool, ()>>>,
@@ -136,7 +136,7 @@ pub(super) mod tests {
 
     const LEASE: Duration = Duration::from_secs(15);
 
-    /// For tests of what must not be done under it.
+    /// Returns an expired lock, for tests of what must not be done under it.
     pub(in super::super) fn expired_lock() -> Lock {
         let script = Arc::new(Script::default());
         let held = HeldLease::new(script, "v", "us".into(), Duration::ZERO, Instant::now());

@@ -1,8 +1,9 @@
-//! Grants in a Redis, shared by replicas: a hash per vendor with the encrypted grant and its
-//! version, and beside it the lock, a key that lapses.
+//! Stores grants in a Redis, shared by replicas: a hash per vendor with the encrypted grant and its
+//! version, and beside it the lock, a key that expires.
 //!
 //! Every operation is one command or script on one key, and ends within [`OPERATION_TIMEOUT`]
-//! whatever the server does. No watching: who waits for another replica's token looks every few seconds.
+//! whatever the server does. Nothing is watched: a replica that waits for another's token polls
+//! every few seconds.
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -36,7 +37,7 @@ struct Server {
     key: SecretRef,
     /// Read when first needed.
     seal: OnceLock<Seal>,
-    /// The one that last worked.
+    /// The connection that last worked.
     connection: Mutex<Option<MultiplexedConnection>>,
 }
 
@@ -94,7 +95,7 @@ impl Store for RedisStore {
         self.0
             .seal()?
             .open(vendor, &sealed)
-            // The version outside is what is compared; it must not say anything else.
+            // The outer version is the one that is compared; it must agree with the encrypted one.
             .filter(|grant| Some(grant.version) == version)
             .map(Some)
             .ok_or_else(|| {
@@ -145,13 +146,13 @@ impl LeaseStore for Server {
 }
 
 impl Server {
-    /// The answer to `command`, which must do no harm when it is carried out twice.
+    /// Returns the response to `command`, which must do no harm when it is executed twice.
     async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
         let querying = timeout(OPERATION_TIMEOUT, async {
             let known = self.connection.lock().clone();
             if let Some(mut connection) = known {
                 match command.query_async(&mut connection).await {
-                    // The server was restarted, or replaced by another, since it was last asked.
+                    // The server was restarted, or replaced by another, since the last query.
                     Err(error) if should_reconnect(&error) => {}
                     response => return response.map_err(|error| self.error(&error)),
                 }
@@ -169,20 +170,20 @@ impl Server {
             )))
         });
         if let Err(StoreError::Remote { .. }) = &response {
-            // The next one looks for the server anew.
+            // The next query connects again.
             *self.connection.lock() = None;
         }
         response
     }
 
-    /// With the URL's user and password as they are now.
+    /// Connects with the URL's current user and password.
     async fn connect(&self) -> Result<MultiplexedConnection, StoreError> {
         let url = self.url.resolve();
         let url = url.map_err(|cause| self.remote(format!("its URL: {cause}")))?;
-        // What the library would say of a text that is none may repeat parts of it.
+        // The library's error for a text that is no URL may repeat parts of it.
         endpoint::redis(url.expose())
             .map_err(|wrong| self.remote(format!("its URL {wrong}; {}", wrong.hint())))?;
-        // The library's own errors about PEM repeat what is in the file.
+        // The library's errors about PEM repeat parts of the file.
         let roots = self.ca.as_deref().map(Roots::load).transpose();
         let roots = roots.map_err(|cause| self.remote(cause.to_string()))?;
         let client = match roots {
@@ -195,7 +196,7 @@ impl Server {
             ),
             None => Client::open(url.expose()),
         };
-        // `query` has the limit of it all.
+        // `query` limits the whole operation.
         let limits = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(None);
@@ -214,7 +215,7 @@ impl Server {
         Ok(self.seal.get_or_init(|| seal))
     }
 
-    /// What went wrong, without what a server may quote of a login.
+    /// Describes an error without what a server may quote of a login.
     fn error(&self, error: &RedisError) -> StoreError {
         let text = error.to_string();
         let quotes_login = self.parsed_url().is_none_or(|url| {
@@ -241,7 +242,7 @@ impl Server {
         }
     }
 
-    /// The URL without user, password and options.
+    /// Returns the URL without user, password and options.
     fn server(&self) -> String {
         self.parsed_url().map_or_else(
             || "the Redis of store.redis.url".to_owned(),
@@ -254,13 +255,13 @@ impl Server {
         )
     }
 
-    /// The URL as it is now; `None`: it cannot be read, or is none.
+    /// Returns the current URL; `None`: it cannot be read, or is none.
     fn parsed_url(&self) -> Option<Url> {
         endpoint::redis(self.url.resolve().ok()?.expose()).ok()
     }
 }
 
-/// Whether another connection may do better.
+/// Tells whether another connection may work.
 fn should_reconnect(error: &RedisError) -> bool {
     error.is_connection_dropped()
         || error.is_unrecoverable_error()
@@ -280,17 +281,17 @@ fn milliseconds(lease: Duration) -> u64 {
     u64::try_from(lease.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// One operation, connecting included.
+/// Limit of one operation, including connecting.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Waiting for another replica's token request, which takes tenths of a second.
+/// Time between two tries while another replica requests a token, which takes tenths of a second.
 const LOCK_POLL: Duration = Duration::from_millis(100);
 
 /// Fields of a grant's hash.
 const VERSION: &str = "version";
 const SEALED: &str = "sealed";
 
-/// 1: stored, or stored already (no two sealed grants are the same); 0: something else is.
+/// Returns 1: stored, or stored already (no two sealed grants are equal); 0: something else is.
 const REPLACE: &str = "
 local stored = redis.call('HMGET', KEYS[1], 'version', 'sealed')
 if stored[2] == ARGV[3] then return 1 end
@@ -298,7 +299,7 @@ if (stored[1] or '0') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'version', ARGV[2], 'sealed', ARGV[3])
 return 1";
 
-/// Like `SET NX PX`, and it may be repeated.
+/// Works like `SET NX PX`, and may be repeated.
 const ACQUIRE: &str = "
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return 0 end

@@ -1,4 +1,4 @@
-//! Grants as encrypted bytes: the same in every store.
+//! Encrypts grants, in the same form for every store.
 
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +16,7 @@ use crate::secret::{Secret, SecretRef};
 pub(super) struct Seal(RandomizedNonceKey);
 
 impl Seal {
-    /// From the configured key.
+    /// Reads the configured key.
     pub(super) fn from_ref(key: &SecretRef) -> Result<Self, StoreError> {
         let bytes = key
             .resolve_bytes()
@@ -29,7 +29,7 @@ impl Seal {
         })
     }
 
-    /// From a key as people write it: 32 bytes raw, in hex or in base64 of either alphabet.
+    /// Reads a key as people write it: 32 bytes raw, in hex, or in base64 of either alphabet.
     pub(super) fn new(key: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(key).map_or("", str::trim);
         let decoded = match (key.len(), text.len()) {
@@ -49,7 +49,8 @@ impl Seal {
             .map(Self)
     }
 
-    /// `vendor` is authenticated too: one vendor's file under another's name does not open.
+    /// Encrypts `grant`. `vendor` is authenticated too: one vendor's file does not open under
+    /// another's name.
     pub(super) fn seal(&self, vendor: &str, grant: &Grant) -> Vec<u8> {
         let mut text = encode(grant);
         let nonce = self
@@ -62,7 +63,7 @@ impl Seal {
         sealed
     }
 
-    /// `None`: another key, another vendor, or damaged.
+    /// Decrypts a grant; `None`: it has another key, belongs to another vendor, or is damaged.
     pub(super) fn open(&self, vendor: &str, sealed: &[u8]) -> Option<Grant> {
         let sealed = sealed.strip_prefix(MAGIC)?;
         let (nonce, text) = sealed.split_at_checked(NONCE_LEN)?;
@@ -73,7 +74,7 @@ impl Seal {
     }
 }
 
-/// The JSON inside. A type of its own, because [`Secret`] cannot be serialised on purpose.
+/// The JSON inside. It is a type of its own because [`Secret`] deliberately cannot be serialised.
 #[derive(Serialize, Deserialize)]
 struct Wire<Text> {
     version: u64,
@@ -157,9 +158,9 @@ fn time(epoch: f64) -> SystemTime {
 }
 
 pub(super) const KEY_LEN: usize = 32;
-/// Names the format, so that a later one can be told from it.
+/// Names the format, so that a later one can be distinguished.
 const MAGIC: &[u8] = b"countersign grant 1\n";
-/// What the vendor's name is a name of.
+/// Prefix of the vendor's name in the authenticated data.
 const CONTEXT: &[u8] = b"countersign grant of ";
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Refreshes in flight: they outlive their callers, and the process waits for them.
+//! Tracks refreshes in flight: they outlive their callers, and the process waits for them.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -10,11 +10,11 @@ use tracing::warn;
 use super::temporary;
 use crate::credential::{FetchError, Issued};
 
-/// How many answers are awaited or being stored, in the whole process.
+/// Number of responses that are awaited or being stored in the whole process.
 static IN_FLIGHT: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
 
-/// Waits, `at_most` so long, until no refresh token's answer is awaited or being stored: a process
-/// that ends before would lose it.
+/// Waits up to `at_most` until no response to a refresh token is awaited or being stored: a process
+/// that exits earlier would lose it.
 pub async fn wait_for_refreshes(at_most: Duration) {
     let mut in_flight = IN_FLIGHT.subscribe();
     let none = in_flight.wait_for(|count| *count == 0);
@@ -38,7 +38,7 @@ impl Drop for InFlight {
     }
 }
 
-/// Nobody's impatience may lose an answer: `work` goes on when its caller does not.
+/// Runs `work` to its end even when its caller is dropped, so that no response is lost.
 pub(super) async fn detached(
     work: impl Future<Output = Result<Issued, FetchError>> + Send + 'static,
 ) -> Result<Issued, FetchError> {

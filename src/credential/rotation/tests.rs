@@ -1,4 +1,4 @@
-//! Refresh tokens against a server that takes each of them once.
+//! Refresh tokens at a server that accepts each of them once.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -12,7 +12,7 @@ use super::super::issuer::GrantFuture;
 use super::*;
 use crate::config::Auth;
 
-/// A server whose refresh tokens work once, and whose second sight of one kills the family.
+/// A server whose refresh tokens work once, and which revokes the family when it sees one twice.
 #[derive(Default)]
 struct RotatingServer {
     valid: Mutex<Option<String>>,
@@ -20,25 +20,25 @@ struct RotatingServer {
     sent: Mutex<Vec<String>>,
     granted: AtomicU32,
     failures: Mutex<VecDeque<Failure>>,
-    /// When set, a refresh waits here once it was carried out.
+    /// When set, a refresh waits here after it was carried out.
     gate: Mutex<Option<Arc<Notify>>>,
     reached: Notify,
-    /// Answers without a refresh token: the old one stays good.
+    /// Responds without a refresh token: the old one stays valid.
     reusable: AtomicBool,
 }
 
 enum Failure {
     /// Not carried out, and the client knows.
     Unreachable,
-    /// Carried out, and the client never hears of it.
+    /// Carried out, but the client gets no response.
     ResponseLost,
-    /// Dead, because somebody got and stored another grant meanwhile.
+    /// Invalid, because somebody obtained and stored another grant meanwhile.
     Superseded,
     /// The client's secret is wrong.
     InvalidClient,
-    /// Refused, and no reason given.
+    /// Refused without a reason.
     NoReason,
-    /// Refused in words that speak of a dead refresh token.
+    /// Refused in words that speak of an invalid refresh token.
     MessageOnly,
 }
 
@@ -59,7 +59,7 @@ impl RotatingServer {
     }
 }
 
-/// A client of the bank, as one process is.
+/// A client of the server, as one process is.
 struct Client {
     server: Arc<RotatingServer>,
     store: Arc<dyn Store>,
@@ -75,7 +75,7 @@ impl Issuer for Client {
 
     async fn refresh(&self, refresh_token: &Secret) -> Result<TokenResponse, TokenError> {
         let server = &self.server;
-        // Whoever is shown a token was told of it in the store before.
+        // The token was announced in the store before it was sent.
         let stored = self.store.load("acme").await.unwrap().unwrap();
         let intent = stored.intent.clone().expect("no intent was stored");
         assert_eq!(intent.refresh_token, Some(fingerprint(refresh_token)));
@@ -174,7 +174,7 @@ impl Setup {
         }
     }
 
-    /// A client that can ask for a grant by itself.
+    /// Makes the client one that can request a grant without a person.
     fn unattended() -> Self {
         Self {
             unattended: true,
@@ -206,7 +206,7 @@ impl Setup {
         self.store().load("acme").await.unwrap().unwrap_or_default()
     }
 
-    /// Somebody consented: the bank's first pair is in the store.
+    /// Records a consent: the server's first pair is in the store.
     async fn consented(self) -> Self {
         let response = self.server.issue();
         self.change_stored(|grant| {
@@ -316,7 +316,7 @@ async fn whoever_stops_waiting_loses_no_answer() {
     drop(process);
     *setup.server.gate.lock() = None;
     gate.notify_one();
-    // The next spender waits for the lock, which is released when the answer was stored.
+    // The next process waits for the lock, which is released when the response was stored.
     let next = setup.process();
     next.0.state.lock().handed_out = Some(sha256(&[b"a1"]));
     assert_eq!(fetched_token(next.fetch().await), "a2");
@@ -326,7 +326,7 @@ async fn whoever_stops_waiting_loses_no_answer() {
 
 #[tokio::test]
 async fn an_intent_without_a_result_is_tried_exactly_once() {
-    // A crash after the bank had acted, and one before.
+    // A crash after the server had acted, and one before.
     for acted in [true, false] {
         let setup = Setup::new().consented().await;
         setup
@@ -426,10 +426,11 @@ async fn a_probably_dead_refresh_token_waits_for_a_person_and_is_kept() {
         (refresh_token(&stored), stored.intent.as_ref()),
         (Some("r1"), None)
     );
-    // It was the client's fault, and somebody has seen to it.
+    // It was the client's fault, and somebody has corrected it.
     assert_eq!(fetched_token(process.fetch().await), "a2");
 
-    // A server that grants by itself is asked for another grant when this one is refused for good.
+    // A server that grants without a person is asked for another grant once this one is refused for
+    // good.
     setup.server.failures.lock().push_back(Failure::NoReason);
     let error = process.fetch().await.unwrap_err();
     assert!(matches!(error, FetchError::Rejected(_)), "{error}");
@@ -439,7 +440,7 @@ async fn a_probably_dead_refresh_token_waits_for_a_person_and_is_kept() {
     }
 }
 
-/// How long an attempt that failed temporarily asks to be left alone.
+/// Returns the pause that a temporary failure asks for.
 fn pause(error: &FetchError) -> Duration {
     let FetchError::Temporary { retry_after, .. } = error else {
         panic!("{error:?}");
@@ -453,7 +454,7 @@ async fn a_refresh_token_whose_answers_keep_getting_lost_is_shown_twice_and_then
     let process = setup.process();
     process.fetch().await.unwrap();
     for lost in 1..=2 {
-        // The server never takes it for spent: it was out of order, not robbed.
+        // The server never takes it for spent: it was out of order.
         *setup.server.valid.lock() = Some("r1".into());
         setup
             .server
@@ -478,7 +479,7 @@ async fn a_refresh_token_whose_answers_keep_getting_lost_is_shown_twice_and_then
     }
     assert_eq!(setup.server.sent(), ["r1", "r1"]);
 
-    // An operator asks, and the answer is lost again.
+    // An operator asks, and the response is lost again.
     setup
         .server
         .failures
@@ -489,7 +490,7 @@ async fn a_refresh_token_whose_answers_keep_getting_lost_is_shown_twice_and_then
     process.fetch().await.unwrap_err();
     assert_eq!(setup.server.sent(), ["r1", "r1", "r1"]);
 
-    // After the pause it is shown by itself.
+    // After the pause it is sent automatically.
     *setup.server.valid.lock() = Some("r1".into());
     setup
         .change_stored(|grant| {
@@ -686,7 +687,7 @@ async fn nobody_else_spends_while_what_was_bought_waits_to_be_stored() {
     assert_eq!(setup.server.sent(), ["r1"]);
 }
 
-/// A store whose locks lapse as soon as they are taken.
+/// A store whose locks expire as soon as they are acquired.
 struct Slow(Arc<dyn Store>);
 
 #[async_trait]
@@ -715,7 +716,7 @@ async fn a_process_that_was_paused_beyond_its_lease_shows_nothing() {
     assert!(setup.server.sent().is_empty());
 }
 
-/// A store that fails as told: before the n-th save, or all the time.
+/// A store that fails as configured: before the n-th save, or always.
 struct Flaky {
     inner: Arc<dyn Store>,
     saves: AtomicU32,

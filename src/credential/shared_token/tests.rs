@@ -16,7 +16,7 @@ use crate::config::Auth;
 use crate::secret::SecretRef;
 use crate::store::{Access, Grant, Lock, Store, StoreError};
 
-/// Counts what it is asked for.
+/// Counts the requests.
 #[derive(Default)]
 struct Server {
     requests: AtomicU32,
@@ -184,7 +184,7 @@ async fn a_token_of_another_secret_or_scope_is_not_used_and_stays_until_there_is
     let long = timeout(Duration::from_mins(1), is_ours.changed());
     assert!(long.await.is_err(), "another's token is no news");
     tokio::time::resume();
-    // One that cannot read its secret touches nothing.
+    // A replica that cannot read its secret changes nothing.
     std::fs::remove_file(&other).unwrap();
     let error = others.fetch().await.unwrap_err();
     assert!(error.to_string().contains("cannot be read"), "{error}");
@@ -234,12 +234,12 @@ async fn who_waits_for_the_lock_takes_what_its_holder_stored() {
     let soon = timeout(Duration::from_millis(300), &mut waiting);
     assert!(soon.await.is_err(), "the lock is another's");
     assert_eq!(setup.server.requests(), 0);
-    // Its holder dies: the system lets go.
+    // Its holder dies, and the system releases the lock.
     drop(held);
     assert_eq!(fetched_token(waiting.await), "t1");
 }
 
-/// A store whose locks lapse as soon as they are taken.
+/// A store whose locks expire as soon as they are acquired.
 struct Slow(Arc<dyn Store>);
 
 #[async_trait]

@@ -1,10 +1,10 @@
-//! Whatever a token server answers and whatever happens meanwhile, three things hold.
+//! Checks that three things hold whatever a token server responds and whatever happens meanwhile.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// A token of so many milliseconds, or a failure.
+/// A token with its lifetime in milliseconds, or a failure.
 #[derive(Clone, Copy, Debug)]
 enum Fetch {
     Good(u64),
@@ -38,7 +38,7 @@ enum Event {
     Account(u8),
 }
 
-/// With the milliseconds after it, from none to most of an hour.
+/// Draws an event and the milliseconds after it, from none to most of an hour.
 fn any_event() -> impl Strategy<Value = (Event, u64)> {
     let event = prop_oneof![
         3 => Just(Event::Nothing),
@@ -116,7 +116,7 @@ async fn run_events(fetches: Vec<(u64, Fetch)>, events: Vec<(Event, u64)>) {
         }
     }
 
-    // What is under way ends; from then on the server is well.
+    // The running attempt ends; from then on the server is healthy.
     while credential.renewal.borrow().attempting || !credential.renewal.borrow().settled {
         sleep(Duration::from_millis(100)).await;
     }
@@ -129,7 +129,7 @@ async fn run_events(fetches: Vec<(u64, Fetch)>, events: Vec<(Event, u64)>) {
     let now = Instant::now();
     let step = match (outcome, relaxed) {
         (Outcome::Temporary, true) => MINUTE * 14,
-        // A server's wish is granted up to ten minutes.
+        // A `Retry-After` is honoured up to ten minutes.
         (Outcome::Temporary, false) => MINUTE * 10,
         (Outcome::Rejected, _) => MINUTE * 6,
         (Outcome::None | Outcome::Ok | Outcome::Reauthorize, _) => Duration::MAX,

@@ -16,21 +16,21 @@ use crate::endpoint;
 use crate::http_fields;
 use crate::secret::Secret;
 
-/// A successful answer, RFC 6749 §5.1.
+/// A successful response (RFC 6749 §5.1).
 #[derive(Debug)]
 pub(in crate::credential) struct TokenResponse {
     /// The access token.
     pub(in crate::credential) access_token: Secret,
-    /// Of the access token.
+    /// Lifetime of the access token.
     pub(in crate::credential) lifetime: Lifetime,
     /// A new refresh token; `None`: the old one, if any, stays good (RFC 6749 §6).
     pub(in crate::credential) refresh_token: Option<Secret>,
-    /// When refreshing ends and only a new grant helps, on our clock.
+    /// When refreshing stops working and only a new grant helps, on our clock.
     pub(in crate::credential) refresh_until: Option<SystemTime>,
 }
 
 impl TokenResponse {
-    /// The access token as it goes on requests.
+    /// Returns the access token as it is put on requests.
     pub(in crate::credential) fn issued(&self) -> Result<Issued, FetchError> {
         let value = self.access_token.to_header("Bearer ");
         let value = value.map_err(|_| FetchError::Temporary {
@@ -44,7 +44,7 @@ impl TokenResponse {
     }
 }
 
-/// An unsuccessful one. No secret in any text.
+/// An unsuccessful token request. No text holds a secret.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::credential) enum TokenError {
     /// Trying again may help.
@@ -52,24 +52,24 @@ pub(in crate::credential) enum TokenError {
     Temporary {
         /// What went wrong.
         cause: String,
-        /// The server's own wish.
+        /// The server's `Retry-After`.
         retry_after: Option<Duration>,
-        /// The server cannot have acted on the request: it never had it, or said so.
+        /// The server cannot have acted on the request: it never received it, or said so.
         not_received: bool,
     },
-    /// A clear no.
+    /// The server refused.
     #[error("{cause}")]
     Refused {
-        /// The answer's status.
+        /// Status of the response.
         status: StatusCode,
-        /// `error`, when it was one of RFC 6749 §5.2.
+        /// The `error` code, if it is one of RFC 6749 §5.2.
         code: Option<&'static str>,
-        /// What it means for a refresh token that was shown.
+        /// Verdict on the refresh token that was sent.
         verdict: Verdict,
-        /// The whole story.
+        /// The full text for people.
         cause: String,
     },
-    /// The request could not be made from what the configuration names.
+    /// The request could not be made from the configuration.
     #[error("{0}")]
     NotSent(String),
 }
@@ -85,7 +85,7 @@ impl From<TokenError> for FetchError {
     }
 }
 
-/// One answer being read.
+/// Reads one response.
 pub(super) struct ResponseReader<'a> {
     pub(super) endpoint: String,
     pub(super) request: &'a TokenRequest,
@@ -114,7 +114,7 @@ impl ResponseReader<'_> {
                     self.refused(&explanation)
                 })
             }
-            // 500 and beyond, and what is no status for a final answer at all. A gateway's answer
+            // 500 and above, and what is no status of a final response at all. A gateway's response
             // says nothing about the server behind it; an OAuth error is the server's own.
             _ => {
                 let explanation = self.explanation(body);
@@ -132,12 +132,12 @@ impl ResponseReader<'_> {
         }
     }
 
-    /// `text`, which is the server's, as it may be shown.
+    /// Masks and bounds `text` from the server.
     fn quoted(&self, text: &str) -> String {
         self.request.mask().line(text)
     }
 
-    /// `what`, and what the server says of it.
+    /// Returns `what` with the server's explanation.
     fn with_explanation(&self, what: &str, explanation: &Explanation) -> String {
         let message = explanation.text();
         if message.is_empty() {
@@ -228,7 +228,7 @@ impl ResponseReader<'_> {
         })
     }
 
-    /// Seconds; `None`: not stated, or not readably.
+    /// Returns the lifetime in seconds; `None`: not stated, or not readable.
     fn lifetime(&self, fields: &Map<String, Value>) -> Option<f64> {
         let relative = fields.get("expires_in").and_then(number);
         relative.or_else(|| {
@@ -237,7 +237,7 @@ impl ResponseReader<'_> {
         })
     }
 
-    /// An object without an access token: some servers refuse with a status of success.
+    /// Reads an object without an access token: some servers refuse with a status of success.
     fn no_access_token(&self, fields: &Map<String, Value>) -> TokenError {
         let explanation = Explanation::from_object(fields);
         if explanation.is_busy() {
@@ -283,8 +283,8 @@ impl ResponseReader<'_> {
         }
     }
 
-    /// What is wrong between the server's clock and ours, where the request had to prove itself by
-    /// the time.
+    /// Describes the difference between the server's clock and ours, if the request held a proof
+    /// that depends on the time.
     fn clock_skew(&self) -> Option<String> {
         if !self.request.time_bound {
             return None;
@@ -304,8 +304,8 @@ impl ResponseReader<'_> {
         })
     }
 
-    /// Where to, without user information and query: that is the server's text, and where secrets
-    /// would be.
+    /// Describes a redirect without its user information and query: the target is the server's
+    /// text, and secrets would be there.
     fn redirect(&self) -> String {
         let target = self.header(&LOCATION).unwrap_or_default();
         let target = Url::parse(target).map_or_else(
@@ -342,8 +342,8 @@ impl ResponseReader<'_> {
         format!("{}: {status} {reason}: {what}", self.endpoint)
     }
 
-    /// Seconds since the epoch by the server's clock, for what it states in absolute times; by
-    /// ours when it does not say.
+    /// Returns the seconds since the epoch by the server's clock, for the absolute times it states;
+    /// by ours when it has no `Date`.
     fn server_now(&self) -> f64 {
         epoch(http_fields::date(self.headers).unwrap_or_else(SystemTime::now))
     }
@@ -353,14 +353,14 @@ impl ResponseReader<'_> {
     }
 }
 
-/// Whether a token of this type goes into `Authorization` behind `Bearer`. Servers write there
-/// whatever they like; only the name of another scheme says that a token is of no use so.
+/// Tells whether a token of this type goes into `Authorization` after `Bearer`. Servers write any
+/// type there; only the name of another scheme says that the token cannot be used this way.
 fn is_bearer(token_type: &str) -> bool {
     let name = token_type.trim().to_ascii_lowercase();
     !OTHER_SCHEMES.contains(&name.as_str())
 }
 
-/// The body, or what is wrong with it.
+/// Returns the body, or what is wrong with it.
 pub(super) async fn read_bounded(response: &mut Response) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
     while let Some(chunk) = response
@@ -376,7 +376,7 @@ pub(super) async fn read_bounded(response: &mut Response) -> Result<Vec<u8>, Str
     Ok(body)
 }
 
-/// What HTTP/1.1 said after the status; some servers put the whole story there.
+/// Returns the reason phrase of HTTP/1.1; some servers put the whole explanation there.
 pub(super) fn reason_phrase(response: &Response) -> String {
     let canonical = response.status().canonical_reason().unwrap_or_default();
     response
@@ -388,7 +388,7 @@ pub(super) fn reason_phrase(response: &Response) -> String {
         )
 }
 
-/// Integer, float or numeric text.
+/// Reads an integer, a float or a numeric text.
 fn number(value: &Value) -> Option<f64> {
     let number = match value {
         Value::Number(number) => number.as_f64()?,
@@ -404,8 +404,8 @@ pub(super) fn epoch(at: SystemTime) -> f64 {
         .as_secs_f64()
 }
 
-/// Token types that are other ways to send or to prove a token: the schemes of the IANA registry
-/// of HTTP authentication, and those of OAuth extensions.
+/// Token types that are other ways to send or to prove a token: the schemes of the IANA registry of
+/// HTTP authentication, and those of OAuth extensions.
 const OTHER_SCHEMES: [&str; 19] = [
     "mac",
     "dpop",
@@ -427,11 +427,11 @@ const OTHER_SCHEMES: [&str; 19] = [
     "saml1",
     "saml2",
 ];
-/// Clocks that differ by less do not make an assertion invalid.
+/// Smaller differences between clocks do not make an assertion invalid.
 const NOTABLE_SKEW: Duration = Duration::from_secs(30);
-/// Answers hold a few hundred bytes, a few thousand with large JWTs.
+/// Responses have a few hundred bytes, a few thousand with large JWTs.
 const MAX_BODY: usize = 1024 * 1024;
-/// What is stated beyond this is taken for a mistake, or for "never".
+/// Longer stated lifetimes are taken for an error, or for "never".
 const MAX_LIFETIME: Duration = Duration::from_hours(365 * 24);
-/// A server's wish beyond this is not granted.
+/// A longer `Retry-After` is cut to this.
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(10);

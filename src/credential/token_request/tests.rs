@@ -1,4 +1,4 @@
-//! What token servers answer, and what is made of it.
+//! The responses of token servers, and what is read from them.
 
 use std::time::SystemTime;
 
@@ -33,7 +33,7 @@ async fn ask(reply: Reply) -> Result<TokenResponse, TokenError> {
     client().post(&server.url("/token"), request()).await
 }
 
-/// The text of a temporary failure, without the server's address.
+/// Returns the text of a temporary failure, without the server's address.
 async fn trouble(reply: Reply) -> String {
     let error = ask(reply).await.unwrap_err();
     assert!(matches!(error, TokenError::Temporary { .. }), "{error:?}");
@@ -90,7 +90,7 @@ async fn every_way_of_stating_a_lifetime_is_understood() {
         ("", r#""expires_in":"soon""#.to_owned(), 300.0),
         ("", r#""expires_in":"inf""#.to_owned(), 300.0),
         ("", r#""expires_in":[1]"#.to_owned(), 300.0),
-        // A server whose clock is years off, and one that does not tell.
+        // A server whose clock is years off, and one without a `Date`.
         (date, r#""expires":1700000600"#.to_owned(), 600.0),
         (date, r#""expires":"1700000600""#.to_owned(), 600.0),
         ("", format!(r#""expires":{soon}"#), 100.0),
@@ -274,7 +274,7 @@ async fn a_refusal_quotes_the_servers_reason_but_never_our_secret() {
             Some("invalid_grant"),
             "400 Bad Request: invalid_grant: [client_id]: eé n",
         ),
-        // The story is in the reason phrase alone.
+        // The explanation is in the reason phrase alone.
         (
             "400 Grant has been revoked, has expired",
             "",
@@ -572,7 +572,7 @@ async fn a_refused_assertion_names_the_difference_between_the_clocks() {
 
 #[tokio::test]
 async fn a_connection_that_cannot_be_made_leaves_no_doubt_whether_it_was_heard() {
-    // Accepts nothing: its queue is full.
+    // Accepts no connection: its queue is full.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let mut vendor = vendor(Auth::Bearer { token: value("x") });

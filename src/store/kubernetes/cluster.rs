@@ -1,8 +1,8 @@
-//! The way to the API server: a pod's service account, else a KUBECONFIG.
+//! Access to the API server: by a pod's service account, otherwise by a KUBECONFIG.
 //!
-//! Everything is read again for each request, because Kubernetes replaces a pod's token every
-//! hour. Of a KUBECONFIG the current context's server, token or certificate are understood; a
-//! login by a command is not.
+//! Everything is read again for each request, because Kubernetes replaces a pod's token every hour.
+//! From a KUBECONFIG the current context's server, token or certificate are supported; a login by a
+//! command is not.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -23,10 +23,10 @@ use crate::store::StoreError;
 use crate::tls::{self, Roots, sha256};
 use crate::wording::in_words;
 
-/// Where the API server is and who we are there.
+/// The API server and our identity there.
 pub(super) struct Cluster {
     source: ConfigSource,
-    /// With the digest of what it was made from.
+    /// The client, with a digest of what it was made from.
     built: Mutex<Option<([u8; 32], Client)>>,
 }
 
@@ -37,22 +37,22 @@ enum ConfigSource {
         /// Token, CA and namespace.
         account: PathBuf,
     },
-    /// The files that KUBECONFIG names; the first that is there is read.
+    /// The files that KUBECONFIG lists; the first that exists is read.
     Kubeconfig(Vec<PathBuf>),
 }
 
-/// What the API server said.
+/// A response of the API server.
 pub(super) struct ApiResponse {
     pub(super) status: StatusCode,
     pub(super) body: Value,
-    /// When it answered, on its own clock, in whole seconds.
+    /// Time of the response on the server's clock, in whole seconds.
     pub(super) server_time: SystemTime,
 }
 
 impl ApiResponse {
-    /// Anything unexpected, in the server's own words: it names who may not do what.
+    /// Reports an unexpected response in the server's own words: they name who may not do what.
     pub(super) fn error(&self) -> StoreError {
-        // Says no more than its status.
+        // The server's message repeats the status.
         let message = if self.status == StatusCode::UNAUTHORIZED {
             "the service account's token, or the login of KUBECONFIG, is not accepted"
         } else {
@@ -64,7 +64,7 @@ impl ApiResponse {
     }
 }
 
-/// What one request needs.
+/// Everything one request needs.
 struct Access {
     server: String,
     namespace: String,
@@ -101,7 +101,7 @@ impl Cluster {
         }
     }
 
-    /// One request for the object or collection at `path` of a namespace, ours by default.
+    /// Sends one request for the object or collection at `path` of a namespace, ours by default.
     pub(super) async fn request(
         &self,
         method: Method,
@@ -131,7 +131,7 @@ impl Cluster {
         let status = response.status();
         let date = response.headers().get(DATE);
         let date = date.and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
-        // Not always JSON: what stands before the API server answers in its own way.
+        // Not always JSON: a proxy before the API server responds in its own way.
         let body = response
             .bytes()
             .await
@@ -143,7 +143,7 @@ impl Cluster {
         })
     }
 
-    /// Made anew when a CA or certificate is another than before.
+    /// Returns the client, made again when a CA or certificate has changed.
     fn client(&self, access: &Access) -> Result<Client, String> {
         let ca = access.ca.as_deref();
         let identity = access.identity.as_ref();
@@ -171,7 +171,7 @@ impl Cluster {
             .no_proxy()
             .user_agent(concat!("countersign/", env!("CARGO_PKG_VERSION")));
         if let Some(identity) = identity {
-            // What the library says of either may repeat a line of the key.
+            // The library's error about either may repeat a line of the key.
             let pem = identity.expose().as_bytes();
             tls::pem::certificates(pem)
                 .map_err(|fault| format!("the client certificate {fault}"))?;
@@ -216,13 +216,13 @@ impl ConfigSource {
     }
 }
 
-/// The current context of a KUBECONFIG; its relative paths are relative to `dir`.
+/// Reads the current context of a KUBECONFIG. Its relative paths are relative to `dir`.
 fn current_context(config: &Value, dir: &Path) -> Result<Access, String> {
     let entry = |list: &str, kind: &str, name: &Value| {
         let entries = config[list].as_array().into_iter().flatten();
         let mut named = entries.filter(|entry| entry["name"] == *name);
         let found = named.next().map(|entry| entry[kind].clone());
-        // Anything else than a name is something in the wrong place: a token, say.
+        // Anything but a name is something in the wrong place, such as a token.
         let name = name
             .as_str()
             .unwrap_or("that its current context could use");
@@ -247,7 +247,7 @@ fn current_context(config: &Value, dir: &Path) -> Result<Access, String> {
             ));
         }
     }
-    // What is given in the file itself wins over the name of a file.
+    // Data in the file itself takes precedence over the name of a file.
     let content = |of: &Value, key: &str| -> Result<Option<Vec<u8>>, String> {
         if let Some(data) = of[format!("{key}-data")].as_str() {
             let bytes = BASE64_STANDARD.decode(data.trim());
@@ -310,7 +310,7 @@ fn error_from(cause: impl Into<String>) -> StoreError {
     }
 }
 
-/// With its causes, which reqwest leaves to its readers, and without the URL.
+/// Formats an error with its causes, which reqwest leaves out, and without the URL.
 fn error_chain(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
@@ -322,7 +322,7 @@ fn error_chain(error: reqwest::Error) -> String {
     text
 }
 
-/// Where every pod finds its own.
+/// Directory in which every pod finds its own account.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use std::borrow::Cow;
 
 pub use self::glob::glob;
 
-/// One pattern of `refuse:` or `allow:`, compared case-insensitively: `*` within a segment, `**`
-/// across segments.
+/// One pattern of `refuse:` or `allow:`, compared case-insensitively: `*` matches within a segment,
+/// `**` across segments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathRule {
     /// `!`: an exception to the rules of the same list.
@@ -19,8 +19,8 @@ pub struct PathRule {
     pub pattern: String,
 }
 
-/// The ASCII character that a lax decoder makes of the overlong encoding at `at`, and the length of
-/// that.
+/// Returns the ASCII character that a lax decoder makes of the overlong encoding at `at`, and the
+/// length of the encoding.
 pub(crate) fn overlong(bytes: &[u8], at: usize) -> Option<(u8, usize)> {
     let lead = escaped(bytes, at).filter(|lead| *lead >= 0xc0)?;
     let (mut value, more) = match lead {
@@ -37,7 +37,7 @@ pub(crate) fn overlong(bytes: &[u8], at: usize) -> Option<(u8, usize)> {
     Some((ascii, 3 + 3 * more))
 }
 
-/// The path as a server sees it that decodes slashes before it splits.
+/// Returns the path as a server sees it that decodes slashes before it splits.
 #[must_use]
 pub fn decode_slashes(path: &str) -> String {
     path.replace("%2f", "/")
@@ -53,31 +53,31 @@ pub(crate) fn escaped(bytes: &[u8], at: usize) -> Option<u8> {
     u8::try_from(high * 16 + low).ok()
 }
 
-/// The `refuse:` and `allow:` lists of one vendor, ready to be asked.
+/// The `refuse:` and `allow:` lists of one vendor, ready to be checked.
 #[derive(Debug)]
 pub struct Rules {
     refuse: Vec<PathRule>,
     allow: Vec<PathRule>,
-    /// What `allow` says of paths that were decoded.
+    /// The rules of `allow` for decoded paths.
     allow_decoded: Vec<PathRule>,
-    /// The upstream's base path, lower-case, which no reading may leave.
+    /// The upstream's base path, lower-case, which no interpretation may leave.
     base: String,
     trailing_dots_ignored: bool,
 }
 
-/// Why a path does not pass.
+/// The reason why a path does not pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal<'a> {
     /// A rule of `refuse:` covers it.
     Refused(&'a PathRule),
-    /// No rule of `allow:` does.
+    /// No rule of `allow:` covers it.
     NotAllowed,
-    /// A server could read it as one outside of the upstream's base path.
+    /// A server could read it as a path outside of the upstream's base path.
     LeavesBase,
 }
 
 impl Refusal<'_> {
-    /// What decided, for request lines.
+    /// Returns the rule that decided, for the access log.
     #[must_use]
     pub fn rule(&self) -> &str {
         match self {
@@ -118,18 +118,18 @@ impl Rules {
         }
     }
 
-    /// The same below the base path of an upstream.
+    /// Adds the base path of an upstream.
     #[must_use]
     pub fn below(self, base: &str) -> Self {
         let base = base.to_ascii_lowercase();
         Self { base, ..self }
     }
 
-    /// Whether `method` on `path` (as it will be sent upstream) may pass, in every way that a server
-    /// may read it.
+    /// Checks whether `method` on `path` (as it will be sent upstream) may pass, in every
+    /// interpretation of a server.
     ///
     /// # Errors
-    /// What keeps it from passing.
+    /// The refusal.
     pub fn check(&self, method: &str, path: &str) -> Result<(), Refusal<'_>> {
         let unruled = self.refuse.is_empty() && self.allow.is_empty();
         if unruled && (self.base.is_empty() || !path.contains('%')) {
@@ -152,11 +152,11 @@ impl Rules {
         Ok(())
     }
 
-    /// The same of the path as it was sent. What a strange reading makes of it is not looked at, which
-    /// takes longer than is good for somebody who is not known.
+    /// Checks the path as it was sent, without its interpretations, which take too long to check
+    /// for an unknown caller.
     ///
     /// # Errors
-    /// What keeps it from passing.
+    /// The refusal.
     pub fn is_passed_as_sent(&self, method: &str, path: &str) -> Result<(), Refusal<'_>> {
         let is_allowed = |plain: &str| {
             if allows(&self.allow, method, plain) {
@@ -171,8 +171,8 @@ impl Rules {
         if !path.contains('%') {
             return Ok(());
         }
-        // Most servers decode more than what RFC 3986 calls the same, and some do so before they
-        // look for slashes and parameters.
+        // Most servers decode more than RFC 3986 calls equivalent, and some do so before they look
+        // for slashes and parameters.
         let slashed = decode_slashes(path);
         let decoded = self.comparable(&slashed, stands_in_segments);
         self.is_not_refused(method, &decoded)?;
@@ -207,7 +207,7 @@ impl Rules {
     }
 }
 
-/// Whether `allow` lets this pass. An empty list lets everything pass.
+/// Tells whether `allow` permits this. An empty list permits everything.
 fn allows(allow: &[PathRule], method: &str, plain: &str) -> bool {
     let permits =
         |rule: &PathRule| !rule.exception && applies(rule, method) && glob(&rule.pattern, plain);
@@ -218,8 +218,8 @@ fn allows(allow: &[PathRule], method: &str, plain: &str) -> bool {
                 .any(|rule| rule.exception && covers(rule, method, plain)))
 }
 
-/// Whether a rule that forbids covers this. Servers commonly serve `/token/` where `/token` was
-/// meant: what forbids covers both, what permits only what it says.
+/// Tells whether a forbidding rule covers this. Servers commonly serve `/token/` for `/token`: a
+/// rule that forbids covers both, one that permits covers only its own pattern.
 fn covers(rule: &PathRule, method: &str, plain: &str) -> bool {
     let without_slash = plain.strip_suffix('/').unwrap_or(plain);
     applies(rule, method) && (glob(&rule.pattern, plain) || glob(&rule.pattern, without_slash))
@@ -229,8 +229,8 @@ fn applies(rule: &PathRule, method: &str) -> bool {
     rule.method.as_deref().is_none_or(|only| only == method)
 }
 
-/// The form rules are compared in: lower case, escapes of the characters that `decoded` names decoded
-/// (RFC 3986 §6.2.2.2), `;parameters` dropped.
+/// Returns the form in which rules are compared: lower case, escapes of the characters that
+/// `decoded` accepts decoded (RFC 3986 §6.2.2.2), `;parameters` dropped.
 pub(crate) fn comparable(
     path: &str,
     trailing_dots_ignored: bool,
@@ -257,8 +257,8 @@ pub(crate) fn comparable(
                         at += 2;
                         byte
                     }
-                    // Slashes that a vendor takes encoded separate segments for the comparison:
-                    // its own router may well decode them.
+                    // Encoded slashes that a vendor takes separate segments in the comparison: its
+                    // own router may decode them.
                     Some(b'/' | b'\\') => {
                         at += 2;
                         b'/'
@@ -286,12 +286,13 @@ pub(crate) fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
-/// Unreserved, or a delimiter without a meaning in a path (`pchar`, RFC 3986 §3.3).
+/// Tells whether a byte is unreserved, or a delimiter without a meaning in a path (`pchar`, RFC
+/// 3986 §3.3).
 pub(crate) fn stands_in_segments(byte: u8) -> bool {
     is_unreserved(byte) || b"!$&'()*+,=:@".contains(&byte)
 }
 
-/// Of a token (RFC 9110 §5.6.2).
+/// Tells whether a byte may be in a token (RFC 9110 §5.6.2).
 pub(crate) fn is_tchar(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

@@ -1,5 +1,5 @@
-//! The way to a vendor's servers: peers prepared once per configuration, addresses kept current in
-//! the background. A request clones a finished template and never resolves a name.
+//! A vendor's servers: peers prepared once per configuration, addresses kept current in the
+//! background. A request clones a finished template and never resolves a name.
 
 pub mod addresses;
 pub mod breaker;
@@ -30,13 +30,13 @@ use self::unreached::{Trouble, Unreached};
 use crate::config::{Timeouts, Vendor, is_link_local};
 use crate::outbound::{Outbound, Unusable};
 
-/// Why a vendor's servers cannot be reached by what is configured.
+/// The reason why a vendor's servers cannot be used as configured.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A certificate, key or CA file.
     #[error(transparent)]
     Tls(#[from] crate::tls::Error),
-    /// The outbound proxy that the environment names.
+    /// The outbound proxy that the environment specifies.
     #[error(transparent)]
     Outbound(#[from] Unusable),
 }
@@ -45,9 +45,9 @@ pub enum StartError {
 pub struct Upstream {
     addresses: Arc<Addresses>,
     resolving: Option<AbortHandle>,
-    /// For the log.
+    /// The vendor's name, for the log.
     vendor: Arc<str>,
-    /// Whose addresses they are: the vendor's, or the outbound proxy's.
+    /// The resolved host: the vendor's, or the outbound proxy's.
     host: Arc<str>,
     port: u16,
     trouble: Arc<Trouble>,
@@ -63,7 +63,7 @@ impl std::fmt::Debug for Upstream {
 
 impl Upstream {
     /// Prepares the peers of `vendor` and starts resolving its name. `generation` tells this
-    /// configuration's connections from those made under an earlier one.
+    /// configuration's connections from those of an earlier one.
     ///
     /// # Errors
     /// When the client certificate, the CA file or the environment's proxy cannot be used.
@@ -79,7 +79,7 @@ impl Upstream {
         let outbound = Outbound::new(vendor.proxy.as_ref());
         let via = match vendor.upstream.origin().parse() {
             Ok(origin) => outbound.via(&origin)?,
-            // Made of a host that has been parsed.
+            // The host was parsed before.
             Err(_) => None,
         };
         let tunnel = via.as_ref().map(|via| Tunnel {
@@ -129,15 +129,15 @@ impl Upstream {
         }
         let follow = resolver.follow(host);
         let (name, link_local) = (vendor.name.clone(), vendor.allow_link_local);
-        // Its own share of what is known, not a way back to the whole: the first answer may be
-        // there (from the hosts file, say) before this function returns.
+        // A share of its own rather than a way back to the whole: the first result may come (from
+        // the hosts file, say) before this function returns.
         let publish = {
             let (addresses, trouble) = (addresses.clone(), trouble.clone());
             let host = known_as.clone();
             move |mut resolved: Resolved| {
                 resolved.retain(|address| link_local || !is_link_local(*address));
                 if resolved.is_empty() {
-                    // The last good addresses, if any, go on serving.
+                    // The last good addresses, if any, stay in use.
                     let why =
                         "leads only to link-local addresses; set allow_link_local if that is meant";
                     tracing::warn!(vendor = name, "the upstream's name {why}");
@@ -173,8 +173,8 @@ impl Upstream {
         }))
     }
 
-    /// The peer for a request that has `tried` some addresses in vain. Waits `at_most` for the
-    /// very first resolution; `None` where that does not come.
+    /// Returns the peer for a request that has `tried` some addresses in vain. Waits `at_most` for
+    /// the first resolution; `None` when there is none by then.
     pub async fn peer(
         &self,
         tried: TriedAddresses,
@@ -186,7 +186,7 @@ impl Upstream {
         Some((peer, picked))
     }
 
-    /// Why [`Upstream::peer`] had none, after waiting `at_most`.
+    /// Returns why [`Upstream::peer`] had none, after waiting `at_most`.
     #[must_use]
     pub fn unresolved(&self, at_most: Duration) -> String {
         let why = self.trouble.why().map_or_else(
@@ -200,7 +200,7 @@ impl Upstream {
         why
     }
 
-    /// Adds why no connection to `picked` was had.
+    /// Adds the error of a failed connect to `picked`.
     pub fn note(&self, unreached: &mut Unreached, picked: &Picked, error: &pingora::Error) {
         unreached.add(SocketAddr::new(picked.address, self.port), error);
     }
@@ -210,34 +210,34 @@ impl Upstream {
         unreached.add_broken(SocketAddr::new(picked.address, self.port));
     }
 
-    /// A request came to nothing for want of a connection.
+    /// Notes that a request failed for want of a connection.
     pub fn cannot_be_reached(&self, unreached: &Unreached) {
         self.trouble.begin(unreached.to_string());
     }
 
-    /// A connection was made.
+    /// Notes that a connection was made.
     pub fn can_be_reached(&self) {
         self.trouble.end();
     }
 
-    /// Why the last request that needed a connection had none; `None` where one was had.
+    /// Returns why the last request that needed a connection had none; `None` when it had one.
     #[must_use]
     pub fn trouble(&self) -> Option<Arc<String>> {
         self.trouble.why()
     }
 
-    /// No connection could be made to `picked`: others go first for a while.
+    /// Notes that a connect to `picked` failed: other addresses go first for a while.
     pub fn mark_unreachable(&self, picked: &Picked) {
         self.addresses.mark_unreachable(picked);
     }
 
-    /// A server says in `Keep-Alive` how long it keeps an unused connection.
+    /// Notes how long the server keeps an unused connection, from `Keep-Alive`.
     pub fn says_keep_alive(&self, value: &HeaderValue) {
         self.keepalive.says(value);
     }
 
-    /// The server at `picked` demands HTTP/1.1: requests stay off HTTP/2 for a while, or until
-    /// [`Upstream::forget_demand`].
+    /// Notes that the server at `picked` demands HTTP/1.1: requests stay off HTTP/2 for a while, or
+    /// until [`Upstream::forget_demand`].
     pub fn demands_http1(&self, picked: &Picked) {
         if self.versions.demanded(picked.offer) {
             tracing::warn!(
@@ -249,7 +249,8 @@ impl Upstream {
         }
     }
 
-    /// The server at `picked` has broken HTTP/2: its next requests go over other connections.
+    /// Notes that the server at `picked` has broken HTTP/2: its next requests use other
+    /// connections.
     pub fn broke_http2(&self, picked: &Picked) {
         if self.versions.broken(picked.offer) {
             tracing::warn!(
@@ -259,20 +260,20 @@ impl Upstream {
         }
     }
 
-    /// No connection was had to `picked`. `true`: it was offered HTTP/2 alone, and should be tried once
-    /// more with both versions.
+    /// Tells whether `picked`, to which the connect failed, was offered HTTP/2 alone and should be
+    /// tried once more with both versions.
     pub fn offers_both_again(&self, picked: &Picked) -> bool {
         self.versions.give_way(picked.offer)
     }
 
-    /// Lets a server that has demanded HTTP/1.1 choose HTTP/2 again.
+    /// Lets a server that demanded HTTP/1.1 choose HTTP/2 again.
     pub fn forget_demand(&self) {
         if self.versions.forget() {
             tracing::info!(vendor = &*self.vendor, "the vendor may choose HTTP/2 again");
         }
     }
 
-    /// How many addresses there are to try.
+    /// Returns the number of addresses.
     #[must_use]
     pub fn addresses(&self) -> usize {
         self.addresses.count()
@@ -291,13 +292,13 @@ fn does_not_resolve(host: &str, cause: &str) -> String {
     format!("{host} does not resolve: {cause}")
 }
 
-/// A peer that lacks nothing but its address.
+/// Returns a peer that lacks only its address.
 fn template(vendor: &Vendor, generation: u64) -> Result<HttpPeer, crate::tls::Error> {
     let upstream = &vendor.upstream;
     let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-    // A bridge's far end is where TLS is.
+    // TLS is at the bridge's far end.
     let tls = upstream.tls && tls::ours(vendor)?.is_none();
-    // A name that nobody is shown is copied for every request all the same.
+    // An unused name would still be copied for every request.
     let server_name = if tls {
         upstream.host.clone()
     } else {
@@ -314,7 +315,7 @@ fn template(vendor: &Vendor, generation: u64) -> Result<HttpPeer, crate::tls::Er
         ..
     } = vendor.timeouts;
     let options = &mut peer.options;
-    // Plaintext has no way to ask what the server speaks.
+    // Plaintext has no negotiation of the version.
     if tls {
         http2::offer(options);
     } else {
@@ -356,7 +357,7 @@ mod tests {
         config.unwrap().vendors.remove(0)
     }
 
-    /// A self-signed certificate; all of them have the serial number 1.
+    /// Returns a self-signed certificate; all of them have the serial number 1.
     fn certificate(dir: &Path, name: &str) -> CertFiles {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec!["a.test".to_owned()]).unwrap();

@@ -1,10 +1,10 @@
-//! Patterns of rules and grants. Pure functions.
+//! Globs of rules and permissions. Pure functions.
 
 use smallvec::SmallVec;
 
-/// Whether the whole of `text` matches `pattern`: `*` stands for any run without a `/`, `**` for
-/// any run; a pattern that ends in `/**` also matches what stands before it. The cost is at most
-/// the product of the lengths, whatever the pattern.
+/// Tells whether the whole of `text` matches `pattern`. `*` matches any run without a `/`, `**` any
+/// run; a pattern that ends in `/**` also matches the path before it. The cost is at most the
+/// product of the lengths, whatever the pattern.
 #[must_use]
 pub fn glob(pattern: &str, text: &str) -> bool {
     let matches = |pattern: &str| matches_all(pattern.as_bytes(), text.as_bytes(), || ());
@@ -14,7 +14,7 @@ pub fn glob(pattern: &str, text: &str) -> bool {
     parent.is_some_and(matches) || matches(pattern)
 }
 
-/// Follows every way to match at once instead of one after the other: no byte of the text is looked
+/// Follows all ways to match at once instead of one after the other: no byte of the text is looked
 /// at twice. Calls `step` for each place of the pattern that a byte is compared with.
 fn matches_all(pattern: &[u8], text: &[u8], mut step: impl FnMut()) -> bool {
     // Up to the first star there is only one way.
@@ -34,7 +34,7 @@ fn matches_all(pattern: &[u8], text: &[u8], mut step: impl FnMut()) -> bool {
             step();
             let rest = &pattern[place..];
             match rest {
-                // Whatever follows is covered.
+                // The rest is covered.
                 b"**" => return true,
                 [b'*', b'*', ..] => next.add(place, pattern),
                 [b'*', ..] if *byte != b'/' => next.add(place, pattern),
@@ -51,17 +51,17 @@ fn matches_all(pattern: &[u8], text: &[u8], mut step: impl FnMut()) -> bool {
     places.contains(pattern.len())
 }
 
-/// Places in a pattern: how far the text up to a byte may have come. One bit each; room for those of
-/// a long pattern without an allocation.
+/// Places in a pattern that the text so far may have reached. One bit each; a long pattern needs no
+/// allocation.
 struct Places(SmallVec<[u64; 4]>);
 
 impl Places {
-    /// None, of a pattern of this length.
+    /// Returns no places, for a pattern of this length.
     fn new(length: usize) -> Self {
         Self(smallvec::smallvec![0; length / 64 + 1])
     }
 
-    /// Adds a place, and those behind the stars that stand there: a star may cover nothing.
+    /// Adds a place, and those behind the stars there: a star may match nothing.
     fn add(&mut self, mut place: usize, pattern: &[u8]) {
         loop {
             self.0[place / 64] |= 1 << (place % 64);
@@ -81,7 +81,7 @@ impl Places {
         self.0.iter().all(|word| *word == 0)
     }
 
-    /// In ascending order.
+    /// Returns the places in ascending order.
     fn iter(&self) -> impl Iterator<Item = usize> {
         self.0.iter().enumerate().flat_map(|(nth, word)| {
             let mut left = *word;

@@ -1,7 +1,7 @@
-//! How servers may read a path beyond what it says: decoded once more than they should, cut where a
-//! `?` shows after decoding, dot segments resolved afterwards. Pure functions.
+//! The interpretations of a path that servers may have: decoded once more than they should, cut
+//! where a `?` shows after decoding, dot segments resolved afterwards. Pure functions.
 //!
-//! Rules and grants hold for each of these readings. None of them is ever forwarded.
+//! Rules and permissions hold for each of them. None of them is ever forwarded.
 
 use std::borrow::Cow;
 
@@ -9,12 +9,12 @@ use smallvec::SmallVec;
 
 use super::{escaped, overlong};
 
-/// Readings of one path; few differ from each other.
+/// The interpretations of one path; few differ from each other.
 pub type Readings = SmallVec<[String; 8]>;
 
-/// What servers may take `path`, as it was sent, for: its escapes decoded once and twice, each up to
-/// the first `?` or `#` that then shows, with parameters and without, as it stands and with dot and
-/// empty segments resolved. Nothing for a path without escapes and parameters.
+/// Returns what servers may take `path`, as it was sent, for: its escapes decoded once and twice,
+/// each up to the first `?` or `#` that then shows, with parameters and without, as it stands and
+/// with dot and empty segments resolved. Nothing for a path without escapes and parameters.
 #[must_use]
 pub fn of(path: &str) -> Readings {
     let mut readings = Readings::new();
@@ -47,8 +47,8 @@ pub fn of(path: &str) -> Readings {
     readings
 }
 
-/// The forms that `pattern` takes in such readings, itself excepted. What permits an escaped
-/// character permits its decoded form where a path is read decoded.
+/// Returns the forms of `pattern` in such interpretations, itself excepted. A pattern that permits
+/// an escaped character permits its decoded form where a path is read decoded.
 #[must_use]
 pub fn of_pattern(pattern: &str) -> Readings {
     let mut forms = Readings::new();
@@ -69,9 +69,9 @@ fn add(readings: &mut Readings, path: &str, reading: String) {
     }
 }
 
-/// `text` with its escapes decoded once. Those of control characters and of bytes outside ASCII stay,
-/// in upper case, and so does `%2A`: in a pattern, a star is something else. A backslash is taken for
-/// the slash that some servers make of it.
+/// Decodes the escapes of `text` once. Those of control characters and of bytes outside ASCII stay,
+/// in upper case, and so does `%2A`: in a pattern, a star is something else. A backslash becomes a
+/// slash, as some servers read it.
 fn decode(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut decoded = String::with_capacity(text.len());
@@ -94,7 +94,7 @@ fn decode(text: &str) -> String {
     decoded
 }
 
-/// Every segment up to its first `;` (RFC 3986 §3.3).
+/// Cuts every segment at its first `;` (RFC 3986 §3.3).
 fn without_parameters(path: &str) -> Cow<'_, str> {
     if !path.contains(';') {
         return Cow::Borrowed(path);
@@ -106,7 +106,7 @@ fn without_parameters(path: &str) -> Cow<'_, str> {
     Cow::Owned(bare.join("/"))
 }
 
-/// Without dot segments (RFC 3986 §5.2.4) and empty ones; a slash at the end stays.
+/// Removes dot segments (RFC 3986 §5.2.4) and empty ones; a slash at the end stays.
 fn resolved(path: &str) -> String {
     let mut kept: SmallVec<[&str; 16]> = SmallVec::new();
     let mut open = false;
@@ -164,7 +164,7 @@ mod tests {
         for plain in ["/", "/a/b.c/~d_e", "/a//b/../c"] {
             assert_eq!(of(plain), Readings::new(), "{plain}");
         }
-        // What means nothing else is left as it is.
+        // Other escapes stay.
         assert_eq!(of("/%c3%a9/100%25")[..], ["/%C3%A9/100%"]);
     }
 

@@ -1,9 +1,9 @@
-//! Which of a name's addresses a request takes: the first of the resolver's answer that is not
-//! known to be out of reach.
+//! The choice among a name's addresses: the first of the resolver's that is not known to be
+//! unreachable.
 //!
-//! What one request learns spares the others the same wait: an address that no connection can be
-//! made to stands behind all others for a minute. Then one request sees whether it is back,
-//! alone. It is an order and no more: when no other is left, that address is asked all the same.
+//! A request that cannot connect spares the others the same wait: that address goes behind all
+//! others for a minute. Then a single request tries it again. This is an order and no more: when no
+//! other address is left, it is tried all the same.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use tokio::time::Instant;
 
 use super::http2::Offer;
 
-/// How long an address is tried last once it was found out of reach.
+/// How long an unreachable address is tried last.
 const SET_BACK: Duration = Duration::from_mins(1);
 
-/// What the resolving task hands to requests.
+/// The addresses that the resolving task publishes.
 pub struct Addresses {
     /// Never empty; `None` until the name has been resolved once.
     servers: ArcSwapOption<Vec<Server>>,
@@ -35,23 +35,23 @@ struct Server {
     back_off: Arc<BackOff>,
 }
 
-/// Milliseconds since [`Addresses::started`] until which this address is tried last; 0 where it can
-/// be reached for all we know. Outlives the answer it came with.
+/// Milliseconds since [`Addresses::started`] until which this address is tried last; 0 where it is
+/// not known to be unreachable. Outlives the resolution it came with.
 #[derive(Debug)]
 struct BackOff(AtomicU64);
 
-/// The address one attempt goes to.
+/// The address of one attempt.
 #[derive(Debug)]
 pub struct Picked {
     at: usize,
     pub(super) address: IpAddr,
-    /// `None` where there is no other address to prefer to it.
+    /// `None` where there is no other address to prefer.
     back_off: Option<Arc<BackOff>>,
-    /// Which versions of HTTP it is offered.
+    /// The versions of HTTP that it is offered.
     pub(super) offer: Offer,
 }
 
-/// Addresses that one request need not try again, by their place in the answer.
+/// Addresses that one request need not try again, by their position.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct TriedAddresses(u64);
 
@@ -61,7 +61,7 @@ impl TriedAddresses {
         self.0 |= Self::bit(picked.at);
     }
 
-    /// How many they are.
+    /// Returns their number.
     #[must_use]
     pub fn count(self) -> usize {
         self.0.count_ones() as usize
@@ -77,7 +77,7 @@ impl TriedAddresses {
 }
 
 impl Addresses {
-    /// None so far.
+    /// Returns no addresses.
     #[must_use]
     pub fn unresolved() -> Self {
         Self {
@@ -87,7 +87,7 @@ impl Addresses {
         }
     }
 
-    /// Takes a resolver's answer into use. `addresses` must not be empty.
+    /// Publishes a resolution. `addresses` must not be empty.
     pub fn publish(&self, addresses: &[IpAddr], peer: impl Fn(IpAddr) -> HttpPeer) {
         let before = self.servers.load();
         let before: &[Server] = before.as_ref().map_or(&[], |servers| servers.as_slice());
@@ -106,8 +106,8 @@ impl Addresses {
         self.resolved.notify_waiters();
     }
 
-    /// A copy of the peer to connect to next, by a request that has `tried` some in vain. Waits
-    /// `at_most` for the very first answer; `None` where that does not come.
+    /// Returns a copy of the next peer for a request that has `tried` some in vain. Waits `at_most`
+    /// for the first resolution; `None` when there is none by then.
     pub async fn pick(
         &self,
         tried: TriedAddresses,
@@ -117,7 +117,7 @@ impl Addresses {
             return Some(self.choose(servers, tried));
         }
         let resolved = self.resolved.notified();
-        // Between the look above and the registration here an answer may have come.
+        // A resolution may have come between the check above and the registration here.
         if self.servers.load().is_none() {
             let _ = tokio::time::timeout(at_most, resolved).await;
         }
@@ -147,14 +147,14 @@ impl Addresses {
         (Box::new(servers[at].peer.clone()), picked)
     }
 
-    /// No connection could be made to `picked`.
+    /// Notes that a connect to `picked` failed.
     pub fn mark_unreachable(&self, picked: &Picked) {
         if let Some(back_off) = &picked.back_off {
             back_off.set_back(self.now());
         }
     }
 
-    /// How many there are to try.
+    /// Returns the number of addresses.
     #[must_use]
     pub fn count(&self) -> usize {
         let servers = self.servers.load();
@@ -172,7 +172,7 @@ impl Addresses {
 }
 
 impl Picked {
-    /// A connection was made. Whether the address had been thought out of reach.
+    /// Notes that a connect succeeded, and tells whether the address was thought unreachable.
     #[must_use]
     pub fn mark_reachable(&self) -> bool {
         self.back_off.as_ref().is_some_and(|back_off| {
@@ -241,7 +241,7 @@ mod tests {
         for expected in [A, B, C] {
             let (address, picked) = known.next(tried).await;
             assert_eq!(address, expected);
-            // Broken off within an answer, say: that is no reason to avoid it.
+            // It broke off within a response, say, which is no reason to avoid it.
             tried.add(&picked);
         }
         assert_eq!(tried.count(), known.count());
@@ -260,7 +260,7 @@ mod tests {
         let (address, second) = known.next(TriedAddresses::default()).await;
         assert_eq!(address, B);
 
-        // Out of reach, both of them: in order, and none is left out.
+        // Both are unreachable: they are tried in order, and none is left out.
         known.mark_unreachable(&second);
         assert_eq!(known.first().await, A);
         assert_eq!(known.next(tried).await.0, B);

@@ -1,15 +1,15 @@
-//! Sparing a vendor that fails, and its callers the wait: after so many failures in a row requests
-//! are answered here for a while, then one at a time is let through to see.
+//! The circuit breaker: spares a vendor that fails, and its callers the wait. After some failures in a
+//! row requests are refused for a while, then one at a time is let through as a probe.
 //!
 //! ```text
-//! closed ── `failures` in a row ──▶ open ── its time is over ──▶ half open
+//! closed ── `failures` in a row ──▶ open ── period over ───────▶ half open
 //!    ▲                               ▲                               │ one request at a time
 //!    │                               └── failed: twice as long ──────┤
-//!    └────────────────────────────────────────────── answered ───────┘
+//!    └───────────────────────────────────────────── responded ───────┘
 //! ```
 //!
-//! A failure is a request that ended in 502, 503 or 504, whether the vendor said so or we had to:
-//! no connection, a broken one, a timeout. Every other answer proves the vendor alive, 4xx and 500
+//! A failure is a request that ended in 502, 503 or 504, whether the vendor sent it or we had to: no
+//! connection, a broken one, a timeout. Every other response proves the vendor alive, 4xx and 500
 //! included. A request whose caller left, stalled or was refused says nothing either way.
 
 use std::sync::Arc;
@@ -21,55 +21,55 @@ use tokio::time::Instant;
 use crate::config;
 use crate::error::{Error, Fault};
 
-/// One vendor's breaker. Requests pay for it with one load while all is well.
+/// One vendor's breaker. While it is closed, a request costs one load.
 #[derive(Debug)]
 pub struct Breaker {
     vendor: Arc<str>,
     settings: config::Breaker,
     born: Instant,
-    /// In a row, so far.
+    /// Failures in a row.
     failures: AtomicU32,
-    /// How often it has opened again since it was last closed.
+    /// The number of times it has opened again since it was last closed.
     periods: AtomicU32,
-    /// A [`OpenState`]; 0: closed.
+    /// A packed [`OpenState`]; 0: closed.
     gate: AtomicU64,
 }
 
-/// Why and until when a breaker lets nobody through.
+/// The state of a breaker that is not closed.
 #[derive(Clone, Copy, Debug)]
 struct OpenState {
-    /// Milliseconds since the breaker was made.
+    /// End of the period, in milliseconds since the breaker was created.
     until: u64,
-    /// The failure that closed it.
+    /// The failure that opened it.
     fault: Fault,
-    /// One request is on its way to see; `until` is how long the next one waits for it.
+    /// A probe is under way; `until` is how long the next one waits for it.
     probing: bool,
 }
 
-/// A request's leave to go on. Dropped without a word, it says nothing of the vendor.
+/// A request's permit. When it is dropped unused, it says nothing about the vendor.
 #[derive(Debug)]
 pub struct Permit {
     breaker: Arc<Breaker>,
-    /// The gate as this request left it, when it is the one that is to see; 0: it is not.
+    /// The state as this request left it, when it is the probe; 0: it is not.
     probe: u64,
 }
 
-/// What operators see.
+/// The breaker as operators see it.
 #[derive(Debug)]
 pub struct BreakerStatus {
     /// `off`, `closed`, `open` or `half_open`.
     pub word: &'static str,
-    /// Why it is not closed.
+    /// The reason why it is not closed.
     pub reason: Option<String>,
-    /// How long until a request is let through to see.
+    /// Time until a probe is let through.
     pub left: Option<Duration>,
 }
 
-/// A period doubles after each one that brought no answer, up to this; longer when `open_for` is.
+/// Longest period. It doubles after each one without a response; `open_for` may be longer.
 const LONGEST: Duration = Duration::from_mins(5);
 
 impl Breaker {
-    /// A closed one.
+    /// Returns a closed breaker.
     #[must_use]
     pub fn new(vendor: &str, settings: config::Breaker) -> Self {
         Self {
@@ -82,10 +82,10 @@ impl Breaker {
         }
     }
 
-    /// Lets a request go on.
+    /// Permits a request.
     ///
     /// # Errors
-    /// [`Error::CircuitOpen`] with the time until it may be worth asking again.
+    /// [`Error::CircuitOpen`] with the time until another request may succeed.
     pub fn admit(self: &Arc<Self>) -> Result<Permit, Error> {
         let seen = self.gate.load(Ordering::Acquire);
         let mut probe = 0;
@@ -96,7 +96,8 @@ impl Breaker {
                 fault: gate.fault,
             };
             if now < gate.until {
-                // Whoever waits for a probe has the answer as soon as the probe has.
+                // A caller that waits for a probe may ask again as soon as the probe has its
+                // response.
                 let left = Duration::from_millis(gate.until - now);
                 return Err(refused(if gate.probing { Duration::ZERO } else { left }));
             }
@@ -115,13 +116,13 @@ impl Breaker {
         })
     }
 
-    /// Whether requests are answered here.
+    /// Tells whether requests are refused.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.gate.load(Ordering::Relaxed) != 0
     }
 
-    /// For operators.
+    /// Returns the status for operators.
     #[must_use]
     pub fn status(&self) -> BreakerStatus {
         if self.settings.failures == 0 {
@@ -154,7 +155,7 @@ impl Breaker {
         open_for.saturating_mul(doubled).min(LONGEST.max(open_for))
     }
 
-    /// The gate of a period that begins now.
+    /// Returns the state for a period that begins now.
     fn opened(&self, fault: Fault, probing: bool) -> u64 {
         let period = u64::try_from(self.period().as_millis()).unwrap_or(u64::MAX);
         let gate = OpenState {
@@ -167,11 +168,11 @@ impl Breaker {
 }
 
 impl Permit {
-    /// The vendor gave an answer that is no failure.
+    /// Notes a response that is no failure.
     pub fn succeeded(mut self) {
         let breaker = &self.breaker;
         if std::mem::take(&mut self.probe) == 0 {
-            // Left to the probe while open: what was on its way before says nothing of now.
+            // While it is open, the probe decides: earlier requests say nothing about the present.
             if breaker.failures.load(Ordering::Relaxed) != 0 && !breaker.is_open() {
                 breaker.failures.store(0, Ordering::Relaxed);
             }
@@ -184,7 +185,7 @@ impl Permit {
         }
     }
 
-    /// The request failed by the vendor's doing.
+    /// Notes a failure that is the vendor's.
     pub fn failed(mut self, fault: Fault) {
         let breaker = &self.breaker;
         if breaker.settings.failures == 0 {
@@ -195,7 +196,7 @@ impl Permit {
             if breaker.is_open() {
                 return;
             }
-            // Cannot wrap: it opens long before, and nobody counts while it is open.
+            // Cannot wrap: the breaker opens long before, and nothing counts while it is open.
             let failures = breaker.failures.fetch_add(1, Ordering::Relaxed) + 1;
             if failures < breaker.settings.failures {
                 return;
@@ -223,8 +224,8 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        // Nothing was learned: the next request may see. Where another has taken over already,
-        // or the breaker closed, the gate has changed and stays.
+        // The probe learned nothing: the next request may probe. Where another has taken over
+        // already, or the breaker closed, the state has changed and stays.
         if let Some(gate) = OpenState::unpack(self.probe) {
             let over = OpenState {
                 until: self.breaker.now().max(1),
@@ -309,7 +310,7 @@ mod tests {
         fail(&breaker, 2);
         breaker.admit().unwrap().succeeded();
         fail(&breaker, 2);
-        // Says nothing.
+        // Says nothing about the vendor.
         drop(breaker.admit().unwrap());
         assert_eq!(breaker.status().word, "closed");
         fail(&breaker, 1);
@@ -333,7 +334,7 @@ mod tests {
         let probe = breaker.admit().unwrap();
         assert_eq!(refused_for(&breaker), Some(1));
         assert_eq!(breaker.status().word, "half_open");
-        // Its caller left: the next one sees.
+        // Its caller left: the next request probes.
         drop(probe);
         let probe = breaker.admit().unwrap();
         assert_eq!(refused_for(&breaker), Some(1));

@@ -1,10 +1,10 @@
-//! Connections of ours for pingora to use as its own: TLS of ours ([`Ours`]) behind one end of a
-//! socket pair.
+//! Connections of our own TLS ([`Ours`]) that pingora uses as its own, through one end of a socket
+//! pair.
 //!
-//! pingora pools sockets it can ask for their peer, which a stream of our own (`custom_l4` with a
-//! virtual socket) is not. A pair of connected Unix sockets is: it has no name, so nobody else on
-//! the machine can reach it and nothing is left behind. One task per connection carries bytes
-//! between the pair and the vendor; one connection of pingora's is one connection to the vendor.
+//! pingora pools sockets whose peer it can ask for. A stream of our own (`custom_l4` with a virtual
+//! socket) is none; a pair of connected Unix sockets is. It has no name, so nothing else on the
+//! machine can reach it and nothing is left behind. One task per connection copies bytes between
+//! the pair and the vendor: one connection of pingora's is one connection to the vendor.
 
 use std::io;
 use std::net::SocketAddr;
@@ -32,14 +32,14 @@ use super::tunnel::Tunnel;
 use crate::late_client_auth::{self, described};
 use crate::tls::sha256;
 
-/// How connections to one vendor are made.
+/// The settings of connections to one vendor.
 #[derive(Clone, Debug)]
 pub(super) struct Bridge {
     pub(super) vendor: Arc<str>,
-    /// The name that must be on the other end.
+    /// The name that the server's certificate must have.
     pub(super) host: Arc<str>,
     pub(super) tls: Ours,
-    /// The way through an outbound proxy, if there is one.
+    /// The tunnel through an outbound proxy, if any.
     pub(super) tunnel: Option<Tunnel>,
     pub(super) tcp_keepalive: Option<TcpKeepalive>,
 }
@@ -51,15 +51,15 @@ struct Leading {
     address: SocketAddr,
 }
 
-/// How long the vendor may take to hear our goodbye.
+/// How long the vendor may take to receive our close.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 impl Bridge {
-    /// Makes `peer` a way to `address`.
+    /// Routes `peer` to `address` through the bridge.
     ///
-    /// The peer's own address stays 0.0.0.0, the one with which pingora takes a pooled socket for
-    /// what its key says without comparing the socket's peer, which a pair does not have. So the
-    /// key says it all: the address, too.
+    /// The peer's own address stays 0.0.0.0: with it, pingora takes a pooled socket by its key
+    /// alone, without comparing the socket's peer, which a pair does not have. So the key contains
+    /// everything, the address included.
     pub(super) fn lead(&self, peer: &mut HttpPeer, address: SocketAddr) {
         let digest = sha256(&[b"bridge", address.to_string().as_bytes()]);
         let mut first = [0; 8];
@@ -75,8 +75,8 @@ impl Bridge {
 
 #[async_trait]
 impl Connect for Leading {
-    /// Ends only once the vendor has been verified; the limit is the peer's
-    /// `total_connection_timeout`.
+    /// Returns only once the vendor has been verified; the peer's `total_connection_timeout` limits
+    /// it.
     async fn connect(&self, _nowhere: &PingoraAddr) -> Result<PingoraStream> {
         let Bridge {
             vendor,
@@ -135,7 +135,7 @@ trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-/// Why rustls made no connection.
+/// Returns the error of a failed rustls connect.
 fn refused(cause: &io::Error) -> (ErrorType, String) {
     let inner = cause.get_ref();
     let inner = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
@@ -164,7 +164,7 @@ struct Carried {
     ours: UnixStream,
     /// A second handle of pingora's end.
     theirs: StdUnixStream,
-    /// pingora has let go of its own.
+    /// Notified when pingora has dropped its handle.
     gone: Arc<Notify>,
 }
 
@@ -174,7 +174,7 @@ impl Carried {
         let (mut from_us, mut to_us) = self.ours.split();
         let answers = async {
             copy(&mut from_vendor, &mut to_us).await?;
-            // The vendor has said that it is done.
+            // The vendor has closed its side.
             to_us.shutdown().await
         };
         let requests = async { copy(&mut from_us, &mut to_vendor).await.map(drop) };
@@ -189,7 +189,8 @@ impl Carried {
             Err(cause) => {
                 self.reset();
                 let (vendor, said) = (&*self.vendor, described(&cause));
-                // pingora only sees a reset. That alone is nothing new, a refused certificate is.
+                // pingora sees only a reset. A reset alone is nothing new; a refused certificate
+                // is.
                 if cause.kind() == io::ErrorKind::Other {
                     tracing::warn!(vendor, cause = said, "the vendor broke off TLS");
                 } else {
@@ -199,17 +200,17 @@ impl Carried {
         }
     }
 
-    /// Breaks the pair: an end without warning must not look like the end of an answer. A socket
-    /// that is closed with something unread in it is reset (unix(7)), so something is put there.
+    /// Breaks the pair: a sudden end must not look like the end of a response. A socket that is
+    /// closed with unread bytes in it is reset (unix(7)), so a byte is put there.
     fn reset(&self) {
         use std::io::Write;
 
-        // Full already is as good.
+        // A full buffer does as well.
         let _ = (&self.theirs).write(&[0]);
     }
 }
 
-/// Told by pingora when its end is dropped: the spare handle would keep it open.
+/// Notified by pingora when its end is dropped: the spare handle would keep it open.
 #[derive(Debug)]
 struct Watch(Arc<Notify>);
 

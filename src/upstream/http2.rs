@@ -1,8 +1,8 @@
-//! HTTP/2 to a vendor: how its connections are made, which requests stay off them, and what their
-//! failures say about a request (RFC 9113).
+//! HTTP/2 to a vendor: its connections, the requests that stay off them, and what their failures
+//! say about a request (RFC 9113).
 //!
-//! Who speaks what is the server's choice by ALPN. pingora keeps one pool for each version, and a
-//! request whose peer admits both looks for HTTP/2 first.
+//! The server chooses the version by ALPN. pingora keeps one pool for each version, and a request
+//! whose peer admits both looks for HTTP/2 first.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,49 +18,48 @@ use tokio::time::Instant;
 
 use crate::config::Timeouts;
 
-/// Requests on one connection at a time, unless the server permits fewer: what most servers
+/// Concurrent requests on one connection, unless the server permits fewer: what most servers
 /// permit. pingora's default is 1.
 const STREAMS: usize = 100;
-/// How much of one answer may wait for a slow caller, bytes. pingora's 8 MiB would let a thousand
-/// slow callers hold 8 GiB; this still moves 5 MiB/s over a distance of 100 ms.
+/// Bytes of one response that may wait for a slow caller. pingora's 8 MiB would let a thousand slow
+/// callers hold 8 GiB; this still moves 5 MiB/s over a distance of 100 ms.
 const STREAM_WINDOW: u32 = 512 * 1024;
 /// Room for every stream's window. pingora gives connection and stream the same 8 MiB: one caller
 /// that stops reading would stop all others on its connection.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * 100;
-/// How often a server is asked whether it is still there; no answer for 5 s (pingora's constant)
-/// ends the connection. Often enough to keep NAT and load balancers from forgetting a connection
-/// (60 s and up).
+/// Interval of PINGs; no response within 5 s (pingora's constant) ends the connection. Short enough
+/// to keep NAT and load balancers from forgetting it (60 s and up).
 const PING: Duration = Duration::from_secs(20);
-/// The same for gRPC: its servers hang up on whoever asks a silent connection more often than
-/// every 5 minutes (`too_many_pings`).
+/// Interval of PINGs for gRPC, whose servers hang up on clients that ping a silent connection more
+/// often than every 5 minutes (`too_many_pings`).
 const GRPC_PING: Duration = Duration::from_secs(305);
 /// Keeps gRPC's connections, which are pinged less often, apart from the others.
 const GRPC_POOL: u64 = 0x6772_7063;
-/// How long a connection made for one request alone is kept: others would not find it.
+/// How long a connection made for one request alone is kept: other requests would not find it.
 const FRESH_IDLE: Duration = Duration::from_millis(100);
-/// The slowest upload that is waited for, bytes a second.
+/// Slowest upload that is waited for, bytes a second.
 const SLOWEST: u64 = 64 * 1024;
-/// What is expected of an upload that does not say how long it is, bytes.
+/// Assumed size of an upload of unknown length, bytes.
 const UNKNOWN_UPLOAD: u64 = 100 * 1024 * 1024;
-/// How long a server that demands HTTP/1.1 is taken at its word.
+/// How long a server that demands HTTP/1.1 gets it.
 pub(super) const DEMANDED_FOR: Duration = Duration::from_mins(10);
 /// How long a server that broke HTTP/2 is offered nothing else: see [`Versions`].
 const INSISTED_FOR: Duration = Duration::from_mins(10);
 
-/// What a request is, as far as its connection is concerned.
+/// The kind of a request, as far as its connection is concerned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kind {
-    /// A question with an answer.
+    /// A request and its response.
     #[default]
     Ordinary,
-    /// It asks for another protocol, which HTTP/1.1 alone can give.
+    /// A request for another protocol, which HTTP/1.1 alone can give.
     Upgrade,
     /// Two streams that may be silent for long.
     Grpc,
 }
 
 impl Kind {
-    /// Of a request with this version and these fields.
+    /// Returns the kind of a request with this version and these headers.
     #[must_use]
     pub fn of(version: Version, fields: &HeaderMap) -> Self {
         if version == Version::HTTP_2 {
@@ -74,7 +73,7 @@ impl Kind {
         Self::Ordinary
     }
 
-    /// How long neither side need say anything; zero: for ever.
+    /// Returns how long both sides may be silent; zero: for ever.
     #[must_use]
     pub fn idle(self, timeouts: &Timeouts) -> Duration {
         match self {
@@ -93,39 +92,40 @@ pub(super) fn offer(options: &mut PeerOptions) {
     options.h2_ping_interval = Some(PING);
 }
 
-/// What one attempt of a request needs of its connection beyond what every one of the vendor has.
+/// The options of one attempt, beyond those of all the vendor's connections.
 #[derive(Clone, Copy, Debug)]
 pub struct AttemptOptions {
-    /// What the request is.
+    /// The request's kind.
     pub kind: Kind,
     /// The pooled connections have refused it.
     pub fresh: bool,
-    /// Bytes of an upload: `None` when there is none, zero when nobody knows.
+    /// Bytes of an upload: `None` when there is none, zero when the length is unknown.
     pub upload: Option<u64>,
-    /// What is left of `timeouts.total`, where nothing else watches over it.
+    /// The rest of `timeouts.total`, where nothing else limits it.
     pub left: Option<Duration>,
-    /// Something else sees how long the server is silent.
+    /// The caller's stream measures how long the server is silent.
     pub silence_measured: bool,
-    /// Its caller knows of no chunks, which is how pingora passes on what comes by HTTP/2.
+    /// The caller does not know chunks, in which pingora passes on what comes over HTTP/2.
     pub http1: bool,
 }
 
 impl AttemptOptions {
-    /// Makes `peer` one that fits.
+    /// Applies the options to `peer`.
     pub fn apply_to(self, peer: &mut HttpPeer, timeouts: &Timeouts) {
         let options = &mut peer.options;
         let may_be_http2 = options.alpn.get_max_http_version() == 2;
         if self.kind != Kind::Ordinary {
-            // A stream of gRPC may say its first word as late as any other.
+            // The first message of a gRPC stream may come as late as any other.
             let idle = Some(timeouts.idle_stream).filter(|idle| !idle.is_zero());
             options.read_timeout = idle;
             options.write_timeout = idle;
         } else if self.silence_measured {
-            // pingora would make a timer for each read, and has one limit for the first and the rest.
+            // pingora would make a timer for each read, and has one limit for the first and the
+            // rest.
             options.read_timeout = None;
         } else if may_be_http2 && let Some(length) = self.upload {
-            // On HTTP/1.1 every byte either way starts pingora's read timeout again. On HTTP/2 it
-            // runs from the request's head, so that a long upload would end in it.
+            // On HTTP/1.1 every byte either way restarts pingora's read timeout. On HTTP/2 it runs
+            // from the request's head, so that a long upload would end in it.
             let length = if length == 0 { UNKNOWN_UPLOAD } else { length };
             let upload = Duration::from_secs(length / SLOWEST);
             options.read_timeout = options.read_timeout.map(|read| read + upload);
@@ -143,36 +143,36 @@ impl AttemptOptions {
             Kind::Ordinary | Kind::Grpc => {}
         }
         if self.fresh && may_be_http2 {
-            // One that others share may end as well: pingora would not tell us why it does while
-            // the buffered body is sent again.
+            // A shared connection may end as well: pingora would not tell why it does while the
+            // buffered body is sent again.
             peer.group_key ^= fastrand::u64(1..);
             peer.options.idle_timeout = Some(FRESH_IDLE);
         }
     }
 }
 
-/// What a vendor's servers have taught us about the versions they speak.
+/// The versions that a vendor's servers are known to speak.
 ///
-/// A server that demands HTTP/1.1 gets it, for a while. One whose HTTP/2 is broken gets HTTP/2 again,
-/// on another connection: it may speak nothing else, and one broken response says little about
-/// the next.
+/// A server that demands HTTP/1.1 gets it, for a while. One whose HTTP/2 is broken gets HTTP/2
+/// again, on another connection: it may speak nothing else, and one broken response says little
+/// about the next.
 ///
-/// pingora has a memory of its own. It moves whatever it finds broken to HTTP/1.1, by the peer's hash
-/// and for ever, unless the peer admits HTTP/2 alone. So the hash changes with each such event, and
-/// a server that has just proven to speak HTTP/2 is offered that alone for a while, lest pingora's
-/// memory, which has no bound, grow with each broken response.
+/// pingora has a memory of its own. It moves whatever it finds broken to HTTP/1.1, by the peer's
+/// hash and for ever, unless the peer admits HTTP/2 alone. So the hash changes with each such
+/// event, and a server that has just proven to speak HTTP/2 is offered that alone for a while;
+/// otherwise pingora's memory, which has no bound, would grow with each broken response.
 #[derive(Debug)]
 pub(super) struct Versions {
     born: Instant,
     /// Milliseconds since `born` until which HTTP/1.1 is spoken; 0: not.
     demanded: AtomicU64,
-    /// The same, until which HTTP/2 alone is offered.
+    /// Milliseconds since `born` until which HTTP/2 alone is offered; 0: not.
     insisted: AtomicU64,
-    /// How often connections began anew.
+    /// The number of times that connections were replaced.
     epoch: AtomicU64,
 }
 
-/// What one attempt was made with.
+/// The versions that one attempt offered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Offer {
     epoch: u64,
@@ -189,7 +189,7 @@ impl Versions {
         }
     }
 
-    /// Has `peer` offer what the servers are known to speak.
+    /// Applies the known versions to `peer`.
     pub(super) fn apply_to(&self, peer: &mut HttpPeer) -> Offer {
         let epoch = self.epoch.load(Ordering::Acquire);
         let mut offer = Offer {
@@ -209,7 +209,7 @@ impl Versions {
         offer
     }
 
-    /// A server demands HTTP/1.1. `false`: that was known.
+    /// Notes that a server demands HTTP/1.1. `false`: that was known.
     pub(super) fn demanded(&self, offer: Offer) -> bool {
         let new = !self.is_now(&self.demanded);
         self.set(&self.demanded, DEMANDED_FOR);
@@ -218,13 +218,13 @@ impl Versions {
         new
     }
 
-    /// A server has broken HTTP/2. `false`: on connections of a time that is past.
+    /// Notes that a server has broken HTTP/2. `false`: on a connection that was replaced already.
     pub(super) fn broken(&self, offer: Offer) -> bool {
         self.set(&self.insisted, INSISTED_FOR);
         self.begin_anew(offer)
     }
 
-    /// No connection was had. `true`: HTTP/2 alone was offered, and will not be again.
+    /// Notes that a connect failed. `true`: HTTP/2 alone was offered, and will not be again.
     pub(super) fn give_way(&self, offer: Offer) -> bool {
         if offer.http2_alone {
             self.insisted.store(0, Ordering::Relaxed);
@@ -232,7 +232,7 @@ impl Versions {
         offer.http2_alone
     }
 
-    /// Forgets that HTTP/1.1 was demanded. Whether it was.
+    /// Forgets a demand for HTTP/1.1, and tells whether there was one.
     pub(super) fn forget(&self) -> bool {
         self.demanded.swap(0, Ordering::Relaxed) != 0
     }
@@ -247,7 +247,7 @@ impl Versions {
         until.store(self.now() + time, Ordering::Relaxed);
     }
 
-    /// All requests of one connection learn of its end, and it is one.
+    /// All requests of one connection see its end, which counts once.
     fn begin_anew(&self, offer: Offer) -> bool {
         let (before, next) = (offer.epoch, offer.epoch + 1);
         self.epoch
@@ -270,19 +270,19 @@ const EPOCH: u64 = 0x9e37_79b9_7f4a_7c15;
 /// What a failed HTTP/2 exchange says about its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The server says that it has not looked at it: its stream lies beyond those of a GOAWAY
-    /// (RFC 9113 §6.8) or was reset with `REFUSED_STREAM` (§8.7), or there was none to be had.
-    /// Whatever its method, it may be sent again on another connection.
+    /// The server says that it has not processed the request: its stream lies beyond those of a
+    /// GOAWAY (RFC 9113 §6.8), was reset with `REFUSED_STREAM` (§8.7), or could not be opened. It
+    /// may be sent again on another connection, whatever its method.
     NotProcessed,
-    /// The server wants it over HTTP/1.1 (`HTTP_1_1_REQUIRED`, RFC 9113 §7), as those do that
-    /// would ask for a client certificate next.
+    /// The server wants it over HTTP/1.1 (`HTTP_1_1_REQUIRED`, RFC 9113 §7), as servers do that
+    /// would request a client certificate next.
     WantsHttp1,
-    /// The server's HTTP/2 is broken, on this connection. What became of the request is unknown.
+    /// The server's HTTP/2 is broken, on this connection. The outcome of the request is unknown.
     BrokenHttp2,
 }
 
 impl Refusal {
-    /// `None`: nothing is known.
+    /// Returns what `error` says; `None`: nothing.
     #[must_use]
     pub fn of(error: &Error) -> Option<Self> {
         if *error.etype() == ErrorType::InvalidH2 {
@@ -292,19 +292,19 @@ impl Refusal {
         let demanded = |cause: &h2::Error| {
             cause.is_remote() && cause.reason() == Some(Reason::HTTP_1_1_REQUIRED)
         };
-        // pingora itself hears it only while it waits for the head of the response.
+        // pingora itself recognises it only while it waits for the response's head.
         if *error.etype() == ErrorType::H2Downgrade || cause.is_some_and(demanded) {
             return Some(Self::WantsHttp1);
         }
         let cause = cause?;
-        // pingora itself knows GOAWAY with `NO_ERROR` alone; h2 gives this error to those streams
-        // only that the GOAWAY excludes, whatever its reason.
+        // pingora itself knows GOAWAY with `NO_ERROR` alone; h2 returns this error for exactly the
+        // streams that the GOAWAY excludes, whatever its reason.
         let refused = cause.is_go_away() || cause.reason() == Some(Reason::REFUSED_STREAM);
         (refused && cause.is_remote()).then_some(Self::NotProcessed)
     }
 }
 
-/// Whether no answer came to a PING.
+/// Tells whether a PING was not answered.
 #[must_use]
 pub fn has_vanished(error: &Error) -> bool {
     *error.etype() == PING_TIMEDOUT
@@ -368,7 +368,7 @@ mod tests {
         tokio::time::advance(Duration::from_millis(1)).await;
         let (alpn, after, offer) = offered();
         assert_eq!((alpn, after), (ALPN::H2H1, during));
-        // Where pingora's memory of the first is not found.
+        // Pingora's memory of the first is not found here.
         assert_ne!(after, before);
 
         assert!(versions.demanded(offer));
@@ -392,7 +392,7 @@ mod tests {
         let (alpn, after, offer) = offered();
         assert_eq!(alpn, ALPN::H2);
         assert_ne!(before, after);
-        // A server that has given HTTP/2 up is found out by its handshake.
+        // A server that has given up HTTP/2 shows it in its handshake.
         assert!(versions.give_way(offer));
         let (alpn, _, offer) = offered();
         assert_eq!(alpn, ALPN::H2H1);
@@ -401,7 +401,7 @@ mod tests {
         assert!(versions.broken(offer));
         tokio::time::advance(INSISTED_FOR).await;
         assert_eq!(offered().0, ALPN::H2H1);
-        // What speaks HTTP/1.1 for another reason is left alone.
+        // A peer that speaks HTTP/1.1 for another reason is left alone.
         let mut old = peer();
         old.options.alpn = ALPN::H1;
         versions.apply_to(&mut old);
@@ -490,7 +490,7 @@ mod tests {
                 cause,
             ))
         };
-        // Ours, not the server's.
+        // Sent by us, not by the server.
         assert_eq!(of(Reason::REFUSED_STREAM.into()), None);
         assert_eq!(of(Reason::HTTP_1_1_REQUIRED.into()), None);
         let named = |kind| Refusal::of(&Error::new(kind));

@@ -1,6 +1,6 @@
-//! How long a vendor says that it keeps an unused connection: `Keep-Alive: timeout=N` of HTTP/1.1
-//! servers. A request that meets the end of a connection is lost, and a POST may not be sent again, so
-//! such a connection is left alone a while before.
+//! How long a vendor keeps an unused connection: `Keep-Alive: timeout=N` of HTTP/1.1 servers. A
+//! request that meets the end of a connection is lost, and a POST may not be sent again, so a
+//! connection is no longer used shortly before.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,12 +8,12 @@ use std::time::Duration;
 use http::HeaderValue;
 use pingora::upstreams::peer::HttpPeer;
 
-/// Left alone so long before the end, or for half of the time where that is shorter: what the vendor
-/// sees later than we, and our clock's grain.
+/// How long before its end a connection is no longer used, at most half of the time: for what the
+/// vendor sees later than we, and for the grain of our clock.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// The shortest time that a vendor has said, milliseconds; [`UNSAID`]: none. Several servers may stand
-/// behind one name, and which of them a connection leads to is unknown.
+/// The shortest time that a vendor has announced, milliseconds; [`UNSAID`]: none. Several servers
+/// may be behind one name, and which of them a connection leads to is unknown.
 #[derive(Debug)]
 pub(super) struct KeepAlive(AtomicU64);
 
@@ -24,7 +24,7 @@ impl KeepAlive {
         Self(AtomicU64::new(UNSAID))
     }
 
-    /// Takes note of a field's value.
+    /// Notes the value of a `Keep-Alive` header.
     pub(super) fn says(&self, value: &HeaderValue) {
         let Some(time) = reusable(value) else { return };
         #[expect(clippy::cast_possible_truncation, reason = "a day at most")]
@@ -35,8 +35,8 @@ impl KeepAlive {
         }
     }
 
-    /// Has the connections of `peer` kept no longer. Those that were put away before the vendor had said
-    /// so are not found again.
+    /// Limits how long the connections of `peer` are kept. Those that were pooled before are not
+    /// found again.
     pub(super) fn apply_to(&self, peer: &mut HttpPeer) {
         let time = self.0.load(Ordering::Relaxed);
         if time == UNSAID {
@@ -49,7 +49,7 @@ impl KeepAlive {
     }
 }
 
-/// How long a connection with this `Keep-Alive` may be used again (RFC 2068 §19.7.1.1).
+/// Returns how long a connection with this `Keep-Alive` may be used again (RFC 2068 §19.7.1.1).
 fn reusable(value: &HeaderValue) -> Option<Duration> {
     let seconds = value.to_str().ok()?.split(',').find_map(|parameter| {
         let (name, value) = parameter.split_once('=')?;

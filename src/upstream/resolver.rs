@@ -1,4 +1,5 @@
-//! Host names → addresses, in the background, again each time an answer's lifetime ends.
+//! Host names resolved to addresses, in the background, again each time a resolution's lifetime
+//! ends.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -23,11 +24,11 @@ impl std::fmt::Debug for Resolver {
     }
 }
 
-/// An answer is asked for again no sooner and no later than this, whatever its lifetime says: a
-/// lifetime of zero must not become a storm, a day's must not outlive a vendor's move.
+/// Bounds of the interval between resolutions, whatever their lifetime is: a lifetime of zero must
+/// not become a storm, one of a day must not outlive a vendor's move.
 const SOONEST: Duration = Duration::from_secs(5);
 const LATEST: Duration = Duration::from_mins(5);
-/// After a failure; doubles up to half a minute.
+/// Pause after a failure; doubles up to half a minute.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
@@ -46,7 +47,7 @@ impl Resolver {
         }
     }
 
-    /// Prepares to follow `host`.
+    /// Prepares to watch `host`.
     #[must_use]
     pub fn follow(&self, host: String) -> Follow {
         Follow {
@@ -72,14 +73,14 @@ impl Resolver {
             let until = Instant::now() + Duration::from_secs(30);
             (answer.map(|address| address.ip()).collect(), until)
         };
-        // The same address twice would be tried twice.
+        // A repeated address would be tried twice.
         let mut seen = Vec::with_capacity(addresses.len());
         addresses.retain(|address| {
             let new = !seen.contains(address);
             seen.push(*address);
             new
         });
-        // IPv4 first: a machine without IPv6 still gets AAAA answers, and each one costs a failed
+        // IPv4 first: a machine without IPv6 still gets AAAA records, and each one costs a failed
         // connect.
         addresses.sort_by_key(IpAddr::is_ipv6);
         if addresses.is_empty() {
@@ -89,7 +90,7 @@ impl Resolver {
     }
 }
 
-/// One name to be followed.
+/// One name to watch.
 #[derive(Debug)]
 pub struct Follow {
     resolver: Resolver,
@@ -97,8 +98,8 @@ pub struct Follow {
 }
 
 impl Follow {
-    /// Resolves for ever, handing every answer to `publish`, and why there is none to `failed`. A failure
-    /// publishes nothing: the last good answer goes on serving.
+    /// Resolves for ever, passing every result to `publish` and every failure to `failed`. A
+    /// failure publishes nothing: the last good addresses stay in use.
     pub async fn run(
         self,
         publish: impl Fn(Resolved) + Send + Sync,
@@ -109,7 +110,7 @@ impl Follow {
     }
 }
 
-/// What became of a question, in words. hickory's own repeat the question as a structure of its code.
+/// Describes a failure. hickory's own texts repeat the question as a structure of its code.
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "hickory's list of errors is open"
@@ -168,8 +169,8 @@ mod tests {
         assert!(addresses.iter().all(IpAddr::is_loopback), "{addresses:?}");
     }
 
-    /// When each answer of `script` (a lifetime in seconds, or a failure) was asked for and
-    /// published, seconds from the start. Every failure is told.
+    /// Returns when each result of `script` (a lifetime in seconds, or a failure) was requested and
+    /// published, in seconds from the start. Every failure is reported.
     async fn timeline(script: &[Result<u64, ()>]) -> (Vec<f64>, Vec<f64>) {
         let start = Instant::now();
         let since = || (start.elapsed().as_secs_f64() * 10.0).round() / 10.0;

@@ -1,5 +1,5 @@
-//! What a peer shows and trusts in its TLS handshake, and the key that keeps its connections apart
-//! from everyone else's.
+//! The certificates that a peer presents and trusts in its TLS handshake, and the key that keeps
+//! its connections apart from all others.
 
 use std::sync::Arc;
 
@@ -12,9 +12,9 @@ use crate::config::Vendor;
 use crate::late_client_auth::LateClientAuth;
 use crate::tls::{Error, Identity, Roots, sha256};
 
-/// Gives `peer` the vendor's client certificate, CA and group key.
+/// Sets the vendor's client certificate, CA and group key on `peer`.
 ///
-/// pingora tells pooled connections apart by the client certificate's serial number and not at all
+/// pingora tells pooled connections apart by the client certificate's serial number, and not at all
 /// by CA, so two vendors could share a connection that authenticates one of them. The group key
 /// closes that: it is a digest over everything that makes a connection this vendor's.
 pub(super) fn equip(peer: &mut HttpPeer, vendor: &Vendor, generation: u64) -> Result<(), Error> {
@@ -32,8 +32,8 @@ pub(super) fn equip(peer: &mut HttpPeer, vendor: &Vendor, generation: u64) -> Re
     if let Some(path) = &vendor.ca {
         let roots = Roots::load(path)?;
         trusted = roots.sha256;
-        // pingora fails the handshake for a bundle with one certificate it cannot use; bundles in
-        // the wild have such.
+        // pingora fails the handshake for a bundle with one unusable certificate; such bundles
+        // exist.
         let usable = roots
             .certificates
             .iter()
@@ -55,13 +55,13 @@ pub(super) fn equip(peer: &mut HttpPeer, vendor: &Vendor, generation: u64) -> Re
     Ok(())
 }
 
-/// What speaks TLS to a vendor where pingora's own connector cannot.
+/// TLS of our own, where pingora's connector does not suffice.
 #[derive(Clone)]
 pub(super) enum Ours {
-    /// The vendor asks for the certificate late.
+    /// The vendor requests the certificate late.
     Late(Arc<LateClientAuth>),
-    /// The vendor's own certificate is pinned, or ours is of a form that rustls' check refuses:
-    /// pingora builds its settings from the parts each time, and takes neither.
+    /// The vendor's own certificate is pinned, or ours is of a form that rustls refuses: pingora
+    /// builds its settings from the parts each time, and takes neither.
     Usual(TlsConnector),
 }
 
@@ -74,7 +74,7 @@ impl std::fmt::Debug for Ours {
     }
 }
 
-/// The TLS of ours for `vendor`; `None` where pingora's will do.
+/// Returns our own TLS for `vendor`; `None` where pingora's suffices.
 pub(super) fn ours(vendor: &Vendor) -> Result<Option<Ours>, Error> {
     if !vendor.upstream.tls {
         return Ok(None);

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use crate::outbound::{TunnelError, Via};
 use crate::tls::sha256;
 
-/// Asks the proxy at the peer's address for `target`.
+/// Requests a tunnel to `target` from the proxy at the peer's address.
 ///
 /// The peer's address stays the proxy's, so that pingora, which compares a pooled connection's
 /// address with its peer's, reuses tunnels; the group key tells their targets apart.
@@ -23,7 +23,7 @@ pub(super) struct Tunnel {
     pub(super) target: String,
     /// The proxy.
     pub(super) via: Via,
-    /// For the TCP connection and the proxy's answer together.
+    /// Limit for the TCP connection and the proxy's response together.
     pub(super) limit: Duration,
 }
 
@@ -52,7 +52,7 @@ impl Connect for Tunnel {
 }
 
 impl Tunnel {
-    /// Tells tunnels to different targets apart, for the peer's group key.
+    /// Returns a key that tells tunnels to different targets apart, for the peer's group key.
     pub(super) fn key(&self) -> u64 {
         let digest = sha256(&[b"tunnel", self.target.as_bytes()]);
         let mut first = [0; 8];
@@ -60,7 +60,7 @@ impl Tunnel {
         u64::from_be_bytes(first)
     }
 
-    /// As [`Connect::connect`], without a limit.
+    /// Connects as [`Connect::connect`] does, without a limit.
     pub(super) async fn open(&self, proxy: std::net::SocketAddr) -> Result<TcpStream> {
         let unreachable = |cause: std::io::Error| {
             Error::because(

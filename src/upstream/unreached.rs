@@ -1,6 +1,6 @@
-//! Why no connection to a vendor was had, said once for all the addresses that were tried: the most
-//! telling cause first. That a certificate is refused must not be hidden by the refused connection
-//! to `::1` that was tried afterwards.
+//! The errors of attempts to connect to a vendor, reported once for all the addresses: the most
+//! telling cause first. A refused connection to `::1` must not hide that a certificate was refused
+//! before.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,32 +11,32 @@ use pingora::{Error, ErrorType};
 
 use crate::wording::in_words;
 
-/// The causes that one request met, since its last connection.
+/// The errors of one request, since its last connection.
 #[derive(Debug, Default)]
 pub struct Unreached(Vec<(Telling, String)>);
 
 /// How much a cause says, the least first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Telling {
-    /// Nobody listens, or there is no way: what a second address often says.
+    /// Connection refused, or no route: what a second address often says.
     Nobody,
     TimedOut,
     Other,
     /// An outbound proxy's refusal.
     Proxy,
-    /// A connection was had, and ended before the response.
+    /// A connection that ended before the response.
     Broken,
     Tls,
     Certificate,
-    /// There are no addresses.
+    /// No addresses.
     Name,
 }
 
-/// What one cause may take, characters.
+/// Longest text of one cause, characters.
 const LONGEST: usize = 300;
 
 impl Unreached {
-    /// Adds why no connection to `address` was had.
+    /// Adds the error of a failed connect to `address`.
     pub(super) fn add(&mut self, address: SocketAddr, error: &Error) {
         let (telling, said) = described(error);
         self.push(telling, &format!("{address}: {said}"));
@@ -53,12 +53,12 @@ impl Unreached {
         self.push(Telling::Name, said);
     }
 
-    /// A connection was had.
+    /// Clears the errors: a connection was made.
     pub fn clear(&mut self) {
         self.0.clear();
     }
 
-    /// Whether there is nothing to tell.
+    /// Tells whether there are no errors.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -72,7 +72,7 @@ impl Unreached {
     }
 }
 
-/// All of them, the most telling first, others in the order they were met.
+/// All causes, the most telling first, others in their order.
 impl fmt::Display for Unreached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut causes: Vec<_> = self.0.iter().collect();
@@ -87,7 +87,7 @@ impl fmt::Display for Unreached {
     }
 }
 
-/// Why nobody reaches a vendor, until somebody does.
+/// The reason why no request reaches a vendor, until one does.
 #[derive(Debug, Default)]
 pub(super) struct Trouble(ArcSwapOption<String>);
 
@@ -108,7 +108,7 @@ impl Trouble {
     }
 }
 
-/// An error of a connection that was not had, without the names of its peer and of variants.
+/// Describes the error of a failed connect, without the names of its peer and of variants.
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "pingora's list of error types is open"
@@ -144,8 +144,8 @@ fn described(error: &Error) -> (Telling, String) {
     }
 }
 
-/// What the last one in a chain of causes says. pingora hands some of them on as text, and puts the
-/// local address in the place of a cause.
+/// Returns the text of the last error in a chain of causes. pingora passes some of them on as text,
+/// and puts the local address in the place of a cause.
 fn innermost(error: &Error) -> String {
     let mut said = error.etype().as_str().to_owned();
     let mut next = Some(error);

@@ -1,4 +1,5 @@
-//! A caller's connection: what may come on it, how fast, and what its handshake has shown.
+//! A caller's connection: its limits in time and memory, its framing, and the facts of its
+//! handshake.
 
 pub mod body_rate;
 pub mod budget;

@@ -104,7 +104,7 @@ pub enum Fault {
     /// A timeout of ours.
     TimedOut,
     /// The vendor's own 502, 503 or 504.
-    Answered(u16),
+    Status(u16),
 }
 
 impl fmt::Display for Fault {
@@ -112,7 +112,7 @@ impl fmt::Display for Fault {
         match self {
             Self::Unreachable => f.write_str("it could not be reached"),
             Self::TimedOut => f.write_str("it took too long"),
-            Self::Answered(status) => write!(f, "it answered {status}"),
+            Self::Status(status) => write!(f, "it answered {status}"),
         }
     }
 }
@@ -242,7 +242,7 @@ impl Error {
                     Fault::TimedOut => {
                         "The vendor took too long several times in a row. The proxy refuses requests until a probe gets a response."
                     }
-                    Fault::Answered(_) => {
+                    Fault::Status(_) => {
                         "The vendor responded with 502, 503 or 504 several times in a row. The proxy refuses requests until a probe gets another response."
                     }
                 },

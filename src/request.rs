@@ -68,8 +68,8 @@ use crate::traces::{RequestSpan, Traces};
 use crate::upstream::Upstream;
 use crate::upstream::addresses::{Picked, TriedAddresses};
 use crate::upstream::breaker::Permit;
+use crate::upstream::connect_errors::ConnectErrors;
 use crate::upstream::http2::{AttemptOptions, Kind};
-use crate::upstream::unreached::Unreached;
 
 /// The parts of one configuration that requests need. A request keeps the one it began with.
 #[derive(Debug)]
@@ -155,7 +155,7 @@ pub struct Context {
     /// Addresses that could not be reached, or whose connection broke.
     tried: TriedAddresses,
     /// The errors of attempts to connect.
-    unreached: Unreached,
+    connect_errors: ConnectErrors,
     /// The number of HTTP/2 connections that refused the request.
     refusals: u32,
     /// The caller's connection is to serve further requests.
@@ -228,7 +228,7 @@ impl ProxyHttp for Proxy {
             kind: Kind::Ordinary,
             picked: None,
             tried: TriedAddresses::default(),
-            unreached: Unreached::default(),
+            connect_errors: ConnectErrors::default(),
             refusals: 0,
             keep_alive: false,
             expects_continue: false,
@@ -312,7 +312,8 @@ impl ProxyHttp for Proxy {
         ctx.upstream_since = Some(Instant::now());
         let wait = route.vendor.timeouts.connect;
         let Some((mut peer, picked)) = route.upstream.peer(ctx.tried, wait).await else {
-            ctx.unreached.add_name(&route.upstream.unresolved(wait));
+            ctx.connect_errors
+                .add_name(&route.upstream.unresolved(wait));
             return Err(refuse(ctx, Error::UpstreamUnreachable));
         };
         ctx.picked = Some(picked);
@@ -353,14 +354,14 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
         ctx.reused = reused;
-        ctx.unreached.clear();
+        ctx.connect_errors.clear();
         if let Some(route) = &ctx.route {
             let metrics = &route.vendor.metrics;
             if reused {
                 metrics.reused.inc();
             } else {
                 metrics.connected.inc();
-                route.upstream.can_be_reached();
+                route.upstream.note_connected();
                 if ctx.picked.as_ref().is_some_and(Picked::mark_reachable) {
                     tracing::info!(
                         vendor = %route.vendor.name,
@@ -498,7 +499,7 @@ impl ProxyHttp for Proxy {
             mask_head(needles, response, vendor)?;
         }
         if let Some(said) = response.headers.get(KEEP_ALIVE) {
-            route.upstream.says_keep_alive(said);
+            route.upstream.note_keep_alive(said);
         }
         for name in
             headers::stripped_from_response(&response.headers, vendor.cookies_pass, upgraded)
@@ -519,7 +520,7 @@ impl ProxyHttp for Proxy {
         }
         if let Some(pass) = ctx.permit.take() {
             match response.status.as_u16() {
-                status @ (502..=504) => pass.failed(Fault::Answered(status)),
+                status @ (502..=504) => pass.failed(Fault::Status(status)),
                 _ => pass.succeeded(),
             }
         }
@@ -642,7 +643,7 @@ impl ProxyHttp for Proxy {
         }
         let pause = ctx.redactor.as_ref().and_then(Redactor::pause);
         if let Some(stream) = guard(session).filter(|_| ctx.silence_measured && !end) {
-            stream.heard_more();
+            stream.response_progressed();
         }
         in_time(ctx).map(|()| pause)
     }
@@ -716,7 +717,7 @@ impl ProxyHttp for Proxy {
         let refusal = ctx.refusal.or_else(|| {
             if overdue {
                 Some(Error::UpstreamTimeout)
-            } else if guard(session).is_some_and(DownstreamStream::caller_has_left) {
+            } else if guard(session).is_some_and(DownstreamStream::caller_was_removed) {
                 Some(Error::UnknownCaller)
             } else if session.as_downstream().was_upgraded()
                 && matches!(error.etype(), ErrorType::ReadTimedout)

@@ -29,7 +29,7 @@ use self::handover::{Inherited, Successor};
 use self::runtime::Runtime;
 use crate::config::{self, Config};
 use crate::credential;
-use crate::downstream::budget::{self, Room};
+use crate::downstream::budget::{self, HeadBudget};
 use crate::downstream::tls::{self, ListenerCertificates};
 use crate::logs::AccessLog;
 use crate::metrics::Metrics;
@@ -218,7 +218,7 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
     let memory = budget::memory_permitted(Path::new("/"));
     let permitted = budget::connections(budget::files_permitted(), memory);
     let most = budget::each(permitted, &written);
-    let room = Room::new(most.iter().sum());
+    let head_budget = HeadBudget::new(most.iter().sum());
     if written.iter().flatten().sum::<usize>() > permitted {
         tracing::warn!(
             permitted,
@@ -243,7 +243,7 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
             tls,
             h2c,
             proxied_by,
-            room: room.clone(),
+            head_budget: head_budget.clone(),
             rejections: rejections.clone(),
         });
         let socket = tokio::net::TcpListener::from_std(socket)?;

@@ -4,12 +4,12 @@
 pub mod addresses;
 pub mod breaker;
 mod bridge;
+pub mod connect_errors;
 pub mod http2;
 mod keepalive;
 pub mod resolver;
 mod tls;
 mod tunnel;
-pub mod unreached;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -22,11 +22,11 @@ use tokio::task::AbortHandle;
 
 use self::addresses::{Addresses, Picked, TriedAddresses};
 use self::bridge::Bridge;
+use self::connect_errors::{ConnectErrors, ConnectTrouble};
 use self::http2::Versions;
 use self::keepalive::KeepAlive;
 use self::resolver::{Resolved, Resolver};
 use self::tunnel::Tunnel;
-use self::unreached::{Trouble, Unreached};
 use crate::config::{Timeouts, Vendor, is_link_local};
 use crate::outbound::{Outbound, Unusable};
 
@@ -50,7 +50,7 @@ pub struct Upstream {
     /// The resolved host: the vendor's, or the outbound proxy's.
     host: Arc<str>,
     port: u16,
-    trouble: Arc<Trouble>,
+    trouble: Arc<ConnectTrouble>,
     versions: Versions,
     keepalive: KeepAlive,
 }
@@ -95,7 +95,7 @@ impl Upstream {
             || (vendor.upstream.host.clone(), vendor.upstream.port),
             |via| (via.host, via.port),
         );
-        let bridge = tls::ours(vendor)?.map(|tls| Bridge {
+        let bridge = tls::own_tls(vendor)?.map(|tls| Bridge {
             vendor: vendor.name.as_str().into(),
             host: vendor.upstream.host.as_str().into(),
             tls,
@@ -106,13 +106,13 @@ impl Upstream {
             let mut peer = template.clone();
             let address = SocketAddr::new(address, port);
             match &bridge {
-                Some(bridge) => bridge.lead(&mut peer, address),
+                Some(bridge) => bridge.route_through(&mut peer, address),
                 None => peer._address = address.into(),
             }
             peer
         };
         let addresses = Arc::new(Addresses::unresolved());
-        let trouble = Arc::new(Trouble::default());
+        let trouble = Arc::new(ConnectTrouble::default());
         let known_as: Arc<str> = host.as_str().into();
         if let Ok(address) = host.parse::<IpAddr>() {
             addresses.publish(&[address], at);
@@ -124,10 +124,10 @@ impl Upstream {
                 port,
                 trouble,
                 versions: Versions::new(),
-                keepalive: KeepAlive::unsaid(),
+                keepalive: KeepAlive::none(),
             }));
         }
-        let follow = resolver.follow(host);
+        let follow = resolver.watch(host);
         let (name, link_local) = (vendor.name.clone(), vendor.allow_link_local);
         // A share of its own rather than a way back to the whole: the first result may come (from
         // the hosts file, say) before this function returns.
@@ -169,7 +169,7 @@ impl Upstream {
             port,
             trouble,
             versions: Versions::new(),
-            keepalive: KeepAlive::unsaid(),
+            keepalive: KeepAlive::none(),
         }))
     }
 
@@ -201,22 +201,27 @@ impl Upstream {
     }
 
     /// Adds the error of a failed connect to `picked`.
-    pub fn note(&self, unreached: &mut Unreached, picked: &Picked, error: &pingora::Error) {
-        unreached.add(SocketAddr::new(picked.address, self.port), error);
+    pub fn note(
+        &self,
+        connect_errors: &mut ConnectErrors,
+        picked: &Picked,
+        error: &pingora::Error,
+    ) {
+        connect_errors.add(SocketAddr::new(picked.address, self.port), error);
     }
 
     /// Adds that a connection to `picked` ended before the response.
-    pub fn note_broken(&self, unreached: &mut Unreached, picked: &Picked) {
-        unreached.add_broken(SocketAddr::new(picked.address, self.port));
+    pub fn note_broken(&self, connect_errors: &mut ConnectErrors, picked: &Picked) {
+        connect_errors.add_broken(SocketAddr::new(picked.address, self.port));
     }
 
     /// Notes that a request failed for want of a connection.
-    pub fn cannot_be_reached(&self, unreached: &Unreached) {
-        self.trouble.begin(unreached.to_string());
+    pub fn note_unreachable(&self, connect_errors: &ConnectErrors) {
+        self.trouble.begin(connect_errors.to_string());
     }
 
     /// Notes that a connection was made.
-    pub fn can_be_reached(&self) {
+    pub fn note_connected(&self) {
         self.trouble.end();
     }
 
@@ -232,13 +237,13 @@ impl Upstream {
     }
 
     /// Notes how long the server keeps an unused connection, from `Keep-Alive`.
-    pub fn says_keep_alive(&self, value: &HeaderValue) {
-        self.keepalive.says(value);
+    pub fn note_keep_alive(&self, value: &HeaderValue) {
+        self.keepalive.note(value);
     }
 
     /// Notes that the server at `picked` demands HTTP/1.1: requests stay off HTTP/2 for a while, or
     /// until [`Upstream::forget_demand`].
-    pub fn demands_http1(&self, picked: &Picked) {
+    pub fn note_http1_demand(&self, picked: &Picked) {
         if self.versions.demanded(picked.offer) {
             tracing::warn!(
                 vendor = &*self.vendor,
@@ -251,7 +256,7 @@ impl Upstream {
 
     /// Notes that the server at `picked` has broken HTTP/2: its next requests use other
     /// connections.
-    pub fn broke_http2(&self, picked: &Picked) {
+    pub fn note_broken_http2(&self, picked: &Picked) {
         if self.versions.broken(picked.offer) {
             tracing::warn!(
                 vendor = &*self.vendor,
@@ -262,8 +267,8 @@ impl Upstream {
 
     /// Tells whether `picked`, to which the connect failed, was offered HTTP/2 alone and should be
     /// tried once more with both versions.
-    pub fn offers_both_again(&self, picked: &Picked) -> bool {
-        self.versions.give_way(picked.offer)
+    pub fn should_offer_both(&self, picked: &Picked) -> bool {
+        self.versions.stop_insisting(picked.offer)
     }
 
     /// Lets a server that demanded HTTP/1.1 choose HTTP/2 again.
@@ -297,7 +302,7 @@ fn template(vendor: &Vendor, generation: u64) -> Result<HttpPeer, crate::tls::Er
     let upstream = &vendor.upstream;
     let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
     // TLS is at the bridge's far end.
-    let tls = upstream.tls && tls::ours(vendor)?.is_none();
+    let tls = upstream.tls && tls::own_tls(vendor)?.is_none();
     // An unused name would still be copied for every request.
     let server_name = if tls {
         upstream.host.clone()
@@ -305,7 +310,7 @@ fn template(vendor: &Vendor, generation: u64) -> Result<HttpPeer, crate::tls::Er
         String::new()
     };
     let mut peer = HttpPeer::new(nowhere, tls, server_name);
-    tls::equip(&mut peer, vendor, generation)?;
+    tls::configure_tls(&mut peer, vendor, generation)?;
 
     let Timeouts {
         connect,
@@ -317,7 +322,7 @@ fn template(vendor: &Vendor, generation: u64) -> Result<HttpPeer, crate::tls::Er
     let options = &mut peer.options;
     // Plaintext has no negotiation of the version.
     if tls {
-        http2::offer(options);
+        http2::allow_http2(options);
     } else {
         options.alpn = ALPN::H1;
     }

@@ -1,13 +1,13 @@
-//! The rate at which a body must come.
+//! The rate at which a request body must come.
 
 use std::time::Duration;
 
-/// The slowest that a body may come, bytes a second: what Apache's `mod_reqtimeout` permits.
+/// Slowest body, bytes a second: what Apache's `mod_reqtimeout` permits.
 const SLOWEST: u32 = 500;
 
-/// How long a caller may go on letting us wait for its body. Waiting uses it up, bytes give some of
-/// it back: a pause is nothing, dribbling comes to an end. Only time in which we wait is counted, so
-/// that a slow vendor is not its caller's fault.
+/// The time that a caller may still let us wait for its body. Waiting uses it up, bytes give some
+/// of it back: a pause is permitted, a trickle is not. Only time in which we wait counts, so that a
+/// slow vendor is not its caller's fault.
 #[derive(Clone, Copy, Debug)]
 pub struct BodyRate {
     grace: Duration,
@@ -15,19 +15,19 @@ pub struct BodyRate {
 }
 
 impl BodyRate {
-    /// A body of which nothing has come; `grace` is the longest pause.
+    /// Returns the rate of a body before its first byte; `grace` is the longest pause.
     #[must_use]
     pub fn new(grace: Duration) -> Self {
         Self { grace, left: grace }
     }
 
-    /// How much longer the next bytes may take.
+    /// Returns how long the next bytes may take.
     #[must_use]
     pub fn left(&self) -> Duration {
         self.left
     }
 
-    /// After a wait of `waited`, `bytes` have come. `false`: they came too late.
+    /// Notes that `bytes` came after a wait of `waited`. `false`: they came too late.
     pub fn heard(&mut self, waited: Duration, bytes: usize) -> bool {
         let in_time = waited <= self.left;
         // More bytes than 32 bits hold fill any bucket.

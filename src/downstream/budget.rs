@@ -1,12 +1,12 @@
-//! How many connections there may be, and how much their unfinished heads may hold: what strangers
-//! can make us keep must fit into the memory that we were given.
+//! The number of connections, and the memory of their unfinished heads: what strangers make us keep
+//! must fit into the memory we have.
 //!
-//! Two bounds together. A connection costs little as long as its heads are short, and the number of
+//! Two bounds together. A connection costs little while its heads are short, and the number of
 //! connections follows from the memory limit by `CONNECTION`, the most that one may cost on
-//! average. What is long, or comes in great number over HTTP/2, draws on one account of all
-//! connections (`Room`), which is that average's share for heads: so a few may be long, and not
-//! all of them. The other way, a bound on connections by the worst that a single one can do
-//! (100 streams of 64 KiB), would leave a small pod two dozen of them.
+//! average. Long heads, or many of them over HTTP/2, draw on one budget of all connections
+//! (`HeadBudget`), which is that average's share for heads: a few may be long, but not all. A bound
+//! on connections by the worst that a single one can do (100 streams of 64 KiB) would leave a small
+//! pod two dozen of them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,39 +14,38 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::HeaderMap;
 
-/// Connections of all listeners at a time; further ones wait in the system's queue, as nginx has it.
+/// Most connections of all listeners; further ones wait in the system's queue, as in nginx.
 const MAX_CONNECTIONS: usize = 16 * 1024;
 /// Open files that are neither a caller's connection nor one to a vendor.
 const OTHER_FILES: usize = 64;
 
-/// What a connection costs at worst before anybody is known on it, bytes, when all of them are as bad
-/// as can be: 64 KiB of a TLS handshake, or its buffers ([`OWN`] of heads included) and its share of
-/// the account.
+/// Worst cost of a connection before its caller is known, bytes, when all are as bad as possible:
+/// 64 KiB of a TLS handshake, or its buffers (with [`OWN`] of heads) and its share of the budget.
 pub(crate) const CONNECTION: usize = 128 * 1024;
-/// Of that, for heads beyond [`OWN`], bytes.
+/// Its share of the budget, for heads beyond [`OWN`], bytes.
 const SHARE: usize = 32 * 1024;
-/// What a connection may hold of heads without drawing on the account, bytes. Most heads are shorter:
+/// Bytes of heads that a connection may hold without drawing on the budget. Most heads are shorter:
 /// they are read whatever others do.
 const OWN: usize = 8 * 1024;
-/// The account holds at least this, bytes, however few the connections are: each may have 100 streams.
+/// Smallest budget, bytes, however few the connections are: each may have 100 streams.
 const LEAST_ROOM: usize = 16 * 1024 * 1024;
 
-/// A field of a decoded head costs this beside its own bytes.
+/// Cost of a header in a decoded head, beside its own bytes.
 const FIELD: usize = 160;
-/// A stream that is being served costs this beside its head, bytes.
+/// Cost of a stream in service, beside its head, bytes.
 const STREAM: usize = 40 * 1024;
-/// A block of fields in several frames is decoded as it comes, and costs this at worst, bytes: 64 KiB
-/// by RFC 9113 §6.5.2, which counts 32 bytes for a field.
+/// Worst cost of a field block in several frames, which is decoded as it comes, bytes: 64 KiB by
+/// RFC 9113 §6.5.2, which counts 32 bytes for a field.
 const OPEN_BLOCK: usize = 192 * 1024;
 
-/// How many files this process may have open; `None`: as many as it likes.
+/// Returns how many files this process may open; `None`: no limit.
 pub(crate) fn files_permitted() -> Option<u64> {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current
 }
 
-/// How many connections there may be in all, where the process may have `files` open and use `memory`
-/// bytes. A quarter of the files stays for connections to vendors, since idle callers must not keep
-/// others from those; a quarter of the memory for everything else.
+/// Returns the number of connections where the process may open `files` and use `memory` bytes. A
+/// quarter of the files stays for connections to vendors, which idle callers must not use up; a
+/// quarter of the memory stays for everything else.
 #[must_use]
 pub fn connections(files: Option<u64>, memory: Option<u64>) -> usize {
     let number = |of: Option<u64>| of.map(|of| usize::try_from(of).unwrap_or(usize::MAX));
@@ -57,8 +56,8 @@ pub fn connections(files: Option<u64>, memory: Option<u64>) -> usize {
     by_files.min(by_memory).clamp(1, MAX_CONNECTIONS)
 }
 
-/// How many each listener takes of `all`, where some have numbers of their own: the others share what
-/// those leave.
+/// Divides `all` connections among the listeners: those without a number of their own share the
+/// rest.
 pub(crate) fn each(all: usize, written: &[Option<usize>]) -> Vec<usize> {
     let taken: usize = written.iter().flatten().sum();
     let others = written.iter().filter(|most| most.is_none()).count();
@@ -66,8 +65,9 @@ pub(crate) fn each(all: usize, written: &[Option<usize>]) -> Vec<usize> {
     written.iter().map(|most| most.unwrap_or(share)).collect()
 }
 
-/// How much memory this process may use, bytes: the least of its control groups' limits (version 1
-/// and 2, those of its parents included) and of what the machine has. `root` is `/` outside of tests.
+/// Returns how much memory this process may use, bytes: the least of its control groups' limits
+/// (version 1 and 2, their parents included) and the machine's memory. `root` is `/` outside of
+/// tests.
 #[must_use]
 pub fn memory_permitted(root: &Path) -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(root.join(path)).ok();
@@ -105,17 +105,17 @@ pub fn memory_permitted(root: &Path) -> Option<u64> {
     limits.into_iter().chain(total).min()
 }
 
-/// Where a hierarchy of control groups is to be seen (proc(5), mountinfo).
+/// A mounted hierarchy of control groups (proc(5), mountinfo).
 struct Mount {
-    /// The group that is seen at `at`: not the first of all where the file system, but not the name
+    /// The group that is mounted at `at`: not the root where the file system, but not the name
     /// space, is a container's own.
     root: String,
-    /// Without the slash in front.
+    /// The mount point, without its first slash.
     at: String,
 }
 
 impl Mount {
-    /// The mount of this line when it is one of groups with memory in them.
+    /// Returns the mount of this line when its groups limit memory.
     fn parse(line: &str, kind: &str) -> Option<Self> {
         let (mount, about) = line.split_once(" - ")?;
         let mut words = mount.split(' ').skip(3);
@@ -133,10 +133,10 @@ impl Mount {
         })
     }
 
-    /// `file` of `group` and of all groups that it is in, as far as they are to be seen.
+    /// Returns `file` of `group` and of its visible parents.
     fn files(&self, group: &str, file: &str) -> impl Iterator<Item = String> {
-        // Seen from another name space, our group may not be below what is mounted: then what is
-        // mounted is ours.
+        // From another name space, our group may not be below the mounted one: then the mounted one
+        // is ours.
         let below = group
             .strip_prefix(&self.root)
             .filter(|below| below.is_empty() || below.starts_with('/'))
@@ -153,15 +153,15 @@ impl Mount {
     }
 }
 
-/// What all connections together may hold of heads beyond [`OWN`] bytes each.
+/// The memory of all connections for heads beyond [`OWN`] bytes each.
 #[derive(Debug)]
-pub(crate) struct Room {
-    /// Bytes.
+pub(crate) struct HeadBudget {
+    /// Free bytes.
     left: AtomicUsize,
 }
 
-impl Room {
-    /// For so many connections.
+impl HeadBudget {
+    /// Returns the budget for this number of connections.
     pub(crate) fn new(connections: usize) -> Arc<Self> {
         let left = connections.saturating_mul(SHARE).max(LEAST_ROOM);
         Arc::new(Self {
@@ -169,41 +169,41 @@ impl Room {
         })
     }
 
-    fn take(&self, bytes: usize) -> bool {
+    fn acquire(&self, bytes: usize) -> bool {
         let order = Ordering::Relaxed;
         self.left
             .fetch_update(order, order, |left| left.checked_sub(bytes))
             .is_ok()
     }
 
-    fn give_back(&self, bytes: usize) {
+    fn release(&self, bytes: usize) {
         self.left.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
-/// What one connection holds of heads. What it has drawn goes back when it is dropped.
+/// The memory of one connection's heads. What it has drawn goes back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Holding {
-    room: Arc<Room>,
-    /// Bytes, [`OWN`] included.
+pub(crate) struct HeadMemory {
+    head_budget: Arc<HeadBudget>,
+    /// Held bytes, [`OWN`] included.
     held: AtomicUsize,
 }
 
-impl Holding {
-    /// Of a connection that holds nothing.
-    pub(crate) fn new(room: Arc<Room>) -> Self {
+impl HeadMemory {
+    /// Returns the memory of a connection that holds nothing.
+    pub(crate) fn new(head_budget: Arc<HeadBudget>) -> Self {
         Self {
-            room,
+            head_budget,
             held: AtomicUsize::new(0),
         }
     }
 
-    /// Holds so many bytes more. `false`: there is no room, and nothing has changed.
-    pub(crate) fn take(&self, bytes: usize) -> bool {
+    /// Acquires this many bytes. `false`: the budget is used up, and nothing has changed.
+    pub(crate) fn acquire(&self, bytes: usize) -> bool {
         let mut before = self.held.load(Ordering::Relaxed);
         loop {
             let drawn = beyond(before + bytes) - beyond(before);
-            if drawn > 0 && !self.room.take(drawn) {
+            if drawn > 0 && !self.head_budget.acquire(drawn) {
                 return false;
             }
             match self.held.compare_exchange_weak(
@@ -213,60 +213,61 @@ impl Holding {
                 Ordering::Relaxed,
             ) {
                 Ok(_) => return true,
-                // A stream of this connection has ended meanwhile: other bytes are beyond its own.
+                // A stream of this connection has ended meanwhile: other bytes exceed its own.
                 Err(now) => {
-                    self.room.give_back(drawn);
+                    self.head_budget.release(drawn);
                     before = now;
                 }
             }
         }
     }
 
-    /// Holds so many bytes less.
-    pub(crate) fn give_back(&self, bytes: usize) {
+    /// Releases this many bytes.
+    pub(crate) fn release(&self, bytes: usize) {
         let before = self.held.fetch_sub(bytes, Ordering::Relaxed);
-        self.room.give_back(beyond(before) - beyond(before - bytes));
+        self.head_budget
+            .release(beyond(before) - beyond(before - bytes));
     }
 
-    /// Holds nothing any more.
-    pub(crate) fn give_all_back(&self) {
-        // Most of the time it is nothing already, and a load costs less than a swap.
+    /// Releases everything.
+    pub(crate) fn release_all(&self) {
+        // Usually nothing is held already, and a load costs less than a swap.
         if self.held.load(Ordering::Relaxed) > 0 {
             let held = self.held.swap(0, Ordering::Relaxed);
             if held > OWN {
-                self.room.give_back(beyond(held));
+                self.head_budget.release(beyond(held));
             }
         }
     }
 
-    /// Holds what a block of fields costs that comes in several frames.
+    /// Acquires the cost of a field block in several frames.
     pub(crate) fn open_block(&self) -> bool {
-        self.take(OPEN_BLOCK)
+        self.acquire(OPEN_BLOCK)
     }
 
-    /// That block is complete.
+    /// Releases that cost: the block is complete.
     pub(crate) fn close_block(&self) {
-        self.give_back(OPEN_BLOCK);
+        self.release(OPEN_BLOCK);
     }
 
-    /// Holds what a request over HTTP/2 costs, for as long as it is being served; `None`: there is no
-    /// room for it.
+    /// Acquires the cost of a request over HTTP/2 while it is being served; `None`: the budget is
+    /// used up.
     pub(crate) fn stream(self: &Arc<Self>, fields: &HeaderMap) -> Option<Stream> {
         let fields: usize = fields
             .iter()
             .map(|(name, value)| name.as_str().len() + value.len() + FIELD)
             .sum();
         let bytes = STREAM + fields;
-        self.take(bytes).then(|| Stream {
-            holding: self.clone(),
+        self.acquire(bytes).then(|| Stream {
+            head_memory: self.clone(),
             bytes,
         })
     }
 }
 
-impl Drop for Holding {
+impl Drop for HeadMemory {
     fn drop(&mut self) {
-        self.give_all_back();
+        self.release_all();
     }
 }
 
@@ -274,16 +275,16 @@ fn beyond(held: usize) -> usize {
     held.saturating_sub(OWN)
 }
 
-/// What one request over HTTP/2 holds, until it is dropped.
+/// The cost of one request over HTTP/2, released when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    holding: Arc<Holding>,
+    head_memory: Arc<HeadMemory>,
     bytes: usize,
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.holding.give_back(self.bytes);
+        self.head_memory.release(self.bytes);
     }
 }
 
@@ -314,7 +315,7 @@ mod tests {
         assert_eq!(each(90, &[Some(7)]), [7]);
     }
 
-    /// A file system with these files.
+    /// Returns a file system with these files.
     fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in files {
@@ -353,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_container_sees_its_own_limit_at_the_root() {
-        // With a name space of its own, as Docker and Kubernetes have it.
+        // With a name space of its own, as in Docker and Kubernetes.
         let own = machine(&[
             ("proc/self/cgroup", "0::/\n"),
             ("proc/self/mountinfo", VERSION_2),
@@ -401,24 +402,27 @@ mod tests {
 
     #[test]
     fn what_is_beyond_a_connections_own_share_is_drawn_and_given_back() {
-        let room = Room::new(0);
-        let left = || room.left.load(Ordering::Relaxed);
-        let (one, two) = (Holding::new(room.clone()), Holding::new(room.clone()));
-        assert!(one.take(OWN) && two.take(OWN));
+        let head_budget = HeadBudget::new(0);
+        let left = || head_budget.left.load(Ordering::Relaxed);
+        let (one, two) = (
+            HeadMemory::new(head_budget.clone()),
+            HeadMemory::new(head_budget.clone()),
+        );
+        assert!(one.acquire(OWN) && two.acquire(OWN));
         assert_eq!(left(), LEAST_ROOM);
-        assert!(one.take(LEAST_ROOM));
+        assert!(one.acquire(LEAST_ROOM));
         assert_eq!(left(), 0);
-        assert!(!two.take(1), "no room");
-        two.give_back(OWN);
-        assert!(two.take(OWN), "its own");
-        one.give_back(100);
-        assert!(two.take(100) && !two.take(1));
-        one.give_all_back();
+        assert!(!two.acquire(1), "no room");
+        two.release(OWN);
+        assert!(two.acquire(OWN), "its own");
+        one.release(100);
+        assert!(two.acquire(100) && !two.acquire(1));
+        one.release_all();
         assert_eq!(left(), LEAST_ROOM - 100);
         drop(two);
         assert_eq!(left(), LEAST_ROOM);
 
-        let streams = Arc::new(Holding::new(room.clone()));
+        let streams = Arc::new(HeadMemory::new(head_budget.clone()));
         let mut fields = HeaderMap::new();
         fields.insert("a", HeaderValue::from_static("bcd"));
         let held: Vec<_> = std::iter::from_fn(|| streams.stream(&fields)).collect();

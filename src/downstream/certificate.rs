@@ -1,4 +1,4 @@
-//! A caller's certificate, which a connection shows once and goes on with.
+//! A caller's certificate, presented once per connection.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,28 +9,28 @@ use rustls::pki_types::CertificateDer;
 
 use crate::tls::San;
 
-/// Who vouches for callers' certificates, as the configuration has it now.
+/// The authorities of callers' certificates, as currently configured.
 pub trait Authorities: fmt::Debug + Send + Sync {
-    /// Counts their changes.
+    /// Returns a number that grows with each change of the authorities.
     fn generation(&self) -> u64;
 
-    /// Who vouches for a chain, leaf first, now.
+    /// Verifies a chain, leaf first, against the current authorities.
     fn verify(&self, chain: &[CertificateDer<'static>]) -> Standing;
 }
 
-/// Whether somebody vouches for a certificate.
+/// The result of verifying a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// By [`Authorities::generation`].
+    /// The generation of the authorities.
     pub generation: u64,
-    /// Who does, by [`crate::tls::Roots::authorities`].
+    /// The authority that vouches for it, by [`crate::tls::Roots::authorities`].
     pub authority: Option<[u8; 8]>,
 }
 
 /// A client certificate that was verified in its connection's handshake.
 #[derive(Debug)]
 pub struct Certificate {
-    /// Its subject alternative names of the types that callers may have.
+    /// Subject alternative names of the types that identify callers.
     pub names: Vec<San>,
     /// The end of its validity.
     until: SystemTime,
@@ -40,7 +40,7 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// One with these names, valid `until` then. `chain` has it first.
+    /// Returns a certificate with these names, valid `until` then. `chain` begins with it.
     #[must_use]
     pub fn new(
         names: Vec<San>,
@@ -58,8 +58,8 @@ impl Certificate {
         }
     }
 
-    /// Who vouches for it now; `None`: nobody, or it has ended. It is verified again only when the
-    /// authorities have changed since it was last asked for.
+    /// Returns the authority that vouches for it now; `None`: none does, or it has expired. It is
+    /// verified again only after the authorities have changed.
     #[must_use]
     pub fn authority(&self) -> Option<[u8; 8]> {
         if SystemTime::now() >= self.until {
@@ -74,7 +74,7 @@ impl Certificate {
         standing.authority
     }
 
-    /// The end of its validity.
+    /// Returns the end of its validity.
     pub(crate) fn until(&self) -> SystemTime {
         self.until
     }
@@ -89,12 +89,12 @@ pub(crate) mod tests {
 
     /// Vouches in even generations, and counts how often it was asked.
     #[derive(Debug, Default)]
-    pub(crate) struct Fickle {
+    pub(crate) struct FlippingAuthorities {
         generation: AtomicU64,
         asked: AtomicU64,
     }
 
-    impl Authorities for Fickle {
+    impl Authorities for FlippingAuthorities {
         fn generation(&self) -> u64 {
             self.generation.load(Ordering::Relaxed)
         }
@@ -111,7 +111,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_certificate_is_verified_again_when_the_authorities_change_and_only_then() {
-        let authorities = Arc::new(Fickle::default());
+        let authorities = Arc::new(FlippingAuthorities::default());
         let until = SystemTime::now() + Duration::from_mins(1);
         let certificate = Certificate::new(vec![], until, vec![], authorities.clone());
         for (generation, vouched) in [(0, true), (1, false), (2, true), (3, false)] {

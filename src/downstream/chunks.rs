@@ -1,13 +1,13 @@
-//! A body in chunks as it comes (RFC 9112 §7.1): where it ends, and whether that leaves any doubt.
+//! A body in chunks (RFC 9112 §7.1): its end, and whether its framing is unambiguous.
 //!
 //! pingora decodes it, and takes a size without digits for the last one: a body would be cut short,
-//! and what is behind it dropped.
+//! and the bytes after it dropped.
 
-/// How far a chunked body has come.
+/// The position in a chunked body.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Chunks {
     state: State,
-    /// Of the chunk: its size while that is read, then what is left of its data, bytes.
+    /// The chunk's size while that is read, then the rest of its data, bytes.
     size: u64,
     /// Bytes of the line, or of the trailers, so far.
     line: usize,
@@ -15,25 +15,25 @@ pub(super) struct Chunks {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
-    /// A size is to begin.
+    /// Before the first digit of a size.
     #[default]
     Before,
     Size,
-    /// Behind the digits: blanks, and extensions if there is a semicolon.
+    /// After the digits: blanks, and extensions after a semicolon.
     Blank,
     Extension,
     SizeEnd,
     Data,
     DataCr,
     DataLf,
-    /// A trailer, or the line that ends all.
+    /// A trailer, or the last line.
     Line,
     Name,
     Value,
     ValueEnd,
     LastLf,
     Done,
-    /// From here on it stays odd.
+    /// Invalid, and stays so.
     Broken,
 }
 
@@ -41,7 +41,7 @@ enum State {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Odd;
 
-/// The longest size line, and the longest trailers, bytes.
+/// Longest size line, and longest trailers, bytes.
 const LONGEST: usize = 8 * 1024;
 
 impl Chunks {
@@ -49,13 +49,13 @@ impl Chunks {
         self.state == State::Done
     }
 
-    /// It was odd, and stays so.
+    /// Tells whether the framing is invalid.
     pub(super) fn is_broken(self) -> bool {
         self.state == State::Broken
     }
 
-    /// How many of `bytes` are the body's: all, unless its end is among them.
-    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<usize, Odd> {
+    /// Returns how many of `bytes` belong to the body: all, unless its end is among them.
+    pub(super) fn advance(&mut self, bytes: &[u8]) -> Result<usize, Odd> {
         let mut at = 0;
         while at < bytes.len() && !self.is_done() {
             if self.state == State::Data {
@@ -130,13 +130,13 @@ fn is_token(byte: u8) -> bool {
 mod tests {
     use super::*;
 
-    /// What is the body's of `bytes`, fed in pieces of every length.
+    /// Returns the body's part of `bytes`, fed in pieces of every length.
     fn taken(bytes: &str) -> Result<usize, Odd> {
         let mut outcomes = (1..=bytes.len()).map(|length| {
             let mut chunks = Chunks::default();
             let mut taken = 0;
             for piece in bytes.as_bytes().chunks(length) {
-                taken += chunks.take(piece)?;
+                taken += chunks.advance(piece)?;
             }
             if chunks.is_done() {
                 Ok(taken)
@@ -194,8 +194,8 @@ mod tests {
             assert_eq!(taken(odd), Err(Odd), "{odd:?}");
         }
         let mut chunks = Chunks::default();
-        assert_eq!(chunks.take(b"\r\n"), Err(Odd));
-        assert_eq!(chunks.take(b"0\r\n\r\n"), Err(Odd), "for good");
+        assert_eq!(chunks.advance(b"\r\n"), Err(Odd));
+        assert_eq!(chunks.advance(b"0\r\n\r\n"), Err(Odd), "for good");
         assert_eq!(taken(&format!("3;{}", "x".repeat(LONGEST))), Err(Odd));
     }
 }

@@ -1,27 +1,27 @@
-//! Where the requests' fields are in what comes over HTTP/2 (RFC 9113 §4.1, §4.3).
+//! The field blocks of requests over HTTP/2 (RFC 9113 §4.1, §4.3).
 //!
-//! They are all that a stranger can make us keep before a request is one, so they are let through
-//! one block at a time, and a block that is not complete is held to its time and paid for.
+//! They are all that a stranger can make us keep before there is a request. So they are let through
+//! one block at a time, and an incomplete block is limited in time and counted.
 
-/// Follows frames by their heads.
+/// Follows frames by their headers.
 #[derive(Debug)]
 pub(super) struct Frames {
-    /// What is still to come of the connection's preface, or of a frame's payload, bytes.
+    /// Bytes left of the connection's preface, or of a frame's payload.
     left: usize,
-    /// As much of the next frame's head as has come.
+    /// The part of the next frame's header that has come.
     head: [u8; HEAD],
     have: usize,
-    /// The frame that is coming is the last of a block of fields.
+    /// Whether the current frame is the last of a field block.
     is_last: bool,
-    /// A block of fields has begun and is not complete.
+    /// Whether a field block has begun and is incomplete.
     within: bool,
-    /// Its first frame is not its only one.
+    /// Whether it has more than one frame.
     is_split: bool,
-    /// How many streams the caller has reset since [`Self::take_resets`].
+    /// The streams that the caller has reset since [`Self::take_resets`].
     resets: u32,
 }
 
-/// The length of the preface (RFC 9113 §3.4), and of a frame's head (§4.1), bytes.
+/// Length of the preface (RFC 9113 §3.4), and of a frame's header (§4.1), bytes.
 const PREFACE: usize = 24;
 const HEAD: usize = 9;
 /// RFC 9113 §6.2, §6.10.
@@ -32,7 +32,7 @@ const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 
 impl Frames {
-    /// Of a new connection.
+    /// Returns the state of a new connection.
     pub(super) fn new() -> Self {
         Self {
             left: PREFACE,
@@ -45,8 +45,8 @@ impl Frames {
         }
     }
 
-    /// How many of `bytes` may be passed on: no more than to the end of a block of fields, in which
-    /// case the second is `true`.
+    /// Returns how many of `bytes` may be passed on: at most to the end of a field block, in which
+    /// case the second value is `true`.
     pub(super) fn pass(&mut self, bytes: &[u8]) -> (usize, bool) {
         let mut at = 0;
         while at < bytes.len() {
@@ -85,17 +85,17 @@ impl Frames {
         }
     }
 
-    /// How many streams the caller has reset since the last time.
+    /// Returns how many streams the caller has reset since the last call.
     pub(super) fn take_resets(&mut self) -> u32 {
         std::mem::take(&mut self.resets)
     }
 
-    /// Whether a block of fields has begun and is not complete.
+    /// Tells whether a field block has begun and is incomplete.
     pub(super) fn is_within_fields(&self) -> bool {
         self.within
     }
 
-    /// Whether that block takes more than one frame: what has come of it is decoded and kept.
+    /// Tells whether that block has more than one frame: what has come of it is decoded and kept.
     pub(super) fn is_split(&self) -> bool {
         self.is_split
     }

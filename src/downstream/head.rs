@@ -1,4 +1,4 @@
-//! A request's head as it comes: how far it is, how long, and what its first line holds.
+//! A request's head as it comes: its position, its length, and the characters of its first line.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
@@ -7,42 +7,42 @@ use memchr::memmem;
 use super::raw_head::{MAX_HEAD, MAX_TARGET};
 use crate::error::Error;
 
-/// The head that is coming on a connection. pingora's hooks see no more than `&self`.
+/// The head that is coming on a connection. pingora's hooks have only `&self`.
 pub(super) struct Head {
     /// One of the constants below.
     phase: AtomicU8,
-    /// Counted in its first line.
+    /// Blanks in the first line.
     blanks: AtomicU8,
     odd_line: AtomicBool,
-    /// Its method is CONNECT.
+    /// Whether its method is CONNECT.
     connect: AtomicBool,
     /// Bytes passed on, and the last three of them.
     length: usize,
     tail: [u8; 3],
 }
 
-/// Nothing of the next head has come yet, after an answer.
+/// After a response: nothing of the next head has come yet.
 const BETWEEN: u8 = 0;
-/// Nothing of the first head has come yet, or nothing but empty lines.
+/// Nothing of the first head has come yet, or only empty lines.
 const BEFORE: u8 = 1;
-/// Its first line is coming.
+/// Within its first line.
 const IN_LINE: u8 = 2;
-/// The rest of it is coming.
+/// After its first line.
 const IN_FIELDS: u8 = 3;
-/// It is complete: bodies have limits of their own.
+/// Complete: bodies have limits of their own.
 const COMPLETE: u8 = 4;
 
-/// The longest first line, bytes: a target with a method and a version. A whole one is measured by
+/// Longest first line, bytes: a target with a method and a version. A complete one is measured by
 /// its target alone.
 const MAX_LINE: usize = MAX_TARGET + 64;
 
 impl Head {
-    /// Of a new connection.
+    /// Returns the head of a new connection.
     pub(super) fn first() -> Self {
         Self::at(BEFORE)
     }
 
-    /// Of a connection whose heads others look at.
+    /// Returns the head of a connection whose heads are not followed here.
     pub(super) fn none() -> Self {
         Self::at(COMPLETE)
     }
@@ -62,7 +62,7 @@ impl Head {
         self.phase.load(Ordering::Relaxed)
     }
 
-    /// What comes next is another one.
+    /// Notes that another head comes next.
     pub(super) fn expect_next(&self) {
         self.phase.store(BETWEEN, Ordering::Relaxed);
         self.blanks.store(0, Ordering::Relaxed);
@@ -70,12 +70,12 @@ impl Head {
         self.connect.store(false, Ordering::Relaxed);
     }
 
-    /// The same, of what only `&mut self` may touch.
+    /// Resets what needs `&mut self` for the next head.
     pub(super) fn renew(&mut self) {
         (self.length, self.tail) = (0, [0; 3]);
     }
 
-    /// Something has come. Whether it is the first of another head.
+    /// Notes that bytes have come, and tells whether they are the first of another head.
     pub(super) fn begins(&self) -> bool {
         let between = self.is_between();
         if between {
@@ -88,7 +88,7 @@ impl Head {
         self.phase() == BETWEEN
     }
 
-    /// Neither awaited nor complete.
+    /// Tells whether the head has begun and is incomplete.
     pub(super) fn is_half_way(&self) -> bool {
         matches!(self.phase(), IN_LINE | IN_FIELDS)
     }
@@ -101,7 +101,7 @@ impl Head {
         self.phase.store(COMPLETE, Ordering::Relaxed);
     }
 
-    /// Why it is refused though it is not complete.
+    /// Returns why it is refused before it is complete.
     pub(super) fn too_large(&self) -> Option<Error> {
         match self.phase() {
             COMPLETE => None,
@@ -111,7 +111,7 @@ impl Head {
         }
     }
 
-    /// Bytes passed on so far.
+    /// Returns the bytes passed on so far.
     pub(super) fn length(&self) -> usize {
         self.length
     }
@@ -121,12 +121,12 @@ impl Head {
         self.odd_line.load(Ordering::Relaxed)
     }
 
-    /// Whether it asks for a tunnel, as far as that came in one piece.
+    /// Tells whether it requests a tunnel, as far as that came in one piece.
     pub(super) fn is_connect(&self) -> bool {
         self.connect.load(Ordering::Relaxed)
     }
 
-    /// Looks at what has come, as far as it is of the first line.
+    /// Follows the bytes of the first line.
     pub(super) fn look_at(&self, bytes: &[u8]) {
         for (at, byte) in bytes.iter().enumerate() {
             match (self.phase(), byte) {
@@ -155,8 +155,8 @@ impl Head {
         }
     }
 
-    /// How many of `bytes` may be passed on: no more than to its end, what is behind that may be
-    /// another request.
+    /// Returns how many of `bytes` may be passed on: at most to its end. The rest may be another
+    /// request.
     pub(super) fn pass(&mut self, bytes: &[u8]) -> usize {
         if self.is_complete() {
             return bytes.len();
@@ -170,7 +170,7 @@ impl Head {
     }
 }
 
-/// How many of `bytes` belong to a head whose end is among them, `tail` being what came just before.
+/// Returns how many of `bytes` belong to a head that ends among them; `tail` came just before.
 fn end(tail: [u8; 3], bytes: &[u8]) -> Option<usize> {
     const END: &[u8] = b"\r\n\r\n";
     let mut seam = [0; 6];

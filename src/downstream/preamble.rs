@@ -1,5 +1,5 @@
-//! What may come before HTTP on a connection: the PROXY protocol's header, and the preface by
-//! which a caller says on plaintext that it speaks HTTP/2.
+//! The bytes before HTTP on a connection: the PROXY protocol's header, and the preface that
+//! announces HTTP/2 in plaintext.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,20 +12,20 @@ use tokio::io::AsyncReadExt;
 /// RFC 9113 §3.4.
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// The longest header we read: version 2 with its extensions, far above what load balancers send.
+/// Longest header that is read: version 2 with its extensions, far above what load balancers send.
 const MAX_HEADER: usize = 4096;
 
-/// The longest header of version 1, its line break included.
+/// Longest header of version 1, its line break included.
 const MAX_TEXT_HEADER: usize = 107;
 
-/// Whether `from` is one of the load balancers whose PROXY headers are believed.
+/// Tells whether `from` is one of the load balancers whose PROXY headers are trusted.
 pub(crate) fn is_trusted(trusted: &[IpNet], from: SocketAddr) -> bool {
     let address = from.ip().to_canonical();
     trusted.iter().any(|network| network.contains(&address))
 }
 
-/// Reads a PROXY protocol header, version 1 or 2, and puts back what follows it. `None`: the load
-/// balancer speaks for itself (a health check) or of no address.
+/// Reads a PROXY protocol header, version 1 or 2, and puts back what follows it. `None`: it is the
+/// load balancer's own connection (a health check), or has no address.
 ///
 /// # Errors
 /// When the connection does not begin with a header.
@@ -36,7 +36,7 @@ pub(crate) async fn proxied_for(stream: &mut Stream) -> io::Result<Option<Socket
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let parsed = HeaderResult::parse(&bytes);
-        // The parser takes a first version that ends before its last port for a wrong one.
+        // The parser takes a header of version 1 that ends before its last port for an invalid one.
         let cut_short = bytes.starts_with(b"PROXY ")
             && bytes.len() < MAX_TEXT_HEADER
             && !bytes.contains(&b'\n');
@@ -75,8 +75,8 @@ fn v2_source(header: &v2::Header<'_>) -> Option<SocketAddr> {
     }
 }
 
-/// Whether the connection begins with HTTP/2's preface; what was read is put back. Decides at the
-/// first byte that differs, so that a short HTTP/1 request never waits for more.
+/// Tells whether the connection begins with HTTP/2's preface; what was read is put back. It decides
+/// at the first byte that differs, so that a short HTTP/1 request never waits for more.
 pub(crate) async fn speaks_http2(stream: &mut Stream) -> io::Result<bool> {
     let mut bytes = Vec::with_capacity(HTTP2_PREFACE.len());
     loop {

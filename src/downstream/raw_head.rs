@@ -12,11 +12,11 @@ pub const MAX_TARGET: usize = 16 * 1024;
 /// Longest request head, bytes.
 pub const MAX_HEAD: usize = 64 * 1024;
 
-/// See RFC 9112 §3.
+/// The detail for a request line that violates RFC 9112 §3.
 pub const ODD_REQUEST_LINE: &str =
     "The request line is not method, target and version in ASCII with one blank between.";
 
-/// Checks the bytes of an HTTP/1 head: the parser behind us repairs what must not be repaired.
+/// Checks the bytes of an HTTP/1 head, because the parser repairs what must not be repaired.
 ///
 /// # Errors
 /// [`Error::BadFraming`] where the connection cannot be trusted any more, [`Error::BadRequest`],
@@ -86,8 +86,8 @@ fn is_named(line: &[u8], name: &[u8]) -> bool {
     line.get(name.len()) == Some(&b':') && line[..name.len()].eq_ignore_ascii_case(name)
 }
 
-/// Methods are case-sensitive (RFC 9110 §9.1), and servers that take `get` for GET would pass by
-/// what a rule says of GET.
+/// Checks the case of a method. Methods are case-sensitive (RFC 9110 §9.1); a server that takes
+/// `get` for GET would bypass a rule for GET.
 ///
 /// # Errors
 /// [`Error::BadRequest`] when it is not in upper case.
@@ -98,7 +98,7 @@ pub fn check_method(method: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-/// The caller's own id where it is harmless in a log, else a new one: 128 random bits.
+/// Returns the caller's own id where it is harmless in a log, otherwise a new one: 128 random bits.
 #[must_use]
 pub fn request_id(headers: &HeaderMap) -> HeaderValue {
     if let Some(id) = headers.get("x-request-id")
@@ -114,7 +114,7 @@ pub fn request_id(headers: &HeaderMap) -> HeaderValue {
     let random = fastrand::u128(..).to_be_bytes();
     // 32 bytes of room for 16 bytes of hex: cannot fail.
     let _ = hex::encode_to_slice(random, &mut id);
-    // Shared from the start: it is copied into the answer.
+    // Shared from the start: it is copied into the response.
     HeaderValue::from_maybe_shared(Bytes::from_owner(id)).unwrap_or(HeaderValue::from_static("0"))
 }
 

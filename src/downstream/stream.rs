@@ -1,8 +1,8 @@
-//! A caller's connection as pingora is given it: under watch.
+//! A caller's connection as pingora gets it, with limits.
 //!
-//! What pingora has no limit for is limited here, in one place and with one timer: heads, bodies that
-//! dribble, silence between requests, answers that nobody takes, vendors that say nothing. And small
-//! writes are gathered.
+//! It limits what pingora does not limit, in one place and with one timer: heads, slow bodies,
+//! silence between requests, responses that are not read, silent vendors. It also gathers small
+//! writes.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -27,7 +27,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::body_rate::BodyRate;
-use super::budget::Holding;
+use super::budget::HeadMemory;
 use super::chunks::Chunks;
 use super::frames::Frames;
 use super::head::Head;
@@ -35,114 +35,116 @@ use super::raw_head::request_id;
 use crate::error::problem::Problem;
 use crate::error::{BAD_REQUEST, Error};
 
-/// What heads of all connections hold is as much as it may be, see [`super::budget`].
+/// The heads of all connections use up their memory, see [`super::budget`].
 pub(crate) const TOO_MANY_HEADS: Error = Error::Busy(
     "Long request heads of all callers hold as much memory as they may; shorter ones are read all the same.",
 );
-/// A whole request head, and on a new connection its first byte, must be here within this time.
+/// Longest time for a whole request head, and on a new connection for its first byte.
 pub(crate) const HEAD_TIME: Duration = Duration::from_secs(10);
-/// What is written in one go with what follows it, bytes: a packet's.
+/// Largest write that is gathered with the next one, bytes: a packet's.
 const SMALL: usize = 1460;
-/// How much is read before pingora reads, bytes: as much as it would, so that it reads as often.
+/// Bytes read ahead of pingora: as many as it would read, so that it reads as often.
 const AHEAD: usize = 4096;
-/// How much room a connection keeps for that when it idles, bytes: for most heads.
+/// Capacity that an idle connection keeps for that, bytes: enough for most heads.
 const KEPT: usize = 1024;
-/// How many streams a caller may reset on a connection over HTTP/2 at once, and how many a second.
+/// Streams that a caller may reset at once on a connection over HTTP/2, and per second.
 const RESETS: f64 = 500.0;
 const RESETS_A_SECOND: f64 = 100.0;
-/// How often a wait looks whether its caller was taken out of the configuration.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How long a connection may idle between requests. Longer than common clients keep a connection, so
-/// that the client is the one to close.
+/// Interval of checks whether the caller was removed from the configuration.
+const REMOVAL_CHECK: Duration = Duration::from_secs(2);
+/// How long a connection may idle between requests. Longer than common clients keep a connection,
+/// so that the client is the one to close.
 const KEEPALIVE: Duration = Duration::from_secs(75);
 
-/// A connection with the limits of what is going on on it, and what the parser would repair in the
-/// first line of its last head. On HTTP/2 it limits heads alone: streams have limits of their own.
+/// A connection with the limits of its current phase, and with the characters of its last request
+/// line that the parser would repair. On HTTP/2 it limits heads alone: streams have limits of their
+/// own.
 pub struct DownstreamStream {
-    /// pingora writes the head of an answer, then its body, and flushes: one call of the system for
-    /// both of a small one. Its own listeners buffer, too.
+    /// pingora writes the head of a response, then its body, and flushes: this makes one system
+    /// call of a small one. Its own listeners buffer, too.
     inner: BufWriter<Stream>,
-    /// What came while nobody was reading yet, see [`Self::begins`] and [`Self::body_is_complete`].
+    /// Bytes that came before they were read, see [`Self::begins`] and [`Self::body_is_complete`].
     ahead: Vec<u8>,
-    /// The request has been passed on to its end: what comes now is another one's.
+    /// The request has been passed on to its end: further bytes are another one's.
     ended: AtomicBool,
-    /// How much of its body has not been passed on, bytes; `u64::MAX`: nobody knows.
+    /// Bytes of its body that have not been passed on; `u64::MAX`: unknown.
     body_left: AtomicU64,
-    /// It comes in chunks, which are followed here.
+    /// Whether the body comes in chunks, which are followed here.
     chunked: AtomicBool,
     chunks: Chunks,
     head: Head,
-    /// What the heads that are coming hold of the memory for all of them.
-    holding: Arc<Holding>,
-    /// On HTTP/2, where heads are; the rest of the connection has limits of its own.
+    /// This connection's share of the memory for heads.
+    head_memory: Arc<HeadMemory>,
+    /// The frames of HTTP/2, whose field blocks are limited.
     frames: Option<Frames>,
-    /// Until when the block of fields that has begun must be complete.
+    /// Deadline of the incomplete field block.
     fields_by: Option<Instant>,
-    /// How many more streams the caller may reset, as of when.
+    /// Streams that the caller may still reset, and when that was counted.
     resets_left: f64,
     resets_counted: Instant,
-    /// Wakes whoever serves the connection, to end it: the caller asks for too much.
+    /// Notifies the serving task that the caller asks for too much, to end the connection.
     too_much: Arc<Notify>,
-    /// A head has been passed on: whoever reads must take it before there is more.
+    /// A head was passed on: it must be accepted before more is read.
     passed_fields: bool,
-    /// The head was refused, and is read on only so that the answer is not lost to a reset.
+    /// The head was refused. Reading goes on only so that a reset does not cost the caller the
+    /// reply.
     refused: bool,
-    /// The last head, if it was no request. Outlives the connection.
+    /// The last head, if it was rejected. Outlives the connection.
     rejected_head: Arc<OnceLock<RejectedHead>>,
     /// The limits below are an earlier request's.
     stale: AtomicBool,
-    /// While an answer is awaited: until when, in milliseconds since `born`; 0: no limit.
-    answer_by: AtomicU64,
-    /// While the rest of an answer is awaited: the longest silence, milliseconds; 0: no limit.
+    /// While a response is awaited: its deadline, in milliseconds since `born`; 0: no limit.
+    response_by: AtomicU64,
+    /// While the rest of a response is awaited: the longest silence, milliseconds; 0: no limit.
     longest_silence: AtomicU64,
     /// When some of it last came, or could last be passed on, in milliseconds since `born`.
     heard: AtomicU64,
-    /// One of these two limits was passed.
+    /// One of these two limits was exceeded.
     late: AtomicBool,
-    /// Whether the caller of the last request was taken out of the configuration.
+    /// The removal deadline of the last request's caller.
     leave: ArcSwapOption<RemovalDeadline>,
     left: AtomicBool,
     /// While a body is awaited: the longest pause in it, milliseconds; 0: no limit.
     longest_pause: AtomicU64,
-    /// Something was to be read since the body's end was passed on.
+    /// pingora has read since the body's end was passed on.
     listened: AtomicBool,
-    /// The longest that the caller may take nothing of what is written, milliseconds; 0: no limit.
+    /// The longest time in which the caller reads nothing of what is written, milliseconds; 0: no
+    /// limit.
     longest_stall: AtomicU64,
-    /// Since when it takes nothing.
+    /// When the caller stopped reading.
     stalled: Option<Instant>,
-    /// What is left of the time for a body, and since when we wait.
+    /// The time left for a body, and when the current wait began.
     body_rate: Option<BodyRate>,
     waiting: Option<Instant>,
     too_slow: AtomicBool,
-    /// Negotiated or begun with its preface: pingora asks by ALPN.
+    /// HTTP/2, negotiated or begun with its preface: pingora asks by ALPN.
     http2: bool,
     born: Instant,
-    /// Until when the next head, or between requests its first byte, may come.
+    /// Deadline of the next head, or between requests of its first byte.
     head_by: Instant,
-    /// Rings at one of the limits or before, see [`Self::poll_until`].
+    /// Wakes at one of the limits or before, see [`Self::poll_until`].
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
-/// That a caller was taken out of the configuration, or can show something else now: what it has begun
-/// before has an end.
+/// The deadline of a caller that was removed from the configuration, or whose credentials changed:
+/// what it has begun ends then.
 #[derive(Debug, Default)]
 pub struct RemovalDeadline(OnceLock<Instant>);
 
 impl RemovalDeadline {
-    /// Sets it; the first call counts.
+    /// Sets the deadline; the first call counts.
     pub(crate) fn set(&self, at: Instant) {
         let _ = self.0.set(at);
     }
 
-    /// When that is; `None`: it stays.
+    /// Returns the deadline; `None`: the caller stays.
     #[must_use]
     pub fn at(&self) -> Option<Instant> {
         self.0.get().copied()
     }
 }
 
-/// A head that never became a request, be it answered or only given up: no hook of pingora's hears
-/// of it.
+/// A head that never became a request, refused or abandoned: no hook of pingora's is called for it.
 #[derive(Debug)]
 pub(crate) struct RejectedHead {
     pub(crate) status: StatusCode,
@@ -159,7 +161,7 @@ impl RejectedHead {
         }
     }
 
-    /// Because of `refusal`.
+    /// Returns the head refused for `refusal`.
     pub(crate) fn for_error(refusal: Error) -> Self {
         let verdict = refusal.verdict();
         Self {
@@ -168,14 +170,14 @@ impl RejectedHead {
         }
     }
 
-    /// What is written before a head is complete is the parser's refusal of it.
+    /// Reads the parser's refusal: what is written before a head is complete.
     fn written(bytes: &[u8]) -> Option<Self> {
         let rest = bytes.strip_prefix(b"HTTP/1.1 ")?;
         StatusCode::from_bytes(rest.get(..3)?).ok().map(Self::new)
     }
 }
 
-/// What was read ahead may hold a caller's key.
+/// Bytes read ahead may hold a caller's key.
 impl fmt::Debug for DownstreamStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Guarded").finish_non_exhaustive()
@@ -183,9 +185,9 @@ impl fmt::Debug for DownstreamStream {
 }
 
 impl DownstreamStream {
-    /// HTTP/2 has streams, and limits and buffers of its own.
-    pub(crate) fn new(inner: Stream, http2: bool, holding: Arc<Holding>) -> Self {
-        // Before a head has been read, nothing is written but the parser's refusal of it.
+    /// Wraps `inner`. HTTP/2 has streams, and limits and buffers of its own.
+    pub(crate) fn new(inner: Stream, http2: bool, head_memory: Arc<HeadMemory>) -> Self {
+        // Before a head has been read, only the parser's refusal of it is written.
         let (room, head, longest_stall) = if http2 {
             (0, Head::none(), Duration::ZERO)
         } else {
@@ -200,7 +202,7 @@ impl DownstreamStream {
             chunked: AtomicBool::new(false),
             chunks: Chunks::default(),
             head,
-            holding,
+            head_memory,
             frames: http2.then(Frames::new),
             fields_by: None,
             resets_left: RESETS,
@@ -210,7 +212,7 @@ impl DownstreamStream {
             refused: false,
             rejected_head: Arc::default(),
             stale: AtomicBool::new(false),
-            answer_by: AtomicU64::new(0),
+            response_by: AtomicU64::new(0),
             longest_silence: AtomicU64::new(0),
             heard: AtomicU64::new(0),
             late: AtomicBool::new(false),
@@ -229,25 +231,26 @@ impl DownstreamStream {
         }
     }
 
-    /// What is told on HTTP/2 once the caller asks for too much. Nothing more is read then.
+    /// Returns what is notified on HTTP/2 once the caller asks for too much. Nothing more is read
+    /// then.
     pub(crate) fn too_much(&self) -> Arc<Notify> {
         self.too_much.clone()
     }
 
-    /// Where it is said that the last head was no request.
+    /// Returns where a rejected head is recorded.
     pub(crate) fn rejected_head(&self) -> Arc<OnceLock<RejectedHead>> {
         self.rejected_head.clone()
     }
 
-    /// The guard of a connection, where it has one.
+    /// Returns the `DownstreamStream` of a connection, where it has one.
     #[must_use]
     pub fn of(stream: &Stream) -> Option<&Self> {
-        // The box is itself a stream, hence the explicit way to what is in it.
+        // The box is itself a stream, hence the explicit dereference.
         (**stream).as_any().downcast_ref()
     }
 
-    /// Waits for a request to begin. pingora would wait with all made ready for one, some twenty
-    /// kilobytes, and most connections are idle most of the time. `false`: none will come.
+    /// Waits for a request to begin. pingora would allocate some twenty kilobytes first, and most
+    /// connections are idle most of the time. `false`: none will come.
     pub(crate) async fn begins(&mut self) -> bool {
         self.renew();
         poll_fn(|cx| {
@@ -260,7 +263,8 @@ impl DownstreamStream {
                         return self.poll_until(head_by, cx).map(|()| false);
                     }
                 }
-                // Some clients end a body with an empty line too many (RFC 9112 §2.2): no request.
+                // Some clients send an empty line after a body (RFC 9112 §2.2), which is no
+                // request.
                 if self.ahead.iter().all(|byte| matches!(byte, b'\r' | b'\n')) {
                     self.ahead.clear();
                 }
@@ -271,7 +275,7 @@ impl DownstreamStream {
         .await
     }
 
-    /// Limits move on to the next request.
+    /// Resets the limits for the next request.
     fn renew(&mut self) {
         if self.stale.load(Ordering::Relaxed) {
             self.stale.store(false, Ordering::Relaxed);
@@ -282,7 +286,7 @@ impl DownstreamStream {
         }
     }
 
-    /// Reads what is there, nothing being left of what was read before.
+    /// Reads what is there; nothing may be left of what was read before.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut space = [MaybeUninit::uninit(); AHEAD];
         let mut came = ReadBuf::uninit(&mut space);
@@ -291,7 +295,7 @@ impl DownstreamStream {
         Poll::Ready(Ok(()))
     }
 
-    /// Some of a head has come.
+    /// Notes that bytes of a head have come.
     fn head_comes(&mut self) {
         if self.head.begins() {
             self.head_by = Instant::now() + HEAD_TIME;
@@ -299,18 +303,19 @@ impl DownstreamStream {
         self.head.look_at(&self.ahead);
     }
 
-    /// Whether as much more of a head may be kept as is about to be passed on; refused otherwise.
-    fn there_is_room(&mut self, at_most: usize) -> bool {
+    /// Tells whether memory is left for the bytes of a head that are about to be passed on; the
+    /// head is refused otherwise.
+    fn has_head_memory(&mut self, at_most: usize) -> bool {
         let bytes = self.ahead.len().min(at_most);
-        let there_is = self.head.is_complete() || self.holding.take(bytes);
+        let there_is = self.head.is_complete() || self.head_memory.acquire(bytes);
         if !there_is {
             self.refuse_head(TOO_MANY_HEADS);
         }
         there_is
     }
 
-    /// Reads over HTTP/2. h2 decodes all that it is given at once, before anybody looks at it; so it is
-    /// given one head at a time, and whoever accepts its streams comes to see that one first.
+    /// Reads over HTTP/2. h2 decodes all that it is given at once, before it can be checked. So it
+    /// is given one head at a time, which the accepting task then sees first.
     fn poll_frames(
         &mut self,
         cx: &mut Context<'_>,
@@ -357,10 +362,10 @@ impl DownstreamStream {
             return self.give_up("a flood of resets");
         }
         match (was_split, split) {
-            (false, true) if !self.holding.open_block() => {
+            (false, true) if !self.head_memory.open_block() => {
                 return self.give_up("no room for another long head");
             }
-            (true, false) => self.holding.close_block(),
+            (true, false) => self.head_memory.close_block(),
             _ => {}
         }
         if !within {
@@ -371,7 +376,7 @@ impl DownstreamStream {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads no more: whoever serves the connection ends it, and says so to the caller.
+    /// Stops reading: the serving task ends the connection and tells the caller.
     fn give_up(&mut self, why: &str) -> Poll<io::Result<()>> {
         tracing::debug!(why, "an HTTP/2 connection is ended");
         self.refused = true;
@@ -379,8 +384,8 @@ impl DownstreamStream {
         Poll::Pending
     }
 
-    /// Whether the caller may reset so many streams more (CVE-2023-44487). h2 counts those that are reset
-    /// before they are accepted, which none is here.
+    /// Tells whether the caller may reset this many streams more (CVE-2023-44487). h2 counts those
+    /// that are reset before they are accepted, which none is here.
     fn may_reset(&mut self, streams: u32) -> bool {
         let now = Instant::now();
         let since = now.saturating_duration_since(self.resets_counted);
@@ -390,8 +395,8 @@ impl DownstreamStream {
         self.resets_left >= 0.0
     }
 
-    /// Passes on what was read. Of a head or a body no more than its end: pingora would drop what is
-    /// behind it.
+    /// Passes on what was read: at most to the end of a head or a body, since pingora would drop
+    /// what follows.
     fn pass_on(&mut self, buffer: &mut ReadBuf<'_>) -> io::Result<()> {
         let length = self.ahead.len().min(buffer.remaining());
         let length = if self.head.is_complete() {
@@ -410,11 +415,11 @@ impl DownstreamStream {
         Ok(())
     }
 
-    /// How many of `bytes` are the body's.
+    /// Returns how many of `bytes` belong to the body.
     fn take_of_body(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if *self.chunked.get_mut() {
             let odd = |_| io::Error::new(io::ErrorKind::InvalidData, "odd chunks");
-            return self.chunks.take(bytes).map_err(odd);
+            return self.chunks.advance(bytes).map_err(odd);
         }
         let left = self.body_left.get_mut();
         if *left == u64::MAX {
@@ -425,14 +430,14 @@ impl DownstreamStream {
         Ok(taken)
     }
 
-    /// Whether all of the request has been passed on.
+    /// Tells whether the whole request has been passed on.
     fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Relaxed)
             || self.body_left.load(Ordering::Relaxed) == 0
             || self.chunks.is_done()
     }
 
-    /// Reads what is there of a body, past [`Self::ahead`]. What is behind the body is kept.
+    /// Reads what is there of a body, past [`Self::ahead`]. Bytes after the body are kept.
     fn poll_body(
         &mut self,
         cx: &mut Context<'_>,
@@ -446,7 +451,7 @@ impl DownstreamStream {
         Poll::Ready(Ok(()))
     }
 
-    /// Keeps what comes behind the request for later, as much of it as is read in one go.
+    /// Keeps bytes after the request for later, as many as one read returns.
     fn poll_behind(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.ahead.is_empty()
             && let Poll::Ready(read) = self.poll_fill(cx)
@@ -457,8 +462,8 @@ impl DownstreamStream {
         Poll::Pending
     }
 
-    /// Answers a head that is too large while it is still coming: pingora would go on collecting it, up
-    /// to a mebibyte, and its own check comes when it is whole.
+    /// Refuses a head that is too large while it is still coming: pingora would go on collecting
+    /// it, up to a mebibyte, and its own check comes after that.
     fn refuse_head(&mut self, refusal: Error) {
         tracing::debug!(
             reason = refusal.verdict().reason,
@@ -477,10 +482,10 @@ impl DownstreamStream {
         let _ = Pin::new(self.inner.get_mut()).poll_shutdown(&mut now);
     }
 
-    /// Reads on and drops what comes, until the caller has closed or the time for a head is over.
+    /// Reads on and drops the bytes, until the caller has closed or the time for a head is over.
     fn poll_refused(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut space = [MaybeUninit::uninit(); AHEAD];
-        // A caller that sends without pause is left to itself, too.
+        // A caller that sends without pause must not keep the thread.
         for _ in 0..256 {
             let mut dropped = ReadBuf::uninit(&mut space);
             match Pin::new(&mut self.inner).poll_read(cx, &mut dropped) {
@@ -495,52 +500,51 @@ impl DownstreamStream {
         Poll::Ready(Err(too_large()))
     }
 
-    /// Tells that the head has been read.
+    /// Notes that the head has been read.
     pub fn head_is_complete(&self) {
         self.head.complete();
         // From here on the request's own limits hold.
-        self.holding.give_all_back();
+        self.head_memory.release_all();
     }
 
-    /// Demands that a body comes, with no pause longer than this and no slower than [`BodyRate`] permits.
-    /// Zero lifts that.
+    /// Limits the body: no pause longer than this, and no rate below [`BodyRate`]. Zero lifts that.
     pub fn set_body_timeout(&self, longest_pause: Duration) {
         let longest = milliseconds(longest_pause);
         self.longest_pause.store(longest, Ordering::Relaxed);
     }
 
-    /// Tells how long the body is, bytes, where its head says so.
+    /// Notes the length of the body, bytes, where the head has it.
     pub fn body_has(&self, length: u64) {
         self.body_left.store(length, Ordering::Relaxed);
     }
 
-    /// Tells that the body comes in chunks.
+    /// Notes that the body comes in chunks.
     pub fn body_is_chunked(&self) {
         self.chunked.store(true, Ordering::Relaxed);
     }
 
-    /// Whether reading has failed because its chunks were none.
+    /// Tells whether reading has failed because of invalid chunks.
     #[must_use]
     pub fn has_invalid_chunks(&self) -> bool {
         self.chunks.is_broken()
     }
 
-    /// Demands that the caller takes something of what is written at least this often. pingora limits
-    /// the writing of a body, not that of a head or the last flush.
+    /// Limits the time in which the caller reads nothing of what is written. pingora limits the
+    /// writing of a body, not that of a head or the last flush.
     pub fn set_write_timeout(&self, longest_stall: Duration) {
         let longest = milliseconds(longest_stall);
         self.longest_stall.store(longest, Ordering::Relaxed);
     }
 
-    /// Tells that the end of the body is about to be passed on, or that there is none. pingora goes on
-    /// reading to notice that the caller leaves, and takes anything else for an error; here, what comes
-    /// is kept until the answer has been sent.
+    /// Notes that the end of the body is about to be passed on, or that there is none. pingora goes
+    /// on reading to notice that the caller leaves, and takes anything else for an error. So
+    /// further bytes are kept here until the response has been sent.
     pub fn body_is_complete(&self) {
         self.listened.store(false, Ordering::Relaxed);
         self.ended.store(true, Ordering::Relaxed);
     }
 
-    /// Tells whose request is being served, and so when it ends at the latest.
+    /// Notes the caller whose request is being served, and so when it ends at the latest.
     pub fn serve(&self, caller: &Arc<RemovalDeadline>) {
         let known = self.leave.load();
         // Most connections are one caller's.
@@ -552,99 +556,99 @@ impl DownstreamStream {
         }
     }
 
-    /// Whether reading has failed because the caller was taken out of the configuration.
+    /// Tells whether reading has failed because the caller was removed from the configuration.
     #[must_use]
-    pub fn caller_has_left(&self) -> bool {
+    pub fn caller_was_removed(&self) -> bool {
         self.left.load(Ordering::Relaxed)
     }
 
-    /// Whether pingora has looked for more from the caller since then. It does unless passing on
-    /// the body has failed, and then it closes this connection behind the answer.
+    /// Tells whether pingora has read from the caller since then. It does unless passing on the
+    /// body has failed; then it closes this connection after the response.
     #[must_use]
     pub fn is_listened_to(&self) -> bool {
         self.listened.load(Ordering::Relaxed)
     }
 
-    /// Whether reading has failed because the body came too slowly.
+    /// Tells whether reading has failed because the body came too slowly.
     #[must_use]
     pub fn body_was_too_slow(&self) -> bool {
         self.too_slow.load(Ordering::Relaxed)
     }
 
-    /// Limits the time until an answer: while one is awaited, pingora reads from the caller to
-    /// notice its leaving, and that read fails with `TimedOut` from `at` on. Its own upstream
+    /// Limits the time until a response. While it waits for one, pingora reads from the caller to
+    /// notice its leaving; that read fails with `TimedOut` from `at` on. pingora's own upstream
     /// timeouts cannot tell the first byte from the rest. `None` lifts the limit.
     pub fn set_response_deadline(&self, at: Option<Instant>) {
-        // Rounded up: who compares `at` with the clock afterwards must find it passed.
+        // Rounded up: a later comparison of `at` with the clock must find it passed.
         let at = at.map_or(0, |at| self.since_birth(at).max(1));
-        self.answer_by.store(at, Ordering::Relaxed);
+        self.response_by.store(at, Ordering::Relaxed);
     }
 
-    /// Limits every silence between vendor and caller from `now` on, while more of an answer is awaited,
-    /// in the same way. A caller that is slow to take what has come is no silent vendor. Zero lifts
-    /// that.
+    /// Limits every silence between vendor and caller from `now` on in the same way, while more of
+    /// a response is awaited. A caller that reads slowly does not make the vendor silent. Zero
+    /// lifts that.
     pub fn set_response_idle(&self, longest_silence: Duration, now: Instant) {
         let longest = milliseconds(longest_silence);
         self.longest_silence.store(longest, Ordering::Relaxed);
         self.heard.store(self.since_birth(now), Ordering::Relaxed);
     }
 
-    /// Tells that some of the answer has come.
-    pub fn heard_more(&self) {
+    /// Notes that some of the response has come.
+    pub fn response_progressed(&self) {
         let now = self.since_birth(Instant::now());
         self.heard.store(now, Ordering::Relaxed);
     }
 
-    /// Whether reading has failed because the answer, or more of it, did not come in time.
+    /// Tells whether reading has failed because the response, or more of it, did not come in time.
     #[must_use]
     pub fn response_was_late(&self) -> bool {
         self.late.load(Ordering::Relaxed)
     }
 
-    /// In milliseconds, rounded up.
+    /// Returns milliseconds since `born`, rounded up.
     fn since_birth(&self, at: Instant) -> u64 {
         let exact = at.saturating_duration_since(self.born).as_nanos();
         u64::try_from(exact.div_ceil(1_000_000)).unwrap_or(u64::MAX)
     }
 
-    /// Until when something must come from the vendor.
+    /// Returns when something must have come from the vendor.
     fn vendors_limit(&self) -> Option<Instant> {
-        let answer_by = self.answer_by.load(Ordering::Relaxed);
+        let response_by = self.response_by.load(Ordering::Relaxed);
         let silence = self.longest_silence.load(Ordering::Relaxed);
         let more_by = self.heard.load(Ordering::Relaxed).saturating_add(silence);
-        let at = match (answer_by, silence) {
+        let at = match (response_by, silence) {
             (0, 0) => return None,
-            (_, 0) => answer_by,
+            (_, 0) => response_by,
             (0, _) => more_by,
-            (_, _) => answer_by.min(more_by),
+            (_, _) => response_by.min(more_by),
         };
         Some(self.born + Duration::from_millis(at))
     }
 
-    /// Whether the head's first line held anything but two single blanks between graphic ASCII
-    /// characters. The parser escapes such characters in the target, which would forward another
-    /// target than the one that was sent.
+    /// Tells whether the head's first line held anything but two single blanks between graphic
+    /// ASCII characters. The parser escapes such characters in the target, which would forward
+    /// another target than the one that was sent.
     #[must_use]
     pub fn has_odd_first_line(&self) -> bool {
         self.head.has_odd_line()
     }
 
-    /// Tells that an answer has been sent: what comes next is another head.
+    /// Notes that a response has been sent: another head comes next.
     pub(crate) fn expect_head(&self) {
         self.stale.store(true, Ordering::Relaxed);
         self.ended.store(false, Ordering::Relaxed);
         self.body_left.store(u64::MAX, Ordering::Relaxed);
         self.chunked.store(false, Ordering::Relaxed);
-        self.answer_by.store(0, Ordering::Relaxed);
+        self.response_by.store(0, Ordering::Relaxed);
         self.longest_silence.store(0, Ordering::Relaxed);
         self.late.store(false, Ordering::Relaxed);
         self.longest_pause.store(0, Ordering::Relaxed);
         self.head.expect_next();
     }
 
-    /// Ends the wait when the caller was taken out of the configuration and its time is over. Nobody
-    /// tells a connection, so it looks every now and then.
-    fn look_whether_caller_left(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+    /// Ends the wait when the caller was removed from the configuration and its time is over. A
+    /// connection is not notified, so it checks at intervals.
+    fn check_removal(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let at = match self.leave.load().as_ref() {
             Some(leave) => leave.at(),
             None => return Ok(()),
@@ -655,13 +659,13 @@ impl DownstreamStream {
             let left = "the caller is no longer in the configuration";
             return Err(io::Error::new(io::ErrorKind::TimedOut, left));
         }
-        // Not over before then: the alarm only makes us come back.
-        let again = now + LOOK_EVERY;
+        // Not over before then: the alarm only wakes us.
+        let again = now + REMOVAL_CHECK;
         let _ = self.poll_until(at.map_or(again, |at| at.min(again)), cx);
         Ok(())
     }
 
-    /// A read of a body has come to nothing yet: the time for it runs.
+    /// Counts the wait of a read that has returned nothing yet.
     fn poll_pause(&mut self, longest: Duration, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let left = self
             .body_rate
@@ -675,8 +679,8 @@ impl DownstreamStream {
         })
     }
 
-    /// Limits move on with every request. An alarm that would ring too early is left alone, and set
-    /// again when it has rung: on a busy connection it costs next to nothing.
+    /// Waits until `at`. Limits move on with every request; an alarm that would wake too early is
+    /// left alone, and set again when it has: on a busy connection it costs next to nothing.
     fn poll_until(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(at)));
         loop {
@@ -691,8 +695,8 @@ impl DownstreamStream {
         }
     }
 
-    /// What became of an attempt to write: while nothing is taken, the time for it runs.
-    fn poll_taking<T>(
+    /// Counts the time in which a write makes no progress.
+    fn poll_progress<T>(
         &mut self,
         wrote: Poll<io::Result<T>>,
         cx: &mut Context<'_>,
@@ -700,7 +704,7 @@ impl DownstreamStream {
         let longest = self.longest_stall.load(Ordering::Relaxed);
         if wrote.is_ready() || longest == 0 {
             if self.stalled.take().is_some() {
-                self.heard_more();
+                self.response_progressed();
             }
             return wrote;
         }
@@ -711,8 +715,8 @@ impl DownstreamStream {
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, stuck)))
     }
 
-    /// Writes what is buffered, as far as there is room for it now. A connection that ends waits for
-    /// nobody who does not read.
+    /// Writes what is buffered, as far as there is room for it now. A connection that ends does not
+    /// wait for a caller that does not read.
     fn flush_now(&mut self) {
         let mut now = Context::from_waker(Waker::noop());
         let _ = Pin::new(&mut self.inner).poll_flush(&mut now);
@@ -747,13 +751,13 @@ impl AsyncRead for DownstreamStream {
             return self.poll_refused(cx);
         }
         if !self.ahead.is_empty() && !ended {
-            if !self.there_is_room(buffer.remaining()) {
+            if !self.has_head_memory(buffer.remaining()) {
                 return self.poll_refused(cx);
             }
             return Poll::Ready(self.pass_on(buffer));
         }
         if self.head.is_complete() {
-            // pingora waits for the vendor: what there is of its answer goes out.
+            // pingora waits for the vendor: what there is of the response goes out.
             if !self.inner.buffer().is_empty() {
                 let _ = Pin::new(&mut self.inner).poll_flush(cx);
             }
@@ -768,18 +772,18 @@ impl AsyncRead for DownstreamStream {
                 return self.poll_pause(Duration::from_millis(longest), cx);
             }
             if let (Some(since), Some(body_rate)) = (self.waiting.take(), &mut self.body_rate) {
-                // In time: late is what the timer says, and it did not.
+                // In time: only the timer decides that it is late.
                 let _ = body_rate.heard(since.elapsed(), buffer.filled().len() - before);
             }
             if read.is_pending() {
-                self.look_whether_caller_left(cx)?;
+                self.check_removal(cx)?;
             }
             let Some(at) = self.vendors_limit() else {
                 return read;
             };
             if read.is_ready() {
-                // The vendor is being told something.
-                self.heard_more();
+                // Bytes are passed on to the vendor.
+                self.response_progressed();
                 return read;
             }
             ready!(self.poll_until(at, cx));
@@ -790,7 +794,7 @@ impl AsyncRead for DownstreamStream {
         if let Poll::Ready(read) = self.poll_fill(cx) {
             if !self.ahead.is_empty() {
                 self.head_comes();
-                if !self.there_is_room(buffer.remaining()) {
+                if !self.has_head_memory(buffer.remaining()) {
                     return self.poll_refused(cx);
                 }
                 self.pass_on(buffer)?;
@@ -800,7 +804,7 @@ impl AsyncRead for DownstreamStream {
         let head_by = self.head_by;
         ready!(self.poll_until(head_by, cx));
         if self.head.is_between() {
-            // As if the caller had closed it: nothing is lost, and nothing is said.
+            // As if the caller had closed it: nothing is lost, and nothing is reported.
             return Poll::Ready(Ok(()));
         }
         if self.head.is_half_way() {
@@ -821,8 +825,8 @@ impl AsyncWrite for DownstreamStream {
         if !self.head.is_complete()
             && let Some(refusal) = RejectedHead::written(bytes)
         {
-            // The parser refuses with nothing but a status, in one piece. It wants the target of a
-            // CONNECT to be the Host, and nobody is given a tunnel either way.
+            // The parser refuses with a status and nothing else, in one piece. It expects the
+            // target of a CONNECT to be the Host, and no tunnel is opened either way.
             let parsers = refusal.status == StatusCode::BAD_REQUEST && bytes.ends_with(b"\r\n\r\n");
             let error = if self.head.is_connect() {
                 Error::MethodNotAllowed
@@ -842,7 +846,7 @@ impl AsyncWrite for DownstreamStream {
             }
         }
         let wrote = Pin::new(&mut self.inner).poll_write(cx, bytes);
-        self.poll_taking(wrote, cx)
+        self.poll_progress(wrote, cx)
     }
 
     fn poll_write_vectored(
@@ -851,7 +855,7 @@ impl AsyncWrite for DownstreamStream {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let wrote = Pin::new(&mut self.inner).poll_write_vectored(cx, slices);
-        self.poll_taking(wrote, cx)
+        self.poll_progress(wrote, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -860,12 +864,12 @@ impl AsyncWrite for DownstreamStream {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.inner).poll_flush(cx);
-        self.poll_taking(flushed, cx)
+        self.poll_progress(flushed, cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.flush_now();
-        // Not the buffer's own, which would wait for its flush.
+        // Not the buffer's own shutdown, which would wait for its flush.
         Pin::new(self.inner.get_mut()).poll_shutdown(cx)
     }
 }
@@ -879,7 +883,7 @@ impl Shutdown for DownstreamStream {
 }
 
 impl Drop for DownstreamStream {
-    /// What pingora has written and not flushed when it gives a connection up.
+    /// pingora may drop a connection without flushing what it has written.
     fn drop(&mut self) {
         self.flush_now();
     }

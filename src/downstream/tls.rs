@@ -1,5 +1,4 @@
-//! Certificates of our own listeners, chosen by the name the caller asked for, and those that callers
-//! show.
+//! Certificates of our own listeners, chosen by server name, and those that callers present.
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
@@ -21,16 +20,16 @@ use super::certificate::{Authorities, Certificate, Standing};
 use crate::config::Listener;
 use crate::tls::{CertFiles, Error, Identity, Roots, San};
 
-/// What a TLS caller has shown in its handshake.
+/// The facts of a caller's TLS handshake.
 #[derive(Debug)]
 pub struct Handshake {
-    /// The name it asked for, lower-case.
+    /// The server name that it asked for, lower-case.
     pub server_name: Option<String>,
-    /// Its certificate, where the listener asked for one.
+    /// Its certificate, where the listener requested one.
     pub certificate: Option<Certificate>,
 }
 
-/// A TLS listener's settings: HTTP/2 and HTTP/1.1 by ALPN, TLS 1.2 and 1.3.
+/// Returns a TLS listener's settings: HTTP/2 and HTTP/1.1 by ALPN, TLS 1.2 and 1.3.
 pub(crate) fn settings(certificates: Arc<ListenerCertificates>) -> Result<TlsSettings, Error> {
     let note = NoteHandshake(certificates.clone());
     let mut settings = TlsSettings::with_callbacks(Box::new(note))
@@ -43,8 +42,8 @@ pub(crate) fn settings(certificates: Arc<ListenerCertificates>) -> Result<TlsSet
     Ok(settings)
 }
 
-/// One listener's certificates, and the issuers of its callers' certificates; new handshakes use
-/// what was swapped in last.
+/// One listener's certificates, and the issuers of its callers' certificates. New handshakes use
+/// the newest.
 #[derive(Debug)]
 pub(crate) struct ListenerCertificates(ArcSwap<Certificates>);
 
@@ -54,18 +53,18 @@ impl ListenerCertificates {
         Certificates::read(listener).map(|read| Self(ArcSwap::from_pointee(read)))
     }
 
-    /// Reads the files again, changing nothing yet.
+    /// Reads the files again, without using them yet.
     #[expect(clippy::unused_self, reason = "reads for this listener")]
     pub(crate) fn read(&self, listener: &Listener) -> Result<Certificates, Error> {
         Certificates::read(listener)
     }
 
-    /// Those whose certificates let callers in.
+    /// Returns the authorities of callers' certificates.
     pub(crate) fn authorities(&self) -> HashSet<[u8; 8]> {
         self.0.load().authorities()
     }
 
-    /// Serves `certificates` from now on.
+    /// Uses `certificates` from now on.
     pub(crate) fn swap(&self, mut certificates: Certificates) {
         let before = self.0.load();
         let digest = |of: &Certificates| of.callers.as_ref().map(|callers| callers.sha256);
@@ -82,7 +81,8 @@ impl ResolvesServerCert for ListenerCertificates {
 }
 
 impl ListenerCertificates {
-    /// The issuers in force. A listener that asks for certificates does so until the process ends.
+    /// Returns the current issuers. A listener that requests certificates does so until the process
+    /// ends.
     fn callers(&self) -> Result<Arc<dyn ClientCertVerifier>, rustls::Error> {
         let certificates = self.0.load();
         let callers = certificates.callers.as_ref();
@@ -97,7 +97,8 @@ impl ClientCertVerifier for ListenerCertificates {
         false
     }
 
-    /// None: they could not change with the issuers. A caller then shows what it has.
+    /// No hints: they could not change with the issuers. A caller then presents the certificate it
+    /// has.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -137,8 +138,8 @@ impl ClientCertVerifier for ListenerCertificates {
     }
 }
 
-/// Keeps of each handshake the name that was asked for, so that a request's Host can be held
-/// against it, and the names in the caller's certificate.
+/// Keeps the server name of each handshake, to compare it with a request's Host, and the names in
+/// the caller's certificate.
 struct NoteHandshake(Arc<ListenerCertificates>);
 
 #[async_trait]
@@ -157,8 +158,8 @@ impl TlsAccept for NoteHandshake {
 }
 
 impl NoteHandshake {
-    /// What the chain proves now: a resumed session brings the one it began with, which may have
-    /// ended or have lost its issuer since.
+    /// Returns what the chain proves now. A resumed session has the chain it began with, which may
+    /// have expired or lost its issuer since.
     fn certificate(&self, chain: &[CertificateDer<'_>]) -> Option<Certificate> {
         let (leaf, _) = chain.split_first()?;
         let names = crate::tls::names(leaf).ok()?;
@@ -188,14 +189,14 @@ impl Authorities for ListenerCertificates {
     }
 }
 
-/// What verifies callers' certificates.
+/// Verifiers of callers' certificates.
 #[derive(Debug)]
 struct CallersCertificates {
-    /// Under any of the authorities.
+    /// Accepts a certificate of any authority.
     verifier: Arc<dyn ClientCertVerifier>,
-    /// Under each.
+    /// One verifier per authority.
     each: Vec<([u8; 8], Arc<dyn ClientCertVerifier>)>,
-    /// Of the file's certificates.
+    /// Digest of the file's certificates.
     sha256: [u8; 32],
 }
 
@@ -212,8 +213,8 @@ impl CallersCertificates {
         })
     }
 
-    /// Who vouches for a chain now. Authorities of other names are passed over before a signature is
-    /// verified.
+    /// Returns the authority that vouches for a chain now. Authorities with other names are skipped
+    /// before a signature is verified.
     fn authority_of(&self, chain: &[CertificateDer<'_>]) -> Option<[u8; 8]> {
         let (leaf, intermediates) = chain.split_first()?;
         let now = UnixTime::now();
@@ -232,9 +233,9 @@ impl CallersCertificates {
 pub(crate) struct Certificates {
     /// Lower-case; wildcards as written, `*.example.org`.
     by_name: HashMap<String, Arc<CertifiedKey>>,
-    /// For callers that ask for no name or an unknown one: the first.
+    /// The first certificate, for callers without a server name or with an unknown one.
     default: Option<Arc<CertifiedKey>>,
-    /// `None`: callers' certificates are not asked for.
+    /// `None`: callers' certificates are not requested.
     callers: Option<CallersCertificates>,
     /// Counts the changes of `callers`.
     generation: u64,
@@ -260,7 +261,7 @@ impl Certificates {
         Ok(certificates)
     }
 
-    /// Those whose certificates let callers in.
+    /// Returns the authorities of callers' certificates.
     pub(crate) fn authorities(&self) -> HashSet<[u8; 8]> {
         let each = self.callers.iter().flat_map(|callers| &callers.each);
         each.map(|(authority, _)| *authority).collect()

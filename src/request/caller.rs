@@ -923,7 +923,8 @@ mod tests {
             by_key,
         ]);
         let headers = headers(fields);
-        let authorities = Arc::new(crate::downstream::certificate::tests::Fickle::default());
+        let authorities =
+            Arc::new(crate::downstream::certificate::tests::FlippingAuthorities::default());
         let certificate = Certificate::new(names.to_vec(), until, vec![], authorities);
         let presented = Presented {
             certificate: Some(&certificate),

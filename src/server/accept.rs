@@ -32,7 +32,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::downstream::budget::{Holding, Room};
+use crate::downstream::budget::{HeadBudget, HeadMemory};
 use crate::downstream::preamble;
 use crate::downstream::stream::{DownstreamStream, HEAD_TIME, RejectedHead, TOO_MANY_HEADS};
 use crate::logs::{AccessLog, Line};
@@ -61,7 +61,7 @@ pub(super) struct ListenerContext {
     /// Connections from here begin with a PROXY protocol header.
     pub(super) proxied_by: Vec<IpNet>,
     /// What the heads of all connections may hold.
-    pub(super) room: Arc<Room>,
+    pub(super) head_budget: Arc<HeadBudget>,
     /// Where heads are entered that never became a request.
     pub(super) rejections: RejectionLog,
 }
@@ -214,15 +214,15 @@ async fn serve(
             }
         },
     };
-    let holding = Arc::new(Holding::new(listener_context.room.clone()));
+    let head_memory = Arc::new(HeadMemory::new(listener_context.head_budget.clone()));
     if http2 || matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-        let guarded = Box::new(DownstreamStream::new(stream, true, holding.clone()));
-        serve_http2(listener_context, guarded, &holding, from, stop).await;
+        let stream = Box::new(DownstreamStream::new(stream, true, head_memory.clone()));
+        serve_http2(listener_context, stream, &head_memory, from, stop).await;
         return;
     }
-    let guarded = DownstreamStream::new(stream, false, holding);
-    let rejected_head = guarded.rejected_head();
-    serve_http1(listener_context, Box::new(guarded), stop).await;
+    let stream = DownstreamStream::new(stream, false, head_memory);
+    let rejected_head = stream.rejected_head();
+    serve_http1(listener_context, Box::new(stream), stop).await;
     if let Some(head) = rejected_head.get() {
         listener_context.rejections.enter(head, from);
     }
@@ -232,19 +232,19 @@ async fn serve(
 /// many there are and whatever their heads hold, and waits without end for a connection's preface.
 async fn serve_http2(
     listener_context: &ListenerContext,
-    guarded: Box<DownstreamStream>,
-    holding: &Arc<Holding>,
+    stream: Box<DownstreamStream>,
+    head_memory: &Arc<HeadMemory>,
     from: SocketAddr,
     stop: watch::Receiver<bool>,
 ) {
     let digest = Arc::new(Digest {
-        ssl_digest: guarded.get_ssl_digest(),
-        timing_digest: guarded.get_timing_digest(),
-        proxy_digest: guarded.get_proxy_digest(),
-        socket_digest: guarded.get_socket_digest(),
+        ssl_digest: stream.get_ssl_digest(),
+        timing_digest: stream.get_timing_digest(),
+        proxy_digest: stream.get_proxy_digest(),
+        socket_digest: stream.get_socket_digest(),
     });
-    let too_much = guarded.too_much();
-    let Ok(Ok(mut connection)) = timeout(HEAD_TIME, v2::server::handshake(guarded, None)).await
+    let too_much = stream.too_much();
+    let Ok(Ok(mut connection)) = timeout(HEAD_TIME, v2::server::handshake(stream, None)).await
     else {
         tracing::debug!(client = %from, "no HTTP/2 connection was made");
         return;
@@ -273,7 +273,7 @@ async fn serve_http2(
         };
         match accepted {
             Ok(Some(H2Accept::Session(mut session))) => {
-                let Some(held) = holding.stream(&session.req_header().headers) else {
+                let Some(held) = head_memory.stream(&session.req_header().headers) else {
                     // It may be sent again, here or elsewhere (RFC 9113 §8.7).
                     session.shutdown_with_reason(h2::Reason::REFUSED_STREAM);
                     listener_context
@@ -314,7 +314,7 @@ async fn serve_http2(
 /// Serves requests until there are no more.
 async fn serve_http1(
     listener_context: &ListenerContext,
-    mut guarded: Box<DownstreamStream>,
+    mut stream: Box<DownstreamStream>,
     stop: watch::Receiver<bool>,
 ) {
     let mut settings = None;
@@ -324,15 +324,15 @@ async fn serve_http1(
         let begins = tokio::select! {
             // What has come is served.
             biased;
-            begins = guarded.begins() => begins,
+            begins = stream.begins() => begins,
             _ = &mut stopped => false,
         };
         if !begins {
             // Of TLS, so that the caller knows that nothing was cut off (RFC 8446 §6.1).
-            let _ = timeout(FAREWELL_TIME, guarded.shutdown()).await;
+            let _ = timeout(FAREWELL_TIME, stream.shutdown()).await;
             return;
         }
-        let mut session = ServerSession::new_http1(guarded);
+        let mut session = ServerSession::new_http1(stream);
         match settings.take() {
             // Zero: pingora needs no timer of its own for each request.
             None => session.set_keepalive((!*stop.borrow()).then_some(0)),
@@ -341,11 +341,11 @@ async fn serve_http1(
         let Some(reused) = listener_context.app.process_new_http(session, &stop).await else {
             return;
         };
-        let (stream, persistent) = reused.consume();
-        let Ok(kept) = stream.into_any().downcast::<DownstreamStream>() else {
+        let (reused, persistent) = reused.consume();
+        let Ok(kept) = reused.into_any().downcast::<DownstreamStream>() else {
             return;
         };
         kept.expect_head();
-        (guarded, settings) = (kept, persistent);
+        (stream, settings) = (kept, persistent);
     }
 }

@@ -32,7 +32,7 @@ pub struct Breaker {
     /// The number of times it has opened again since it was last closed.
     periods: AtomicU32,
     /// A packed [`OpenState`]; 0: closed.
-    gate: AtomicU64,
+    state: AtomicU64,
 }
 
 /// The state of a breaker that is not closed.
@@ -78,7 +78,7 @@ impl Breaker {
             born: Instant::now(),
             failures: AtomicU32::new(0),
             periods: AtomicU32::new(0),
-            gate: AtomicU64::new(0),
+            state: AtomicU64::new(0),
         }
     }
 
@@ -87,23 +87,23 @@ impl Breaker {
     /// # Errors
     /// [`Error::CircuitOpen`] with the time until another request may succeed.
     pub fn admit(self: &Arc<Self>) -> Result<Permit, Error> {
-        let seen = self.gate.load(Ordering::Acquire);
+        let seen = self.state.load(Ordering::Acquire);
         let mut probe = 0;
-        if let Some(gate) = OpenState::unpack(seen) {
+        if let Some(state) = OpenState::unpack(seen) {
             let now = self.now();
             let refused = |retry_after| Error::CircuitOpen {
                 retry_after,
-                fault: gate.fault,
+                fault: state.fault,
             };
-            if now < gate.until {
+            if now < state.until {
                 // A caller that waits for a probe may ask again as soon as the probe has its
                 // response.
-                let left = Duration::from_millis(gate.until - now);
-                return Err(refused(if gate.probing { Duration::ZERO } else { left }));
+                let left = Duration::from_millis(state.until - now);
+                return Err(refused(if state.probing { Duration::ZERO } else { left }));
             }
-            probe = self.opened(gate.fault, true);
+            probe = self.opened(state.fault, true);
             let taken =
-                self.gate
+                self.state
                     .compare_exchange(seen, probe, Ordering::AcqRel, Ordering::Relaxed);
             if taken.is_err() {
                 return Err(refused(Duration::ZERO));
@@ -119,7 +119,7 @@ impl Breaker {
     /// Tells whether requests are refused.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.gate.load(Ordering::Relaxed) != 0
+        self.state.load(Ordering::Relaxed) != 0
     }
 
     /// Returns the status for operators.
@@ -128,14 +128,14 @@ impl Breaker {
         if self.settings.failures == 0 {
             return BreakerStatus::plain("off");
         }
-        let Some(gate) = OpenState::unpack(self.gate.load(Ordering::Acquire)) else {
+        let Some(state) = OpenState::unpack(self.state.load(Ordering::Acquire)) else {
             return BreakerStatus::plain("closed");
         };
-        let left = gate.until.saturating_sub(self.now());
-        let waiting = left > 0 && !gate.probing;
+        let left = state.until.saturating_sub(self.now());
+        let waiting = left > 0 && !state.probing;
         BreakerStatus {
             word: if waiting { "open" } else { "half_open" },
-            reason: Some(self.reason(gate.fault)),
+            reason: Some(self.reason(state.fault)),
             left: waiting.then(|| Duration::from_millis(left)),
         }
     }
@@ -158,12 +158,12 @@ impl Breaker {
     /// Returns the state for a period that begins now.
     fn opened(&self, fault: Fault, probing: bool) -> u64 {
         let period = u64::try_from(self.period().as_millis()).unwrap_or(u64::MAX);
-        let gate = OpenState {
+        let state = OpenState {
             until: self.now().saturating_add(period.max(1)),
             fault,
             probing,
         };
-        gate.pack()
+        state.pack()
     }
 }
 
@@ -180,7 +180,7 @@ impl Permit {
         }
         breaker.failures.store(0, Ordering::Relaxed);
         breaker.periods.store(0, Ordering::Relaxed);
-        if breaker.gate.swap(0, Ordering::AcqRel) != 0 {
+        if breaker.state.swap(0, Ordering::AcqRel) != 0 {
             tracing::info!(vendor = %breaker.vendor, "circuit breaker closed: the vendor answers");
         }
     }
@@ -205,11 +205,11 @@ impl Permit {
             breaker.periods.fetch_add(1, Ordering::Relaxed);
         }
         let open_for = breaker.period();
-        let gate = breaker.opened(fault, false);
+        let state = breaker.opened(fault, false);
         let opened =
             breaker
-                .gate
-                .compare_exchange(probe, gate, Ordering::AcqRel, Ordering::Relaxed);
+                .state
+                .compare_exchange(probe, state, Ordering::AcqRel, Ordering::Relaxed);
         if opened.is_ok() {
             tracing::warn!(
                 vendor = %breaker.vendor,
@@ -226,13 +226,13 @@ impl Drop for Permit {
     fn drop(&mut self) {
         // The probe learned nothing: the next request may probe. Where another has taken over
         // already, or the breaker closed, the state has changed and stays.
-        if let Some(gate) = OpenState::unpack(self.probe) {
+        if let Some(state) = OpenState::unpack(self.probe) {
             let over = OpenState {
                 until: self.breaker.now().max(1),
                 probing: false,
-                ..gate
+                ..state
             };
-            let _ = self.breaker.gate.compare_exchange(
+            let _ = self.breaker.state.compare_exchange(
                 self.probe,
                 over.pack(),
                 Ordering::AcqRel,
@@ -258,7 +258,7 @@ impl OpenState {
         let fault = match self.fault {
             Fault::Unreachable => 0,
             Fault::TimedOut => 1,
-            Fault::Answered(status) => status & 0x3ff,
+            Fault::Status(status) => status & 0x3ff,
         };
         // Never 0, which is a closed breaker.
         let until = self.until.clamp(1, u64::MAX >> 11);
@@ -269,7 +269,7 @@ impl OpenState {
         let fault = match u16::try_from(packed >> 1 & 0x3ff).unwrap_or_default() {
             0 => Fault::Unreachable,
             1 => Fault::TimedOut,
-            status => Fault::Answered(status),
+            status => Fault::Status(status),
         };
         (packed != 0).then_some(Self {
             until: packed >> 11,
@@ -292,7 +292,7 @@ mod tests {
 
     fn fail(breaker: &Arc<Breaker>, times: usize) {
         for _ in 0..times {
-            breaker.admit().unwrap().failed(Fault::Answered(503));
+            breaker.admit().unwrap().failed(Fault::Status(503));
         }
     }
 
@@ -394,14 +394,14 @@ mod tests {
 
     #[test]
     fn a_gate_survives_its_packing() {
-        for fault in [Fault::Unreachable, Fault::TimedOut, Fault::Answered(504)] {
+        for fault in [Fault::Unreachable, Fault::TimedOut, Fault::Status(504)] {
             for (until, probing) in [(1, false), (123_456_789, true), (u64::MAX >> 11, true)] {
-                let gate = OpenState {
+                let state = OpenState {
                     until,
                     fault,
                     probing,
                 };
-                let back = OpenState::unpack(gate.pack()).unwrap();
+                let back = OpenState::unpack(state.pack()).unwrap();
                 assert_eq!(
                     (back.until, back.fault, back.probing),
                     (until, fault, probing)

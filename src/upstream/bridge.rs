@@ -1,4 +1,4 @@
-//! Connections of our own TLS ([`Ours`]) that pingora uses as its own, through one end of a socket
+//! Connections of our own TLS ([`OwnTls`]) that pingora uses as its own, through one end of a socket
 //! pair.
 //!
 //! pingora pools sockets whose peer it can ask for. A stream of our own (`custom_l4` with a virtual
@@ -27,7 +27,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::tls::Ours;
+use super::tls::OwnTls;
 use super::tunnel::Tunnel;
 use crate::late_client_auth::{self, described};
 use crate::tls::sha256;
@@ -38,7 +38,7 @@ pub(super) struct Bridge {
     pub(super) vendor: Arc<str>,
     /// The name that the server's certificate must have.
     pub(super) host: Arc<str>,
-    pub(super) tls: Ours,
+    pub(super) tls: OwnTls,
     /// The tunnel through an outbound proxy, if any.
     pub(super) tunnel: Option<Tunnel>,
     pub(super) tcp_keepalive: Option<TcpKeepalive>,
@@ -46,7 +46,7 @@ pub(super) struct Bridge {
 
 /// A [`Bridge`] to one address.
 #[derive(Debug)]
-struct Leading {
+struct BridgeConnector {
     bridge: Bridge,
     address: SocketAddr,
 }
@@ -60,13 +60,13 @@ impl Bridge {
     /// The peer's own address stays 0.0.0.0: with it, pingora takes a pooled socket by its key
     /// alone, without comparing the socket's peer, which a pair does not have. So the key contains
     /// everything, the address included.
-    pub(super) fn lead(&self, peer: &mut HttpPeer, address: SocketAddr) {
+    pub(super) fn route_through(&self, peer: &mut HttpPeer, address: SocketAddr) {
         let digest = sha256(&[b"bridge", address.to_string().as_bytes()]);
         let mut first = [0; 8];
         first.copy_from_slice(&digest[..8]);
         peer.group_key ^= u64::from_be_bytes(first);
         peer.options.alpn = ALPN::H1;
-        peer.options.custom_l4 = Some(Arc::new(Leading {
+        peer.options.custom_l4 = Some(Arc::new(BridgeConnector {
             bridge: self.clone(),
             address,
         }));
@@ -74,7 +74,7 @@ impl Bridge {
 }
 
 #[async_trait]
-impl Connect for Leading {
+impl Connect for BridgeConnector {
     /// Returns only once the vendor has been verified; the peer's `total_connection_timeout` limits
     /// it.
     async fn connect(&self, _nowhere: &PingoraAddr) -> Result<PingoraStream> {
@@ -98,12 +98,12 @@ impl Connect for Leading {
             set_tcp_keepalive(&stream, keepalive)?;
         }
         let stream: Box<dyn Duplex> = match tls {
-            Ours::Late(late) => Box::new(
+            OwnTls::Late(late) => Box::new(
                 late.handshake(host, stream)
                     .await
                     .map_err(|cause| Error::explain(kind(&cause), cause.to_string()))?,
             ),
-            Ours::Usual(connector) => {
+            OwnTls::Usual(connector) => {
                 let name = ServerName::try_from(host.to_string())
                     .map_err(|_| Error::explain(ErrorType::InvalidCert, "no name to verify"))?;
                 let connected = connector.connect(name, stream).await;
@@ -117,7 +117,7 @@ impl Connect for Leading {
         let (ours, theirs) = UnixStream::pair().map_err(broken)?;
         let spare = theirs.as_fd().try_clone_to_owned().map_err(broken)?;
         let gone = Arc::new(Notify::new());
-        let carried = Carried {
+        let carried = BridgedConnection {
             vendor: vendor.clone(),
             ours,
             theirs: spare.into(),
@@ -159,7 +159,7 @@ fn kind(cause: &late_client_auth::Error) -> ErrorType {
 }
 
 /// One connection while it lives.
-struct Carried {
+struct BridgedConnection {
     vendor: Arc<str>,
     ours: UnixStream,
     /// A second handle of pingora's end.
@@ -168,7 +168,7 @@ struct Carried {
     gone: Arc<Notify>,
 }
 
-impl Carried {
+impl BridgedConnection {
     async fn run(mut self, stream: impl Duplex) {
         let (mut from_vendor, mut to_vendor) = split(stream);
         let (mut from_us, mut to_us) = self.ours.split();

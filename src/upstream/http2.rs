@@ -84,7 +84,7 @@ impl Kind {
 }
 
 /// Lets the server choose HTTP/2.
-pub(super) fn offer(options: &mut PeerOptions) {
+pub(super) fn allow_http2(options: &mut PeerOptions) {
     options.alpn = ALPN::H2H1;
     options.max_h2_streams = STREAMS;
     options.h2_stream_window_size = Some(STREAM_WINDOW);
@@ -214,18 +214,18 @@ impl Versions {
         let new = !self.is_now(&self.demanded);
         self.set(&self.demanded, DEMANDED_FOR);
         self.insisted.store(0, Ordering::Relaxed);
-        self.begin_anew(offer);
+        self.replace_connections(offer);
         new
     }
 
     /// Notes that a server has broken HTTP/2. `false`: on a connection that was replaced already.
     pub(super) fn broken(&self, offer: Offer) -> bool {
         self.set(&self.insisted, INSISTED_FOR);
-        self.begin_anew(offer)
+        self.replace_connections(offer)
     }
 
     /// Notes that a connect failed. `true`: HTTP/2 alone was offered, and will not be again.
-    pub(super) fn give_way(&self, offer: Offer) -> bool {
+    pub(super) fn stop_insisting(&self, offer: Offer) -> bool {
         if offer.http2_alone {
             self.insisted.store(0, Ordering::Relaxed);
         }
@@ -248,7 +248,7 @@ impl Versions {
     }
 
     /// All requests of one connection see its end, which counts once.
-    fn begin_anew(&self, offer: Offer) -> bool {
+    fn replace_connections(&self, offer: Offer) -> bool {
         let (before, next) = (offer.epoch, offer.epoch + 1);
         self.epoch
             .compare_exchange(before, next, Ordering::AcqRel, Ordering::Relaxed)
@@ -306,7 +306,7 @@ impl Refusal {
 
 /// Tells whether a PING was not answered.
 #[must_use]
-pub fn has_vanished(error: &Error) -> bool {
+pub fn ping_timed_out(error: &Error) -> bool {
     *error.etype() == PING_TIMEDOUT
 }
 
@@ -328,7 +328,7 @@ mod tests {
 
     fn peer() -> HttpPeer {
         let mut peer = HttpPeer::new(SocketAddr::from(([192, 0, 2, 1], 443)), true, "a".into());
-        offer(&mut peer.options);
+        allow_http2(&mut peer.options);
         peer.options.read_timeout = Some(TIMEOUTS.idle);
         peer
     }
@@ -393,10 +393,10 @@ mod tests {
         assert_eq!(alpn, ALPN::H2);
         assert_ne!(before, after);
         // A server that has given up HTTP/2 shows it in its handshake.
-        assert!(versions.give_way(offer));
+        assert!(versions.stop_insisting(offer));
         let (alpn, _, offer) = offered();
         assert_eq!(alpn, ALPN::H2H1);
-        assert!(!versions.give_way(offer));
+        assert!(!versions.stop_insisting(offer));
 
         assert!(versions.broken(offer));
         tokio::time::advance(INSISTED_FOR).await;

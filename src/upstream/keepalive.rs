@@ -12,20 +12,20 @@ use pingora::upstreams::peer::HttpPeer;
 /// vendor sees later than we, and for the grain of our clock.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// The shortest time that a vendor has announced, milliseconds; [`UNSAID`]: none. Several servers
+/// The shortest time that a vendor has announced, milliseconds; [`NONE`]: none. Several servers
 /// may be behind one name, and which of them a connection leads to is unknown.
 #[derive(Debug)]
 pub(super) struct KeepAlive(AtomicU64);
 
-const UNSAID: u64 = u64::MAX;
+const NONE: u64 = u64::MAX;
 
 impl KeepAlive {
-    pub(super) fn unsaid() -> Self {
-        Self(AtomicU64::new(UNSAID))
+    pub(super) fn none() -> Self {
+        Self(AtomicU64::new(NONE))
     }
 
     /// Notes the value of a `Keep-Alive` header.
-    pub(super) fn says(&self, value: &HeaderValue) {
+    pub(super) fn note(&self, value: &HeaderValue) {
         let Some(time) = reusable(value) else { return };
         #[expect(clippy::cast_possible_truncation, reason = "a day at most")]
         let time = time.as_millis() as u64;
@@ -39,7 +39,7 @@ impl KeepAlive {
     /// found again.
     pub(super) fn apply_to(&self, peer: &mut HttpPeer) {
         let time = self.0.load(Ordering::Relaxed);
-        if time == UNSAID {
+        if time == NONE {
             return;
         }
         peer.group_key ^= (time + 1).wrapping_mul(0xd6e8_feb8_6659_fd93);
@@ -95,17 +95,17 @@ mod tests {
 
     #[test]
     fn what_a_vendor_says_shortens_what_is_configured_and_parts_old_connections_from_new() {
-        let keepalive = KeepAlive::unsaid();
+        let keepalive = KeepAlive::none();
         let (configured, before) = peer(&keepalive);
         assert_eq!(configured, Some(Duration::from_secs(30)));
-        keepalive.says(&HeaderValue::from_static("timeout=75"));
+        keepalive.note(&HeaderValue::from_static("timeout=75"));
         assert_eq!(peer(&keepalive).0, configured);
-        keepalive.says(&HeaderValue::from_static("timeout=5"));
+        keepalive.note(&HeaderValue::from_static("timeout=5"));
         let (shorter, after) = peer(&keepalive);
         assert_eq!(shorter, Some(Duration::from_secs(4)));
         assert_ne!(before, after);
         // Another server's of the same name.
-        keepalive.says(&HeaderValue::from_static("timeout=60"));
+        keepalive.note(&HeaderValue::from_static("timeout=60"));
         assert_eq!(peer(&keepalive), (shorter, after));
     }
 }

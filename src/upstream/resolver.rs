@@ -49,8 +49,8 @@ impl Resolver {
 
     /// Prepares to watch `host`.
     #[must_use]
-    pub fn follow(&self, host: String) -> Follow {
-        Follow {
+    pub fn watch(&self, host: String) -> Watch {
+        Watch {
             resolver: self.clone(),
             host,
         }
@@ -92,12 +92,12 @@ impl Resolver {
 
 /// One name to watch.
 #[derive(Debug)]
-pub struct Follow {
+pub struct Watch {
     resolver: Resolver,
     host: String,
 }
 
-impl Follow {
+impl Watch {
     /// Resolves for ever, passing every result to `publish` and every failure to `failed`. A
     /// failure publishes nothing: the last good addresses stay in use.
     pub async fn run(

@@ -17,7 +17,11 @@ use crate::tls::{Error, Identity, Roots, sha256};
 /// pingora tells pooled connections apart by the client certificate's serial number, and not at all
 /// by CA, so two vendors could share a connection that authenticates one of them. The group key
 /// closes that: it is a digest over everything that makes a connection this vendor's.
-pub(super) fn equip(peer: &mut HttpPeer, vendor: &Vendor, generation: u64) -> Result<(), Error> {
+pub(super) fn configure_tls(
+    peer: &mut HttpPeer,
+    vendor: &Vendor,
+    generation: u64,
+) -> Result<(), Error> {
     let mut leaf = [0; 32];
     if let Some(files) = &vendor.client_cert {
         let identity = Identity::load(files)?;
@@ -57,7 +61,7 @@ pub(super) fn equip(peer: &mut HttpPeer, vendor: &Vendor, generation: u64) -> Re
 
 /// TLS of our own, where pingora's connector does not suffice.
 #[derive(Clone)]
-pub(super) enum Ours {
+pub(super) enum OwnTls {
     /// The vendor requests the certificate late.
     Late(Arc<LateClientAuth>),
     /// The vendor's own certificate is pinned, or ours is of a form that rustls refuses: pingora
@@ -65,7 +69,7 @@ pub(super) enum Ours {
     Usual(TlsConnector),
 }
 
-impl std::fmt::Debug for Ours {
+impl std::fmt::Debug for OwnTls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Late(_) => "Late",
@@ -75,7 +79,7 @@ impl std::fmt::Debug for Ours {
 }
 
 /// Returns our own TLS for `vendor`; `None` where pingora's suffices.
-pub(super) fn ours(vendor: &Vendor) -> Result<Option<Ours>, Error> {
+pub(super) fn own_tls(vendor: &Vendor) -> Result<Option<OwnTls>, Error> {
     if !vendor.upstream.tls {
         return Ok(None);
     }
@@ -97,11 +101,11 @@ pub(super) fn ours(vendor: &Vendor) -> Result<Option<Ours>, Error> {
     let roots = own.unwrap_or_else(Roots::system);
     if vendor.late_client_auth {
         let late = LateClientAuth::new(&roots, identity.as_ref())?;
-        return Ok(Some(Ours::Late(Arc::new(late))));
+        return Ok(Some(OwnTls::Late(Arc::new(late))));
     }
     let mut config = roots
         .client_config(identity.as_ref())
         .map_err(|_| Error::Settings("TLS with this CA and client certificate cannot be set up"))?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Some(Ours::Usual(TlsConnector::from(Arc::new(config)))))
+    Ok(Some(OwnTls::Usual(TlsConnector::from(Arc::new(config)))))
 }

@@ -4,41 +4,41 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::*;
-use crate::downstream::budget::Room;
+use crate::downstream::budget::HeadBudget;
 use crate::downstream::raw_head::{MAX_HEAD, MAX_TARGET};
 
 const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
 /// A guard of this end of a connection over HTTP/1.
-fn guarding(near: UnixStream) -> DownstreamStream {
-    let holding = Arc::new(Holding::new(Room::new(1)));
-    DownstreamStream::new(Box::new(TcpStream::from(near)), false, holding)
+fn stream_over(near: UnixStream) -> DownstreamStream {
+    let head_memory = Arc::new(HeadMemory::new(HeadBudget::new(1)));
+    DownstreamStream::new(Box::new(TcpStream::from(near)), false, head_memory)
 }
 
 /// A guard that has let `HEAD` through, and the caller's end.
 async fn after_a_request() -> (DownstreamStream, UnixStream) {
     let (near, mut far) = UnixStream::pair().unwrap();
-    let mut guarded = guarding(near);
+    let mut stream = stream_over(near);
     far.write_all(HEAD).await.unwrap();
     let mut head = [0; 64];
-    assert_eq!(guarded.read(&mut head).await.unwrap(), HEAD.len());
-    guarded.head_is_complete();
-    guarded.expect_head();
-    (guarded, far)
+    assert_eq!(stream.read(&mut head).await.unwrap(), HEAD.len());
+    stream.head_is_complete();
+    stream.expect_head();
+    (stream, far)
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_is_closed_that_is_silent_between_requests() {
-    let (mut guarded, _far) = after_a_request().await;
+    let (mut stream, _far) = after_a_request().await;
     let began = Instant::now();
-    assert_eq!(guarded.read(&mut [0; 64]).await.unwrap(), 0, "its end");
+    assert_eq!(stream.read(&mut [0; 64]).await.unwrap(), 0, "its end");
     assert_eq!(began.elapsed().as_secs(), KEEPALIVE.as_secs());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_begins_with_its_first_bytes_and_loses_none_of_them() {
-    let (mut guarded, mut far) = after_a_request().await;
-    let waiting = timeout(Duration::from_secs(30), guarded.begins()).await;
+    let (mut stream, mut far) = after_a_request().await;
+    let waiting = timeout(Duration::from_secs(30), stream.begins()).await;
     assert!(waiting.is_err(), "nothing has come");
     let long = format!(
         "GET /{} HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -46,62 +46,62 @@ async fn a_request_begins_with_its_first_bytes_and_loses_none_of_them() {
     );
     far.write_all(long.as_bytes()).await.unwrap();
     for _ in 0..2 {
-        assert!(guarded.begins().await);
+        assert!(stream.begins().await);
     }
-    assert_eq!(format!("{guarded:?}"), "Guarded { .. }");
+    assert_eq!(format!("{stream:?}"), "Guarded { .. }");
     let mut read = Vec::new();
     while read.len() < long.len() {
         let mut some = [0; 700];
-        let length = guarded.read(&mut some).await.unwrap();
+        let length = stream.read(&mut some).await.unwrap();
         assert_ne!(length, 0);
         read.extend_from_slice(&some[..length]);
     }
     assert_eq!(read, long.as_bytes());
-    assert!(guarded.has_odd_first_line());
+    assert!(stream.has_odd_first_line());
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_comes_behind_a_request_is_kept_and_stops_no_clock() {
-    let (mut guarded, mut far) = after_a_request().await;
+    let (mut stream, mut far) = after_a_request().await;
     far.write_all(HEAD).await.unwrap();
     far.write_all(HEAD).await.unwrap();
-    assert!(guarded.begins().await);
+    assert!(stream.begins().await);
     let mut head = [0; 256];
     // Of what has come, the first request and no more.
-    assert_eq!(guarded.read(&mut head).await.unwrap(), HEAD.len());
-    guarded.head_is_complete();
-    guarded.body_is_complete();
+    assert_eq!(stream.read(&mut head).await.unwrap(), HEAD.len());
+    stream.head_is_complete();
+    stream.body_is_complete();
     let began = Instant::now();
-    guarded.set_response_deadline(Some(began + Duration::from_secs(20)));
-    let early = timeout(Duration::from_secs(10), guarded.read(&mut head)).await;
+    stream.set_response_deadline(Some(began + Duration::from_secs(20)));
+    let early = timeout(Duration::from_secs(10), stream.read(&mut head)).await;
     assert!(early.is_err(), "{early:?}");
     far.write_all(b"G").await.unwrap();
-    let late = guarded.read(&mut head).await.unwrap_err();
+    let late = stream.read(&mut head).await.unwrap_err();
     assert_eq!(late.kind(), io::ErrorKind::TimedOut);
     assert_eq!(began.elapsed().as_secs(), 20);
 
-    guarded.expect_head();
-    assert!(guarded.begins().await);
-    assert_eq!(guarded.read(&mut head).await.unwrap(), HEAD.len());
-    assert!(!guarded.has_odd_first_line());
-    guarded.head_is_complete();
-    guarded.body_is_complete();
+    stream.expect_head();
+    assert!(stream.begins().await);
+    assert_eq!(stream.read(&mut head).await.unwrap(), HEAD.len());
+    assert!(!stream.has_odd_first_line());
+    stream.head_is_complete();
+    stream.body_is_complete();
     let (read, ()) = tokio::join!(
-        timeout(Duration::from_secs(5), guarded.read(&mut head)),
+        timeout(Duration::from_secs(5), stream.read(&mut head)),
         async {
             far.write_all(b"ET  / HTTP/1.1\r\n").await.unwrap();
         }
     );
     assert!(read.is_err(), "{read:?}");
-    guarded.expect_head();
-    assert!(guarded.begins().await);
+    stream.expect_head();
+    assert!(stream.begins().await);
     let mut odd = String::new();
     while !odd.ends_with('\n') {
-        let length = guarded.read(&mut head).await.unwrap();
+        let length = stream.read(&mut head).await.unwrap();
         odd.push_str(std::str::from_utf8(&head[..length]).unwrap());
     }
     assert_eq!(odd, "GET  / HTTP/1.1\r\n");
-    assert!(guarded.has_odd_first_line(), "looked at as every other");
+    assert!(stream.has_odd_first_line(), "looked at as every other");
 }
 
 #[tokio::test(start_paused = true)]
@@ -109,28 +109,28 @@ async fn a_body_ends_where_its_head_says_and_the_next_request_is_whole() {
     let body = vec![b'x'; 2 * AHEAD + 100];
     // All of it read ahead with the head, or most of it later.
     for length in [0, 5, body.len()] {
-        let (mut guarded, mut far) = after_a_request().await;
+        let (mut stream, mut far) = after_a_request().await;
         let sent = [HEAD, &body[..length], HEAD, HEAD].concat();
         far.write_all(&sent).await.unwrap();
-        assert!(guarded.begins().await);
+        assert!(stream.begins().await);
         let mut some = vec![0; 4 * AHEAD];
-        assert_eq!(guarded.read(&mut some).await.unwrap(), HEAD.len());
-        guarded.head_is_complete();
-        guarded.body_has(length as u64);
+        assert_eq!(stream.read(&mut some).await.unwrap(), HEAD.len());
+        stream.head_is_complete();
+        stream.body_has(length as u64);
         let mut read = 0;
         while read < length {
-            let more = guarded.read(&mut some).await.unwrap();
+            let more = stream.read(&mut some).await.unwrap();
             assert!(more > 0 && some[..more].iter().all(|byte| *byte == b'x'));
             read += more;
         }
         assert_eq!(read, length);
-        let behind = timeout(Duration::from_secs(5), guarded.read(&mut some)).await;
+        let behind = timeout(Duration::from_secs(5), stream.read(&mut some)).await;
         assert!(behind.is_err(), "{behind:?}");
-        guarded.body_is_complete();
+        stream.body_is_complete();
         for _ in 0..2 {
-            guarded.expect_head();
-            assert!(guarded.begins().await);
-            assert_eq!(guarded.read(&mut some).await.unwrap(), HEAD.len());
+            stream.expect_head();
+            assert!(stream.begins().await);
+            assert_eq!(stream.read(&mut some).await.unwrap(), HEAD.len());
             assert_eq!(&some[..HEAD.len()], HEAD);
         }
     }
@@ -138,14 +138,14 @@ async fn a_body_ends_where_its_head_says_and_the_next_request_is_whole() {
 
 #[tokio::test(start_paused = true)]
 async fn empty_lines_between_requests_are_none_and_win_no_time() {
-    let (mut guarded, mut far) = after_a_request().await;
+    let (mut stream, mut far) = after_a_request().await;
     let began = Instant::now();
     for _ in 0..3 {
         far.write_all(b"\r\n").await.unwrap();
-        let waiting = timeout(Duration::from_secs(20), guarded.begins()).await;
+        let waiting = timeout(Duration::from_secs(20), stream.begins()).await;
         assert!(waiting.is_err(), "{waiting:?}");
     }
-    assert!(!guarded.begins().await);
+    assert!(!stream.begins().await);
     assert_eq!(began.elapsed().as_secs(), KEEPALIVE.as_secs());
 }
 
@@ -156,7 +156,7 @@ async fn a_head_without_end_is_refused_at_its_limit() {
         ("GET / HTTP/1.1\r\nA: ", "431", MAX_HEAD),
         ("GET /", "414", MAX_TARGET),
     ] {
-        let (mut guarded, far) = after_a_request().await;
+        let (mut stream, far) = after_a_request().await;
         let (mut read, mut written) = far.into_split();
         let sending = async {
             let _ = written
@@ -164,10 +164,10 @@ async fn a_head_without_end_is_refused_at_its_limit() {
                 .await;
         };
         let reading = async {
-            assert!(guarded.begins().await);
+            assert!(stream.begins().await);
             let mut all = 0;
             loop {
-                match guarded.read(&mut [0; 8192]).await {
+                match stream.read(&mut [0; 8192]).await {
                     Ok(length) => all += length,
                     Err(refused) => return (all, refused),
                 }
@@ -176,7 +176,7 @@ async fn a_head_without_end_is_refused_at_its_limit() {
         let ((), (all, refused)) = tokio::join!(sending, reading);
         assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
         assert!((limit..limit + 8193).contains(&all), "{all}");
-        drop(guarded);
+        drop(stream);
         let mut answer = String::new();
         read.read_to_string(&mut answer).await.unwrap();
         assert!(
@@ -189,16 +189,16 @@ async fn a_head_without_end_is_refused_at_its_limit() {
 
 #[tokio::test(start_paused = true)]
 async fn no_request_begins_on_a_connection_that_stays_silent_or_is_closed() {
-    let (mut guarded, far) = after_a_request().await;
+    let (mut stream, far) = after_a_request().await;
     let began = Instant::now();
-    assert!(!guarded.begins().await);
+    assert!(!stream.begins().await);
     assert_eq!(began.elapsed().as_secs(), KEEPALIVE.as_secs());
     drop(far);
-    guarded.expect_head();
-    assert!(!guarded.begins().await, "closed");
+    stream.expect_head();
+    assert!(!stream.begins().await, "closed");
 
     let (near, _far) = UnixStream::pair().unwrap();
-    let mut silent = guarding(near);
+    let mut silent = stream_over(near);
     let began = Instant::now();
     assert!(!silent.begins().await);
     assert_eq!(began.elapsed().as_secs(), HEAD_TIME.as_secs());
@@ -206,28 +206,28 @@ async fn no_request_begins_on_a_connection_that_stays_silent_or_is_closed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_later_head_has_its_own_time_from_its_first_byte() {
-    let (mut guarded, mut far) = after_a_request().await;
+    let (mut stream, mut far) = after_a_request().await;
     let silence = KEEPALIVE.as_secs() - 1;
-    let early = timeout(Duration::from_secs(silence), guarded.read(&mut [0; 64])).await;
+    let early = timeout(Duration::from_secs(silence), stream.read(&mut [0; 64])).await;
     assert!(early.is_err(), "{early:?}");
     far.write_all(b"GE").await.unwrap();
-    assert_eq!(guarded.read(&mut [0; 64]).await.unwrap(), 2);
+    assert_eq!(stream.read(&mut [0; 64]).await.unwrap(), 2);
     let began = Instant::now();
-    let late = guarded.read(&mut [0; 64]).await.unwrap_err();
+    let late = stream.read(&mut [0; 64]).await.unwrap_err();
     assert_eq!(late.kind(), io::ErrorKind::TimedOut);
     assert_eq!(began.elapsed().as_secs(), HEAD_TIME.as_secs());
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_is_awaited_as_long_as_the_newest_limit_says() {
-    let (mut guarded, mut far) = after_a_request().await;
+    let (mut stream, mut far) = after_a_request().await;
     far.write_all(HEAD).await.unwrap();
-    assert_eq!(guarded.read(&mut [0; 64]).await.unwrap(), HEAD.len());
-    guarded.head_is_complete();
+    assert_eq!(stream.read(&mut [0; 64]).await.unwrap(), HEAD.len());
+    stream.head_is_complete();
     for seconds in [30, 50, 5] {
         let began = Instant::now();
-        guarded.set_response_deadline(Some(began + Duration::from_secs(seconds)));
-        let late = guarded.read(&mut [0; 64]).await.unwrap_err();
+        stream.set_response_deadline(Some(began + Duration::from_secs(seconds)));
+        let late = stream.read(&mut [0; 64]).await.unwrap_err();
         assert_eq!(late.kind(), io::ErrorKind::TimedOut);
         assert_eq!(began.elapsed().as_secs(), seconds);
     }
@@ -235,38 +235,38 @@ async fn an_answer_is_awaited_as_long_as_the_newest_limit_says() {
 
 #[tokio::test(start_paused = true)]
 async fn a_vendor_may_be_silent_so_long_at_a_time() {
-    let (mut guarded, mut far) = after_a_request().await;
+    let (mut stream, mut far) = after_a_request().await;
     far.write_all(HEAD).await.unwrap();
-    assert_eq!(guarded.read(&mut [0; 64]).await.unwrap(), HEAD.len());
-    guarded.head_is_complete();
+    assert_eq!(stream.read(&mut [0; 64]).await.unwrap(), HEAD.len());
+    stream.head_is_complete();
     let silence = Duration::from_secs(10);
     let began = Instant::now();
-    guarded.set_response_idle(silence, began);
+    stream.set_response_idle(silence, began);
     for _ in 0..3 {
-        let waiting = timeout(Duration::from_secs(9), guarded.read(&mut [0; 64])).await;
+        let waiting = timeout(Duration::from_secs(9), stream.read(&mut [0; 64])).await;
         assert!(waiting.is_err(), "{waiting:?}");
-        guarded.heard_more();
+        stream.response_progressed();
     }
-    assert!(!guarded.response_was_late());
-    let late = guarded.read(&mut [0; 64]).await.unwrap_err();
+    assert!(!stream.response_was_late());
+    let late = stream.read(&mut [0; 64]).await.unwrap_err();
     assert_eq!(late.kind(), io::ErrorKind::TimedOut);
     assert_eq!(began.elapsed().as_secs(), 3 * 9 + 10);
-    assert!(guarded.response_was_late());
+    assert!(stream.response_was_late());
 
     // The whole has its limit all the same.
-    guarded.heard_more();
+    stream.response_progressed();
     let began = Instant::now();
-    guarded.set_response_deadline(Some(began + Duration::from_secs(4)));
-    guarded.read(&mut [0; 64]).await.unwrap_err();
+    stream.set_response_deadline(Some(began + Duration::from_secs(4)));
+    stream.read(&mut [0; 64]).await.unwrap_err();
     assert_eq!(began.elapsed().as_secs(), 4);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_a_caller_is_slow_to_take_is_not_the_vendors_silence() {
-    let (mut guarded, mut far) = full().await;
-    guarded.head_is_complete();
-    guarded.set_write_timeout(Duration::from_mins(5));
-    guarded.set_response_idle(Duration::from_secs(10), Instant::now());
+    let (mut stream, mut far) = full().await;
+    stream.head_is_complete();
+    stream.set_write_timeout(Duration::from_mins(5));
+    stream.set_response_idle(Duration::from_secs(10), Instant::now());
     let taking = async {
         tokio::time::sleep(Duration::from_secs(30)).await;
         loop {
@@ -274,32 +274,32 @@ async fn what_a_caller_is_slow_to_take_is_not_the_vendors_silence() {
         }
     };
     tokio::select! {
-        flushed = guarded.flush() => flushed.unwrap(),
+        flushed = stream.flush() => flushed.unwrap(),
         () = taking => {}
     }
     let began = Instant::now();
-    guarded.read(&mut [0; 64]).await.unwrap_err();
+    stream.read(&mut [0; 64]).await.unwrap_err();
     assert_eq!(began.elapsed().as_secs(), 10);
 }
 
 /// A guard whose caller has taken all that it ever will.
 async fn full() -> (DownstreamStream, UnixStream) {
-    let (mut guarded, far) = after_a_request().await;
-    guarded.set_write_timeout(Duration::ZERO);
+    let (mut stream, far) = after_a_request().await;
+    stream.set_write_timeout(Duration::ZERO);
     let much = vec![b'x'; 1 << 20];
-    let filling = guarded.write_all(&much);
+    let filling = stream.write_all(&much);
     assert!(timeout(Duration::from_secs(1), filling).await.is_err());
-    guarded.write_all(HEAD).await.unwrap();
-    (guarded, far)
+    stream.write_all(HEAD).await.unwrap();
+    (stream, far)
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_caller_that_takes_nothing_of_its_answer_is_not_waited_for_without_end() {
-    let (mut guarded, _far) = full().await;
+    let (mut stream, _far) = full().await;
     for seconds in [60, 300] {
-        guarded.set_write_timeout(Duration::from_secs(seconds));
+        stream.set_write_timeout(Duration::from_secs(seconds));
         let began = Instant::now();
-        let stuck = guarded.flush().await.unwrap_err();
+        let stuck = stream.flush().await.unwrap_err();
         assert_eq!(stuck.kind(), io::ErrorKind::TimedOut);
         assert_eq!(began.elapsed().as_secs(), seconds);
     }
@@ -307,14 +307,14 @@ async fn a_caller_that_takes_nothing_of_its_answer_is_not_waited_for_without_end
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_ends_at_once_though_its_caller_does_not_read() {
-    let (mut guarded, mut far) = full().await;
+    let (mut stream, mut far) = full().await;
     let began = Instant::now();
     let ending = async {
-        AsyncWriteExt::shutdown(&mut guarded).await.unwrap();
-        Shutdown::shutdown(&mut guarded).await;
+        AsyncWriteExt::shutdown(&mut stream).await.unwrap();
+        Shutdown::shutdown(&mut stream).await;
     };
     timeout(KEEPALIVE, ending).await.expect("it ends");
-    drop(guarded);
+    drop(stream);
     assert_eq!(began.elapsed(), Duration::ZERO);
     let mut taken = Vec::new();
     far.read_to_end(&mut taken).await.unwrap();
@@ -323,9 +323,9 @@ async fn a_connection_ends_at_once_though_its_caller_does_not_read() {
 
 #[tokio::test]
 async fn what_was_written_last_is_sent_though_nobody_flushed_it() {
-    let (mut guarded, mut far) = after_a_request().await;
-    guarded.write_all(b"the end").await.unwrap();
-    drop(guarded);
+    let (mut stream, mut far) = after_a_request().await;
+    stream.write_all(b"the end").await.unwrap();
+    drop(stream);
     let mut taken = Vec::new();
     far.read_to_end(&mut taken).await.unwrap();
     assert_eq!(taken, b"the end");

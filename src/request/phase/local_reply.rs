@@ -115,7 +115,7 @@ pub(in crate::request) fn classify(session: &mut Session, error: &PingoraError) 
     let timed_out = matches!(
         error.etype(),
         ConnectTimedout | ReadTimedout | TLSHandshakeTimedout | WriteTimedout
-    ) || http2::has_vanished(error);
+    ) || http2::ping_timed_out(error);
     match error.esource() {
         ErrorSource::Upstream if timed_out => {
             // pingora's read timeout also runs while the caller stalls.

@@ -57,12 +57,12 @@ fn innermost(cause: &(dyn std::error::Error + Send + Sync + 'static)) -> String 
 /// Logs that a request to a vendor failed.
 pub(in crate::request) fn log_failure(ctx: &Context, error: &PingoraError, refusal: Option<Error>) {
     let Some(route) = &ctx.route else { return };
-    if !ctx.unreached.is_empty() {
+    if !ctx.connect_errors.is_empty() {
         tracing::warn!(
             vendor = %route.vendor.name,
             request_id = ctx.request_id.to_str().unwrap_or_default(),
             reason = refusal.map_or("caller_gone", |refusal| refusal.verdict().reason),
-            cause = %ctx.unreached,
+            cause = %ctx.connect_errors,
             "request failed"
         );
         return;

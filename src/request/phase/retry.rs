@@ -58,18 +58,18 @@ pub(in crate::request) fn should_retry_connect(ctx: &mut Context, error: &Pingor
     if *error.etype() == ErrorType::H2Error {
         // A pooled connection found to be closed when one more stream was opened on it.
         if Refusal::of(error) == Some(Refusal::WantsHttp1) {
-            route.upstream.demands_http1(picked);
+            route.upstream.note_http1_demand(picked);
         }
         ctx.refusals += 1;
         return ctx.refusals <= MAX_REFUSALS;
     }
-    if *error.etype() == ErrorType::TLSHandshakeFailure && route.upstream.offers_both_again(picked)
+    if *error.etype() == ErrorType::TLSHandshakeFailure && route.upstream.should_offer_both(picked)
     {
         ctx.refusals += 1;
         return ctx.refusals <= MAX_REFUSALS;
     }
     ctx.tried.add(picked);
-    route.upstream.note(&mut ctx.unreached, picked, error);
+    route.upstream.note(&mut ctx.connect_errors, picked, error);
     // `timeouts.total` ends waits that say nothing about the address.
     let in_time = ctx.deadline.is_none_or(|at| Instant::now() < at);
     if in_time {
@@ -80,11 +80,11 @@ pub(in crate::request) fn should_retry_connect(ctx: &mut Context, error: &Pingor
         tracing::warn!(
             vendor = %route.vendor.name,
             request_id = ctx.request_id.to_str().unwrap_or_default(),
-            cause = %ctx.unreached,
+            cause = %ctx.connect_errors,
             "an address of the upstream cannot be reached; trying the next"
         );
     } else if in_time {
-        route.upstream.cannot_be_reached(&ctx.unreached);
+        route.upstream.note_unreachable(&ctx.connect_errors);
     }
     more
 }
@@ -101,8 +101,8 @@ pub(in crate::request) fn should_retry(
     if let (Some(refusal), Some(route), Some(picked)) = (refusal, &ctx.route, &ctx.picked) {
         match refusal {
             Refusal::NotProcessed => {}
-            Refusal::WantsHttp1 => route.upstream.demands_http1(picked),
-            Refusal::BrokenHttp2 => route.upstream.broke_http2(picked),
+            Refusal::WantsHttp1 => route.upstream.note_http1_demand(picked),
+            Refusal::BrokenHttp2 => route.upstream.note_broken_http2(picked),
         }
         ctx.refusals += u32::from(refusal != Refusal::BrokenHttp2);
     }
@@ -135,7 +135,7 @@ pub(in crate::request) fn should_retry(
     let unwell = again && !reused && refusal != Some(Refusal::BrokenHttp2);
     if let (true, Some(picked), Some(route)) = (unwell, &ctx.picked, &ctx.route) {
         ctx.tried.add(picked);
-        route.upstream.note_broken(&mut ctx.unreached, picked);
+        route.upstream.note_broken(&mut ctx.connect_errors, picked);
     }
     again
 }

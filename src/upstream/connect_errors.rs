@@ -13,11 +13,11 @@ use crate::wording::in_words;
 
 /// The errors of one request, since its last connection.
 #[derive(Debug, Default)]
-pub struct Unreached(Vec<(Telling, String)>);
+pub struct ConnectErrors(Vec<(Weight, String)>);
 
 /// How much a cause says, the least first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Telling {
+enum Weight {
     /// Connection refused, or no route: what a second address often says.
     Nobody,
     TimedOut,
@@ -35,22 +35,22 @@ enum Telling {
 /// Longest text of one cause, characters.
 const LONGEST: usize = 300;
 
-impl Unreached {
+impl ConnectErrors {
     /// Adds the error of a failed connect to `address`.
     pub(super) fn add(&mut self, address: SocketAddr, error: &Error) {
-        let (telling, said) = described(error);
-        self.push(telling, &format!("{address}: {said}"));
+        let (weight, said) = described(error);
+        self.push(weight, &format!("{address}: {said}"));
     }
 
     /// Adds that a connection to `address` ended before the response.
     pub(super) fn add_broken(&mut self, address: SocketAddr) {
         let said = format!("{address}: the connection ended before the response");
-        self.push(Telling::Broken, &said);
+        self.push(Weight::Broken, &said);
     }
 
     /// Adds why there is no address to connect to.
     pub fn add_name(&mut self, said: &str) {
-        self.push(Telling::Name, said);
+        self.push(Weight::Name, said);
     }
 
     /// Clears the errors: a connection was made.
@@ -64,19 +64,19 @@ impl Unreached {
         self.0.is_empty()
     }
 
-    fn push(&mut self, telling: Telling, said: &str) {
+    fn push(&mut self, weight: Weight, said: &str) {
         let said: String = said.chars().take(LONGEST).collect();
         if self.0.iter().all(|(_, known)| *known != said) {
-            self.0.push((telling, said));
+            self.0.push((weight, said));
         }
     }
 }
 
 /// All causes, the most telling first, others in their order.
-impl fmt::Display for Unreached {
+impl fmt::Display for ConnectErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut causes: Vec<_> = self.0.iter().collect();
-        causes.sort_by_key(|(telling, _)| std::cmp::Reverse(*telling));
+        causes.sort_by_key(|(weight, _)| std::cmp::Reverse(*weight));
         for (nth, (_, said)) in causes.into_iter().enumerate() {
             if nth > 0 {
                 f.write_str("; ")?;
@@ -89,9 +89,9 @@ impl fmt::Display for Unreached {
 
 /// The reason why no request reaches a vendor, until one does.
 #[derive(Debug, Default)]
-pub(super) struct Trouble(ArcSwapOption<String>);
+pub(super) struct ConnectTrouble(ArcSwapOption<String>);
 
-impl Trouble {
+impl ConnectTrouble {
     pub(super) fn begin(&self, why: String) {
         self.0.store(Some(Arc::new(why)));
     }
@@ -113,34 +113,34 @@ impl Trouble {
     clippy::wildcard_enum_match_arm,
     reason = "pingora's list of error types is open"
 )]
-fn described(error: &Error) -> (Telling, String) {
+fn described(error: &Error) -> (Weight, String) {
     use ErrorType::{
         ConnectNoRoute, ConnectProxyFailure, ConnectRefused, ConnectTimedout, HandshakeError,
         InvalidCert, TLSHandshakeFailure, TLSHandshakeTimedout,
     };
 
     match error.etype() {
-        ConnectRefused => (Telling::Nobody, "connection refused".to_owned()),
-        ConnectNoRoute => (Telling::Nobody, "no route to it".to_owned()),
+        ConnectRefused => (Weight::Nobody, "connection refused".to_owned()),
+        ConnectNoRoute => (Weight::Nobody, "no route to it".to_owned()),
         ConnectTimedout => {
             let said = "no connection within timeouts.connect".to_owned();
-            (Telling::TimedOut, said)
+            (Weight::TimedOut, said)
         }
         TLSHandshakeTimedout => {
             let said = "no TLS handshake within timeouts.connect".to_owned();
-            (Telling::TimedOut, said)
+            (Weight::TimedOut, said)
         }
-        ConnectProxyFailure => (Telling::Proxy, innermost(error)),
+        ConnectProxyFailure => (Weight::Proxy, innermost(error)),
         TLSHandshakeFailure | InvalidCert | HandshakeError => {
             let said = in_words(&innermost(error));
-            let telling = if said.contains("certificate") {
-                Telling::Certificate
+            let weight = if said.contains("certificate") {
+                Weight::Certificate
             } else {
-                Telling::Tls
+                Weight::Tls
             };
-            (telling, format!("TLS: {said}"))
+            (weight, format!("TLS: {said}"))
         }
-        _ => (Telling::Other, innermost(error)),
+        _ => (Weight::Other, innermost(error)),
     }
 }
 
@@ -186,35 +186,35 @@ mod tests {
 
     #[test]
     fn the_most_telling_cause_comes_first_in_plain_words() {
-        let mut unreached = Unreached::default();
-        assert!(unreached.is_empty());
-        unreached.add(FIRST, &handshake());
+        let mut connect_errors = ConnectErrors::default();
+        assert!(connect_errors.is_empty());
+        connect_errors.add(FIRST, &handshake());
         for _ in 0..2 {
-            unreached.add(SECOND, &Error::new(ErrorType::ConnectRefused));
+            connect_errors.add(SECOND, &Error::new(ErrorType::ConnectRefused));
         }
         let told = "192.0.2.1:443: TLS: invalid peer certificate: it is a CA's certificate, not a server's; [::1]:443: connection refused";
-        assert_eq!(unreached.to_string(), told);
+        assert_eq!(connect_errors.to_string(), told);
 
-        let mut unreached = Unreached::default();
-        unreached.add(SECOND, &Error::new(ErrorType::ConnectRefused));
+        let mut connect_errors = ConnectErrors::default();
+        connect_errors.add(SECOND, &Error::new(ErrorType::ConnectRefused));
         let cause = std::io::Error::from_raw_os_error(101);
-        unreached.add(SECOND, &Error::because(ErrorType::ConnectError, "x", cause));
-        unreached.add(FIRST, &handshake());
-        let told = unreached.to_string();
+        connect_errors.add(SECOND, &Error::because(ErrorType::ConnectError, "x", cause));
+        connect_errors.add(FIRST, &handshake());
+        let told = connect_errors.to_string();
         assert!(told.starts_with("192.0.2.1:443: TLS: "), "{told}");
         assert!(
             told.ends_with("; [::1]:443: Network is unreachable; [::1]:443: connection refused"),
             "{told}"
         );
-        unreached.clear();
-        assert!(unreached.is_empty());
+        connect_errors.clear();
+        assert!(connect_errors.is_empty());
     }
 
     #[test]
     fn what_is_told_is_bounded() {
-        let mut unreached = Unreached::default();
+        let mut connect_errors = ConnectErrors::default();
         let long = "é".repeat(10_000);
-        unreached.add(FIRST, &Error::explain(ErrorType::ConnectProxyFailure, long));
-        assert_eq!(unreached.to_string().chars().count(), LONGEST);
+        connect_errors.add(FIRST, &Error::explain(ErrorType::ConnectProxyFailure, long));
+        assert_eq!(connect_errors.to_string().chars().count(), LONGEST);
     }
 }

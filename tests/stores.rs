@@ -162,7 +162,7 @@ async fn a_redis_that_is_paused_down_or_read_only_says_so_in_time() {
     redis.pause();
     let since = Instant::now();
     let error = store.load("v").await.unwrap_err().to_string();
-    assert!(error.contains("no answer within 3s"), "{error}");
+    assert!(error.contains("no response within 3s"), "{error}");
     assert!(since.elapsed() < Duration::from_secs(4));
     redis.resume();
     assert_eq!(stored(&store, "v").await.unwrap(), "r");

@@ -48,10 +48,10 @@ impl Evictions {
         }
         let begin = format!(
             "{evicted} tokens or more were rejected within the last hour soon after they were issued, and \
-             another one helped: "
+             a new one was accepted: "
         );
         let end = if shared {
-            "somebody who does not use this store obtains tokens with the same client, and the vendor \
+            "a program that does not use this store obtains tokens with the same client, and the vendor \
              keeps only one alive; give each a client of its own"
         } else {
             "another replica or program obtains tokens with the same client, and the vendor keeps only \

@@ -78,14 +78,14 @@ fn consented(vendor: &str, grant: Option<Grant>, binding: &str) -> Result<Probed
     };
     if grant.binding != binding {
         return Err(format!(
-            "the stored consent is another client_id's, or another server's; {hint}"
+            "the stored consent belongs to another client_id or another server; {hint}"
         ));
     }
     let now = SystemTime::now();
     let access = grant.access.and_then(|access| access.left(now));
     let over = grant.refresh_until.is_some_and(|until| until <= now);
     if access.is_none() && (over || grant.refresh_token.is_none()) {
-        return Err(format!("the stored consent has ended; {hint}"));
+        return Err(format!("the stored consent has expired; {hint}"));
     }
     Ok(Probed::Consented(access))
 }

@@ -77,7 +77,7 @@ pub(super) async fn keep_fresh(
         {
             info!(
                 vendor,
-                "another account from now on: the old credential is dropped"
+                "the account has changed: the old credential is dropped"
             );
             credential.current.store(None);
         }
@@ -204,7 +204,7 @@ async fn attempt(source: &dyn Source, request_timeout: Duration) -> Result<Issue
         lifetime.end = lifetime.end.checked_sub(slept).unwrap_or(now);
     }
     if source.outdated() {
-        let cause = "a secret was changed while the answer was under way; it is not used";
+        let cause = "a secret was changed during the token request; the response is not used";
         return Err(temporary(cause.into(), Some(Duration::ZERO)));
     }
     outcome.unwrap_or_else(|_| {

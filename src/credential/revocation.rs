@@ -80,7 +80,7 @@ impl Revocation {
             Ok(Err(cause)) => warn!(vendor = self.vendor, "the grant was not revoked: {cause}"),
             Err(_) => warn!(
                 vendor = self.vendor,
-                "whether the grant was revoked is unknown: no outcome within {}",
+                "it is unknown whether the grant was revoked: no outcome within {}",
                 humantime::format_duration(TIMEOUT)
             ),
         }

@@ -257,7 +257,7 @@ impl<I: Issuer> Inner<I> {
         self.store.replace(&self.vendor, over, newest).await?;
         warn!(
             vendor = self.vendor,
-            "the store had lost its newest tokens; they have been put back"
+            "the store had lost its newest tokens; they were restored"
         );
         if under.is_some() {
             sleep(lease).await;
@@ -350,7 +350,7 @@ impl<I: Issuer> Inner<I> {
         let mut reason = "no consent is stored".to_owned();
         if grant.binding != binding {
             if !grant.binding.is_empty() {
-                "the stored consent is another client_id's, or another server's"
+                "the stored consent belongs to another client_id or another server"
                     .clone_into(&mut reason);
             }
             grant = Grant {
@@ -368,7 +368,7 @@ impl<I: Issuer> Inner<I> {
                 .refresh_until
                 .is_some_and(|until| until <= SystemTime::now() + TRANSIT_TIME)
             {
-                "the grant has reached its end".clone_into(&mut reason);
+                "the grant has expired".clone_into(&mut reason);
                 break;
             }
             let sent = fingerprint(&refresh_token);
@@ -377,7 +377,7 @@ impl<I: Issuer> Inner<I> {
             if before.is_some_and(|intent| intent.tries > MAX_LOST_RESPONSES)
                 && self.issuer.grant().is_some()
             {
-                "the answers to its refresh token were lost".clone_into(&mut reason);
+                "the responses to its refresh token were lost".clone_into(&mut reason);
                 break;
             }
             if let Some(intent) = before
@@ -386,7 +386,7 @@ impl<I: Issuer> Inner<I> {
                 return Err(FetchError::Temporary {
                     cause: self.lost_response_advice(
                         intent.tries,
-                        "the stored refresh token is left alone",
+                        "the stored refresh token is not sent for now",
                     ),
                     retry_after: Some(pause),
                 });
@@ -433,9 +433,7 @@ impl<I: Issuer> Inner<I> {
         if under.is_expired() {
             // The process was paused, or without the store, for so long that another may be
             // renewing.
-            return Err(temporary(
-                "the lock has lapsed before it was used".to_owned(),
-            ));
+            return Err(temporary("the lock expired before it was used".to_owned()));
         }
 
         let error = match self.issuer.refresh(refresh_token).await {
@@ -507,9 +505,9 @@ impl<I: Issuer> Inner<I> {
     fn lost_response_advice(&self, tries: u32, cause: &str) -> String {
         let vendor = &self.vendor;
         format!(
-            "{cause}; it was shown {tries} times without an answer and may be spent: it is shown \
-             again every few minutes, and at once by `POST /vendors/{vendor}/refresh`; if it is \
-             dead, run `countersign authorize {vendor}`"
+            "{cause}; the refresh token was sent {tries} times without a response and may be spent: \
+             it is sent again every few minutes, and at once by `POST /vendors/{vendor}/refresh`; \
+             if it is invalid, run `countersign authorize {vendor}`"
         )
     }
 
@@ -534,13 +532,13 @@ impl<I: Issuer> Inner<I> {
         match error {
             TokenError::Refused { verdict, cause, .. } if !unattended => match verdict {
                 Verdict::Invalid | Verdict::ProbablyInvalid => FetchError::Reauthorize(format!(
-                    "{cause}; the consent seems to have ended: run `countersign authorize {vendor}`; \
-                     or, when the client was refused and now is not, `POST /vendors/{vendor}/refresh` \
-                     to try the stored refresh token again"
+                    "{cause}; the consent seems to have expired: run `countersign authorize {vendor}`; \
+                     or, if the client was refused and is accepted again, send \
+                     `POST /vendors/{vendor}/refresh` to retry the stored refresh token"
                 )),
                 Verdict::Unclear => FetchError::Rejected(format!(
                     "{cause}; either the client is refused (its id, its secret, its rights), or the \
-                     consent has ended: then run `countersign authorize {vendor}`"
+                     consent has expired: in that case run `countersign authorize {vendor}`"
                 )),
                 Verdict::Unrelated => FetchError::Rejected(cause),
             },
@@ -558,7 +556,7 @@ impl<I: Issuer> Inner<I> {
         binding: String,
     ) -> Result<Issued, FetchError> {
         let Some(request) = self.issuer.grant() else {
-            return Err(FetchError::Rejected("no token can be asked for".to_owned()));
+            return Err(FetchError::Rejected("no token can be requested".to_owned()));
         };
         // Proves that the store can be written: the server may revoke the current token when it
         // issues another, which must then reach the other replicas. Until then they use the stored
@@ -570,9 +568,7 @@ impl<I: Issuer> Inner<I> {
         });
         self.save(&mut grant).await?;
         if lock.is_expired() {
-            return Err(temporary(
-                "the lock has lapsed before it was used".to_owned(),
-            ));
+            return Err(temporary("the lock expired before it was used".to_owned()));
         }
         let response = request.await?;
         grant.binding = binding;
@@ -594,7 +590,7 @@ impl<I: Issuer> Inner<I> {
             )));
         };
         if grant.version > 0 {
-            warn!(vendor = self.vendor, "asking for a new grant: {reason}");
+            warn!(vendor = self.vendor, "requesting a new grant: {reason}");
         }
         // A grant that cannot be stored must not be requested: the server would pile up grants.
         grant.refresh_token = None;
@@ -668,8 +664,8 @@ impl<I: Issuer> Inner<I> {
         if let Err(cause) = saved {
             self.state.lock().unsaved = Some(Unsaved { grant, spent, lock });
             return Err(temporary(format!(
-                "new tokens were issued and cannot be stored; they are kept and not used until \
-                 they are: {cause}"
+                "new tokens were issued but cannot be stored; they are not used until they are \
+                 stored: {cause}"
             )));
         }
         self.remember(&grant);
@@ -679,7 +675,9 @@ impl<I: Issuer> Inner<I> {
             .as_ref()
             .and_then(|access| self.hand_out(access))
             .ok_or_else(|| {
-                temporary("the access token in the answer ended at once, or cannot be sent".into())
+                temporary(
+                    "the access token in the response expired at once, or cannot be sent".into(),
+                )
             })
     }
 

@@ -87,7 +87,7 @@ pub(super) enum StaticAuthError {
     #[error("{0} holds characters that may not occur in a header field")]
     NotAHeaderValue(String),
     /// A user name holds a colon, where HTTP Basic ends it (RFC 7617 §2).
-    #[error("{0} holds a colon, which a user name for HTTP Basic cannot")]
+    #[error("{0} holds a colon, which a user name for HTTP Basic cannot contain")]
     Colon(String),
 }
 

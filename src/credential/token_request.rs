@@ -129,7 +129,7 @@ impl TokenClient {
         let deadline = sent + self.times.request_timeout;
         let timed_out = |not_received| TokenError::Temporary {
             cause: format!(
-                "{endpoint}: no complete answer within {:?}",
+                "{endpoint}: no complete response within {:?}",
                 self.times.request_timeout
             ),
             retry_after: None,
@@ -179,7 +179,12 @@ impl TokenClient {
         let deadline = sent + self.times.request_timeout;
         let response = timeout_at(deadline, self.send(&transport, get))
             .await
-            .map_err(|_| error(format!("no answer within {:?}", self.times.request_timeout)))?
+            .map_err(|_| {
+                error(format!(
+                    "no response within {:?}",
+                    self.times.request_timeout
+                ))
+            })?
             .map_err(|failed| error(failed.cause))?;
         Ok(response.status())
     }

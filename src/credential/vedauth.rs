@@ -70,7 +70,7 @@ impl Vedauth {
             status,
             code: None,
             verdict: Verdict::Unrelated,
-            cause: format!("{} answered {status}", url.path()),
+            cause: format!("{} responded with {status}", url.path()),
         })
     }
 

@@ -148,7 +148,7 @@ impl Directory {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
                 if let Some(orphan) = self.any_grant()? {
                     return Err(StoreError::Key(format!(
-                        "{} is gone, and {} was encrypted with it",
+                        "{} is missing, but {} was encrypted with it",
                         path.display(),
                         orphan.display()
                     )));
@@ -425,7 +425,7 @@ mod tests {
         open(dir.path()).save("v", &mut grant("r1")).await.unwrap();
         fs::remove_file(dir.path().join("encryption.key")).unwrap();
         let error = open(dir.path()).load("v").await.unwrap_err().to_string();
-        assert!(error.contains("encryption.key is gone"), "{error}");
+        assert!(error.contains("encryption.key is missing"), "{error}");
         assert!(!dir.path().join("encryption.key").exists());
     }
 

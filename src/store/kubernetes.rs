@@ -328,7 +328,7 @@ impl Objects {
         timeout(OPERATION_TIMEOUT, work).await.unwrap_or_else(|_| {
             Err(StoreError::Remote {
                 server: "the Kubernetes API".to_owned(),
-                cause: format!("no answer within {}", format_duration(OPERATION_TIMEOUT)),
+                cause: format!("no response within {}", format_duration(OPERATION_TIMEOUT)),
             })
         })
     }

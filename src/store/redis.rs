@@ -165,7 +165,7 @@ impl Server {
         });
         let response = querying.await.unwrap_or_else(|_| {
             Err(self.remote(format!(
-                "no answer within {}",
+                "no response within {}",
                 format_duration(OPERATION_TIMEOUT)
             )))
         });

@@ -469,7 +469,7 @@ async fn a_refresh_token_whose_answers_keep_getting_lost_is_shown_twice_and_then
         let seen = status(&proxy);
         assert_eq!(seen["state"], "expired", "{seen}");
         let said = seen["last_error"].as_str().unwrap().to_owned();
-        for words in ["shown 2 times without an answer", "countersign authorize v"] {
+        for words in ["sent 2 times without a response", "countersign authorize v"] {
             assert!(said.contains(words), "{said}");
         }
         assert_eq!(call(&proxy), 503);

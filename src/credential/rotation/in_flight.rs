@@ -19,7 +19,7 @@ pub async fn wait_for_refreshes(at_most: Duration) {
     let mut in_flight = IN_FLIGHT.subscribe();
     let none = in_flight.wait_for(|count| *count == 0);
     if timeout(at_most, none).await.is_err() {
-        warn!("a refresh is still without an answer; whether its token was spent is unknown");
+        warn!("a refresh still has no response; it is unknown whether its token was spent");
     }
 }
 

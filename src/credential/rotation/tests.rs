@@ -102,7 +102,7 @@ impl Issuer for Client {
                     status: StatusCode::BAD_REQUEST,
                     code: None,
                     verdict: Verdict::Unclear,
-                    cause: "no OAuth error in the answer".to_owned(),
+                    cause: "no OAuth error in the response".to_owned(),
                 });
             }
             Some(Failure::MessageOnly) => {
@@ -575,7 +575,7 @@ async fn another_clients_grant_is_neither_used_nor_shown() {
     let setup = Setup::new().consented().await;
     let other = setup.process_with(&setup.store(), "somebody else");
     let error = other.fetch().await.unwrap_err().to_string();
-    assert!(error.contains("another client_id's"), "{error}");
+    assert!(error.contains("another client_id"), "{error}");
     assert!(setup.server.sent().is_empty());
     assert_eq!(fetched_token(setup.process().fetch().await), "a1");
 }
@@ -712,7 +712,7 @@ async fn a_process_that_was_paused_beyond_its_lease_shows_nothing() {
     let process = setup.process_with(&store, "us");
     process.fetch().await.unwrap();
     let error = process.fetch().await.unwrap_err().to_string();
-    assert!(error.contains("lapsed"), "{error}");
+    assert!(error.contains("expired"), "{error}");
     assert!(setup.server.sent().is_empty());
 }
 

@@ -263,6 +263,6 @@ async fn a_process_that_was_paused_beyond_its_lease_asks_for_nothing() {
     let store: Arc<dyn Store> = Arc::new(Slow(setup.store()));
     let process = setup.process_with(&store, "read", &setup.secret());
     let error = process.fetch().await.unwrap_err().to_string();
-    assert!(error.contains("lapsed"), "{error}");
+    assert!(error.contains("expired"), "{error}");
     assert_eq!(setup.server.requests(), 0);
 }

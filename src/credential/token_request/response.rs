@@ -102,7 +102,7 @@ impl ResponseReader<'_> {
         default_lifetime: Duration,
     ) -> Result<TokenResponse, TokenError> {
         match self.status.as_u16() {
-            204 | 205 => Err(self.temporary("an answer without a body", false)),
+            204 | 205 => Err(self.temporary("a response without a body", false)),
             200..=299 => self.success(body, sent, default_lifetime),
             300..=399 => Err(self.temporary(&self.redirect(), true)),
             408 | 425 | 429 => Err(self.busy(&self.explanation(body))),
@@ -159,7 +159,7 @@ impl ResponseReader<'_> {
     ) -> Result<TokenResponse, TokenError> {
         let unreadable = |what: &str| self.temporary(what, false);
         if body.is_empty() {
-            return Err(unreadable("an answer without a body"));
+            return Err(unreadable("a response without a body"));
         }
         let Some(Value::Object(fields)) = explanation::json(body) else {
             let kind = self.header(&CONTENT_TYPE);
@@ -168,7 +168,7 @@ impl ResponseReader<'_> {
                 return Err(self.refused(&explanation));
             }
             let what = format!(
-                "an answer that is no JSON object ({} bytes{})",
+                "a response that is not a JSON object ({} bytes{})",
                 body.len(),
                 kind.map(|value| format!(" of {}", self.quoted(value)))
                     .unwrap_or_default(),
@@ -181,14 +181,18 @@ impl ResponseReader<'_> {
             None | Some(Value::Null | Value::String(_)) => {
                 return Err(self.no_access_token(&fields));
             }
-            Some(_) => return Err(unreadable("an access_token that is no text, or empty")),
+            Some(_) => {
+                return Err(unreadable(
+                    "an access_token that is not a string, or is empty",
+                ));
+            }
         };
         let refresh_token = match fields.get("refresh_token") {
             Some(Value::String(token)) if !token.trim().is_empty() => {
                 Some(Secret::new(token.as_str()))
             }
             None | Some(Value::Null | Value::String(_)) => None,
-            Some(_) => return Err(unreadable("a refresh_token that is no text")),
+            Some(_) => return Err(unreadable("a refresh_token that is not a string")),
         };
         if let Some(Value::String(kind)) = fields.get("token_type")
             && !is_bearer(kind)
@@ -250,10 +254,10 @@ impl ResponseReader<'_> {
         } else if explanation.is_failure() {
             self.refused(&explanation)
         } else if let Some(Value::String(_)) = fields.get("access_token") {
-            self.temporary("an access_token that is no text, or empty", false)
+            self.temporary("an access_token that is not a string, or is empty", false)
         } else {
             self.temporary(
-                &self.with_explanation("an answer without access_token", &explanation),
+                &self.with_explanation("a response without access_token", &explanation),
                 false,
             )
         }
@@ -269,7 +273,7 @@ impl ResponseReader<'_> {
     fn refused(&self, explanation: &Explanation) -> TokenError {
         let mut message = self.quoted(&explanation.text());
         if message.is_empty() {
-            "no OAuth error in the answer".clone_into(&mut message);
+            "no OAuth error in the response".clone_into(&mut message);
         }
         let mut cause = self.text(&message);
         if let Some(clock_skew) = self.clock_skew() {
@@ -366,10 +370,10 @@ pub(super) async fn read_bounded(response: &mut Response) -> Result<Vec<u8>, Str
     while let Some(chunk) = response
         .chunk()
         .await
-        .map_err(|_| "the answer broke off".to_owned())?
+        .map_err(|_| "the response was cut off".to_owned())?
     {
         if body.len() + chunk.len() > MAX_BODY {
-            return Err(format!("an answer of more than {MAX_BODY} bytes"));
+            return Err(format!("a response of more than {MAX_BODY} bytes"));
         }
         body.extend_from_slice(&chunk);
     }

@@ -149,43 +149,43 @@ async fn refresh_tokens_and_the_end_of_a_grant_are_read_by_the_servers_clock() {
 async fn whatever_cannot_be_read_is_a_temporary_failure_that_says_so_and_shows_nothing() {
     let huge = format!(r#"{{"access_token":"{}"}}"#, "hunter2".repeat(1_500_000));
     for (reply, text) in [
-        (json(""), "200 OK: an answer without a body"),
+        (json(""), "200 OK: a response without a body"),
         (
             response("204 No Content", "", ""),
-            "204 No Content: an answer without a body",
+            "204 No Content: a response without a body",
         ),
         (
             Reply::Raw("200 OK\r\nContent-Type: text/html\r\n\r\n<p>hunter2</p>".into()),
-            "200 OK: an answer that is no JSON object (14 bytes of text/html): [masked]",
+            "200 OK: a response that is not a JSON object (14 bytes of text/html): [masked]",
         ),
         (
             json(r#"{"access_token":"hunter2"#),
-            "200 OK: an answer that is no JSON object (24 bytes of application/json)",
+            "200 OK: a response that is not a JSON object (24 bytes of application/json)",
         ),
         (
             json(r#"["hunter2"]"#),
-            "200 OK: an answer that is no JSON object (11 bytes of application/json)",
+            "200 OK: a response that is not a JSON object (11 bytes of application/json)",
         ),
         (
             json(r#"{"token":"hunter2"}"#),
-            "200 OK: an answer without access_token",
+            "200 OK: a response without access_token",
         ),
         (
             json(r#"{"access_token":["hunter2"]}"#),
-            "200 OK: an access_token that is no text, or empty",
+            "200 OK: an access_token that is not a string, or is empty",
         ),
         (
             json(r#"{"access_token":" "}"#),
-            "200 OK: an access_token that is no text, or empty",
+            "200 OK: an access_token that is not a string, or is empty",
         ),
         (
             json(r#"{"access_token":"hunter2","refresh_token":7}"#),
-            "200 OK: a refresh_token that is no text",
+            "200 OK: a refresh_token that is not a string",
         ),
-        (json(&huge), "200 OK: an answer of more than 1048576 bytes"),
+        (json(&huge), "200 OK: a response of more than 1048576 bytes"),
         (
             Reply::Raw("200 OK\r\nContent-Length: 99\r\n\r\n{\"access_token\":\"hunter2\"}".into()),
-            "200 OK: the answer broke off",
+            "200 OK: the response was cut off",
         ),
         (
             response("301 Moved", "Location: /token/?code=hunter2\r\n", ""),
@@ -203,10 +203,10 @@ async fn whatever_cannot_be_read_is_a_temporary_failure_that_says_so_and_shows_n
             response("999 What", "", "hunter2"),
             "999 What: the server failed: [masked]",
         ),
-        (Reply::Silence, "no complete answer within 2s"),
+        (Reply::Silence, "no complete response within 2s"),
         (
             Reply::Drip("200 OK\r\nContent-Length: 99\r\n\r\n{}".into()),
-            "no complete answer within 2s",
+            "no complete response within 2s",
         ),
     ] {
         assert_eq!(trouble(reply).await, text);
@@ -279,7 +279,7 @@ async fn a_refusal_quotes_the_servers_reason_but_never_our_secret() {
             "400 Grant has been revoked, has expired",
             "",
             None,
-            "400 Grant has been revoked, has expired: no OAuth error in the answer",
+            "400 Grant has been revoked, has expired: no OAuth error in the response",
         ),
         (
             "403 hunter2&x",
@@ -436,12 +436,12 @@ async fn a_server_that_is_busy_or_broken_is_asked_again_and_quoted() {
             Reply::Raw(
                 "200 OK\r\nContent-Type: text/html\r\n\r\n<title>Sign in</title><p>to go on".into(),
             ),
-            "200 OK: an answer that is no JSON object (33 bytes of text/html): Sign in: to go on",
+            "200 OK: a response that is not a JSON object (33 bytes of text/html): Sign in: to go on",
             true,
         ),
         (
             json(r#"{"message":"Welcome","code":"sesame"}"#),
-            "200 OK: an answer without access_token: Welcome",
+            "200 OK: a response without access_token: Welcome",
             true,
         ),
     ] {
@@ -475,8 +475,8 @@ async fn explanations_are_quoted_from_wherever_servers_put_them() {
             r#"{"message":"hunter2&amp;x and aHVudGVyMiZ4 are wrong"}"#,
             "[masked] and [masked] are wrong",
         ),
-        ("", "no OAuth error in the answer"),
-        ("{}", "no OAuth error in the answer"),
+        ("", "no OAuth error in the response"),
+        ("{}", "no OAuth error in the response"),
     ] {
         let (_, cause) = refusal("403 No", body).await;
         assert_eq!(cause, format!("403 No: {text}"));

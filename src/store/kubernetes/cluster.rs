@@ -177,7 +177,7 @@ impl Cluster {
                 .map_err(|fault| format!("the client certificate {fault}"))?;
             tls::pem::private_key(pem).map_err(|fault| format!("the client key {fault}"))?;
             let identity = Identity::from_pem(&tls::pem::unadorned(pem))
-                .map_err(|_| "the client certificate or its key is no PEM".to_owned())?;
+                .map_err(|_| "the client certificate or its key is not PEM".to_owned())?;
             builder = builder.identity(identity);
         }
         let client = builder.build().map_err(|_| {
@@ -205,7 +205,7 @@ impl ConfigSource {
             }
             Self::Kubeconfig(files) => {
                 let file = files.iter().find(|file| file.exists()).ok_or(
-                    "this is no pod (KUBERNETES_SERVICE_HOST is not set), and there is no KUBECONFIG",
+                    "this is not a pod (KUBERNETES_SERVICE_HOST is not set), and there is no KUBECONFIG",
                 )?;
                 let wrong = |cause: String| format!("{}: {cause}", file.display());
                 let yaml = String::from_utf8(read(file)?).unwrap_or_default();
@@ -253,7 +253,7 @@ fn current_context(config: &Value, dir: &Path) -> Result<Access, String> {
             let bytes = BASE64_STANDARD.decode(data.trim());
             return bytes
                 .map(Some)
-                .map_err(|_| format!("`{key}-data` is no base64"));
+                .map_err(|_| format!("`{key}-data` is not base64"));
         }
         of[key]
             .as_str()
@@ -445,7 +445,7 @@ users:
             ("certificate-authority: no.pem", "token: t", "no.pem"),
             ("", "tokenFile: none", "none"),
             ("", "client-key-data: S0VZ", "`client-key`"),
-            ("certificate-authority-data: '%'", "", "no base64"),
+            ("certificate-authority-data: '%'", "", "not base64"),
         ] {
             let error = kubeconfig(dir.path(), cluster, user).err().unwrap();
             assert!(error.contains(named), "{error}");

@@ -1,4 +1,4 @@
-//! The credentials we present to vendors, and how they stay fresh: the refresh path.
+//! The credentials presented to vendors, and how they stay fresh: the refresh path.
 //!
 //! ```text
 //! Source ──fetch──▶ keep_fresh ──publish──▶ Credential ──current──▶ request path
@@ -6,8 +6,8 @@
 //!                        └───────────────── reject ──────────────────────┘  (vendor said 401)
 //! ```
 //!
-//! There is one writer per credential, so two fetches for one credential never overlap in this
-//! process: no lock, no single-flight map. A failed fetch never removes a credential that works.
+//! Each credential has one writer, so two fetches for one credential never overlap in this process:
+//! no lock, no single-flight map. A failed fetch never removes a credential that works.
 
 mod client_auth;
 pub(crate) mod consent;
@@ -58,84 +58,84 @@ use static_auth::{Scheme, StaticAuth};
 /// Obtains a credential. Implement this to add a kind of credential.
 #[async_trait]
 trait Source: Send + Sync + 'static {
-    /// One attempt, without retries: pacing and back-off belong to [`keep_fresh`], which may drop
-    /// the future at any time.
+    /// Makes one attempt, without retries: schedule and back-off belong to [`keep_fresh`], which
+    /// may drop the future at any time.
     async fn fetch(&self) -> Result<Issued, FetchError>;
 
-    /// Makes one attempt for `countersign probe`: its token is used for nothing, no stored refresh
-    /// token is spent, and nothing is stored.
+    /// Makes one attempt for `countersign probe`: its token is not used, no stored refresh token is
+    /// spent, and nothing is stored.
     async fn probe(&self) -> Result<Probed, String> {
         let issued = self.fetch().await.map_err(|cause| cause.to_string())?;
         let expires = issued.lifetime.map(|lifetime| lifetime.end);
         Ok(Probed::Obtained(probe::remaining(expires)))
     }
 
-    /// Returns when an attempt may bring something else than the last one did, although none is
-    /// due: a secret was changed, someone consented. May be dropped and called again.
+    /// Returns when an attempt may have another result than the last one, although none is due: a
+    /// secret was changed, or someone consented. May be dropped and called again.
     async fn changed(&self);
 
-    /// Digest of the account that an attempt now would be made for: when it differs from the one
-    /// a credential was issued for, that credential must not serve any longer. `None`: unknown at
-    /// the moment, or nothing the like.
+    /// Returns a digest of the account that an attempt now would be made for. A credential that was
+    /// issued for another account must no longer be used. `None`: unknown, or this kind has no
+    /// account.
     fn account(&self) -> Option<[u8; 32]> {
         None
     }
 
-    /// Whether the last attempt brought what another replica had obtained.
+    /// Tells whether the last attempt returned a token that another replica had obtained.
     fn adopted_from_store(&self) -> bool {
         false
     }
 
-    /// Whether what the last attempt was made from has changed since it began.
+    /// Tells whether the inputs of the last attempt have changed since it began.
     fn outdated(&self) -> bool {
         false
     }
 
-    /// Tells that somebody wants the next attempt, or that something has changed: a pause that the
-    /// source keeps on its own account is over.
+    /// Ends a pause that the source keeps on its own account, because somebody wants the next
+    /// attempt or something has changed.
     fn end_pause(&self) {}
 }
 
-/// A credential as its source issued it.
+/// A credential as issued by its source.
 #[derive(Clone, Debug)]
 struct Issued {
     /// See [`Held::values`].
     values: Vec<HeaderValue>,
-    /// `None`: never expires, and asking again brings the same.
+    /// `None`: it never expires, and another request returns the same.
     lifetime: Option<Lifetime>,
 }
 
-/// How long a vendor honours a token.
+/// How long a vendor accepts a token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Lifetime {
-    /// From issue to end.
+    /// Time from issue to expiry.
     total: Duration,
-    /// The vendor's stated end, counted from before the token was asked for: relative lifetimes
+    /// The vendor's stated expiry, counted from before the token was requested: relative lifetimes
     /// (RFC 6749 §5.1) cannot be wrong because a clock is.
     end: Instant,
 }
 
-/// Why one fetch failed. Texts are for logs and `/status`: no secret in them.
+/// The reason why a fetch failed. Texts are for logs and `/status` and hold no secret.
 #[derive(Debug, thiserror::Error)]
 enum FetchError {
-    /// Trying again may help.
+    /// Retrying may help.
     #[error("{cause}")]
     Temporary {
-        /// What went wrong.
+        /// Says what went wrong.
         cause: String,
-        /// The server's own wish, RFC 9110 §10.2.3.
+        /// The server's `Retry-After` (RFC 9110 §10.2.3).
         retry_after: Option<Duration>,
     },
-    /// Trying again helps only after someone changed something here or at the vendor.
+    /// Retrying helps only after someone has changed something here or at the vendor.
     #[error("{0}")]
     Rejected(String),
-    /// Trying again is harmful or useless until a person consents.
+    /// Retrying is harmful or useless until a person consents.
     #[error("{0}")]
     Reauthorize(String),
 }
 
 impl FetchError {
-    /// For spans: one of few words.
+    /// Returns the kind of failure, for spans and logs.
     fn word(&self) -> &'static str {
         match self {
             Self::Temporary { .. } => "temporary",
@@ -145,25 +145,25 @@ impl FetchError {
     }
 }
 
-/// What we hold for one vendor now. Written by one task, loaded by every request.
+/// The current credential of one vendor. Written by one task, loaded by every request.
 pub struct Credential {
     current: ArcSwapOption<Held>,
     renewal: watch::Sender<RenewalState>,
     refresh_requested: Notify,
     check_secrets: Notify,
-    /// Of the newest.
+    /// Generation of the newest credential.
     generation: AtomicU64,
     renewable: bool,
     evictions: Evictions,
-    /// Replicas take it from a store, and do not end each other's.
+    /// Set when replicas take it from a store and so do not evict each other's.
     shared: bool,
 }
 
 impl Credential {
-    /// The credential to use now: one atomic load, no lock, no waiting, no allocation.
+    /// Returns the credential to use now: one atomic load, no lock, no waiting, no allocation.
     ///
     /// # Errors
-    /// [`Unavailable`] when there is none, or only one past its end.
+    /// [`Unavailable`] when there is none, or only an expired one.
     pub fn current(&self) -> Result<Arc<Held>, Unavailable> {
         match self.current.load_full() {
             Some(held) if held.usable() => Ok(held),
@@ -171,7 +171,7 @@ impl Credential {
         }
     }
 
-    /// [`Credential::current`], waiting up to `at_most` for one while an attempt to get it is
+    /// Returns [`Credential::current`], waiting up to `at_most` while an attempt to obtain it is
     /// running or due within that time.
     ///
     /// # Errors
@@ -180,7 +180,7 @@ impl Credential {
         let deadline = Instant::now() + at_most;
         let mut renewal = self.renewal.subscribe();
         loop {
-            // Before the load: what is published afterwards wakes us.
+            // Read before the load, so that later publications wake us.
             let may_come = renewal.borrow_and_update().attempt_by(deadline);
             match self.current() {
                 Ok(held) => return Ok(held),
@@ -193,15 +193,15 @@ impl Credential {
         }
     }
 
-    /// After [`Held::reject`]: the next published credential that is not `held`, waiting up to
-    /// `at_most`; `None`, as early as it is certain, when there will be none by then.
+    /// Returns, after [`Held::reject`], the next published credential that is not `held`, waiting
+    /// up to `at_most`; `None`, as early as it is certain, when there will be none by then.
     pub async fn newer_than(&self, held: &Arc<Held>, at_most: Duration) -> Option<Arc<Held>> {
         let deadline = Instant::now() + at_most;
         let mut renewal = self.renewal.subscribe();
         loop {
             let may_come = {
                 let renewal = renewal.borrow_and_update();
-                // The task may not have heard of the rejection yet; what it will do is known.
+                // The task may not have seen the rejection yet, but its reaction is known.
                 let forced = held.rejected.load(Ordering::Acquire)
                     && renewal.forced_from.is_some_and(|from| from <= deadline);
                 forced || renewal.attempt_by(deadline)
@@ -215,8 +215,9 @@ impl Credential {
         }
     }
 
-    /// Notes that a request for which `before` was rejected went through with a newer one. `true`:
-    /// `before` was lost long before its end, and this is the first to say so.
+    /// Records that a request for which `before` was rejected succeeded with a newer credential.
+    /// Returns `true` if `before` was evicted long before it expired and this is the first report
+    /// of it.
     pub fn record_eviction(&self, before: &Held) -> bool {
         let now = Instant::now();
         let evicted = before.half_life.is_some_and(|half_life| now < half_life)
@@ -227,7 +228,7 @@ impl Credential {
         evicted
     }
 
-    /// For `/status`, `/metrics` and `/readyz`.
+    /// Returns the state for `/status`, `/metrics` and `/readyz`.
     #[must_use]
     pub fn status(&self) -> Status {
         let held = self.current.load_full();
@@ -245,14 +246,14 @@ impl Credential {
         }
     }
 
-    /// An operator asks: secrets are read again and the credential is renewed at once, at most
-    /// once a second.
+    /// Reads the secrets again and renews the credential at once, at most once a second: an
+    /// operator asks for it.
     pub fn refresh_now(&self) {
         self.refresh_requested.notify_one();
     }
 
-    /// Secrets may have been changed: they are looked at now instead of within seconds, and the
-    /// credential is renewed only when they have.
+    /// Checks the secrets now instead of within seconds, and renews the credential only if they
+    /// have changed.
     pub fn check_secrets_now(&self) {
         self.check_secrets.notify_one();
     }
@@ -285,7 +286,7 @@ impl Credential {
         }
     }
 
-    /// How long what is in hand can still be used; `None`: for ever.
+    /// Returns how long the current credential can still be used; `None`: for ever.
     fn usable_for(&self) -> Option<Duration> {
         match self.current.load_full() {
             Some(held) => held.until.map(|until| until.left()),
@@ -293,15 +294,16 @@ impl Credential {
         }
     }
 
-    /// Looks at the wall clock after it was set. By it a token may have ended that `CLOCK_BOOTTIME`
-    /// says is good: the virtual machine was paused, or the clock was wrong before. Such a token is
-    /// held back until an attempt has ended; `true`: there is one.
+    /// Checks the credential against the wall clock after that was set. By the wall clock a token
+    /// may have expired that is valid by `CLOCK_BOOTTIME`: the virtual machine was paused, or the
+    /// clock was wrong before. Such a token is held back until an attempt has ended. Returns `true`
+    /// if there is one.
     fn suspect(&self) -> bool {
         let held = self.current.load_full();
         held.is_some_and(|held| held.suspect())
     }
 
-    /// Ends what [`Credential::suspect`] began, because there is nothing better.
+    /// Ends the suspicion of [`Credential::suspect`], because there is nothing better.
     fn confirm(&self) {
         if let Some(held) = self.current.load_full() {
             let suspicion = &held.suspicion;
@@ -329,7 +331,7 @@ impl Credential {
         }
     }
 
-    /// Makes `issued`, of this account, the credential of every request from now on.
+    /// Publishes `issued`, of this account, as the credential of all later requests.
     fn publish(&self, issued: Issued, account: Option<[u8; 32]>) -> Arc<Held> {
         let before = self.current.load_full();
         if let Some(before) = &before
@@ -383,47 +385,48 @@ pub struct Held {
     /// See [`Source::account`].
     account: Option<[u8; 32]>,
     renewable: bool,
-    /// When it was published.
+    /// Time of its publication.
     since: Moment,
-    /// The vendor's stated end, on the wall clock as that stood then.
+    /// The vendor's stated expiry, on the wall clock of that time.
     expires_at: Option<SystemTime>,
-    /// The vendor's stated end.
+    /// The vendor's stated expiry.
     ends: Option<End>,
-    /// No longer used from here on.
+    /// End of its use.
     until: Option<End>,
-    /// What the wall clock says against it: see [`Credential::suspect`].
+    /// Suspicion by the wall clock: see [`Credential::suspect`].
     suspicion: AtomicU8,
-    /// Until here its end is far away.
+    /// Half of its lifetime; until then its expiry is far away.
     half_life: Option<Instant>,
     rejection: Notify,
     rejected: AtomicBool,
-    /// Its early end has been counted.
+    /// Set once its eviction has been counted.
     evicted: AtomicBool,
 }
 
 impl Held {
-    /// Finished values, made once, all marked sensitive. Bearer kinds and `basic`: the value of
-    /// `Authorization`. `headers`: one per configured name, in that order. `query`: one value,
-    /// `a=1&b=2`, percent-encoded, to be appended.
+    /// Returns the finished values, made once, all marked sensitive. Bearer kinds and `basic`: the
+    /// value of `Authorization`. `headers`: one per configured name, in that order. `query`: one
+    /// value, `a=1&b=2`, percent-encoded, to be appended.
     #[must_use]
     pub fn values(&self) -> &[HeaderValue] {
         &self.values
     }
 
-    /// Counts what was published for this vendor: 1, 2, 3 …
+    /// Returns the number of this credential among those published for this vendor: 1, 2, 3 …
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// `false` for credentials that asking again does not change: never rejected, never replayed.
+    /// Returns `false` for credentials that another request would not change: they are never
+    /// rejected and never replayed.
     #[must_use]
     pub fn renewable(&self) -> bool {
         self.renewable
     }
 
-    /// Tells the refresh task that the vendor answered 401 to this very credential. Calls on one
-    /// that has been replaced reach nobody, so a burst of 401s costs one fetch.
+    /// Tells the refresh task that the vendor answered 401 to this very credential. A call on one
+    /// that has been replaced has no effect, so a burst of 401s costs one fetch.
     pub fn reject(&self) {
         if self.renewable {
             self.rejected.store(true, Ordering::Release);
@@ -431,8 +434,8 @@ impl Held {
         }
     }
 
-    /// Whether it may be sent. A suspended machine is seen here, by every single request; what the
-    /// wall clock says is looked at by the refresh task.
+    /// Tells whether it may be sent. Every request notices a suspended machine here; the refresh
+    /// task checks the wall clock.
     fn usable(&self) -> bool {
         self.until.is_none_or(|until| !until.has_come())
             && self.suspicion.load(Ordering::Acquire) != SUSPECTED
@@ -450,13 +453,13 @@ impl Held {
                 .is_ok()
     }
 
-    /// The vendor's stated end, for people and dashboards, on the wall clock as it stands now.
+    /// Returns the vendor's stated expiry, for people and dashboards, on the current wall clock.
     fn expires_at(&self) -> Option<SystemTime> {
         let (then, now) = (self.expires_at?, self.ends?.on_the_wall()?);
         let moved = now
             .duration_since(then)
             .unwrap_or_else(|back| back.duration());
-        // Two readings of two clocks are never quite the same.
+        // Two readings of two clocks always differ a little.
         if moved < Duration::from_secs(2) {
             Some(then)
         } else {
@@ -473,37 +476,37 @@ impl fmt::Debug for Held {
     }
 }
 
-/// There is nothing to put on a request right now.
+/// There is no credential to put on a request right now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("credential {}, next attempt in {} s", reason.word(), retry_after.as_secs())]
 pub struct Unavailable {
-    /// When asking again may help: 1 to 60 whole seconds.
+    /// Time after which a retry may help: 1 to 60 whole seconds.
     pub retry_after: Duration,
-    /// What the credential is in instead of being usable.
+    /// State of the credential that is not usable.
     pub reason: State,
 }
 
-/// What `/status` calls the state of a credential.
+/// State of a credential, as `/status` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
-    /// The first fetch is under way.
+    /// The first fetch is in progress.
     Pending,
-    /// Usable, nothing to do.
+    /// Usable, with nothing to do.
     Fresh,
-    /// Usable, a renewal is under way or being repeated.
+    /// Usable, while a renewal is running or being retried.
     Refreshing,
-    /// There was one, it ended, and it cannot be renewed at the moment.
+    /// The credential has expired and cannot be renewed at the moment.
     Expired,
-    /// Refused by the vendor, or never obtained.
+    /// Rejected by the vendor, or never obtained.
     Failed,
     /// A person must consent: `countersign authorize`.
     Reauthorize,
-    /// Used as it is written down.
+    /// Used as configured.
     Static,
 }
 
 impl State {
-    /// Every state, in the order of their meaning: for metrics that name all of them.
+    /// Every state, in the order of their meaning, for metrics that name all of them.
     pub const ALL: [Self; 7] = [
         Self::Pending,
         Self::Fresh,
@@ -514,7 +517,7 @@ impl State {
         Self::Static,
     ];
 
-    /// The word in `/status`, `/metrics` and logs.
+    /// Returns the word in `/status`, `/metrics` and logs.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -529,37 +532,38 @@ impl State {
     }
 }
 
-/// One credential, seen from outside.
+/// Status of one credential, as others see it.
 #[derive(Clone, Debug)]
 pub struct Status {
     /// See [`State`].
     pub state: State,
-    /// The vendor's stated end of the credential in use; use stops a little earlier.
+    /// The vendor's stated expiry of the current credential; use stops a little earlier.
     pub expires_at: Option<SystemTime>,
     /// When the next attempt starts by itself.
     pub refresh_at: Option<SystemTime>,
-    /// When the newest credential came.
+    /// When the newest credential was obtained.
     pub last_refresh: Option<SystemTime>,
-    /// Why the last attempt failed; `None` when it did not.
+    /// Error of the last attempt; `None` if it succeeded.
     pub last_error: Option<String>,
     /// Generation of the newest credential; 0: none yet.
     pub generation: u64,
-    /// The first attempt has ended, one way or the other.
+    /// `true` once the first attempt has ended, whatever its result.
     pub settled: bool,
-    /// There has been a usable credential.
+    /// `true` once there has been a usable credential.
     pub ever_usable: bool,
 }
 
-/// A credential's refresh task, ended when this is dropped. The credential itself stays usable to its end.
+/// A credential's refresh task, which ends when this is dropped. The credential itself stays usable
+/// until it expires.
 pub struct RefreshTask {
     task: AbortHandle,
-    /// Where a clean stop ends the grant.
+    /// Revokes the grant on a clean stop.
     revocation: Option<Revocation>,
 }
 
 impl RefreshTask {
-    /// Ends the refresh task and, where the configuration asks for it, the grant at its server, within
-    /// 3 s: for a clean stop. The outcome is logged.
+    /// Ends the refresh task and, where the configuration asks for it, revokes the grant at its
+    /// server within 3 s: for a clean stop. The outcome is logged.
     pub async fn stop(&self) {
         self.task.abort();
         if let Some(revocation) = &self.revocation {
@@ -567,8 +571,8 @@ impl RefreshTask {
         }
     }
 
-    /// Ends the refresh task and leaves the grant alone: for the stop of a process whose successor may
-    /// use the grant, out of the same store.
+    /// Ends the refresh task and keeps the grant: for the stop of a process whose successor may use
+    /// the grant from the same store.
     pub fn stop_without_revoking(&self) {
         self.task.abort();
     }
@@ -586,7 +590,7 @@ impl fmt::Debug for RefreshTask {
     }
 }
 
-/// A credential that cannot even be started.
+/// The reason why a credential cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The vendor has no `auth`.
@@ -597,18 +601,18 @@ pub enum StartError {
     Secret {
         /// The vendor.
         vendor: String,
-        /// Which, and why.
+        /// Names the secret and the reason.
         cause: String,
     },
 }
 
-/// Starts keeping `vendor`'s credential fresh. Must be called inside a tokio runtime, which the
-/// task then lives on. `previous`, of the same account, serves until the first success or its own
-/// end, so that a change of configuration fails no request.
+/// Starts keeping `vendor`'s credential fresh. Must be called inside a tokio runtime, on which the
+/// task then lives. `previous`, of the same account, is used until the first success or until it
+/// expires, so that a change of configuration fails no request.
 ///
 /// # Errors
-/// When the vendor has no `auth`, or a fixed credential cannot be made from its secrets. Token
-/// kinds never fail here: theirs is a failed first fetch.
+/// Fails when the vendor has no `auth`, or a static credential cannot be made from its secrets.
+/// Token kinds never fail here; their first fetch does.
 pub fn start(
     vendor: &config::Vendor,
     store: &Arc<dyn Store>,
@@ -623,7 +627,7 @@ pub fn start(
     let revoked = origin.revoked;
     let (credential, source) = match origin.source {
         Read::AsWritten(static_auth) => {
-            // At once, so that no request ever waits for what is already here.
+            // Read at once, so that no request waits for it.
             let issued = static_auth.read().map_err(|cause| StartError::Secret {
                 vendor: vendor.name.clone(),
                 cause: cause.to_string(),
@@ -634,7 +638,7 @@ pub fn start(
         }
         Read::Fetched(source) => (Credential::new(true), source),
     };
-    // Nothing is requested where there are no tokens.
+    // Kinds without tokens request nothing.
     let request_timeout = auth
         .kind()
         .tokens
@@ -661,16 +665,16 @@ pub fn start(
     Ok((credential, refresh_task))
 }
 
-/// Where a credential comes from.
+/// The source of a credential.
 struct Origin<'a> {
     source: Read,
-    /// The server that revokes the grant on a clean stop.
+    /// The server at which a clean stop revokes the grant.
     revoked: Option<&'a config::Vedauth>,
 }
 
-/// How a credential is obtained.
+/// The way a credential is obtained.
 enum Read {
-    /// Used as it is written.
+    /// Used as configured.
     AsWritten(StaticAuth),
     /// Fetched before it expires.
     Fetched(Arc<dyn Source>),
@@ -710,8 +714,8 @@ impl<'a> Origin<'a> {
     }
 }
 
-/// Values of [`Held::suspicion`]: nothing speaks against it; the wall clock does; it does, and an
-/// attempt for something better has failed.
+/// Values of [`Held::suspicion`]: nothing speaks against the token; the wall clock does; it does,
+/// but an attempt to obtain a better one has failed.
 const UNSUSPECTED: u8 = 0;
 const SUSPECTED: u8 = 1;
 const CONFIRMED: u8 = 2;

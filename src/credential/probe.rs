@@ -1,4 +1,4 @@
-//! One attempt to obtain a vendor's credential, for the person who asks whether it works.
+//! Makes one attempt to obtain a vendor's credential, for a person who asks whether it works.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,25 +10,25 @@ use super::{Origin, Read};
 use crate::config::Vendor;
 use crate::store::{Grant, Store};
 
-/// How it went.
+/// Result of the attempt.
 #[derive(Debug)]
 pub enum Probed {
-    /// Every secret is there; nothing is fetched for this kind.
+    /// Every secret is present; nothing is fetched for this kind.
     Static,
-    /// The token server gave a token, good for so long. It is used for nothing.
+    /// The token server issued a token that is valid for this long. It is not used.
     Obtained(Duration),
-    /// All replicas share the stored token, good for so long. No other was asked for: that might end
-    /// it.
+    /// All replicas share the stored token, valid for this long. No other was requested, because
+    /// that might revoke it.
     Shared(Duration),
-    /// A person's consent is stored, with an access token good for so long, if any. Its refresh
+    /// A person's consent is stored, with an access token valid for this long, if any. Its refresh
     /// token works once, so it was not tried.
     Consented(Option<Duration>),
-    /// Not obtained, for this reason.
+    /// No credential was obtained, for this reason.
     Failed(String),
 }
 
-/// Tries once. Sends nothing to the vendor's API, spends no stored refresh token and stores
-/// nothing. `None`: the vendor has no `auth`.
+/// Makes one attempt. It sends nothing to the vendor's API, spends no stored refresh token and
+/// stores nothing. Returns `None` when the vendor has no `auth`.
 pub async fn probe(vendor: &Vendor, store: &Arc<dyn Store>) -> Option<Probed> {
     let auth = vendor.auth.as_ref()?;
     let outcome = match Origin::of(auth, vendor, store).source {
@@ -49,7 +49,7 @@ pub(super) async fn issuer(
         let binding = server.binding()?;
         return consented(vendor, load(store, vendor).await?, &binding);
     };
-    // Where all replicas share one token, another might end it: the stored one says enough.
+    // Where all replicas share one token, another might revoke it; the stored one says enough.
     if server.always_new_grant() {
         let binding = server.binding()?;
         let stored = load(store, vendor).await?;
@@ -61,7 +61,7 @@ pub(super) async fn issuer(
             return Ok(Probed::Shared(left));
         }
     }
-    // A grant of its own: the stored one stays as it is.
+    // This is a grant of its own; the stored one does not change.
     let answer = grant.await.map_err(|cause| cause.to_string())?;
     Ok(Probed::Obtained(remaining(Some(answer.lifetime.end))))
 }

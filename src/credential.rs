@@ -136,7 +136,7 @@ enum FetchError {
 
 impl FetchError {
     /// Returns the kind of failure, for spans and logs.
-    fn word(&self) -> &'static str {
+    fn kind(&self) -> &'static str {
         match self {
             Self::Temporary { .. } => "temporary",
             Self::Rejected(_) => "rejected",
@@ -289,7 +289,7 @@ impl Credential {
     /// Returns how long the current credential can still be used; `None`: for ever.
     fn usable_for(&self) -> Option<Duration> {
         match self.current.load_full() {
-            Some(held) => held.until.map(|until| until.left()),
+            Some(held) => held.usable_until.map(|until| until.left()),
             None => Some(Duration::ZERO),
         }
     }
@@ -345,12 +345,12 @@ impl Credential {
             generation: self.generation.fetch_add(1, Ordering::AcqRel) + 1,
             account,
             renewable: self.renewable,
-            since: Moment::now(),
+            published: Moment::now(),
             expires_at: issued
                 .lifetime
                 .and_then(|lifetime| wall_clock(lifetime.end)),
-            ends: issued.lifetime.map(|lifetime| End::at(lifetime.end)),
-            until: issued.lifetime.map(|lifetime| {
+            expires: issued.lifetime.map(|lifetime| End::at(lifetime.end)),
+            usable_until: issued.lifetime.map(|lifetime| {
                 let unused = lifetime
                     .total
                     .saturating_sub(schedule::usable_for(lifetime.total));
@@ -386,13 +386,13 @@ pub struct Held {
     account: Option<[u8; 32]>,
     renewable: bool,
     /// Time of its publication.
-    since: Moment,
+    published: Moment,
     /// The vendor's stated expiry, on the wall clock of that time.
     expires_at: Option<SystemTime>,
     /// The vendor's stated expiry.
-    ends: Option<End>,
+    expires: Option<End>,
     /// End of its use.
-    until: Option<End>,
+    usable_until: Option<End>,
     /// Suspicion by the wall clock: see [`Credential::suspect`].
     suspicion: AtomicU8,
     /// Half of its lifetime; until then its expiry is far away.
@@ -437,14 +437,16 @@ impl Held {
     /// Tells whether it may be sent. Every request notices a suspended machine here; the refresh
     /// task checks the wall clock.
     fn usable(&self) -> bool {
-        self.until.is_none_or(|until| !until.has_come())
+        self.usable_until.is_none_or(|until| !until.has_come())
             && self.suspicion.load(Ordering::Acquire) != SUSPECTED
     }
 
     /// See [`Credential::suspect`].
     fn suspect(&self) -> bool {
-        let forward = self.since.set_forward_until(&Moment::now());
-        let ended = self.until.is_some_and(|until| until.has_come_in(forward));
+        let forward = self.published.set_forward_until(&Moment::now());
+        let ended = self
+            .usable_until
+            .is_some_and(|until| until.has_come_in(forward));
         let suspicion = &self.suspicion;
         !forward.is_zero()
             && ended
@@ -455,7 +457,7 @@ impl Held {
 
     /// Returns the vendor's stated expiry, for people and dashboards, on the current wall clock.
     fn expires_at(&self) -> Option<SystemTime> {
-        let (then, now) = (self.expires_at?, self.ends?.on_the_wall()?);
+        let (then, now) = (self.expires_at?, self.expires?.on_the_wall()?);
         let moved = now
             .duration_since(then)
             .unwrap_or_else(|back| back.duration());
@@ -656,9 +658,9 @@ pub fn start(
     }
     let credential = Arc::new(credential);
     let name = vendor.name.clone();
-    let keeping = keep_fresh(credential.clone(), source, name, metrics, request_timeout);
+    let refreshing = keep_fresh(credential.clone(), source, name, metrics, request_timeout);
     let refresh_task = RefreshTask {
-        task: tokio::spawn(keeping).abort_handle(),
+        task: tokio::spawn(refreshing).abort_handle(),
         revocation: revoked
             .map(|config| Revocation::new(config, vendor, store, credential.clone())),
     };

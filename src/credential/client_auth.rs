@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_does_not_fit_is_named_and_not_shown() {
+    fn a_key_of_another_kind_is_named_and_not_quoted() {
         let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
         for algorithm in ["RS256", "ES384", "EdDSA", "HS256", "none"] {
             let error = signed(algorithm, &key.serialize_pem()).unwrap_err();

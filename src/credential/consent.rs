@@ -188,22 +188,22 @@ impl Consent {
         let stored = self.store.load(&self.vendor).await.map_err(text)?;
         let binding = self.server.binding()?;
         let exchange = self.server.exchange(code, self.verifier.clone());
-        let answer = exchange.await.map_err(|cause| cause.to_string())?;
-        let lifetime = answer.lifetime.total;
-        let left = answer
+        let response = exchange.await.map_err(|cause| cause.to_string())?;
+        let lifetime = response.lifetime.total;
+        let left = response
             .lifetime
             .end
             .saturating_duration_since(Instant::now());
         let mut grant = Grant {
             version: stored.map_or(0, |stored| stored.version),
             binding,
-            refresh_token: answer.refresh_token,
+            refresh_token: response.refresh_token,
             access: Some(Access {
-                token: answer.access_token,
+                token: response.access_token,
                 issued: SystemTime::now() - lifetime.saturating_sub(left),
                 lifetime,
             }),
-            refresh_until: answer.refresh_until,
+            refresh_until: response.refresh_until,
             intent: None,
         };
         let save = self.store.save(&self.vendor, &mut grant);

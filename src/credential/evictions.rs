@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn two_losses_within_an_hour_are_told_with_the_cure_and_forgotten_after_it() {
+    async fn two_evictions_within_an_hour_give_advice_and_are_forgotten_after_it() {
         let evictions = Evictions::new();
         evictions.add(Instant::now());
         assert_eq!(evictions.advice(Instant::now(), false), None);
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn where_replicas_share_already_somebody_else_is_blamed_and_later() {
+    async fn where_replicas_share_a_token_another_program_is_named_and_later() {
         let evictions = Evictions::new();
         for nth in 1..=KEPT * 2 {
             evictions.add(Instant::now());

@@ -267,10 +267,10 @@ impl Explanation {
                 self.failed |= number.as_f64() != Some(0.0);
             }
             ("code", Value::Number(number)) => {
-                let good = number
+                let success = number
                     .as_i64()
                     .is_some_and(|n| n == 0 || (200..300).contains(&n));
-                self.failed |= !good;
+                self.failed |= !success;
             }
             ("status" | "statuscode", Value::Number(number)) => {
                 self.failed |= number.as_i64().is_some_and(|status| status >= 400);

@@ -14,7 +14,7 @@ use crate::tls::CertFiles;
 pub(super) struct Inputs {
     secrets: Vec<SecretRef>,
     files: Vec<PathBuf>,
-    noted: Mutex<Option<Digest>>,
+    last_digest: Mutex<Option<Digest>>,
 }
 
 type Digest = [u8; 32];
@@ -32,14 +32,14 @@ impl Inputs {
         Self {
             secrets: secrets.into_iter().cloned().collect(),
             files: files.cloned().collect(),
-            noted: Mutex::new(None),
+            last_digest: Mutex::new(None),
         }
     }
 
     /// Remembers the current contents. Call it before a fetch reads them: a change in between then
     /// costs one more fetch instead of going unnoticed.
     pub(super) fn snapshot(&self) {
-        *self.noted.lock() = Some(self.digest());
+        *self.last_digest.lock() = Some(self.digest());
     }
 
     /// Returns once the contents differ from the snapshot; never before [`Inputs::snapshot`].
@@ -53,8 +53,8 @@ impl Inputs {
 
     /// Tells whether the contents differ from the snapshot; `false` before [`Inputs::snapshot`].
     pub(super) fn changed_since_snapshot(&self) -> bool {
-        let noted = *self.noted.lock();
-        noted.is_some_and(|noted| noted != self.digest())
+        let last_digest = *self.last_digest.lock();
+        last_digest.is_some_and(|last_digest| last_digest != self.digest())
     }
 
     /// Returns a digest of the current contents.

@@ -44,12 +44,16 @@ impl ClientCredentials {
         vendor: &config::Vendor,
     ) -> (SharedToken<Self>, Inputs) {
         let source = Self::new(config, vendor);
-        let shown = identity(config.client_cert.as_ref(), &config.token_url);
+        let presented = identity(config.client_cert.as_ref(), &config.token_url);
         // Unlike a secret, a certificate may be each replica's own.
-        let proves = matches!(config.client_auth, ClientAuth::Tls(_));
+        let authenticates = matches!(config.client_auth, ClientAuth::Tls(_));
         let secrets = || secrets(Some(&config.client_auth), &config.client_id);
-        let client_auth = Inputs::new(secrets(), shown.as_ref().filter(|_| proves), None);
-        let inputs = Inputs::new(secrets(), shown.as_ref(), vendor.ca.as_ref());
+        let client_auth = Inputs::new(
+            secrets(),
+            presented.as_ref().filter(|_| authenticates),
+            None,
+        );
+        let inputs = Inputs::new(secrets(), presented.as_ref(), vendor.ca.as_ref());
         (SharedToken::new(source, client_auth), inputs)
     }
 }
@@ -327,7 +331,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn secrets_are_read_anew_at_each_fetch_and_a_missing_one_is_a_refusal() {
+    async fn secrets_are_read_at_each_fetch_and_a_missing_one_is_a_refusal() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret");
         let server = TokenServer::start([json(TOKEN), json(TOKEN)]).await;

@@ -62,8 +62,8 @@ pub(super) async fn issuer(
         }
     }
     // This is a grant of its own; the stored one does not change.
-    let answer = grant.await.map_err(|cause| cause.to_string())?;
-    Ok(Probed::Obtained(remaining(Some(answer.lifetime.end))))
+    let response = grant.await.map_err(|cause| cause.to_string())?;
+    Ok(Probed::Obtained(remaining(Some(response.lifetime.end))))
 }
 
 async fn load(store: &Arc<dyn Store>, vendor: &str) -> Result<Option<Grant>, String> {
@@ -83,8 +83,8 @@ fn consented(vendor: &str, grant: Option<Grant>, binding: &str) -> Result<Probed
     }
     let now = SystemTime::now();
     let access = grant.access.and_then(|access| access.left(now));
-    let over = grant.refresh_until.is_some_and(|until| until <= now);
-    if access.is_none() && (over || grant.refresh_token.is_none()) {
+    let expired = grant.refresh_until.is_some_and(|until| until <= now);
+    if access.is_none() && (expired || grant.refresh_token.is_none()) {
         return Err(format!("the stored consent has expired; {hint}"));
     }
     Ok(Probed::Consented(access))

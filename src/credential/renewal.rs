@@ -99,7 +99,7 @@ pub(super) async fn keep_fresh(
                 failures = 0;
                 urgent = false;
                 if source.adopted_from_store() {
-                    forced.uncount();
+                    forced.undo_start();
                 }
                 metrics.ok.inc();
                 let lifetime = issued.lifetime;
@@ -115,7 +115,7 @@ pub(super) async fn keep_fresh(
                 next
             }
             Err(error) => {
-                trace(None, Some(error.word()));
+                trace(None, Some(error.kind()));
                 let cause = error.to_string();
                 let mut relaxed_pause = None;
                 let (outcome, pause) = match &error {
@@ -141,7 +141,7 @@ pub(super) async fn keep_fresh(
                 };
                 warn!(
                     vendor,
-                    outcome = error.word(),
+                    outcome = error.kind(),
                     retry_in_s = pause.map(|pause| pause.as_secs_f64()),
                     "credential not obtained: {cause}"
                 );
@@ -222,7 +222,7 @@ async fn wait_until_due(
     next: Option<Instant>,
     forced: &mut ForcedRenewals,
 ) -> bool {
-    let mut moves = clock::moves();
+    let mut clock_changes = clock::moves();
     let mut last_seen = Moment::now();
     let mut due = next.map(|next| next.max(floor));
     // After most failures the next attempt is scheduled already, and the server's `Retry-After`
@@ -280,7 +280,7 @@ async fn wait_until_due(
             }
             () = timer => break,
             // Never an error: the sender lives as long as the process.
-            _ = moves.changed() => {
+            _ = clock_changes.changed() => {
                 let now = Moment::now();
                 let missed = last_seen.suspended_until(&now) + last_seen.set_forward_until(&now);
                 last_seen = now;

@@ -178,8 +178,8 @@ impl<I: Issuer> Source for Rotation<I> {
                     Ok(StoreRead::Current(grant)) => {
                         let relevant = inner.is_relevant(grant.as_ref());
                         let state = inner.state.lock();
-                        let news = relevant && state.stored != digest(grant.as_ref());
-                        if state.unsaved.is_some() || news {
+                        let has_news = relevant && state.stored != digest(grant.as_ref());
+                        if state.unsaved.is_some() || has_news {
                             return;
                         }
                     }

@@ -90,10 +90,10 @@ impl ForcedRenewals {
     /// not help: the interval doubles.
     pub(super) fn start(&mut self, now: Instant) {
         self.before = Some((self.interval, self.pause, self.last));
-        let in_a_row = self
+        let consecutive = self
             .last
             .is_some_and(|last| now.duration_since(last) < self.pause * 2);
-        self.interval = if in_a_row {
+        self.interval = if consecutive {
             (self.interval * 2).min(MAX_FORCED)
         } else {
             MIN_FORCED
@@ -109,7 +109,7 @@ impl ForcedRenewals {
 
     /// Takes back the count of the current forced renewal, because it found a newer token in the
     /// store.
-    pub(super) fn uncount(&mut self) {
+    pub(super) fn undo_start(&mut self) {
         if let Some((interval, pause, last)) = self.before.take() {
             (self.interval, self.pause, self.last) = (interval, pause, last);
         }
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn use_ends_ten_seconds_or_a_twentieth_early() {
+    fn use_stops_ten_seconds_or_a_twentieth_before_the_expiry() {
         assert_eq!(usable_for(seconds(3600)), seconds(3590));
         assert_eq!(usable_for(seconds(100)), seconds(95));
         assert_eq!(usable_for(seconds(1)), Duration::from_millis(950));
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn renewals_nobody_waits_for_take_a_third_to_two_thirds_of_what_is_left() {
+    fn renewals_that_can_wait_pause_a_third_to_two_thirds_of_the_time_left() {
         for (failures, left, bounds) in [
             (1, 3600, None),
             (2, 3600, None),
@@ -263,12 +263,12 @@ mod tests {
         let now = Instant::now();
         let mut forced = ForcedRenewals::default();
         forced.start(now);
-        forced.uncount();
+        forced.undo_start();
         assert_eq!(forced.earliest(now), now);
         forced.start(now);
         let earliest = forced.earliest(now);
         forced.start_unforced();
-        forced.uncount();
+        forced.undo_start();
         assert_eq!(forced.earliest(now), earliest, "of another renewal");
     }
 

@@ -82,10 +82,10 @@ impl<A: RequestsToken> Issuer for SharedToken<A> {
 
     fn grant(&self) -> Option<GrantFuture<'_>> {
         Some(Box::pin(async {
-            let mut answer = self.server.request_token().await?;
-            answer.refresh_token = None;
-            answer.refresh_until = None;
-            Ok(answer)
+            let mut response = self.server.request_token().await?;
+            response.refresh_token = None;
+            response.refresh_until = None;
+            Ok(response)
         }))
     }
 }

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_would_break_the_request_are_refused_without_being_shown() {
+    fn values_that_would_break_the_request_are_refused_without_being_quoted() {
         let broken = StaticAuth::new(Scheme::Bearer(value("hunter2\r\nX: y"))).read();
         let text = broken.unwrap_err().to_string();
         assert!(text.contains("may not occur in a header field"), "{text}");

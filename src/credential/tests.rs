@@ -262,7 +262,7 @@ async fn a_vendor_that_refuses_every_token_costs_a_fetch_per_ten_seconds_and_the
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_waits_for_a_newer_token_is_sent_on_at_once_when_none_can_come_in_time() {
+async fn waiting_for_a_newer_token_ends_at_once_when_none_can_come_in_time() {
     let script = script();
     script
         .then(token("a", 3600))
@@ -355,7 +355,7 @@ async fn requests_wait_only_while_an_attempt_runs_or_is_due_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_servers_wish_to_be_left_alone_wins_over_our_back_off() {
+async fn retry_after_takes_precedence_over_back_off() {
     let script = script();
     let wish = Duration::from_mins(2);
     script.then(Err(FetchError::Temporary {
@@ -397,7 +397,7 @@ async fn a_refusal_is_repeated_after_minutes_or_as_soon_as_something_changed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_renewal_leaves_the_token_in_use_to_its_end() {
+async fn a_refused_renewal_keeps_the_token_until_it_expires() {
     let script = script();
     script.then(token("a", 1000)).then(Err(refused()));
     let credential = Script::start(&script);
@@ -425,7 +425,7 @@ async fn where_a_person_is_needed_nothing_is_tried_until_something_changes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_that_can_wait_is_repeated_twice_at_once_and_then_at_leisure() {
+async fn a_renewal_that_can_wait_is_retried_twice_at_once_and_then_slowly() {
     let script = script();
     script.then(token("a", 3600));
     let credential = Script::start(&script);
@@ -459,7 +459,7 @@ async fn a_renewal_that_can_wait_is_repeated_twice_at_once_and_then_at_leisure()
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_needs_the_renewal_ends_its_leisure() {
+async fn a_request_that_needs_the_renewal_makes_it_urgent() {
     for who in 0..3 {
         let script = script();
         script.then(token("a", 3600));
@@ -486,7 +486,7 @@ async fn whoever_needs_the_renewal_ends_its_leisure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_changed_secret_is_noticed_within_seconds_and_at_once_when_told() {
+async fn a_changed_secret_is_noticed_within_seconds_or_at_once_when_asked() {
     let script = script();
     for n in 0..3 {
         script.then(token(&n.to_string(), 3600));
@@ -508,7 +508,7 @@ async fn a_changed_secret_is_noticed_within_seconds_and_at_once_when_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_an_old_secret_brings_late_is_not_used() {
+async fn a_late_response_to_an_old_secret_is_not_used() {
     let script = script();
     let slow = Duration::from_secs(3);
     script
@@ -649,7 +649,7 @@ async fn a_dropped_refresh_task_stops_fetching() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_that_never_answers_is_given_up_and_asked_again() {
+async fn a_source_that_never_returns_is_given_up_and_tried_again() {
     let script = script();
     script
         .after(MINUTE * 600, token("a", 1000))
@@ -906,7 +906,7 @@ async fn a_short_suspend_brings_the_renewal_forward_by_as_much() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_suspend_while_the_answer_is_under_way_shortens_the_token() {
+async fn a_suspend_during_the_request_shortens_the_token() {
     let script = script();
     script.after(Duration::from_secs(5), token("old", 3600));
     let credential = Script::start(&script);

@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_client_certificate_is_shown_when_asking_and_when_refreshing() {
+    async fn the_client_certificate_is_presented_for_grants_and_refreshes() {
         crate::tls::install_provider();
         let dir = tempfile::tempdir().unwrap();
         let mut params = CertificateParams::default();

@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_bad_key_is_named_and_not_shown() {
+    async fn a_bad_key_is_named_and_not_quoted() {
         let dir = private_dir();
         let store = open_with(dir.path(), Some("hunter2"));
         let error = store

@@ -315,8 +315,8 @@ impl Objects {
                 _ => '-',
             })
             .collect();
-        let room = MAX_NAME - digest.len() - sanitized.len() - 4;
-        let secret: String = self.secret.chars().take(room).collect();
+        let max_secret = MAX_NAME - digest.len() - sanitized.len() - 4;
+        let secret: String = self.secret.chars().take(max_secret).collect();
         let secret = secret.trim_end_matches(['-', '.']);
         format!("{secret}-x{sanitized}x-{digest}")
     }
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn every_vendor_has_a_lease_of_its_own_with_a_name_that_kubernetes_takes() {
+    fn every_vendor_has_a_lease_with_a_name_that_kubernetes_accepts() {
         assert_eq!(objects("state").lease_name("acme"), "state-acme");
         let long = "s".repeat(253);
         let mut names = Vec::new();
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_over_when_it_was_not_prolonged_for_its_duration() {
+    fn a_lease_expires_when_it_was_not_renewed_for_its_duration() {
         let renewed = SystemTime::now();
         let lease = json!({
             "spec": { "leaseDurationSeconds": 15, "renewTime": micro_time(renewed) },

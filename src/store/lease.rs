@@ -183,7 +183,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lock_that_somebody_else_has_is_known_to_be_lost() {
+    async fn a_lock_that_another_holds_is_expired() {
         let (script, lock) = held([Ok(true), Ok(false)]);
         sleep(LEASE / 2).await;
         assert!(!lock.is_expired());

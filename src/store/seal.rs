@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sealed_grant_opens_to_itself_and_shows_nothing() {
+    fn a_sealed_grant_opens_to_itself_and_reveals_nothing() {
         let seal = Seal::new(&[7; 32]).unwrap();
         let sealed = seal.seal("maxmd", &grant());
         let opened = seal.open("maxmd", &sealed).unwrap();

@@ -136,7 +136,7 @@ fn a_failure_is_recognised_whatever_the_status_says() {
 }
 
 #[test]
-fn a_dead_refresh_token_is_recognised_in_other_words() {
+fn an_invalid_refresh_token_is_recognised_in_other_words() {
     for (status, body) in [
         (400, r#"{"error":"invalid_grant"}"#),
         (500, r#"{"error":"invalid_grant"}"#),
@@ -252,7 +252,7 @@ fn what_may_have_another_reason_ends_no_grant() {
 }
 
 #[test]
-fn a_busy_server_is_told_from_one_that_refuses() {
+fn a_busy_server_is_distinguished_from_one_that_refuses() {
     let read = |body: &str| Explanation::read(body.as_bytes(), JSON);
     for body in [
         r#"{"ok":false,"error":"ratelimited"}"#,

@@ -290,7 +290,7 @@ async fn an_access_token_past_its_use_is_not_handed_out() {
 }
 
 #[tokio::test]
-async fn an_answer_without_a_refresh_token_leaves_the_old_one() {
+async fn a_response_without_a_refresh_token_keeps_the_old_one() {
     let setup = Setup::new().consented().await;
     setup.server.reusable.store(true, Ordering::SeqCst);
     let process = setup.process();
@@ -302,7 +302,7 @@ async fn an_answer_without_a_refresh_token_leaves_the_old_one() {
 }
 
 #[tokio::test]
-async fn whoever_stops_waiting_loses_no_answer() {
+async fn a_caller_that_stops_waiting_loses_no_response() {
     let setup = Setup::new().consented().await;
     let process = setup.process();
     process.fetch().await.unwrap();
@@ -361,7 +361,7 @@ async fn an_intent_without_a_result_is_tried_exactly_once() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_ends_in_a_persons_consent_or_in_a_new_grant() {
+async fn a_lost_response_leads_to_a_consent_or_a_new_grant() {
     let setup = Setup::new().consented().await;
     let process = setup.process();
     process.fetch().await.unwrap();
@@ -392,7 +392,7 @@ async fn a_lost_answer_ends_in_a_persons_consent_or_in_a_new_grant() {
 }
 
 #[tokio::test]
-async fn a_refusal_without_a_reason_ends_the_grant_only_after_a_lost_answer() {
+async fn a_refusal_without_a_reason_ends_the_grant_only_after_a_lost_response() {
     let setup = Setup::new().consented().await;
     let process = setup.process();
     process.fetch().await.unwrap();
@@ -410,7 +410,7 @@ async fn a_refusal_without_a_reason_ends_the_grant_only_after_a_lost_answer() {
 }
 
 #[tokio::test]
-async fn a_probably_dead_refresh_token_waits_for_a_person_and_is_kept() {
+async fn a_probably_invalid_refresh_token_waits_for_a_person_and_is_kept() {
     let setup = Setup::new().consented().await;
     let process = setup.process();
     process.fetch().await.unwrap();
@@ -449,7 +449,7 @@ fn pause(error: &FetchError) -> Duration {
 }
 
 #[tokio::test]
-async fn a_refresh_token_whose_answers_keep_getting_lost_is_shown_twice_and_then_rarely() {
+async fn a_refresh_token_whose_responses_get_lost_is_sent_twice_and_then_rarely() {
     let setup = Setup::new().consented().await;
     let process = setup.process();
     process.fetch().await.unwrap();
@@ -504,7 +504,7 @@ async fn a_refresh_token_whose_answers_keep_getting_lost_is_shown_twice_and_then
 }
 
 #[tokio::test]
-async fn answers_that_keep_getting_lost_lead_to_a_new_grant_where_one_can_be_had() {
+async fn lost_responses_lead_to_a_new_grant_where_one_can_be_requested() {
     let setup = Setup::unattended().consented().await;
     let process = setup.process();
     process.fetch().await.unwrap();
@@ -571,7 +571,7 @@ async fn a_grant_past_its_end_is_replaced_without_showing_its_refresh_token() {
 }
 
 #[tokio::test]
-async fn another_clients_grant_is_neither_used_nor_shown() {
+async fn another_clients_grant_is_neither_used_nor_sent() {
     let setup = Setup::new().consented().await;
     let other = setup.process_with(&setup.store(), "somebody else");
     let error = other.fetch().await.unwrap_err().to_string();
@@ -604,7 +604,7 @@ async fn processes_that_share_a_directory_never_show_a_refresh_token_twice() {
 }
 
 #[tokio::test]
-async fn what_another_process_bought_is_adopted_without_spending() {
+async fn the_token_of_another_process_is_adopted_without_spending() {
     let setup = Setup::new().consented().await;
     let (one, two) = (setup.process(), setup.process());
     one.fetch().await.unwrap();
@@ -623,7 +623,7 @@ fn grant_file(setup: &Setup) -> std::path::PathBuf {
 }
 
 #[tokio::test]
-async fn what_the_store_has_lost_is_put_back_and_spent_by_nobody_for_a_lease() {
+async fn a_grant_that_the_store_has_lost_is_restored_and_not_spent_for_a_lease() {
     let setup = Setup::new().consented().await;
     let process = setup.process();
     process.fetch().await.unwrap();
@@ -670,7 +670,7 @@ async fn a_consent_after_the_store_has_lost_everything_is_newer_than_any_memory(
 }
 
 #[tokio::test]
-async fn nobody_else_spends_while_what_was_bought_waits_to_be_stored() {
+async fn no_other_process_spends_while_new_tokens_wait_to_be_stored() {
     let setup = Setup::new().consented().await;
     let process = flaky(&setup, &[2]);
     process.fetch().await.unwrap();
@@ -706,7 +706,7 @@ impl Store for Slow {
 }
 
 #[tokio::test]
-async fn a_process_that_was_paused_beyond_its_lease_shows_nothing() {
+async fn a_process_paused_beyond_its_lease_sends_nothing() {
     let setup = Setup::new().consented().await;
     let store: Arc<dyn Store> = Arc::new(Slow(setup.store()));
     let process = setup.process_with(&store, "us");
@@ -779,7 +779,7 @@ async fn nothing_is_spent_while_the_store_cannot_be_written() {
 }
 
 #[tokio::test]
-async fn what_was_bought_and_cannot_be_stored_is_kept_and_not_used_until_it_is() {
+async fn tokens_that_cannot_be_stored_are_kept_and_not_used_until_they_are() {
     let setup = Setup::new().consented().await;
     // The intent is saved; the result is not, and not at the next attempt either.
     let process = flaky(&setup, &[2, 3]);
@@ -794,7 +794,7 @@ async fn what_was_bought_and_cannot_be_stored_is_kept_and_not_used_until_it_is()
 }
 
 #[tokio::test]
-async fn a_dead_refresh_token_gives_way_to_a_newer_grant_in_the_store() {
+async fn an_invalid_refresh_token_is_replaced_by_a_newer_grant_in_the_store() {
     let setup = Setup::new().consented().await;
     let process = setup.process();
     process.fetch().await.unwrap();

@@ -108,7 +108,7 @@ impl Setup {
 }
 
 #[tokio::test]
-async fn whoever_comes_later_takes_the_stored_token_and_nobody_stores_a_refresh_token() {
+async fn later_processes_adopt_the_stored_token_and_no_refresh_token_is_stored() {
     let setup = Setup::new();
     assert_eq!(fetched_token(setup.process().fetch().await), "t1");
     assert_eq!(fetched_token(setup.process().fetch().await), "t1");
@@ -117,7 +117,7 @@ async fn whoever_comes_later_takes_the_stored_token_and_nobody_stores_a_refresh_
 }
 
 #[tokio::test]
-async fn after_a_rejection_one_asks_and_the_others_take_what_it_got() {
+async fn after_a_rejection_one_requests_a_token_and_the_others_adopt_it() {
     let setup = Setup::new();
     let (one, two, three) = (setup.process(), setup.process(), setup.process());
     for process in [&one, &two, &three] {
@@ -224,7 +224,7 @@ async fn a_store_that_is_down_or_sealed_with_another_key_says_so_and_nothing_is_
 }
 
 #[tokio::test]
-async fn who_waits_for_the_lock_takes_what_its_holder_stored() {
+async fn a_process_that_waits_for_the_lock_adopts_what_its_holder_stored() {
     let setup = Setup::new();
     let store = setup.store();
     let (lease, patience) = (Duration::from_secs(5), Duration::ZERO);
@@ -258,7 +258,7 @@ impl Store for Slow {
 }
 
 #[tokio::test]
-async fn a_process_that_was_paused_beyond_its_lease_asks_for_nothing() {
+async fn a_process_paused_beyond_its_lease_requests_nothing() {
     let setup = Setup::new();
     let store: Arc<dyn Store> = Arc::new(Slow(setup.store()));
     let process = setup.process_with(&store, "read", &setup.secret());

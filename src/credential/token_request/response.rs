@@ -121,11 +121,11 @@ impl ResponseReader<'_> {
                 Err(if explanation.code().is_some() {
                     self.refused(&explanation)
                 } else {
-                    let asked_for = self.status == StatusCode::SERVICE_UNAVAILABLE
+                    let retry_requested = self.status == StatusCode::SERVICE_UNAVAILABLE
                         && self.header(&RETRY_AFTER).is_some();
                     self.temporary(
                         &self.with_explanation("the server failed", &explanation),
-                        asked_for || explanation.is_busy(),
+                        retry_requested || explanation.is_busy(),
                     )
                 })
             }
@@ -328,14 +328,14 @@ impl ResponseReader<'_> {
     }
 
     pub(super) fn temporary(&self, what: &str, not_received: bool) -> TokenError {
-        let wish = http_fields::retry_after(self.headers).or_else(|| {
+        let wanted = http_fields::retry_after(self.headers).or_else(|| {
             // RFC 9110 knows whole seconds only; some servers state fractions.
             let seconds: f64 = self.header(&RETRY_AFTER)?.parse().ok()?;
             (seconds >= 0.0).then(|| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
         });
         TokenError::Temporary {
             cause: self.text(what),
-            retry_after: wish.map(|wish| wish.min(MAX_RETRY_AFTER)),
+            retry_after: wanted.map(|wanted| wanted.min(MAX_RETRY_AFTER)),
             not_received,
         }
     }

@@ -146,7 +146,7 @@ async fn refresh_tokens_and_the_end_of_a_grant_are_read_by_the_servers_clock() {
 }
 
 #[tokio::test]
-async fn whatever_cannot_be_read_is_a_temporary_failure_that_says_so_and_shows_nothing() {
+async fn an_unreadable_response_is_a_temporary_failure_that_says_so_and_quotes_no_secret() {
     let huge = format!(r#"{{"access_token":"{}"}}"#, "hunter2".repeat(1_500_000));
     for (reply, text) in [
         (json(""), "200 OK: a response without a body"),
@@ -235,7 +235,7 @@ async fn a_server_that_is_not_there_was_not_asked() {
 }
 
 #[tokio::test]
-async fn the_wish_to_be_left_alone_is_read_in_both_forms_and_bounded() {
+async fn retry_after_is_read_in_both_forms_and_bounded() {
     for (headers, seconds) in [
         ("Retry-After: 7\r\n", Some(7)),
         ("Retry-After: 86400\r\n", Some(600)),
@@ -320,7 +320,7 @@ async fn two_requests_are_a_second_apart() {
 }
 
 #[tokio::test]
-async fn plaintext_needs_leave_and_missing_files_are_named() {
+async fn plaintext_must_be_allowed_and_missing_files_are_named() {
     let mut vendor = vendor(Auth::Bearer { token: value("x") });
     vendor.allow_plaintext = false;
     let server = TokenServer::start([json(r#"{"access_token":"t"}"#)]).await;
@@ -571,7 +571,7 @@ async fn a_refused_assertion_names_the_difference_between_the_clocks() {
 }
 
 #[tokio::test]
-async fn a_connection_that_cannot_be_made_leaves_no_doubt_whether_it_was_heard() {
+async fn a_failed_connect_counts_as_not_received() {
     // Accepts no connection: its queue is full.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

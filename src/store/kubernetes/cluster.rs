@@ -232,7 +232,7 @@ fn current_context(config: &Value, dir: &Path) -> Result<Access, String> {
     let cluster = entry("clusters", "cluster", &context["cluster"])?;
     let user = entry("users", "user", &context["user"])?;
 
-    for (of, key) in [
+    for (object, key) in [
         (&cluster, "insecure-skip-tls-verify"),
         (&cluster, "tls-server-name"),
         (&cluster, "proxy-url"),
@@ -240,7 +240,7 @@ fn current_context(config: &Value, dir: &Path) -> Result<Access, String> {
         (&user, "auth-provider"),
         (&user, "username"),
     ] {
-        if !of[key].is_null() && of[key] != false {
+        if !object[key].is_null() && object[key] != false {
             return Err(format!(
                 "its current context uses `{key}`, which is not supported; a service account's \
                  token or a client certificate is"
@@ -248,14 +248,14 @@ fn current_context(config: &Value, dir: &Path) -> Result<Access, String> {
         }
     }
     // Data in the file itself takes precedence over the name of a file.
-    let content = |of: &Value, key: &str| -> Result<Option<Vec<u8>>, String> {
-        if let Some(data) = of[format!("{key}-data")].as_str() {
+    let content = |object: &Value, key: &str| -> Result<Option<Vec<u8>>, String> {
+        if let Some(data) = object[format!("{key}-data")].as_str() {
             let bytes = BASE64_STANDARD.decode(data.trim());
             return bytes
                 .map(Some)
                 .map_err(|_| format!("`{key}-data` is not base64"));
         }
-        of[key]
+        object[key]
             .as_str()
             .map(|path| read(&dir.join(path)))
             .transpose()

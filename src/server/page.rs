@@ -119,7 +119,7 @@ impl PageData {
                 body {
                     header {
                         p.brand { "Countersign" }
-                        p #runtime.runtime role="status" { "as of " (clock(self.now)) " UTC" }
+                        p #live.live role="status" { "as of " (clock(self.now)) " UTC" }
                     }
                     main {
                         (self.verdict())

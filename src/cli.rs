@@ -246,7 +246,7 @@ fn failed_or_done(outcome: Result<(), String>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
-            logs::say(&format!("error: {cause}\n"));
+            logs::print_line(&format!("error: {cause}\n"));
             ExitCode::FAILURE
         }
     }

@@ -1,6 +1,6 @@
 //! What the process says: one JSON line per request on stdout, everything else on stderr.
 
-mod outlet;
+mod queue;
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
@@ -15,8 +15,8 @@ use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-pub(crate) use self::outlet::LINES_DROPPED;
-use self::outlet::{Kind, Outlet, Raw};
+pub(crate) use self::queue::LINES_DROPPED;
+use self::queue::{LineQueue, RawStream, StreamOptions};
 
 /// Libraries that would print whole heads, credentials included, below this level.
 const CAPPED: [&str; 9] = [
@@ -32,9 +32,9 @@ const CAPPED: [&str; 9] = [
 ];
 
 /// Where our log goes once [`init`] has been called.
-static LOG: OnceLock<Outlet> = OnceLock::new();
+static LOG: OnceLock<LineQueue> = OnceLock::new();
 
-const STDERR: Kind = Kind {
+const STDERR: StreamOptions = StreamOptions {
     name: "stderr",
     lines: 4096,
     bytes: 1024 * 1024,
@@ -45,7 +45,7 @@ const STDERR: Kind = Kind {
 };
 
 /// How long the last lines of the log may take. A stop must not hang on them.
-const LAST_LINES: Duration = Duration::from_secs(1);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Sends our log to stderr, by a thread of its own: a stderr that nobody reads costs lines, which
 /// are counted, and makes nobody wait. Panics take the same way. `RUST_LOG` sets levels, `default`
@@ -65,17 +65,17 @@ pub fn init(default: LevelFilter) {
     // Without it, every record of these libraries is made and carried here only to be dropped.
     .with_max_level_hint(LevelFilter::TRACE);
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    match Outlet::start(STDERR, Raw(std::io::stderr())) {
-        Ok(outlet) => {
-            if LOG.set(outlet).is_ok() {
-                std::panic::set_hook(Box::new(say_panic));
+    match LineQueue::start(STDERR, RawStream(std::io::stderr())) {
+        Ok(queue) => {
+            if LOG.set(queue).is_ok() {
+                std::panic::set_hook(Box::new(log_panic));
             }
         }
         // Without a thread it is written by whoever has something to say.
-        Err(cause) => say(&format!("the log has no thread of its own: {cause}\n")),
+        Err(cause) => print_line(&format!("the log has no thread of its own: {cause}\n")),
     }
     let stderr = tracing_subscriber::fmt::layer()
-        .with_writer(|| Said)
+        .with_writer(|| LogWriter)
         // It would say them on stderr itself.
         .log_internal_errors(false)
         .with_ansi(colour)
@@ -86,27 +86,27 @@ pub fn init(default: LevelFilter) {
 }
 
 /// Says `text`, one or more whole lines, on stderr: in its turn behind the log where there is one.
-pub fn say(text: &str) {
+pub fn print_line(text: &str) {
     // Nobody is left to be told that it failed.
-    let _ = Said.write_all(text.as_bytes());
+    let _ = LogWriter.write_all(text.as_bytes());
 }
 
 /// Waits until what was said is written, a second at most. Blocks.
 pub fn flush() {
     if let Some(log) = LOG.get() {
-        log.flush(LAST_LINES);
+        log.flush(FLUSH_TIMEOUT);
     }
 }
 
 /// Whatever is written in one call is one or more whole lines.
-struct Said;
+struct LogWriter;
 
-impl Write for Said {
+impl Write for LogWriter {
     fn write(&mut self, lines: &[u8]) -> std::io::Result<usize> {
         if let Some(log) = LOG.get() {
-            let mut room = log.room();
-            room.extend_from_slice(lines);
-            log.write(room);
+            let mut buffer = log.buffer();
+            buffer.extend_from_slice(lines);
+            log.write(buffer);
             Ok(lines.len())
         } else {
             std::io::stderr().write(lines)
@@ -120,7 +120,7 @@ impl Write for Said {
 
 /// Says a panic as the standard library would, without waiting for a reader of stderr. The main
 /// thread's is the last thing that is said.
-fn say_panic(panic: &PanicHookInfo<'_>) {
+fn log_panic(panic: &PanicHookInfo<'_>) {
     use std::backtrace::{Backtrace, BacktraceStatus};
 
     let thread = std::thread::current();
@@ -135,7 +135,7 @@ fn say_panic(panic: &PanicHookInfo<'_>) {
         text += &backtrace.to_string();
         text.push('\n');
     }
-    say(&text);
+    print_line(&text);
     if name == "main" {
         flush();
     }
@@ -183,9 +183,9 @@ pub struct Line<'a> {
 /// Hands request lines to a thread that writes them: a slow stdout never slows a request. What waits
 /// to be written is bounded; lines beyond that are dropped and counted, and the log says how many.
 #[derive(Clone, Debug)]
-pub struct AccessLog(Outlet);
+pub struct AccessLog(LineQueue);
 
-const STDOUT: Kind = Kind {
+const STDOUT: StreamOptions = StreamOptions {
     name: "stdout",
     lines: 8192,
     bytes: 8 * 1024 * 1024,
@@ -202,12 +202,12 @@ impl AccessLog {
     /// # Errors
     /// When the system gives no thread.
     pub fn to_stdout() -> std::io::Result<Self> {
-        Outlet::start(STDOUT, Raw(std::io::stdout())).map(Self)
+        LineQueue::start(STDOUT, RawStream(std::io::stdout())).map(Self)
     }
 
     /// Queues one line. Never blocks.
     pub fn write(&self, line: &Line<'_>) {
-        let text = json(line, SystemTime::now(), self.0.room());
+        let text = json(line, SystemTime::now(), self.0.buffer());
         self.0.write(text);
     }
 
@@ -217,18 +217,18 @@ impl AccessLog {
     }
 }
 
-/// The line as JSON, written into `room`, which is empty. By hand, since every request pays for it,
+/// The line as JSON, written into `buffer`, which is empty. By hand, since every request pays for it,
 /// and hardly any of its values needs escaping.
-fn json(line: &Line<'_>, at: SystemTime, mut room: Vec<u8>) -> Vec<u8> {
-    room.reserve(LINE);
-    let mut object = Object(room);
-    object.shown("ts", humantime::format_rfc3339_millis(at));
+fn json(line: &Line<'_>, at: SystemTime, mut buffer: Vec<u8>) -> Vec<u8> {
+    buffer.reserve(LINE);
+    let mut object = Object(buffer);
+    object.display("ts", humantime::format_rfc3339_millis(at));
     object.text("request_id", Some(line.request_id));
     object.text("caller", line.caller);
     object.text("vendor", line.vendor);
     let path = String::from_utf8_lossy(line.path);
-    object.text("method", given(line.method));
-    object.text("path", given(&path));
+    object.text("method", non_empty(line.method));
+    object.text("path", non_empty(&path));
     object.number("status", Some(line.status.into()));
     object.text("reason", line.reason);
     object.address("client", line.client);
@@ -246,7 +246,7 @@ fn json(line: &Line<'_>, at: SystemTime, mut room: Vec<u8>) -> Vec<u8> {
     object.0
 }
 
-fn given(text: &str) -> Option<&str> {
+fn non_empty(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 
@@ -286,7 +286,7 @@ impl Object {
     }
 
     /// What prints nothing that needs escaping.
-    fn shown(&mut self, name: &str, value: impl Display) {
+    fn display(&mut self, name: &str, value: impl Display) {
         self.key(name);
         // Writing to memory cannot fail.
         let _ = write!(self.0, "\"{value}\"");
@@ -315,7 +315,7 @@ impl Object {
                 self.raw(digits.format(address.port()));
                 self.raw("\"");
             }
-            Some(address @ SocketAddr::V6(_)) => self.shown(name, address),
+            Some(address @ SocketAddr::V6(_)) => self.display(name, address),
             None => self.text(name, None),
         }
     }

@@ -219,7 +219,7 @@ impl Metrics {
 
     /// The same, and attempts to obtain a credential become spans as well.
     #[must_use]
-    pub fn traced(self, traces: Option<Traces>) -> Self {
+    pub fn with_traces(self, traces: Option<Traces>) -> Self {
         Self { traces, ..self }
     }
 
@@ -260,7 +260,7 @@ impl Metrics {
     }
 
     /// Sets a credential's gauges: `state` out of `states` is 1. `expires`: Unix seconds.
-    pub fn credential(&self, vendor: &str, states: &[&str], state: &str, expires: Option<f64>) {
+    pub fn set_credential(&self, vendor: &str, states: &[&str], state: &str, expires: Option<f64>) {
         for one in states {
             self.credential_state
                 .with_label_values(&[vendor, one])
@@ -277,7 +277,7 @@ impl Metrics {
     }
 
     /// Sets a breaker's gauge.
-    pub fn breaker(&self, vendor: &str, open: bool) {
+    pub fn set_breaker(&self, vendor: &str, open: bool) {
         self.breaker_open
             .with_label_values(&[vendor])
             .set(i64::from(open));
@@ -285,7 +285,7 @@ impl Metrics {
 
     /// Ends the gauges of a vendor that is no longer configured: their last value would stay true
     /// for ever. Its counters stay.
-    pub fn forget(&self, vendor: &str, states: &[&str]) {
+    pub fn remove_vendor_gauges(&self, vendor: &str, states: &[&str]) {
         // What was never shown cannot be removed, and need not be.
         let _ = self.breaker_open.remove_label_values(&[vendor]);
         let _ = self.credential_expiry.remove_label_values(&[vendor]);
@@ -295,23 +295,23 @@ impl Metrics {
     }
 
     /// Sets a certificate's gauge. `ends`: Unix seconds.
-    pub fn certificate(&self, name: &str, ends: f64) {
+    pub fn set_certificate(&self, name: &str, ends: f64) {
         self.certificate_expiry.with_label_values(&[name]).set(ends);
     }
 
     /// Ends the gauge of a certificate that is no longer configured.
-    pub fn forget_certificate(&self, name: &str) {
+    pub fn remove_certificate(&self, name: &str) {
         // What was never shown cannot be removed, and need not be.
         let _ = self.certificate_expiry.remove_label_values(&[name]);
     }
 
     /// Notes the moment the configuration in use was loaded, Unix seconds.
-    pub fn configuration_loaded(&self, at: f64) {
+    pub fn set_config_loaded(&self, at: f64) {
         self.loaded.set(at);
     }
 
     /// Counts a reload.
-    pub fn reloaded(&self, ok: bool) {
+    pub fn count_reload(&self, ok: bool) {
         let outcome = if ok { "ok" } else { "error" };
         self.reloads.with_label_values(&[outcome]).inc();
         self.last_reload.set(i64::from(ok));
@@ -320,8 +320,8 @@ impl Metrics {
     /// What every vendor's callers were answered so far, by vendor; `none`: requests that reached
     /// none. Walks all series: not for the request path.
     #[must_use]
-    pub fn answered(&self) -> HashMap<String, Answered> {
-        let mut answered: HashMap<String, Answered> = HashMap::new();
+    pub fn response_counts(&self) -> HashMap<String, ResponseCounts> {
+        let mut answered: HashMap<String, ResponseCounts> = HashMap::new();
         let label = |metric: &Metric, name: &str| {
             let found = metric.get_label().iter().find(|pair| pair.name() == name);
             found.map_or_else(String::new, |pair| pair.value().to_owned())
@@ -421,7 +421,7 @@ pub const COMMIT: &str = env!("COUNTERSIGN_COMMIT");
 
 /// What callers were answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Answered {
+pub struct ResponseCounts {
     /// Requests, whoever answered them.
     pub requests: u64,
     /// Those answered 5xx, by the vendor or by us, and a vendor's 401 that reached a caller: the
@@ -445,7 +445,7 @@ pub struct FetchMetrics {
 }
 
 /// Caller, method and status.
-type Outcome = (Arc<str>, &'static str, u16);
+type RequestLabels = (Arc<str>, &'static str, u16);
 
 /// What the request path counts for one vendor.
 #[derive(Debug)]
@@ -454,7 +454,7 @@ pub struct VendorMetrics {
     requests: IntCounterVec,
     /// Handles by caller, method and status, added as they first occur: bounded by the
     /// configuration and the hundreds of status codes there are. Readers take no lock.
-    counters: ArcSwap<foldhash::HashMap<Outcome, IntCounter>>,
+    counters: ArcSwap<foldhash::HashMap<RequestLabels, IntCounter>>,
     refused: IntCounterVec,
     request_duration: Histogram,
     upstream_duration: Histogram,
@@ -481,17 +481,17 @@ pub static NO_CALLER: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from("none"));
 
 impl VendorMetrics {
     /// Counts one finished request.
-    pub fn finished(&self, caller: &Arc<str>, method: &Method, status: u16, took: Duration) {
-        self.count_request(caller, method_label(method), status);
+    pub fn count_request(&self, caller: &Arc<str>, method: &Method, status: u16, took: Duration) {
+        self.increment(caller, method_label(method), status);
         self.request_duration.observe(took.as_secs_f64());
     }
 
     /// Counts a head that never became a request.
-    pub fn refused_unmade(&self, status: u16) {
-        self.count_request(&NO_CALLER, OTHER_METHOD, status);
+    pub fn count_rejected_head(&self, status: u16) {
+        self.increment(&NO_CALLER, OTHER_METHOD, status);
     }
 
-    fn count_request(&self, caller: &Arc<str>, method: &'static str, status: u16) {
+    fn increment(&self, caller: &Arc<str>, method: &'static str, status: u16) {
         let key = (caller.clone(), method, status);
         if let Some(counter) = self.counters.load().get(&key) {
             counter.inc();
@@ -513,22 +513,22 @@ impl VendorMetrics {
 
     /// Requests finished so far.
     #[must_use]
-    pub fn count(&self) -> u64 {
+    pub fn request_count(&self) -> u64 {
         self.request_duration.get_sample_count()
     }
 
     /// Notes how long the vendor took to answer.
-    pub fn answered(&self, took: Duration) {
+    pub fn observe_upstream(&self, took: Duration) {
         self.upstream_duration.observe(took.as_secs_f64());
     }
 
     /// Counts one retry; `sent`: there was budget for it.
-    pub fn retried(&self, sent: bool) {
+    pub fn count_retry(&self, sent: bool) {
         self.retries[usize::from(sent)].inc();
     }
 
     /// Counts one answer of our own.
-    pub fn refused(&self, reason: &str) {
+    pub fn count_refusal(&self, reason: &str) {
         self.refused
             .with_label_values(&[&*self.vendor, reason])
             .inc();
@@ -576,21 +576,21 @@ mod tests {
         let vendor = metrics.vendor("v");
         let caller: Arc<str> = Arc::from("ci");
         for _ in 0..3 {
-            vendor.finished(&caller, &Method::GET, 200, Duration::from_millis(2));
+            vendor.count_request(&caller, &Method::GET, 200, Duration::from_millis(2));
         }
         let odd = Method::from_bytes(b"BREW").unwrap();
-        vendor.finished(&caller, &odd, 418, Duration::ZERO);
-        vendor.refused("forbidden");
-        metrics.credential("v", &["fresh", "failed"], "fresh", Some(1e9));
+        vendor.count_request(&caller, &odd, 418, Duration::ZERO);
+        vendor.count_refusal("forbidden");
+        metrics.set_credential("v", &["fresh", "failed"], "fresh", Some(1e9));
         metrics.fetch("v").ok.inc();
-        vendor.finished(&caller, &Method::GET, 503, Duration::ZERO);
+        vendor.count_request(&caller, &Method::GET, 503, Duration::ZERO);
         vendor.passed.inc();
-        metrics.certificate("vendors.v.client_cert", 2e9);
-        let answered = Answered {
+        metrics.set_certificate("vendors.v.client_cert", 2e9);
+        let answered = ResponseCounts {
             requests: 5,
             errors: 2,
         };
-        assert_eq!(metrics.answered()["v"], answered);
+        assert_eq!(metrics.response_counts()["v"], answered);
         let certificates = [("vendors.v.client_cert".to_owned(), 2e9)];
         assert_eq!(metrics.certificates(), certificates);
 

@@ -267,7 +267,7 @@ impl ProxyHttp for Proxy {
         let head = session.req_header();
         ctx.request_id = raw_head::request_id(&head.headers);
         if let Some(traces) = &self.traces {
-            ctx.span = Some(traces.begin(head.method.as_str(), &head.headers));
+            ctx.span = Some(traces.start_span(head.method.as_str(), &head.headers));
         }
         if let Some(stream) = guard(session) {
             stream.head_is_complete();
@@ -576,7 +576,7 @@ impl ProxyHttp for Proxy {
         if let Some(since) = ctx.upstream_since {
             let took = now - since;
             ctx.upstream_took = Some(took);
-            vendor.metrics.answered(took);
+            vendor.metrics.observe_upstream(took);
         }
         let fixed = ctx.held.as_ref().filter(|held| !held.renewable());
         let generation = fixed.map_or(0, |held| held.generation());

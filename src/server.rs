@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 
 use self::accept::{ListenerContext, RejectionLog};
 use self::admin_state::AdminState;
-use self::handover::{Inherited, Successor};
+use self::handover::{InheritedListeners, Successor};
 use self::runtime::Runtime;
 use crate::config::{self, Config};
 use crate::credential;
@@ -131,9 +131,9 @@ pub struct Running {
     sockets: Vec<TcpListener>,
     /// `false`: connections wait in the system's queue.
     open: watch::Sender<bool>,
-    console: Arc<AdminState>,
+    admin_state: Arc<AdminState>,
     /// A successor serves: what it may share with us must not end.
-    relieved: bool,
+    handed_over: bool,
     runtime: Arc<Runtime>,
 }
 
@@ -146,7 +146,7 @@ pub struct Running {
 /// # Panics
 /// Outside a tokio runtime.
 pub fn start(config: Config) -> Result<Running, StartError> {
-    let running = prepare(config, Inherited::nothing())?;
+    let running = prepare(config, InheritedListeners::none())?;
     running.open();
     Ok(running)
 }
@@ -159,7 +159,7 @@ pub fn start(config: Config) -> Result<Running, StartError> {
 /// # Panics
 /// Outside a tokio runtime.
 #[expect(clippy::too_many_lines, reason = "one step after the other")]
-pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, StartError> {
+pub fn prepare(config: Config, mut inherited: InheritedListeners) -> Result<Running, StartError> {
     crate::tls::install_provider();
     let data = config
         .listeners
@@ -167,7 +167,7 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
         .map(|listener| bind(listener.bind, &mut inherited))
         .collect::<Result<Vec<_>, _>>()?;
     let (admin_socket, admin_address) = bind(config.admin.bind, &mut inherited)?;
-    inherited.close_the_rest();
+    inherited.close_unused();
     let shared = data
         .iter()
         .map(|(socket, _)| socket)
@@ -176,7 +176,7 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
         .collect::<Result<Vec<_>, _>>()?;
 
     let traces = Traces::from_environment().map_err(StartError::Traces)?;
-    let metrics = Arc::new(Metrics::new().traced(traces.clone()));
+    let metrics = Arc::new(Metrics::new().with_traces(traces.clone()));
     let access_log = AccessLog::to_stdout()?;
     let certificates = certificates(&config)?;
     let (threads, drain, ready_when, key) = (
@@ -185,12 +185,12 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
         config.admin.ready_when,
         config.admin.key,
     );
-    let doors: Vec<_> = config
+    let protocols: Vec<_> = config
         .listeners
         .iter()
         .map(|listener| (listener.h2c, listener.proxied_by.clone()))
         .collect();
-    let written: Vec<_> = config
+    let configured_limits: Vec<_> = config
         .listeners
         .iter()
         .map(|listener| listener.max_connections)
@@ -217,16 +217,20 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
     let mut accepting = Vec::new();
     let memory = budget::memory_permitted(Path::new("/"));
     let permitted = budget::connections(budget::files_permitted(), memory);
-    let most = budget::each(permitted, &written);
-    let head_budget = HeadBudget::new(most.iter().sum());
-    if written.iter().flatten().sum::<usize>() > permitted {
+    let limits = budget::each(permitted, &configured_limits);
+    let head_budget = HeadBudget::new(limits.iter().sum());
+    if configured_limits.iter().flatten().sum::<usize>() > permitted {
         tracing::warn!(
             permitted,
             "`max_connections` of the listeners is more than open files and memory leave room for"
         );
     }
-    let sockets = data.into_iter().zip(certificates).zip(doors).zip(most);
-    for (index, ((((socket, address), certificates), (h2c, proxied_by)), most)) in
+    let sockets = data
+        .into_iter()
+        .zip(certificates)
+        .zip(protocols)
+        .zip(limits);
+    for (index, ((((socket, address), certificates), (h2c, proxied_by)), limit)) in
         sockets.enumerate()
     {
         let tls = certificates
@@ -250,13 +254,13 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
         let (mut opened, stopping) = (opened.clone(), stopping.clone());
         accepting.push(tokio::spawn(async move {
             if opened.wait_for(|open| *open).await.is_ok() {
-                accept::accept(listener_context, socket, stopping, most).await;
+                accept::accept(listener_context, socket, stopping, limit).await;
             }
         }));
         listeners.push(address);
     }
 
-    let console = Arc::new(AdminState {
+    let admin_state = Arc::new(AdminState {
         runtime: runtime.clone(),
         draining: draining.clone(),
         ready_when,
@@ -265,10 +269,10 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
     });
     let admin_socket = tokio::net::TcpListener::from_std(admin_socket)?;
     let admin_task = tokio::spawn({
-        let (mut opened, console) = (opened, console.clone());
+        let (mut opened, admin_state) = (opened, admin_state.clone());
         async move {
             if opened.wait_for(|open| *open).await.is_ok() {
-                admin::serve(console, admin_socket).await;
+                admin::serve(admin_state, admin_socket).await;
             }
         }
     });
@@ -292,8 +296,8 @@ pub fn prepare(config: Config, mut inherited: Inherited) -> Result<Running, Star
         watcher,
         sockets: shared,
         open,
-        console,
-        relieved: false,
+        admin_state,
+        handed_over: false,
         runtime,
     })
 }
@@ -317,13 +321,13 @@ impl Running {
 
     /// Waits until requests can be served: as `/readyz` has it.
     pub async fn ready(&self) {
-        while !self.console.waiting_for().is_empty() {
+        while !self.admin_state.waiting_for().is_empty() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
     /// Starts this program again with our listeners, and waits until it is ready to take our
-    /// place: then comes [`Running::stop_relieved`].
+    /// place: then comes [`Running::stop_after_handover`].
     ///
     /// # Errors
     /// Why nobody is; this process goes on as before.
@@ -339,8 +343,8 @@ impl Running {
     /// Stops after a hand-over: new connections are the successor's at once. Those that last are
     /// given `drain.delay` to be closed between two requests, and requests in flight
     /// `drain.timeout`.
-    pub async fn stop_relieved(mut self) {
-        self.relieved = true;
+    pub async fn stop_after_handover(mut self) {
+        self.handed_over = true;
         for listener in &self.accepting {
             listener.abort();
         }
@@ -388,12 +392,12 @@ impl Running {
         }
         self.admin_task.abort();
         self.watcher.abort();
-        if self.relieved {
+        if self.handed_over {
             self.runtime.stop_without_revoking().await;
         } else {
             self.runtime.stop().await;
         }
-        credential::wait_for_refreshes(ANSWER_TIME).await;
+        credential::wait_for_refreshes(TOKEN_RESPONSE_TIME).await;
         if let Some(traces) = self.traces {
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
             traces.flush(left.clamp(LEAST_FLUSH, MOST_FLUSH)).await;
@@ -405,7 +409,7 @@ impl Running {
 }
 
 /// Longer than a token request takes by default: an answer that is lost may cost a consent.
-const ANSWER_TIME: Duration = Duration::from_secs(15);
+const TOKEN_RESPONSE_TIME: Duration = Duration::from_secs(15);
 
 /// How long the last spans may take: what is left of the drain, and something in any case.
 const LEAST_FLUSH: Duration = Duration::from_secs(1);
@@ -443,10 +447,10 @@ fn app(proxy: Proxy, threads: usize) -> HttpProxy<Proxy> {
 
 fn bind(
     address: SocketAddr,
-    inherited: &mut Inherited,
+    inherited: &mut InheritedListeners,
 ) -> Result<(TcpListener, SocketAddr), StartError> {
     let refused = |cause| StartError::Bind { address, cause };
-    let socket = match inherited.take(address) {
+    let socket = match inherited.pick(address) {
         Some(socket) => socket,
         None => TcpListener::bind(address).map_err(refused)?,
     };

@@ -50,11 +50,11 @@ enum Message {
 }
 
 /// How long one request to the collector may take.
-const REQUEST: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is said that spans were lost.
-const COMPLAIN_EVERY: Duration = Duration::from_mins(1);
+const WARN_INTERVAL: Duration = Duration::from_mins(1);
 /// The most of a collector's answer that is read, bytes.
-const LONGEST_ANSWER: usize = 64 * 1024;
+const MAX_RESPONSE: usize = 64 * 1024;
 
 impl Traces {
     /// Starts the sender that the environment asks for; `None`: it asks for none. Must be called
@@ -96,10 +96,10 @@ impl Traces {
         }
         let certificate = either("CERTIFICATE");
         let collector = Collector::new(&url, certificate.as_ref().map(|(_, path)| &**path))?;
-        let of_every_signal = !name.contains("TRACES");
+        let is_base_url = !name.contains("TRACES");
         let exporter = SpanExporter::builder()
             .with_http()
-            .with_endpoint(target(url.clone(), of_every_signal))
+            .with_endpoint(target(url.clone(), is_base_url))
             .with_http_client(collector)
             .with_protocol(Protocol::HttpBinary)
             .build()
@@ -137,7 +137,7 @@ impl Traces {
     /// Begins the span of a request with these fields. A valid `traceparent` is its parent; anything
     /// else begins a trace of its own (W3C Trace Context §4.3).
     #[must_use]
-    pub fn begin(&self, method: &str, headers: &HeaderMap) -> Box<RequestSpan> {
+    pub fn start_span(&self, method: &str, headers: &HeaderMap) -> Box<RequestSpan> {
         let parent = Parent::of(headers);
         let context = parent.as_ref().map_or_else(Context::new, |parent| {
             Context::new().with_remote_span_context(parent.context(headers))
@@ -162,7 +162,7 @@ impl Traces {
 
     /// Tells of one attempt to obtain `vendor`'s credential that has just ended. `generation`: of
     /// what it brought; `failure`: a word for why it brought nothing.
-    pub fn refreshed(
+    pub fn record_refresh(
         &self,
         vendor: &str,
         took: Duration,
@@ -247,7 +247,7 @@ impl RequestSpan {
         attributes.extend(generation.map(|one| KeyValue::new("countersign.generation", one)));
         let rule = line.rule.map(str::to_owned);
         attributes.extend(rule.map(|one| KeyValue::new("countersign.rule", one)));
-        if line.status == CALLER_GONE {
+        if line.status == CLIENT_CLOSED_REQUEST {
             attributes.push(KeyValue::new("error.type", "caller_gone"));
         } else {
             let status = i64::from(line.status);
@@ -267,7 +267,7 @@ impl RequestSpan {
 }
 
 /// The line's status when there was no answer.
-const CALLER_GONE: u16 = 499;
+const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// As the semantic conventions have it: the methods of RFC 9110 and PATCH, the others as one.
 fn known_method(method: &str) -> &'static str {
@@ -427,7 +427,7 @@ async fn send(
     bounds: Bounds,
 ) {
     let mut lost = 0;
-    let mut complain_from = Instant::now();
+    let mut warn_from = Instant::now();
     while let Some(first) = ended.recv().await {
         let deadline = Instant::now() + bounds.delay;
         let mut batch = Vec::new();
@@ -453,10 +453,10 @@ async fn send(
             cause = in_words(&error.to_string());
         }
         lost += dropped.swap(0, Ordering::Relaxed);
-        if lost > 0 && (Instant::now() >= complain_from || flushing.is_some()) {
+        if lost > 0 && (Instant::now() >= warn_from || flushing.is_some()) {
             tracing::warn!(lost, cause, "spans did not reach the collector");
             lost = 0;
-            complain_from = Instant::now() + COMPLAIN_EVERY;
+            warn_from = Instant::now() + WARN_INTERVAL;
         }
         if let Some(done) = flushing {
             // Whoever waited may have stopped waiting.
@@ -467,11 +467,11 @@ async fn send(
 
 /// Where spans are posted: without user information, which goes into a header. A URL for every
 /// signal gets the path of this one (OTLP/HTTP, "Endpoint URLs").
-fn target(mut url: Url, of_every_signal: bool) -> String {
+fn target(mut url: Url, is_base_url: bool) -> String {
     // Both fail only for URLs that cannot hold any.
     let _ = url.set_username("");
     let _ = url.set_password(None);
-    if of_every_signal && let Ok(mut path) = url.path_segments_mut() {
+    if is_base_url && let Ok(mut path) = url.path_segments_mut() {
         path.pop_if_empty().extend(["v1", "traces"]);
     }
     url.into()
@@ -505,7 +505,7 @@ impl Collector {
         outbound.via(url).map_err(|unusable| unusable.to_string())?;
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
-            .timeout(REQUEST)
+            .timeout(REQUEST_TIMEOUT)
             .proxy(reqwest::Proxy::custom(move |url| outbound.url(url)))
             .tls_backend_preconfigured(tls)
             .build()
@@ -531,18 +531,22 @@ impl HttpClient for Collector {
                 .entry(AUTHORIZATION)
                 .or_insert_with(|| authorization.clone());
         }
-        let mut answer = self
+        let mut received = self
             .client
             .execute(request)
             .await
             .map_err(reqwest::Error::without_url)?;
-        let mut response = http::Response::builder().status(answer.status());
+        let mut response = http::Response::builder().status(received.status());
         if let Some(headers) = response.headers_mut() {
-            headers.clone_from(answer.headers());
+            headers.clone_from(received.headers());
         }
         let mut body = BytesMut::new();
-        while let Some(chunk) = answer.chunk().await.map_err(reqwest::Error::without_url)? {
-            if body.len() + chunk.len() > LONGEST_ANSWER {
+        while let Some(chunk) = received
+            .chunk()
+            .await
+            .map_err(reqwest::Error::without_url)?
+        {
+            if body.len() + chunk.len() > MAX_RESPONSE {
                 break;
             }
             body.extend_from_slice(&chunk);

@@ -41,7 +41,7 @@ pub fn run(config: &Path, without_secrets: bool) -> ExitCode {
 /// Prints warnings to stderr, one per line. Does not block `serve` when nobody reads them.
 pub fn warn(warnings: &[ConfigError]) {
     for warning in warnings {
-        logs::say(&format!("warning: {warning}\n"));
+        logs::print_line(&format!("warning: {warning}\n"));
     }
 }
 

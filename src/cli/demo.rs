@@ -37,7 +37,7 @@ pub(crate) async fn run(arguments: &Arguments) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(cause) => {
-            logs::say(&format!("countersign demo: {cause}\n"));
+            logs::print_line(&format!("countersign demo: {cause}\n"));
             ExitCode::FAILURE
         }
     }

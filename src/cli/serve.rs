@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use crate::config::Config;
 use crate::logs;
-use crate::server::handover::{self, Inherited};
+use crate::server::handover::{self, InheritedListeners};
 use crate::server::{self, Running};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 /// Exit code 0: a clean stop; 2: invalid configuration; 1: any other failure.
 pub(super) fn run(path: &Path) -> ExitCode {
     logs::init(logs::LevelFilter::INFO);
-    let inherited = Inherited::from_environment();
+    let inherited = InheritedListeners::from_environment();
     raise_open_file_limit();
     super::with_config(path, |config| {
         let threads = config.threads;
@@ -37,7 +37,7 @@ fn raise_open_file_limit() {
     let _ = setrlimit(Resource::Nofile, raised);
 }
 
-async fn until_stopped(config: Config, mut inherited: Inherited) -> Result<(), String> {
+async fn until_stopped(config: Config, mut inherited: InheritedListeners) -> Result<(), String> {
     // Registered before the sockets are bound: once we listen, a signal may come.
     let listen = |kind| signal(kind).map_err(|cause| cause.to_string());
     let mut signals = Signals {
@@ -58,21 +58,21 @@ async fn until_stopped(config: Config, mut inherited: Inherited) -> Result<(), S
             }
         }
         running.open();
-        predecessor.relieve();
+        predecessor.notify_ready();
     } else {
         running.open();
-        handover::tell_ready();
+        handover::notify_ready();
     }
     let end = serve(&running, &mut signals).await;
     let stopping = async {
         match end {
-            End::Relieved => running.stop_relieved().await,
+            End::HandedOver => running.stop_after_handover().await,
             End::Terminated => {
-                handover::tell_stopping();
+                handover::notify_stopping();
                 running.stop().await;
             }
             End::Interrupted => {
-                handover::tell_stopping();
+                handover::notify_stopping();
                 running.stop_interrupted().await;
             }
         }
@@ -88,7 +88,7 @@ async fn until_stopped(config: Config, mut inherited: Inherited) -> Result<(), S
 /// The reason why a process stops serving.
 enum End {
     /// A successor is ready.
-    Relieved,
+    HandedOver,
     /// SIGTERM: load balancers still send requests during `drain.delay`.
     Terminated,
     /// SIGINT: a user is waiting, so `drain.delay` is skipped.
@@ -114,8 +114,8 @@ async fn serve(running: &Running, signals: &mut Signals) -> End {
                 match outcome.unwrap_or_else(|cause| Err(cause.to_string())) {
                     Ok(successor) => {
                         tracing::info!(pid = successor.id, "the successor serves; draining");
-                        handover::tell_replaced(&successor);
-                        return End::Relieved;
+                        handover::notify_main_pid(&successor);
+                        return End::HandedOver;
                     }
                     Err(cause) => {
                         tracing::error!(cause, "no successor has taken over; this process continues to serve");

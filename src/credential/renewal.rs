@@ -90,7 +90,7 @@ pub(super) async fn keep_fresh(
         metrics.duration.observe(duration.as_secs_f64());
         let trace = |generation, failure| {
             if let (Some(traces), true) = (&metrics.traces, credential.renewable) {
-                traces.refreshed(&vendor, duration, generation, failure);
+                traces.record_refresh(&vendor, duration, generation, failure);
             }
         };
 

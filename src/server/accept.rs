@@ -74,11 +74,11 @@ pub(super) struct RejectionLog {
 }
 
 impl RejectionLog {
-    fn enter(&self, head: &RejectedHead, client: SocketAddr) {
+    fn record(&self, head: &RejectedHead, client: SocketAddr) {
         let snapshot = self.snapshot.load();
         let status = head.status.as_u16();
-        snapshot.unrouted.refused_unmade(status);
-        snapshot.unrouted.refused(head.reason);
+        snapshot.unrouted.count_rejected_head(status);
+        snapshot.unrouted.count_refusal(head.reason);
         if snapshot.access_log {
             self.access_log.write(&Line {
                 request_id: head.request_id.to_str().unwrap_or_default(),
@@ -224,7 +224,7 @@ async fn serve(
     let rejected_head = stream.rejected_head();
     serve_http1(listener_context, Box::new(stream), stop).await;
     if let Some(head) = rejected_head.get() {
-        listener_context.rejections.enter(head, from);
+        listener_context.rejections.record(head, from);
     }
 }
 
@@ -278,7 +278,7 @@ async fn serve_http2(
                     session.shutdown_with_reason(h2::Reason::REFUSED_STREAM);
                     listener_context
                         .rejections
-                        .enter(&RejectedHead::for_error(TOO_MANY_HEADS), from);
+                        .record(&RejectedHead::for_error(TOO_MANY_HEADS), from);
                     continue;
                 };
                 let (app, stop) = (listener_context.app.clone(), stop.clone());

@@ -27,23 +27,23 @@ use super::admin_state::AdminState;
 use super::page::events::Events;
 use super::page::history::History;
 use super::page::{self, PageData};
-use super::status::{Circuit, Seen, as_json, rfc3339, states};
+use super::status::{CircuitView, CredentialView, as_json, rfc3339, states};
 use super::unix_seconds;
 use crate::request::caller::{host_of, is_loopback};
 use crate::tls::sha256;
 
 /// Open connections; further ones wait. More than the status pages that are kept up to date, and few
 /// enough for the files that callers leave.
-const CONNECTIONS: usize = 128;
+const MAX_CONNECTIONS: usize = 128;
 /// A request's head must be here within this time, counted from the connection's start or the end
 /// of the request before it.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 
 /// hyper would keep 400 KB of each connection's head, bytes.
-const LONGEST_HEAD: usize = 32 * 1024;
+const MAX_HEAD: usize = 32 * 1024;
 
 struct Admin {
-    console: Arc<AdminState>,
+    state: Arc<AdminState>,
     /// What the page's plots show.
     history: History,
     /// Whoever has the page open.
@@ -55,9 +55,9 @@ struct Admin {
 }
 
 /// Serves until dropped.
-pub(super) async fn serve(console: Arc<AdminState>, socket: tokio::net::TcpListener) {
+pub(super) async fn serve(state: Arc<AdminState>, socket: tokio::net::TcpListener) {
     let admin = Arc::new(Admin {
-        console,
+        state,
         history: History::default(),
         events: Arc::new(Events::new()),
         on_loopback: socket
@@ -72,14 +72,14 @@ pub(super) async fn serve(console: Arc<AdminState>, socket: tokio::net::TcpListe
         .route("/status", get(status))
         .route("/vendors/{name}/refresh", post(refresh))
         .fallback(not_found)
-        .layer(middleware::from_fn_with_state(admin.clone(), named_right))
+        .layer(middleware::from_fn_with_state(admin.clone(), check_host))
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .with_state(admin.clone())
-        .layer(middleware::map_response(for_browsers));
+        .layer(middleware::map_response(add_browser_headers));
     tokio::select! {
         () = accept(socket, app) => {}
-        () = admin.history.keep(&admin.console.runtime.metrics) => {}
+        () = admin.history.sample(&admin.state.runtime.metrics) => {}
     }
 }
 
@@ -87,7 +87,7 @@ pub(super) async fn serve(console: Arc<AdminState>, socket: tokio::net::TcpListe
 /// for callers and vendors.
 async fn accept(socket: tokio::net::TcpListener, app: Router) {
     let bound = Bound {
-        most: CONNECTIONS,
+        most: MAX_CONNECTIONS,
         when_full: None,
         when_failed: "a connection to the admin listener could not be taken",
     };
@@ -98,7 +98,7 @@ async fn accept(socket: tokio::net::TcpListener, app: Router) {
             let _ = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIME)
-                .max_buf_size(LONGEST_HEAD)
+                .max_buf_size(MAX_HEAD)
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
         }
@@ -107,7 +107,7 @@ async fn accept(socket: tokio::net::TcpListener, app: Router) {
 }
 
 /// Lets pass what names this listener as nobody else could.
-async fn named_right(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
+async fn check_host(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
     let authority = request
         .uri()
         .authority()
@@ -123,7 +123,7 @@ async fn named_right(State(admin): State<Arc<Admin>>, request: Request, next: Ne
 }
 
 /// Nothing of this listener is for other sites, and nothing is what it does not say it is.
-async fn for_browsers(mut response: Response) -> Response {
+async fn add_browser_headers(mut response: Response) -> Response {
     for (name, value) in [
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
@@ -143,15 +143,15 @@ async fn status_page(State(admin): State<Arc<Admin>>) -> Response {
         (header::CACHE_CONTROL, "no-store"),
         (header::CONTENT_SECURITY_POLICY, page::POLICY.as_str()),
     ];
-    let data = PageData::now(&admin.console, &admin.history);
+    let data = PageData::now(&admin.state, &admin.history);
     (head, Html(data.page())).into_response()
 }
 
 async fn events(State(admin): State<Arc<Admin>>) -> Response {
-    let looking = admin.clone();
+    let shared = admin.clone();
     admin
         .events
-        .stream(move || PageData::now(&looking.console, &looking.history))
+        .stream(move || PageData::now(&shared.state, &shared.history))
 }
 
 async fn not_found() -> Response {
@@ -167,13 +167,13 @@ async fn not_found() -> Response {
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
-    if admin.console.draining.load(Ordering::Acquire) {
+    if admin.state.draining.load(Ordering::Acquire) {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
     }
     if admin.was_ready.load(Ordering::Acquire) {
         return "ready\n".into_response();
     }
-    let waiting = admin.console.waiting_for();
+    let waiting = admin.state.waiting_for();
     if waiting.is_empty() {
         admin.was_ready.store(true, Ordering::Release);
         return "ready\n".into_response();
@@ -183,40 +183,40 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    let console = &admin.console;
-    let states = states();
-    for view in &console.runtime.view.load().vendors {
-        let Seen { word, status, .. } = Seen::of(view);
+    let state = &admin.state;
+    let words = states();
+    for view in &state.runtime.view.load().vendors {
+        let CredentialView { word, status, .. } = CredentialView::of(view);
         let expires = status.and_then(|status| status.expires_at);
-        console.runtime.metrics.credential(
+        state.runtime.metrics.set_credential(
             &view.vendor.name,
-            &states,
+            &words,
             word,
             expires.map(unix_seconds),
         );
-        let open = Circuit::of(&view.vendor).word;
-        console
+        let open = CircuitView::of(&view.vendor).word;
+        state
             .runtime
             .metrics
-            .breaker(&view.vendor.name, matches!(open, "open" | "half_open"));
+            .set_breaker(&view.vendor.name, matches!(open, "open" | "half_open"));
     }
     let kind = [(
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
     )];
-    (kind, console.runtime.metrics.text()).into_response()
+    (kind, state.runtime.metrics.text()).into_response()
 }
 
 async fn status(State(admin): State<Arc<Admin>>) -> Response {
-    let console = &admin.console;
-    let view = console.runtime.view.load();
+    let state = &admin.state;
+    let view = state.runtime.view.load();
     let body = json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "started": rfc3339(console.started),
+        "started": rfc3339(state.started),
         "config": {
             "sha256": view.sha256,
             "loaded": rfc3339(view.loaded),
-            "last_error": console.runtime.last_error.load().as_deref(),
+            "last_error": state.runtime.last_error.load().as_deref(),
         },
         "vendors": view.vendors.iter().map(|view| as_json(view)).collect::<Vec<_>>(),
     });
@@ -231,20 +231,20 @@ async fn refresh(
     headers: HeaderMap,
 ) -> Response {
     // A page in an operator's browser can reach loopback, too.
-    let by_a_page = headers.contains_key(header::ORIGIN)
+    let from_page = headers.contains_key(header::ORIGIN)
         || headers
             .get("sec-fetch-site")
             .is_some_and(|site| site != "none");
-    let permitted = match admin.console.key {
-        Some(digest) if !from.ip().to_canonical().is_loopback() => shows_key(&headers, digest),
+    let permitted = match admin.state.key {
+        Some(digest) if !from.ip().to_canonical().is_loopback() => has_key(&headers, digest),
         Some(_) => true,
         None => from.ip().to_canonical().is_loopback(),
     };
-    if by_a_page || !permitted {
+    if from_page || !permitted {
         let hint = "only from loopback, or with admin.key as a bearer token; never from a page\n";
         return (StatusCode::FORBIDDEN, hint).into_response();
     }
-    let view = admin.console.runtime.view.load();
+    let view = admin.state.runtime.view.load();
     let Some(view) = view.vendors.iter().find(|view| *view.vendor.name == *name) else {
         return (StatusCode::NOT_FOUND, "no such vendor\n").into_response();
     };
@@ -256,7 +256,7 @@ async fn refresh(
 }
 
 /// Compared by digest: how long that takes says nothing about the key.
-fn shows_key(headers: &HeaderMap, digest: [u8; 32]) -> bool {
+fn has_key(headers: &HeaderMap, digest: [u8; 32]) -> bool {
     headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))

@@ -35,8 +35,8 @@ impl AdminState {
         let mut waiting: Vec<_> = view
             .vendors
             .iter()
-            .filter(|watched| {
-                watched.credential.as_ref().is_some_and(|credential| {
+            .filter(|vendor| {
+                vendor.credential.as_ref().is_some_and(|credential| {
                     let status = credential.status();
                     match self.ready_when {
                         ReadyWhen::Settled => !status.settled,
@@ -44,7 +44,7 @@ impl AdminState {
                     }
                 })
             })
-            .map(|watched| watched.vendor.name.to_string())
+            .map(|vendor| vendor.vendor.name.to_string())
             .collect();
         if self.ready_when == ReadyWhen::Any && waiting.len() < view.vendors.len() {
             return Vec::new();
@@ -54,7 +54,7 @@ impl AdminState {
             waiting.push("the keys of callers' token issuers".to_owned());
         }
         // And so are tokens that another replica has given them.
-        if !self.runtime.knows_of_ended_logins() {
+        if !self.runtime.ended_logins_known() {
             waiting.push("the logins that the store says were ended".to_owned());
         }
         waiting

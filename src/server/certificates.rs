@@ -13,49 +13,52 @@ use crate::tls::Identity;
 
 /// What the gauge shows: by place in proxy.yaml, the digest of the files it was read from.
 #[derive(Debug, Default)]
-pub(super) struct Ends(Mutex<HashMap<String, [u8; 32]>>);
+pub(super) struct CertificateExpiry(Mutex<HashMap<String, [u8; 32]>>);
 
-impl Ends {
+impl CertificateExpiry {
     /// Shows exactly `presented`, as the files are now.
-    pub(super) fn show(&self, presented: &[PresentedCertificate], metrics: &Metrics) {
-        let places: HashSet<&str> = presented.iter().map(|one| one.place.as_str()).collect();
+    pub(super) fn set(&self, presented: &[PresentedCertificate], metrics: &Metrics) {
+        let places: HashSet<&str> = presented
+            .iter()
+            .map(|certificate| certificate.place.as_str())
+            .collect();
         self.0.lock().retain(|place, _| {
             let stays = places.contains(place.as_str());
             if !stays {
-                metrics.forget_certificate(place);
+                metrics.remove_certificate(place);
             }
             stays
         });
-        for one in presented {
-            self.look(one, metrics);
+        for certificate in presented {
+            self.update(certificate, metrics);
         }
     }
 
     /// Looks again at those of `presented` that are read when they are used: no reload tells of
     /// them. `reloaded`: the files that a reload reads.
-    pub(super) fn follow(
+    pub(super) fn refresh(
         &self,
         presented: &[PresentedCertificate],
         reloaded: &[PathBuf],
         metrics: &Metrics,
     ) {
         let reloaded: HashSet<&Path> = reloaded.iter().map(PathBuf::as_path).collect();
-        for one in presented {
-            if !reloaded.contains(one.files.cert.as_path()) {
-                self.look(one, metrics);
+        for certificate in presented {
+            if !reloaded.contains(certificate.files.cert.as_path()) {
+                self.update(certificate, metrics);
             }
         }
     }
 
     /// Files that cannot be used change nothing: the certificate before them goes on.
-    fn look(&self, one: &PresentedCertificate, metrics: &Metrics) {
-        let digest = content_digest::of_files([&one.files.cert, &one.files.key]);
-        if self.0.lock().get(&one.place) == Some(&digest) {
+    fn update(&self, certificate: &PresentedCertificate, metrics: &Metrics) {
+        let digest = content_digest::of_files([&certificate.files.cert, &certificate.files.key]);
+        if self.0.lock().get(&certificate.place) == Some(&digest) {
             return;
         }
-        if let Ok(identity) = Identity::load(&one.files) {
-            metrics.certificate(&one.place, unix_seconds(identity.not_after));
-            self.0.lock().insert(one.place.clone(), digest);
+        if let Ok(identity) = Identity::load(&certificate.files) {
+            metrics.set_certificate(&certificate.place, unix_seconds(identity.not_after));
+            self.0.lock().insert(certificate.place.clone(), digest);
         }
     }
 }

@@ -25,7 +25,7 @@ use tokio::process::Child;
 
 /// What a process was given at its start.
 #[derive(Debug, Default)]
-pub struct Inherited {
+pub struct InheritedListeners {
     listeners: Vec<TcpListener>,
     predecessor: Option<Predecessor>,
 }
@@ -42,19 +42,19 @@ pub struct Successor {
 }
 
 /// In a successor's environment.
-const IS_SUCCESSOR: &str = "COUNTERSIGN_SUCCESSOR";
+const SUCCESSOR_VARIABLE: &str = "COUNTERSIGN_SUCCESSOR";
 /// The first inherited descriptor (`sd_listen_fds(3)`).
-const FIRST: i32 = 3;
+const FIRST_FD: i32 = 3;
 /// What a ready successor says.
-const READY: &[u8] = b"ready\n";
+const READY_MESSAGE: &[u8] = b"ready\n";
 /// A successor is ready once every vendor's first token request has ended, within 30 s; reading
 /// its configuration may take a while on top.
-const PATIENCE: Duration = Duration::from_mins(1);
+const READY_TIMEOUT: Duration = Duration::from_mins(1);
 
-impl Inherited {
+impl InheritedListeners {
     /// Nothing.
     #[must_use]
-    pub fn nothing() -> Self {
+    pub fn none() -> Self {
         Self::default()
     }
 
@@ -70,7 +70,7 @@ impl Inherited {
                 Err(cause) => tracing::warn!(%cause, "an inherited socket is of no use"),
             }
         }
-        let is_successor = std::env::var_os(IS_SUCCESSOR).is_some();
+        let is_successor = std::env::var_os(SUCCESSOR_VARIABLE).is_some();
         let predecessor = is_successor
             .then(|| std::io::stdin().as_fd().try_clone_to_owned().ok())
             .flatten()
@@ -82,7 +82,7 @@ impl Inherited {
     }
 
     /// The inherited listener for this address; with port 0, one with any port.
-    pub(super) fn take(&mut self, address: SocketAddr) -> Option<TcpListener> {
+    pub(super) fn pick(&mut self, address: SocketAddr) -> Option<TcpListener> {
         let nth = self.listeners.iter().position(|listener| {
             listener.local_addr().is_ok_and(|bound| {
                 bound.ip() == address.ip()
@@ -93,7 +93,7 @@ impl Inherited {
     }
 
     /// Says what nobody has taken, and closes it.
-    pub(super) fn close_the_rest(&mut self) {
+    pub(super) fn close_unused(&mut self) {
         for listener in self.listeners.drain(..) {
             let address = listener
                 .local_addr()
@@ -113,9 +113,9 @@ impl Inherited {
 
 impl Predecessor {
     /// Tells it that its work is over.
-    pub fn relieve(mut self) {
+    pub fn notify_ready(mut self) {
         // Gone already: then there is nobody to relieve.
-        let _ = self.0.write_all(READY);
+        let _ = self.0.write_all(READY_MESSAGE);
     }
 }
 
@@ -132,7 +132,7 @@ pub(super) async fn start_successor(listeners: &[TcpListener]) -> Result<Success
     let (mut child, ours) = spawn(listeners).map_err(|cause| cause.to_string())?;
     let id = child.id().unwrap_or_default();
     tracing::info!(pid = id, "a successor was started with our listeners");
-    match tokio::time::timeout(PATIENCE, hear(ours)).await {
+    match tokio::time::timeout(READY_TIMEOUT, receive_ready(ours)).await {
         Ok(true) => {
             // It is not ours to end any more.
             std::mem::forget(child);
@@ -148,7 +148,7 @@ pub(super) async fn start_successor(listeners: &[TcpListener]) -> Result<Success
         }
         Err(_) => Err(format!(
             "it was not ready within {}",
-            humantime::format_duration(PATIENCE)
+            humantime::format_duration(READY_TIMEOUT)
         )),
     }
 }
@@ -159,7 +159,7 @@ fn spawn(listeners: &[TcpListener]) -> std::io::Result<(Child, tokio::net::UnixS
     let program = arguments.next().unwrap_or_else(|| "countersign".into());
     let (ours, theirs) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;
-    let mappings = (FIRST..)
+    let mappings = (FIRST_FD..)
         .zip(listeners)
         .map(|(child_fd, listener)| {
             let parent_fd = OwnedFd::from(listener.try_clone()?);
@@ -176,7 +176,7 @@ fn spawn(listeners: &[TcpListener]) -> std::io::Result<(Child, tokio::net::UnixS
         // Its process id is not known before it runs.
         .env_remove("LISTEN_PID")
         .env_remove("LISTEN_FDNAMES")
-        .env(IS_SUCCESSOR, "1")
+        .env(SUCCESSOR_VARIABLE, "1")
         .stdin(Stdio::from(OwnedFd::from(theirs)));
     command
         .fd_mappings(mappings)
@@ -189,28 +189,28 @@ fn spawn(listeners: &[TcpListener]) -> std::io::Result<(Child, tokio::net::UnixS
 }
 
 /// Whether the other side says that it is ready before it ends.
-async fn hear(mut socket: tokio::net::UnixStream) -> bool {
-    let mut said = [0; READY.len()];
-    socket.read_exact(&mut said).await.is_ok() && said == READY
+async fn receive_ready(mut socket: tokio::net::UnixStream) -> bool {
+    let mut said = [0; READY_MESSAGE.len()];
+    socket.read_exact(&mut said).await.is_ok() && said == READY_MESSAGE
 }
 
 /// Tells the service manager, where there is one, that we serve (`Type=notify`).
-pub fn tell_ready() {
-    tell(&[sd_notify::NotifyState::Ready]);
+pub fn notify_ready() {
+    notify(&[sd_notify::NotifyState::Ready]);
 }
 
 /// Tells it that we are about to end.
-pub fn tell_stopping() {
-    tell(&[sd_notify::NotifyState::Stopping]);
+pub fn notify_stopping() {
+    notify(&[sd_notify::NotifyState::Stopping]);
 }
 
 /// Tells it who goes on in our place.
-pub fn tell_replaced(by: &Successor) {
-    tell(&[sd_notify::NotifyState::MainPid(by.id)]);
+pub fn notify_main_pid(by: &Successor) {
+    notify(&[sd_notify::NotifyState::MainPid(by.id)]);
 }
 
-fn tell(what: &[sd_notify::NotifyState<'_>]) {
-    if let Err(cause) = sd_notify::notify(what) {
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(cause) = sd_notify::notify(states) {
         tracing::warn!(%cause, "the service manager could not be told");
     }
 }
@@ -224,14 +224,14 @@ mod tests {
         let bind = || TcpListener::bind("127.0.0.1:0").unwrap();
         let (first, second) = (bind(), bind());
         let at = second.local_addr().unwrap();
-        let mut inherited = Inherited {
+        let mut inherited = InheritedListeners {
             listeners: vec![first, second],
             predecessor: None,
         };
-        assert!(inherited.take("127.0.0.2:0".parse().unwrap()).is_none());
-        assert!(inherited.take("127.0.0.1:1".parse().unwrap()).is_none());
-        assert_eq!(inherited.take(at).unwrap().local_addr().unwrap(), at);
-        assert!(inherited.take(at).is_none());
-        assert!(inherited.take("127.0.0.1:0".parse().unwrap()).is_some());
+        assert!(inherited.pick("127.0.0.2:0".parse().unwrap()).is_none());
+        assert!(inherited.pick("127.0.0.1:1".parse().unwrap()).is_none());
+        assert_eq!(inherited.pick(at).unwrap().local_addr().unwrap(), at);
+        assert!(inherited.pick(at).is_none());
+        assert!(inherited.pick("127.0.0.1:0".parse().unwrap()).is_some());
     }
 }

@@ -20,9 +20,9 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use self::format::{clock, counted, date, grouped, when};
 use self::history::History;
-use self::row::{HEADS, Level, Row, covered};
+use self::row::{COLUMNS, Level, Row, covered};
 use super::admin_state::AdminState;
-use crate::metrics::{Answered, COMMIT};
+use crate::metrics::{COMMIT, ResponseCounts};
 use crate::tls::sha256;
 
 /// What the page shows, all of one moment.
@@ -33,17 +33,17 @@ pub(super) struct PageData {
     /// SHA-256 of the configuration in use, hex, and when it came into use.
     configuration: (String, SystemTime),
     /// Why the last reload was refused.
-    refused: Option<String>,
+    reload_error: Option<String>,
     /// Worst first, in the file's order otherwise.
     vendors: Vec<Row>,
     /// The next to end first.
     certificates: Vec<(String, SystemTime)>,
     /// Requests that reached no vendor.
-    astray: Vec<Answered>,
+    unrouted: Vec<ResponseCounts>,
 }
 
-/// A certificate that ends sooner has been forgotten.
-const CERTIFICATE_SOON: Duration = Duration::from_hours(14 * 24);
+/// A certificate that expires sooner has been forgotten.
+const EXPIRES_SOON: Duration = Duration::from_hours(14 * 24);
 
 const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str = include_str!("page/page.js");
@@ -65,36 +65,36 @@ impl PageData {
     pub(super) fn now(state: &AdminState, history: &History) -> Self {
         let runtime = &state.runtime;
         let view = runtime.view.load();
-        let answered = runtime.metrics.answered();
+        let answered = runtime.metrics.response_counts();
         let samples = |name: &str| {
             let counted = answered.get(name).copied().unwrap_or_default();
-            history.of(name, counted)
+            history.samples(name, counted)
         };
         let mut vendors: Vec<Row> = view
             .vendors
             .iter()
-            .map(|watched| Row::of(watched, samples(&watched.vendor.name)))
+            .map(|vendor| Row::of(vendor, samples(&vendor.vendor.name)))
             .collect();
         vendors.sort_by_key(Row::level);
         let mut certificates: Vec<(String, SystemTime)> = runtime
             .metrics
             .certificates()
             .into_iter()
-            .map(|(name, ends)| {
-                let ends = Duration::try_from_secs_f64(ends).unwrap_or_default();
-                (name, SystemTime::UNIX_EPOCH + ends)
+            .map(|(name, expires)| {
+                let expires = Duration::try_from_secs_f64(expires).unwrap_or_default();
+                (name, SystemTime::UNIX_EPOCH + expires)
             })
             .collect();
-        certificates.sort_by_key(|(_, ends)| *ends);
+        certificates.sort_by_key(|(_, expires)| *expires);
         Self {
             now: SystemTime::now(),
             started: state.started,
             draining: state.draining.load(Ordering::Acquire),
             configuration: (view.sha256.clone(), view.loaded),
-            refused: runtime.last_error.load().as_deref().cloned(),
+            reload_error: runtime.last_error.load().as_deref().cloned(),
             vendors,
             certificates,
-            astray: samples("none"),
+            unrouted: samples("none"),
         }
     }
 
@@ -131,8 +131,8 @@ impl PageData {
                                 }
                                 thead role="rowgroup" {
                                     tr role="row" {
-                                        @for head in HEADS {
-                                            th scope="col" role="columnheader" { (head) }
+                                        @for column in COLUMNS {
+                                            th scope="col" role="columnheader" { (column) }
                                         }
                                     }
                                 }
@@ -162,18 +162,18 @@ impl PageData {
     }
 
     fn title(&self) -> String {
-        let bad = self.bad();
+        let unhealthy = self.count_unhealthy();
         if self.draining {
             "draining · Countersign".to_owned()
-        } else if bad > 0 {
-            let verb = if bad == 1 { "needs" } else { "need" };
-            format!("{bad} {verb} you · Countersign")
+        } else if unhealthy > 0 {
+            let verb = if unhealthy == 1 { "needs" } else { "need" };
+            format!("{unhealthy} {verb} you · Countersign")
         } else {
             "Countersign".to_owned()
         }
     }
 
-    fn bad(&self) -> usize {
+    fn count_unhealthy(&self) -> usize {
         self.at(Level::Down).count() + self.at(Level::Risk).count()
     }
 
@@ -181,23 +181,23 @@ impl PageData {
         self.vendors.iter().filter(move |row| row.level() == level)
     }
 
-    fn ending(&self) -> impl Iterator<Item = &(String, SystemTime)> {
-        let soon = self.now + CERTIFICATE_SOON;
+    fn expiring(&self) -> impl Iterator<Item = &(String, SystemTime)> {
+        let soon = self.now + EXPIRES_SOON;
         self.certificates
             .iter()
-            .filter(move |(_, ends)| *ends < soon)
+            .filter(move |(_, expires)| *expires < soon)
     }
 
     /// All of it in one sentence, and who is concerned.
     fn verdict(&self) -> Markup {
-        let (all, bad) = (self.vendors.len(), self.bad());
+        let (all, unhealthy) = (self.vendors.len(), self.count_unhealthy());
         let pending = self.at(Level::Pending).count();
-        let ending = self.ending().count();
-        let mut level = self.vendors.first().map_or(Level::Well, Row::level);
-        let mut sentence = if bad > 0 {
-            let verb = if bad == 1 { "needs" } else { "need" };
+        let expiring = self.expiring().count();
+        let mut level = self.vendors.first().map_or(Level::Healthy, Row::level);
+        let mut sentence = if unhealthy > 0 {
+            let verb = if unhealthy == 1 { "needs" } else { "need" };
             format!(
-                "{bad} of {} {verb} attention.",
+                "{unhealthy} of {} {verb} attention.",
                 counted(all as u64, "vendor")
             )
         } else if pending > 0 {
@@ -210,10 +210,10 @@ impl PageData {
         } else {
             format!("All {all} vendors are well.")
         };
-        if level == Level::Well && (self.refused.is_some() || ending > 0) {
+        if level == Level::Healthy && (self.reload_error.is_some() || expiring > 0) {
             level = Level::Risk;
             sentence.pop();
-            sentence.push_str(match (&self.refused, ending) {
+            sentence.push_str(match (&self.reload_error, expiring) {
                 (Some(_), _) => "; the last reload was refused.",
                 (None, 1) => "; a certificate is not.",
                 (None, _) => "; certificates are not.",
@@ -225,7 +225,7 @@ impl PageData {
                 @if self.draining {
                     p.notice {
                         strong { "Draining." }
-                        " This process takes no new work soon, and ends when what is in flight is done."
+                        " This process takes no new work soon, and ends when requests in flight are done."
                     }
                 }
                 @for (level, what) in [
@@ -243,14 +243,14 @@ impl PageData {
                         }
                     }
                 }
-                @for (name, ends) in self.ending() {
+                @for (name, expires) in self.expiring() {
                     p.risk {
                         "The certificate " code { (name) }
-                        @if *ends <= self.now { " has ended " } @else { " ends " }
-                        (when(*ends, self.now)) ": replace its files; they are read by themselves."
+                        @if *expires <= self.now { " has expired " } @else { " expires " }
+                        (when(*expires, self.now)) ": replace its files; they are read by themselves."
                     }
                 }
-                @if let Some(refused) = &self.refused {
+                @if let Some(refused) = &self.reload_error {
                     div.refused {
                         p {
                             strong { "The last reload was refused." }
@@ -272,21 +272,21 @@ impl PageData {
                     p.aside { "None: no TLS listener, and no client certificate anywhere." }
                 } @else {
                     ul.certificates {
-                        @for (name, ends) in &self.certificates {
-                            @let left = ends.duration_since(self.now).unwrap_or_default();
+                        @for (name, expires) in &self.certificates {
+                            @let left = expires.duration_since(self.now).unwrap_or_default();
                             @let level = match left {
                                 Duration::ZERO => Level::Down,
-                                left if left < CERTIFICATE_SOON => Level::Risk,
-                                _ => Level::Well,
+                                left if left < EXPIRES_SOON => Level::Risk,
+                                _ => Level::Healthy,
                             };
                             li.(level.class()) {
                                 code { (name) }
                                 span.days {
                                     (level.mark()) " "
-                                    @if *ends <= self.now { "ended " } @else { "ends " }
-                                    (when(*ends, self.now))
+                                    @if *expires <= self.now { "expired " } @else { "expires " }
+                                    (when(*expires, self.now))
                                 }
-                                span.aside { (date(*ends)) }
+                                span.aside { (date(*expires)) }
                             }
                         }
                     }
@@ -297,7 +297,7 @@ impl PageData {
 
     fn process(&self) -> Markup {
         let (sha256, loaded) = &self.configuration;
-        let astray: u64 = self.astray.iter().map(|sample| sample.requests).sum();
+        let unrouted: u64 = self.unrouted.iter().map(|sample| sample.requests).sum();
         html! {
             section #process aria-labelledby="process-head" {
                 h2 #process-head { "This process" }
@@ -310,13 +310,13 @@ impl PageData {
                     div { dt { "State" } dd { @if self.draining { "draining" } @else { "serving" } } }
                     div { dt { "Configuration loaded" } dd { (when(*loaded, self.now)) } }
                     div { dt { "Last reload" } dd {
-                        @if self.refused.is_some() { "refused" }
+                        @if self.reload_error.is_some() { "refused" }
                         // The first configuration is older than the listeners.
                         @else if *loaded < self.started { "none since the start" }
                         @else { "in use" }
                     } }
                     div { dt { "Requests that no vendor matched" } dd {
-                        (grouped(astray)) " in " (covered(self.astray.len()))
+                        (grouped(unrouted)) " in " (covered(self.unrouted.len()))
                     } }
                     div.wide { dt { "SHA-256 of the configuration" } dd { code.hash { (sha256) } } }
                 }
@@ -338,10 +338,10 @@ mod tests {
             started: now - Duration::from_hours(3),
             draining: false,
             configuration: ("00".into(), now),
-            refused: None,
+            reload_error: None,
             vendors,
             certificates: vec![],
-            astray: vec![],
+            unrouted: vec![],
         }
     }
 
@@ -349,7 +349,7 @@ mod tests {
     fn every_text_is_escaped() {
         let hostile = "</script><script>alert(1)</script>\"' onload='x";
         let mut data = data(vec![row(State::Failed, Some(hostile))]);
-        data.refused = Some(hostile.to_owned());
+        data.reload_error = Some(hostile.to_owned());
         data.configuration.0 = hostile.to_owned();
         data.certificates = vec![(hostile.to_owned(), data.now)];
         data.vendors[0].name = hostile.to_owned();
@@ -374,7 +374,7 @@ mod tests {
         let one = page(one);
         assert!(one.contains("1 of 2 vendors needs attention."), "{one}");
         let mut refused = data(vec![row(State::Fresh, None)]);
-        refused.refused = Some("line 3".into());
+        refused.reload_error = Some("line 3".into());
         assert!(
             refused
                 .page()

@@ -11,7 +11,7 @@ use http::header::{AUTHORIZATION, HeaderName};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::JoinSet;
 
-use super::certificates::Ends;
+use super::certificates::CertificateExpiry;
 use super::logins::{self, EndedLoginSync};
 use super::status::{AdminView, VendorView};
 use super::{StartError, unix_seconds};
@@ -50,7 +50,7 @@ pub(super) struct Runtime {
     pub(super) metrics: Arc<Metrics>,
     certificates: Vec<Option<Arc<ListenerCertificates>>>,
     /// Of all certificates that are shown to anybody.
-    ends: Arc<Ends>,
+    certificate_expiry: Arc<CertificateExpiry>,
     resolver: Resolver,
     store: Arc<dyn Store>,
     /// Of the files as they were when the first configuration was taken into use.
@@ -94,7 +94,7 @@ struct VendorRuntime {
 pub enum ReloadError {
     /// It has mistakes: all of them, a line each.
     #[error("the configuration has mistakes:\n{0}")]
-    Mistakes(String),
+    Invalid(String),
     /// It changes what only a restart can change.
     #[error("{0} changed: that needs a restart; nothing of the new configuration is in use")]
     NeedsRestart(&'static str),
@@ -104,7 +104,7 @@ pub enum ReloadError {
 }
 
 /// How often files are looked at. Promised is "in use within 10 s".
-const LOOK_EVERY: Duration = Duration::from_secs(3);
+const POLL_INTERVAL: Duration = Duration::from_secs(3);
 
 impl Runtime {
     /// Makes everything of `config` run.
@@ -126,14 +126,14 @@ impl Runtime {
             authorities,
             generation: 1,
         };
-        let read = as_read(&config);
+        let read = loaded_digest(&config);
         let built = builder.all(&config, None)?;
-        let ends = Arc::new(Ends::default());
-        ends.show(&config.presented, &metrics);
+        let certificate_expiry = Arc::new(CertificateExpiry::default());
+        certificate_expiry.set(&config.presented, &metrics);
         let logins = OnceLock::new();
         share_logins(&config, &logins, &mint, &store);
         Ok(Self {
-            ends,
+            certificate_expiry,
             read,
             logins,
             snapshot: Arc::new(ArcSwap::from_pointee(built.snapshot)),
@@ -154,14 +154,14 @@ impl Runtime {
     }
 
     /// Whether it is known which caller tokens of other processes were ended, as far as it can be.
-    pub(super) fn knows_of_ended_logins(&self) -> bool {
+    pub(super) fn ended_logins_known(&self) -> bool {
         self.logins.get().is_none_or(EndedLoginSync::settled)
     }
 
     /// Reads the file again and takes it into use, or says why not.
     pub(super) async fn reload(&self) {
         let outcome = self.try_reload().await;
-        self.metrics.reloaded(outcome.is_ok());
+        self.metrics.count_reload(outcome.is_ok());
         match outcome {
             Ok(sha256) => {
                 self.last_error.store(None);
@@ -174,8 +174,8 @@ impl Runtime {
             }
         }
         // Refused or not: what a credential is made from may have changed as well.
-        for view in &self.view.load().vendors {
-            if let Some(credential) = &view.credential {
+        for vendor in &self.view.load().vendors {
+            if let Some(credential) = &vendor.credential {
                 credential.check_secrets_now();
             }
         }
@@ -209,16 +209,16 @@ impl Runtime {
         let path = state.config.path.clone();
         let config = tokio::task::spawn_blocking(move || Config::load(&path, Secrets::Resolve))
             .await
-            .map_err(|cause| ReloadError::Mistakes(cause.to_string()))?
-            .map_err(|mistakes| {
-                let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
-                ReloadError::Mistakes(lines.join("\n"))
+            .map_err(|cause| ReloadError::Invalid(cause.to_string()))?
+            .map_err(|errors| {
+                let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+                ReloadError::Invalid(lines.join("\n"))
             })?;
-        run_blocking(|| self.take(&mut state, config))
+        run_blocking(|| self.adopt(&mut state, config))
     }
 
     /// Takes `config` into use, whole or not at all.
-    fn take(&self, state: &mut State, config: Config) -> Result<String, ReloadError> {
+    fn adopt(&self, state: &mut State, config: Config) -> Result<String, ReloadError> {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
@@ -258,9 +258,10 @@ impl Runtime {
             .keys()
             .filter(|name| !built.vendors.contains_key(*name))
         {
-            self.metrics.forget(gone, &states);
+            self.metrics.remove_vendor_gauges(gone, &states);
         }
-        self.ends.show(&config.presented, &self.metrics);
+        self.certificate_expiry
+            .set(&config.presented, &self.metrics);
         share_logins(&config, &self.logins, &self.mint, &self.store);
         let sha256 = config.sha256.clone();
         let last = tokio::time::Instant::now() + config.drain.timeout;
@@ -281,32 +282,32 @@ impl Runtime {
     pub(super) async fn watch(&self) {
         let mut known = self.read;
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
             let now = self.contents().await;
             if now != known {
                 // A change that is refused is not tried again until the next one.
                 known = now;
                 self.reload().await;
             }
-            self.follow_certificates().await;
+            self.refresh_certificate_expiry().await;
         }
     }
 
     /// What logs in is read at each login and makes no reload: its gauge follows by itself.
-    async fn follow_certificates(&self) {
+    async fn refresh_certificate_expiry(&self) {
         let (presented, reloaded) = {
             let state = self.state.lock().await;
             (state.config.presented.clone(), files_of(&state.config))
         };
-        let (ends, metrics) = (self.ends.clone(), self.metrics.clone());
-        let look = move || ends.follow(&presented, &reloaded, &metrics);
+        let (expiry, metrics) = (self.certificate_expiry.clone(), self.metrics.clone());
+        let refresh = move || expiry.refresh(&presented, &reloaded, &metrics);
         // Fails only when it panics, and the next look is as good.
-        let _ = tokio::task::spawn_blocking(look).await;
+        let _ = tokio::task::spawn_blocking(refresh).await;
     }
 
     async fn contents(&self) -> [u8; 32] {
         let files = files_of(&self.state.lock().await.config);
-        tokio::task::spawn_blocking(move || as_they_are(&files))
+        tokio::task::spawn_blocking(move || current_digest(&files))
             .await
             .unwrap_or_default()
     }
@@ -386,7 +387,7 @@ impl Builder<'_> {
             vendors.insert(vendor.name.clone(), vendor_runtime);
         }
         let now = SystemTime::now();
-        self.metrics.configuration_loaded(unix_seconds(now));
+        self.metrics.set_config_loaded(unix_seconds(now));
         let snapshot = Snapshot {
             callers,
             routes: Routes::new(routes),
@@ -471,7 +472,7 @@ impl Builder<'_> {
             Some((&before.config, credential, before.refresh_task.clone()?))
         });
         if let Some((config, credential, refresh_task)) = &held
-            && obtained_alike(config, vendor)
+            && is_obtained_alike(config, vendor)
         {
             return Ok(Some((credential.clone(), refresh_task.clone())));
         }
@@ -520,7 +521,7 @@ fn mint(store: &config::Store) -> Mint {
 
 /// Whether `now` obtains its credential just as `before` did: from the same place, with the same
 /// proof, on the same way.
-fn obtained_alike(before: &ConfiguredVendor, now: &ConfiguredVendor) -> bool {
+fn is_obtained_alike(before: &ConfiguredVendor, now: &ConfiguredVendor) -> bool {
     before.auth == now.auth
         && before.ca == now.ca
         && before.client_cert == now.client_cert
@@ -606,24 +607,24 @@ fn pair(files: &CertFiles) -> [PathBuf; 2] {
 
 /// Returns the digest of a configuration's files, the file itself as it was when it was read: a change
 /// since then must be noticed.
-fn as_read(config: &Config) -> [u8; 32] {
-    let mut itself = [0; 32];
+fn loaded_digest(config: &Config) -> [u8; 32] {
+    let mut config_file = [0; 32];
     // Written by us as 64 hex digits.
-    let is_known = hex::decode_to_slice(&config.sha256, &mut itself).is_ok();
-    digest(is_known.then_some(itself), &files_of(config))
+    let is_known = hex::decode_to_slice(&config.sha256, &mut config_file).is_ok();
+    digest(is_known.then_some(config_file), &files_of(config))
 }
 
 /// Returns the digest of what `files` hold now, the first of them being the configuration itself.
-fn as_they_are(files: &[PathBuf]) -> [u8; 32] {
-    let itself = files.first().and_then(|path| std::fs::read(path).ok());
-    let itself = itself.map(zeroize::Zeroizing::new);
-    digest(itself.map(|content| sha256(&[&content])), files)
+fn current_digest(files: &[PathBuf]) -> [u8; 32] {
+    let config_file = files.first().and_then(|path| std::fs::read(path).ok());
+    let config_file = config_file.map(zeroize::Zeroizing::new);
+    digest(config_file.map(|content| sha256(&[&content])), files)
 }
 
 /// `itself`: the SHA-256 of the first of `files`, which is not read.
-fn digest(itself: Option<[u8; 32]>, files: &[PathBuf]) -> [u8; 32] {
+fn digest(config_file: Option<[u8; 32]>, files: &[PathBuf]) -> [u8; 32] {
     let others = content_digest::of_files(files.iter().skip(1));
-    sha256(&[&itself.unwrap_or_default(), &others])
+    sha256(&[&config_file.unwrap_or_default(), &others])
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ pub(super) fn states() -> Vec<&'static str> {
 }
 
 /// One vendor's credential, and how the vendor receives it.
-pub(super) struct Seen {
+pub(super) struct CredentialView {
     /// The state word of `/status`, the page and the metrics.
     pub(super) word: &'static str,
     /// `None`: nothing is injected.
@@ -69,7 +69,7 @@ pub(super) struct Seen {
     pub(super) unreached: Option<Arc<String>>,
 }
 
-impl Seen {
+impl CredentialView {
     pub(super) fn of(view: &VendorView) -> Self {
         let credential = view.credential.as_ref();
         let status = credential.map(|credential| credential.status());
@@ -137,11 +137,12 @@ pub(super) fn state_word(
 }
 
 pub(super) fn as_json(view: &VendorView) -> Value {
-    let seen = Seen::of(view);
-    let at =
-        |pick: fn(&Status) -> Option<SystemTime>| seen.status.as_ref().and_then(pick).map(rfc3339);
+    let credential = CredentialView::of(view);
+    let at = |pick: fn(&Status) -> Option<SystemTime>| {
+        credential.status.as_ref().and_then(pick).map(rfc3339)
+    };
     let upstream = &view.vendor.upstream;
-    let circuit = Circuit::of(&view.vendor);
+    let circuit = CircuitView::of(&view.vendor);
     let in_a = |left: Option<Duration>| left.map(|left| rfc3339(SystemTime::now() + left));
     json!({
         "name": &*view.vendor.name,
@@ -149,12 +150,12 @@ pub(super) fn as_json(view: &VendorView) -> Value {
         "hosts": view.hosts,
         "upstream": format!("{}{}", upstream.origin(), upstream.base),
         "auth": view.auth,
-        "state": seen.word,
+        "state": credential.word,
         "expires_at": at(|status| status.expires_at),
         "refresh_at": at(|status| status.refresh_at),
         "last_refresh": at(|status| status.last_refresh),
-        "last_error": seen.last_error(),
-        "requests": view.vendor.metrics.count(),
+        "last_error": credential.last_error(),
+        "requests": view.vendor.metrics.request_count(),
         "in_flight": view.vendor.in_flight.load(Ordering::Relaxed),
         "breaker": circuit.word,
         "breaker_reason": circuit.reason,
@@ -164,7 +165,7 @@ pub(super) fn as_json(view: &VendorView) -> Value {
 }
 
 /// Whether requests go to a vendor, or are answered here to spare it.
-pub(super) struct Circuit {
+pub(super) struct CircuitView {
     pub(super) word: &'static str,
     reason: Option<String>,
     left: Option<Duration>,
@@ -172,7 +173,7 @@ pub(super) struct Circuit {
     held_back: Option<Duration>,
 }
 
-impl Circuit {
+impl CircuitView {
     pub(super) fn of(vendor: &Vendor) -> Self {
         let BreakerStatus { word, reason, left } = vendor.breaker.status();
         let hold = vendor.hold.as_ref().and_then(RetryAfterHold::left);
@@ -197,7 +198,7 @@ impl Circuit {
 
 /// The breaker's word, and why it is not closed.
 pub(super) fn breaker(view: &VendorView) -> (&'static str, Option<String>) {
-    let circuit = Circuit::of(&view.vendor);
+    let circuit = CircuitView::of(&view.vendor);
     (circuit.word, circuit.reason)
 }
 

@@ -98,10 +98,10 @@ pub(in crate::request) fn log_request(log: &AccessLog, session: &Session, ctx: &
         .as_ref()
         .map_or(&*NO_CALLER, |caller| &caller.label);
     let head = session.req_header();
-    metrics.finished(caller, &head.method, status, took);
+    metrics.count_request(caller, &head.method, status, took);
     let reason = ctx.refusal.map(|refusal| refusal.verdict().reason);
     if let Some(reason) = reason {
-        metrics.refused(reason);
+        metrics.count_refusal(reason);
     }
     let mut span = ctx.span.take();
     let logged = ctx.snapshot.access_log;

@@ -127,7 +127,7 @@ pub(in crate::request) fn should_retry(
         && ctx.attempts < MAX_ATTEMPTS
         && ctx.route.as_ref().is_some_and(|route| {
             let within = route.vendor.retries.spend();
-            route.vendor.metrics.retried(within);
+            route.vendor.metrics.count_retry(within);
             within
         });
     // A pooled connection may have died of old age, which says nothing about the server. A

@@ -206,7 +206,7 @@ fn is_refusal(status: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::Answered;
+    use crate::metrics::ResponseCounts;
     use crate::request::auth_outcomes::Responses;
     use crate::server::page::row::tests::row;
 
@@ -309,7 +309,7 @@ mod tests {
             all: 10,
             unauthorized: 4,
         };
-        some.samples = vec![Answered {
+        some.samples = vec![ResponseCounts {
             requests: 10,
             errors: 4,
         }];

@@ -22,21 +22,21 @@ use super::PageData;
 
 /// Open pages; more are told to come back. Each costs a connection and, in sum, one rendering every
 /// other second.
-const LISTENERS: usize = 32;
+const MAX_PAGES: usize = 32;
 
 /// How old news may be.
-const EVERY: Duration = Duration::from_secs(2);
+const INTERVAL: Duration = Duration::from_secs(2);
 
 /// A page that hears nothing for longer takes the connection for dead; so do proxies in between.
-const BEAT: Duration = Duration::from_secs(10);
+const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// Whoever reads nothing for so long makes room.
-const STALLED: Duration = Duration::from_secs(30);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Whoever has the page open.
 pub(in crate::server) struct Events {
-    places: Arc<Semaphore>,
-    /// The newest rendering, for all who ask within [`EVERY`].
+    slots: Arc<Semaphore>,
+    /// The newest rendering, for all who ask within [`INTERVAL`].
     newest: Mutex<Option<(Instant, Arc<Rendering>)>>,
 }
 
@@ -52,7 +52,7 @@ struct Rendering {
 impl Events {
     pub(in crate::server) fn new() -> Self {
         Self {
-            places: Arc::new(Semaphore::new(LISTENERS)),
+            slots: Arc::new(Semaphore::new(MAX_PAGES)),
             newest: Mutex::new(None),
         }
     }
@@ -60,18 +60,18 @@ impl Events {
     /// Answers with a stream of what `look` sees, until the other side goes or a drain begins.
     pub(in crate::server) fn stream(
         self: &Arc<Self>,
-        look: impl Fn() -> PageData + Send + 'static,
+        data_now: impl Fn() -> PageData + Send + 'static,
     ) -> Response {
-        let Ok(place) = self.places.clone().try_acquire_owned() else {
+        let Ok(slot) = self.slots.clone().try_acquire_owned() else {
             let text = "too many status pages are open; this one is not kept up to date\n";
             return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
         };
         // A page that reads slowly is not written ahead for.
         let (sender, receiver) = mpsc::channel(1);
-        let telling = self.clone();
+        let events = self.clone();
         tokio::spawn(async move {
-            telling.tell(look, sender).await;
-            drop(place);
+            events.send_updates(data_now, sender).await;
+            drop(slot);
         });
         let kind = [
             (header::CONTENT_TYPE, "text/event-stream"),
@@ -80,9 +80,13 @@ impl Events {
         (kind, Body::new(Stream(receiver))).into_response()
     }
 
-    async fn tell(self: Arc<Self>, look: impl Fn() -> PageData, to: mpsc::Sender<Bytes>) {
-        let mut told = Told::default();
-        let mut ticks = interval(EVERY);
+    async fn send_updates(
+        self: Arc<Self>,
+        data_now: impl Fn() -> PageData,
+        to: mpsc::Sender<Bytes>,
+    ) {
+        let mut sent = SentParts::default();
+        let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last = Instant::now();
         loop {
@@ -90,20 +94,20 @@ impl Events {
                 _ = ticks.tick() => {}
                 () = to.closed() => return,
             }
-            let rendering = self.rendering(&look);
-            let mut text = told
-                .news(&rendering)
-                .map(|news| format!("data: {news}\n\n"));
+            let rendering = self.rendering(&data_now);
+            let mut text = sent
+                .changes(&rendering)
+                .map(|changes| format!("data: {changes}\n\n"));
             if rendering.draining {
                 text.get_or_insert_default()
                     .push_str("event: end\ndata: draining\n\n");
-            } else if text.is_none() && last.elapsed() >= BEAT {
+            } else if text.is_none() && last.elapsed() >= HEARTBEAT {
                 text = Some(": still here\nevent: beat\ndata: \n\n".to_owned());
             }
             if let Some(text) = text {
                 last = Instant::now();
                 // Also ends when nobody reads any more on a connection that stays open.
-                if to.send_timeout(text.into(), STALLED).await.is_err() {
+                if to.send_timeout(text.into(), WRITE_TIMEOUT).await.is_err() {
                     return;
                 }
             }
@@ -113,14 +117,14 @@ impl Events {
         }
     }
 
-    fn rendering(&self, look: &impl Fn() -> PageData) -> Arc<Rendering> {
+    fn rendering(&self, data_now: &impl Fn() -> PageData) -> Arc<Rendering> {
         let mut newest = self.newest.lock();
         if let Some((at, rendering)) = &*newest
-            && at.elapsed() < EVERY / 2
+            && at.elapsed() < INTERVAL / 2
         {
             return rendering.clone();
         }
-        let data = look();
+        let data = data_now();
         let rendering = Arc::new(Rendering {
             title: data.title(),
             draining: data.draining,
@@ -132,16 +136,16 @@ impl Events {
     }
 }
 
-/// What one page has been told.
+/// What one page has been sent.
 #[derive(Default)]
-struct Told {
+struct SentParts {
     order: Vec<String>,
     parts: HashMap<String, String>,
 }
 
-impl Told {
+impl SentParts {
     /// What it has not been told yet, as JSON on one line.
-    fn news(&mut self, now: &Rendering) -> Option<Value> {
+    fn changes(&mut self, now: &Rendering) -> Option<Value> {
         let changed: serde_json::Map<String, Value> = now
             .parts
             .iter()
@@ -191,16 +195,21 @@ mod tests {
 
     #[test]
     fn a_page_is_told_only_what_has_changed() {
-        let mut told = Told::default();
-        let first = told.news(&rendering(&[("a", "1"), ("b", "\n2")])).unwrap();
+        let mut sent = SentParts::default();
+        let first = sent
+            .changes(&rendering(&[("a", "1"), ("b", "\n2")]))
+            .unwrap();
         assert_eq!(first["parts"], json!({"a": "1", "b": "\n2"}));
         assert!(!first.to_string().contains('\n'), "an event is one line");
-        assert!(told.news(&rendering(&[("a", "1"), ("b", "\n2")])).is_none());
-        let next = told.news(&rendering(&[("a", "1"), ("b", "3")])).unwrap();
+        assert!(
+            sent.changes(&rendering(&[("a", "1"), ("b", "\n2")]))
+                .is_none()
+        );
+        let next = sent.changes(&rendering(&[("a", "1"), ("b", "3")])).unwrap();
         assert_eq!(next["parts"], json!({"b": "3"}));
         let mut moved = rendering(&[("a", "1"), ("b", "3")]);
         moved.order.reverse();
-        let next = told.news(&moved).unwrap();
+        let next = sent.changes(&moved).unwrap();
         assert_eq!(next["order"], json!(["b", "a"]));
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::metrics::{Answered, Metrics};
+use crate::metrics::{Metrics, ResponseCounts};
 
 /// How much time one sample covers.
 pub(super) const STEP: Duration = Duration::from_secs(15);
@@ -29,14 +29,14 @@ struct Rings {
 #[derive(Debug, Default)]
 struct Ring {
     /// The counters when the newest sample was taken.
-    counted: Answered,
+    counted: ResponseCounts,
     /// Oldest first.
-    samples: VecDeque<Answered>,
+    samples: VecDeque<ResponseCounts>,
 }
 
 impl History {
     /// Takes samples until dropped.
-    pub(in crate::server) async fn keep(&self, metrics: &Metrics) {
+    pub(in crate::server) async fn sample(&self, metrics: &Metrics) {
         let mut ticks = interval(STEP);
         // After a pause of the whole machine one sample covers it.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -44,12 +44,12 @@ impl History {
         ticks.tick().await;
         loop {
             ticks.tick().await;
-            self.take(&metrics.answered());
+            self.record(&metrics.response_counts());
         }
     }
 
     /// One sample: what was answered since the one before.
-    fn take(&self, counted: &HashMap<String, Answered>) {
+    fn record(&self, counted: &HashMap<String, ResponseCounts>) {
         let mut rings = self.0.lock();
         rings.taken = (rings.taken + 1).min(SAMPLES);
         let taken = rings.taken;
@@ -59,7 +59,7 @@ impl History {
             ring.counted = *counted;
             // Vendors show up with their first request.
             while ring.samples.len() + 1 < taken {
-                ring.samples.push_back(Answered::default());
+                ring.samples.push_back(ResponseCounts::default());
             }
             ring.samples.push_back(sample);
             while ring.samples.len() > taken {
@@ -70,10 +70,10 @@ impl History {
 
     /// A vendor's samples, oldest first; the last one is under way. `counted` as the metrics have it
     /// now.
-    pub(super) fn of(&self, vendor: &str, counted: Answered) -> Vec<Answered> {
+    pub(super) fn samples(&self, vendor: &str, counted: ResponseCounts) -> Vec<ResponseCounts> {
         let rings = self.0.lock();
         let Some(ring) = rings.by_vendor.get(vendor) else {
-            let mut samples = vec![Answered::default(); rings.taken];
+            let mut samples = vec![ResponseCounts::default(); rings.taken];
             samples.push(counted);
             return samples;
         };
@@ -82,8 +82,8 @@ impl History {
     }
 }
 
-fn since(now: Answered, then: Answered) -> Answered {
-    Answered {
+fn since(now: ResponseCounts, then: ResponseCounts) -> ResponseCounts {
+    ResponseCounts {
         requests: now.requests.saturating_sub(then.requests),
         errors: now.errors.saturating_sub(then.errors),
     }
@@ -93,34 +93,34 @@ fn since(now: Answered, then: Answered) -> Answered {
 mod tests {
     use super::*;
 
-    fn answered(requests: u64, errors: u64) -> Answered {
-        Answered { requests, errors }
+    fn counts(requests: u64, errors: u64) -> ResponseCounts {
+        ResponseCounts { requests, errors }
     }
 
-    fn counted(requests: u64, errors: u64) -> HashMap<String, Answered> {
-        HashMap::from([("v".to_owned(), answered(requests, errors))])
+    fn counted(requests: u64, errors: u64) -> HashMap<String, ResponseCounts> {
+        HashMap::from([("v".to_owned(), counts(requests, errors))])
     }
 
     #[test]
     fn a_sample_is_what_was_answered_since_the_one_before() {
         let history = History::default();
-        assert_eq!(history.of("v", answered(3, 1)), [answered(3, 1)]);
-        history.take(&HashMap::new());
-        history.take(&counted(5, 1));
-        history.take(&counted(5, 1));
-        let samples = [(0, 0), (5, 1), (0, 0), (2, 2)].map(|(all, bad)| answered(all, bad));
-        assert_eq!(history.of("v", answered(7, 3)), samples);
-        assert_eq!(history.of("other", answered(0, 0)).len(), samples.len());
+        assert_eq!(history.samples("v", counts(3, 1)), [counts(3, 1)]);
+        history.record(&HashMap::new());
+        history.record(&counted(5, 1));
+        history.record(&counted(5, 1));
+        let samples = [(0, 0), (5, 1), (0, 0), (2, 2)].map(|(all, bad)| counts(all, bad));
+        assert_eq!(history.samples("v", counts(7, 3)), samples);
+        assert_eq!(history.samples("other", counts(0, 0)).len(), samples.len());
     }
 
     #[test]
     fn no_more_than_a_quarter_of_an_hour_is_kept() {
         let history = History::default();
         for requests in 0..500 {
-            history.take(&counted(requests, 0));
+            history.record(&counted(requests, 0));
         }
-        let samples = history.of("v", answered(499, 0));
+        let samples = history.samples("v", counts(499, 0));
         assert_eq!(samples.len(), SAMPLES + 1);
-        assert_eq!(samples[0], answered(1, 0));
+        assert_eq!(samples[0], counts(1, 0));
     }
 }

@@ -9,9 +9,9 @@ use maud::{Markup, html};
 use super::format::{counted, grouped, span, when};
 use super::history::{SAMPLES, STEP};
 use crate::credential;
-use crate::metrics::Answered;
+use crate::metrics::ResponseCounts;
 use crate::request::auth_outcomes::Responses;
-use crate::server::status::{REJECTED, Seen, VendorView, breaker, state_word};
+use crate::server::status::{CredentialView, REJECTED, VendorView, breaker, state_word};
 
 /// One vendor.
 pub(super) struct Row {
@@ -31,7 +31,7 @@ pub(super) struct Row {
     pub(super) breaker: &'static str,
     /// Why it is not closed.
     pub(super) breaker_reason: Option<String>,
-    pub(super) samples: Vec<Answered>,
+    pub(super) samples: Vec<ResponseCounts>,
 }
 
 /// How bad it is; the order is that of the page.
@@ -44,17 +44,17 @@ pub(super) enum Level {
     /// The first attempt is under way.
     Pending,
     /// Nothing to do.
-    Well,
+    Healthy,
 }
 
 /// Fewer errors in a quarter of an hour wake nobody.
-const FEW_ERRORS: u64 = 3;
+const MIN_ERRORS: u64 = 3;
 
 /// What stands above the columns.
-pub(super) const HEADS: [&str; 7] = [
+pub(super) const COLUMNS: [&str; 7] = [
     "Vendor",
     "State",
-    "Way in",
+    "Route",
     "Credential",
     "Last 15 minutes",
     "In flight",
@@ -62,9 +62,9 @@ pub(super) const HEADS: [&str; 7] = [
 ];
 
 impl Row {
-    pub(super) fn of(view: &VendorView, samples: Vec<Answered>) -> Self {
+    pub(super) fn of(view: &VendorView, samples: Vec<ResponseCounts>) -> Self {
         let vendor = &view.vendor;
-        let seen = Seen::of(view);
+        let credential = CredentialView::of(view);
         let prefix = if vendor.prefix.is_empty() {
             "/"
         } else {
@@ -77,10 +77,10 @@ impl Row {
             hosts: view.hosts.clone(),
             upstream: format!("{}{}", vendor.upstream.origin(), vendor.upstream.base),
             auth: view.auth,
-            credential: seen.status,
-            usable: seen.usable,
-            responses: seen.responses,
-            unreached: seen.unreached.map(|why| why.to_string()),
+            credential: credential.status,
+            usable: credential.usable,
+            responses: credential.responses,
+            unreached: credential.unreached.map(|why| why.to_string()),
             in_flight: vendor.in_flight.load(Ordering::Relaxed),
             breaker,
             breaker_reason,
@@ -111,7 +111,7 @@ impl Row {
             Some(State::Failed | State::Reauthorize) if !self.usable => Level::Down,
             Some(State::Failed | State::Reauthorize) => Level::Risk,
             Some(State::Fresh | State::Refreshing) if self.last_error().is_some() => Level::Risk,
-            None | Some(State::Fresh | State::Refreshing | State::Static) => Level::Well,
+            None | Some(State::Fresh | State::Refreshing | State::Static) => Level::Healthy,
         };
         if self.breaker == "open" || self.rejected() {
             Level::Down
@@ -127,17 +127,17 @@ impl Row {
         self.credential.as_ref()?.last_error.as_deref()
     }
 
-    pub(super) fn answered(&self) -> Answered {
-        let sum = |all: Answered, one: &Answered| Answered {
+    pub(super) fn totals(&self) -> ResponseCounts {
+        let sum = |all: ResponseCounts, one: &ResponseCounts| ResponseCounts {
             requests: all.requests + one.requests,
             errors: all.errors + one.errors,
         };
-        self.samples.iter().fold(Answered::default(), sum)
+        self.samples.iter().fold(ResponseCounts::default(), sum)
     }
 
     pub(super) fn too_many_errors(&self) -> bool {
-        let Answered { requests, errors } = self.answered();
-        errors >= FEW_ERRORS && errors * 10 >= requests
+        let ResponseCounts { requests, errors } = self.totals();
+        errors >= MIN_ERRORS && errors * 10 >= requests
     }
 
     /// The vendor's line, and beneath it what is wrong and what to do.
@@ -150,19 +150,19 @@ impl Row {
                         (self.name) span.aside { (self.auth) }
                     }
                     td.state role="cell" { (level.mark()) " " (self.state()) }
-                    td.way role="cell" {
+                    td.route role="cell" {
                         code { (self.prefix) }
                         @for host in &self.hosts { " " code { (host) } }
                         span.to { span aria-hidden="true" { "→ " } span.unseen { "to " } (self.upstream) }
                     }
-                    td.credential role="cell" { (self.life(now)) }
-                    td.traffic role="cell" { (self.traffic()) }
+                    td.credential role="cell" { (self.credential_cell(now)) }
+                    td.traffic role="cell" { (self.traffic_cell()) }
                     td.number role="cell" { (grouped(self.in_flight as u64)) }
                     td.breaker role="cell" { (self.breaker.replace('_', " ")) }
                 }
                 @if let Some(advice) = advice {
                     tr.trouble role="row" {
-                        td colspan=(HEADS.len()) role="cell" { (advice) }
+                        td colspan=(COLUMNS.len()) role="cell" { (advice) }
                     }
                 }
             }
@@ -170,7 +170,7 @@ impl Row {
     }
 
     /// What is left of the credential: a bar that empties, with a notch where it is renewed.
-    fn life(&self, now: SystemTime) -> Markup {
+    fn credential_cell(&self, now: SystemTime) -> Markup {
         use credential::State;
 
         let Some(status) = &self.credential else {
@@ -179,7 +179,7 @@ impl Row {
         if status.state == State::Static {
             return html! { span.aside { "fixed, used as it is written" } };
         }
-        let Some(end) = status.expires_at else {
+        let Some(expires) = status.expires_at else {
             return html! {
                 @if self.usable { "no stated end" }
                 @else { strong { "none held" } }
@@ -187,13 +187,13 @@ impl Row {
             };
         };
         let from_now = |at: SystemTime| at.duration_since(now).unwrap_or_default();
-        let left = from_now(end);
+        let left = from_now(expires);
         let bar = status.last_refresh.and_then(|since| {
-            let whole = end.duration_since(since).ok()?.as_secs_f64();
+            let whole = expires.duration_since(since).ok()?.as_secs_f64();
             let share = |span: Duration| (span.as_secs_f64() / whole * 100.0).clamp(0.0, 100.0);
-            let renewal = status.refresh_at.filter(|at| *at > now && *at < end);
+            let renewal = status.refresh_at.filter(|at| *at > now && *at < expires);
             let renewal = renewal
-                .and_then(|at| end.duration_since(at).ok())
+                .and_then(|at| expires.duration_since(at).ok())
                 .map(share);
             (whole > 0.0).then(|| (share(left), renewal))
         });
@@ -216,13 +216,13 @@ impl Row {
                 None => {}
             }
             @if left.is_zero() { "ended " } @else { "ends " }
-            (when(end, now))
+            (when(expires, now))
         }
     }
 
     /// The plot, and the same in words.
-    fn traffic(&self) -> Markup {
-        let Answered { requests, errors } = self.answered();
+    fn traffic_cell(&self) -> Markup {
+        let ResponseCounts { requests, errors } = self.totals();
         let most = self
             .samples
             .iter()
@@ -270,24 +270,24 @@ impl Level {
             Self::Down => "down",
             Self::Risk => "risk",
             Self::Pending => "pending",
-            Self::Well => "well",
+            Self::Healthy => "healthy",
         }
     }
 
     /// The colour's shape, for those who do not see the colour.
     pub(super) fn mark(self) -> Markup {
-        let shape = match self {
+        let path = match self {
             Self::Down => "M2 2L10 10M10 2L2 10",
             Self::Risk => "M6 1.5L11 10.5H1Z M6 5V7.5 M6 9v.2",
             Self::Pending => "M6 1.5A4.5 4.5 0 1 1 1.5 6",
-            Self::Well => "M1.5 6.5L4.5 9.5L10.5 2.5",
+            Self::Healthy => "M1.5 6.5L4.5 9.5L10.5 2.5",
         };
-        html! { svg.mark viewBox="0 0 12 12" aria-hidden="true" { path d=(shape) {} } }
+        html! { svg.mark viewBox="0 0 12 12" aria-hidden="true" { path d=(path) {} } }
     }
 }
 
 /// One bar per sample, the newest at the right end of 180 by 24.
-fn bars(samples: &[Answered], most: u64, height: fn(&Answered) -> u64) -> String {
+fn bars(samples: &[ResponseCounts], most: u64, height: fn(&ResponseCounts) -> u64) -> String {
     let mut path = String::new();
     let empty = (SAMPLES + 1).saturating_sub(samples.len());
     for (nth, sample) in samples.iter().enumerate() {
@@ -342,16 +342,16 @@ pub(super) mod tests {
             in_flight: 0,
             breaker: "off",
             breaker_reason: None,
-            samples: vec![Answered::default()],
+            samples: vec![ResponseCounts::default()],
         }
     }
 
     #[test]
     fn how_bad_it_is_depends_on_what_callers_have() {
         for (state, error, level) in [
-            (State::Fresh, None, Level::Well),
-            (State::Static, None, Level::Well),
-            (State::Refreshing, None, Level::Well),
+            (State::Fresh, None, Level::Healthy),
+            (State::Static, None, Level::Healthy),
+            (State::Refreshing, None, Level::Healthy),
             (State::Refreshing, Some("late"), Level::Risk),
             (State::Fresh, Some("lost"), Level::Risk),
             (State::Failed, Some("no"), Level::Risk),
@@ -369,7 +369,7 @@ pub(super) mod tests {
         assert_eq!(open.level(), Level::Down);
         let mut rejected = row(State::Static, None);
         for (unauthorized, state, level) in
-            [(5, "static", Level::Well), (6, "rejected", Level::Down)]
+            [(5, "static", Level::Healthy), (6, "rejected", Level::Down)]
         {
             rejected.responses = Responses {
                 all: 10,
@@ -381,9 +381,9 @@ pub(super) mod tests {
         unreached.unreached = Some("a.test does not resolve".into());
         assert_eq!(unreached.level(), Level::Risk);
         let mut failing = row(State::Fresh, None);
-        for (errors, level) in [(2, Level::Well), (3, Level::Risk)] {
+        for (errors, level) in [(2, Level::Healthy), (3, Level::Risk)] {
             let requests = 20;
-            failing.samples = vec![Answered { requests, errors }];
+            failing.samples = vec![ResponseCounts { requests, errors }];
             assert_eq!(failing.level(), level, "{errors} of {requests}");
         }
     }
@@ -391,11 +391,11 @@ pub(super) mod tests {
     #[test]
     fn bars_end_at_the_right_and_errors_are_never_too_small_to_see() {
         let samples = [
-            Answered {
+            ResponseCounts {
                 requests: 0,
                 errors: 0,
             },
-            Answered {
+            ResponseCounts {
                 requests: 1000,
                 errors: 1,
             },

@@ -27,7 +27,7 @@ pub(crate) static LINES_DROPPED: LazyLock<IntCounterVec> = LazyLock::new(|| {
 
 /// What distinguishes one stream from the other.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Kind {
+pub(super) struct StreamOptions {
     /// The name of the stream, and of the series of its dropped lines.
     pub(super) name: &'static str,
     /// The most lines that wait to be written.
@@ -42,21 +42,21 @@ pub(super) struct Kind {
 
 /// A bounded queue of lines in front of the thread that writes them.
 #[derive(Clone, Debug)]
-pub(super) struct Outlet {
+pub(super) struct LineQueue {
     queue: SyncSender<Message>,
     shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
 struct Shared {
-    kind: Kind,
+    options: StreamOptions,
     /// Buffers of lines that have been written, for the next lines.
-    spent: ArrayQueue<Vec<u8>>,
+    spare: ArrayQueue<Vec<u8>>,
     /// Bytes in the queue.
-    queued: AtomicUsize,
+    queued_bytes: AtomicUsize,
     /// Lines dropped since the log last said so.
-    lost: AtomicU64,
-    /// The same since the start, of all outlets of this name.
+    unreported: AtomicU64,
+    /// The same since the start, of all queues of this name.
     dropped: IntCounter,
 }
 
@@ -66,59 +66,62 @@ enum Message {
 }
 
 /// How many buffers wait for their next line: as many lines as gather at 100,000 a second.
-const SPENT: usize = 1024;
+const SPARE_BUFFERS: usize = 1024;
 /// Longer buffers are given back to the system, bytes.
-const LONG: usize = 4096;
+const LONGEST_KEPT_BUFFER: usize = 4096;
 /// How long lines gather before they are written. While the writer sleeps, a request has nobody to
 /// wake, which costs more than its line.
-const GATHER: Duration = Duration::from_millis(10);
+const GATHER_TIME: Duration = Duration::from_millis(10);
 /// How often the log says at most that lines were dropped.
-const SAY_EVERY: Duration = Duration::from_secs(1);
+const WARN_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the writer waits for a stream that is full and does not block.
-const FULL: Duration = Duration::from_millis(10);
+const FULL_PAUSE: Duration = Duration::from_millis(10);
 
-impl Outlet {
-    /// Starts the writer. It ends with the last clone of the outlet.
+impl LineQueue {
+    /// Starts the writer. It ends with the last clone of the queue.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub(super) fn start(kind: Kind, to: impl Write + Send + 'static) -> io::Result<Self> {
-        let (outlet, lines) = Self::new(kind);
-        let shared = outlet.shared.clone();
+    pub(super) fn start(
+        options: StreamOptions,
+        to: impl Write + Send + 'static,
+    ) -> io::Result<Self> {
+        let (queue, lines) = Self::new(options);
+        let shared = queue.shared.clone();
         std::thread::Builder::new()
-            .name(format!("{}-log", kind.name))
+            .name(format!("{}-log", options.name))
             .spawn(move || write_lines(&lines, &shared, to))?;
-        Ok(outlet)
+        Ok(queue)
     }
 
-    fn new(kind: Kind) -> (Self, Receiver<Message>) {
-        let (queue, lines) = sync_channel(kind.lines);
+    fn new(options: StreamOptions) -> (Self, Receiver<Message>) {
+        let (queue, lines) = sync_channel(options.lines);
         let shared = Arc::new(Shared {
-            kind,
-            spent: ArrayQueue::new(SPENT),
-            queued: AtomicUsize::new(0),
-            lost: AtomicU64::new(0),
-            dropped: LINES_DROPPED.with_label_values(&[kind.name]),
+            options,
+            spare: ArrayQueue::new(SPARE_BUFFERS),
+            queued_bytes: AtomicUsize::new(0),
+            unreported: AtomicU64::new(0),
+            dropped: LINES_DROPPED.with_label_values(&[options.name]),
         });
         (Self { queue, shared }, lines)
     }
 
     /// Returns an empty buffer for the next line.
-    pub(super) fn room(&self) -> Vec<u8> {
-        self.shared.spent.pop().unwrap_or_default()
+    pub(super) fn buffer(&self) -> Vec<u8> {
+        self.shared.spare.pop().unwrap_or_default()
     }
 
     /// Queues one line, its line feed included. Never blocks.
     pub(super) fn write(&self, line: Vec<u8>) {
         let shared = &self.shared;
         let bytes = line.len();
-        if shared.queued.fetch_add(bytes, Ordering::Relaxed) < shared.kind.bytes {
+        if shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed) < shared.options.bytes {
             match self.queue.try_send(Message::Line(line)) {
                 Ok(()) => return,
                 Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
             }
         }
-        shared.queued.fetch_sub(bytes, Ordering::Relaxed);
+        shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
         shared.drop_lines(1);
     }
 
@@ -133,7 +136,7 @@ impl Outlet {
                 return;
             }
             message = again;
-            std::thread::sleep(GATHER);
+            std::thread::sleep(GATHER_TIME);
         }
         let _ = wait.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
@@ -141,23 +144,23 @@ impl Outlet {
 
 impl Shared {
     fn drop_lines(&self, lines: u64) {
-        self.lost.fetch_add(lines, Ordering::Relaxed);
+        self.unreported.fetch_add(lines, Ordering::Relaxed);
         self.dropped.inc_by(lines);
     }
 }
 
 fn write_lines(lines: &Receiver<Message>, shared: &Shared, to: impl Write) {
     let mut out = Batch {
-        bytes: Vec::with_capacity(shared.kind.batch),
+        bytes: Vec::with_capacity(shared.options.batch),
         lines: 0,
         shared,
         to,
     };
     let mut said: Option<Instant> = None;
     loop {
-        let first = match lines.recv_timeout(SAY_EVERY) {
+        let first = match lines.recv_timeout(WARN_INTERVAL) {
             Ok(first) => Some(first),
-            Err(RecvTimeoutError::Timeout) if shared.lost.load(Ordering::Relaxed) > 0 => None,
+            Err(RecvTimeoutError::Timeout) if shared.unreported.load(Ordering::Relaxed) > 0 => None,
             // Nobody need be woken every second for nothing.
             Err(RecvTimeoutError::Timeout) => match lines.recv() {
                 Ok(first) => Some(first),
@@ -166,17 +169,17 @@ fn write_lines(lines: &Receiver<Message>, shared: &Shared, to: impl Write) {
             Err(RecvTimeoutError::Disconnected) => return,
         };
         if matches!(first, Some(Message::Line(_))) {
-            std::thread::sleep(GATHER);
+            std::thread::sleep(GATHER_TIME);
         }
         for message in first.into_iter().chain(lines.try_iter()) {
             match message {
                 Message::Line(mut line) => {
-                    shared.queued.fetch_sub(line.len(), Ordering::Relaxed);
+                    shared.queued_bytes.fetch_sub(line.len(), Ordering::Relaxed);
                     out.add(&line);
-                    if line.capacity() <= LONG {
+                    if line.capacity() <= LONGEST_KEPT_BUFFER {
                         line.clear();
                         // Enough of them are there already.
-                        let _ = shared.spent.push(line);
+                        let _ = shared.spare.push(line);
                     }
                 }
                 Message::Flush(done) => {
@@ -186,11 +189,11 @@ fn write_lines(lines: &Receiver<Message>, shared: &Shared, to: impl Write) {
             }
         }
         out.write();
-        if said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
-            let lost = shared.lost.swap(0, Ordering::Relaxed);
+        if said.is_none_or(|said| said.elapsed() >= WARN_INTERVAL) {
+            let lost = shared.unreported.swap(0, Ordering::Relaxed);
             if lost > 0 {
                 said = Some(Instant::now());
-                tracing::warn!(lost, "{}", shared.kind.dropped);
+                tracing::warn!(lost, "{}", shared.options.dropped);
             }
         }
     }
@@ -206,7 +209,7 @@ struct Batch<'a, W> {
 
 impl<W: Write> Batch<'_, W> {
     fn add(&mut self, line: &[u8]) {
-        if self.bytes.len() + line.len() > self.shared.kind.batch {
+        if self.bytes.len() + line.len() > self.shared.options.batch {
             self.write();
         }
         self.bytes.extend_from_slice(line);
@@ -219,7 +222,7 @@ impl<W: Write> Batch<'_, W> {
             self.shared.drop_lines(self.lines);
         }
         self.bytes.clear();
-        self.bytes.shrink_to(self.shared.kind.batch);
+        self.bytes.shrink_to(self.shared.options.batch);
         self.lines = 0;
     }
 }
@@ -227,14 +230,14 @@ impl<W: Write> Batch<'_, W> {
 /// A stream as it is, without the standard library's buffer and lock: a thread that waits for a
 /// reader must not hold what others want.
 #[derive(Debug)]
-pub(super) struct Raw<T>(pub(super) T);
+pub(super) struct RawStream<T>(pub(super) T);
 
-impl<T: AsFd> Write for Raw<T> {
+impl<T: AsFd> Write for RawStream<T> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
             match rustix::io::write(&self.0, bytes).map_err(io::Error::from) {
                 // Whoever shares the stream with us may have set it so.
-                Err(full) if full.kind() == ErrorKind::WouldBlock => std::thread::sleep(FULL),
+                Err(full) if full.kind() == ErrorKind::WouldBlock => std::thread::sleep(FULL_PAUSE),
                 Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
                 written => return written,
             }
@@ -253,7 +256,7 @@ mod tests {
 
     use super::*;
 
-    const KIND: Kind = Kind {
+    const OPTIONS: StreamOptions = StreamOptions {
         name: "test",
         lines: 4,
         bytes: 100,
@@ -277,24 +280,24 @@ mod tests {
 
     #[test]
     fn lines_beyond_either_bound_are_dropped_and_counted_and_the_rest_is_written_whole() {
-        let (outlet, lines) = Outlet::new(KIND);
+        let (queue, lines) = LineQueue::new(OPTIONS);
         for _ in 0..6 {
-            outlet.write(b"123456\n".to_vec());
+            queue.write(b"123456\n".to_vec());
         }
-        assert_eq!(outlet.shared.lost.load(Ordering::Relaxed), 2);
-        let shared = outlet.shared.clone();
-        drop(outlet);
+        assert_eq!(queue.shared.unreported.load(Ordering::Relaxed), 2);
+        let shared = queue.shared.clone();
+        drop(queue);
         let written = Written::default();
         write_lines(&lines, &shared, written.clone());
         let batches = written.0.lock().unwrap().clone();
         assert_eq!(batches, vec![b"123456\n123456\n".to_vec(); 2]);
-        assert_eq!(shared.queued.load(Ordering::Relaxed), 0);
-        assert!(shared.spent.pop().unwrap().is_empty());
+        assert_eq!(shared.queued_bytes.load(Ordering::Relaxed), 0);
+        assert!(shared.spare.pop().unwrap().is_empty());
 
-        let (outlet, _lines) = Outlet::new(KIND);
-        outlet.write(vec![b'x'; 200]);
-        outlet.write(b"short\n".to_vec());
-        assert_eq!(outlet.shared.lost.load(Ordering::Relaxed), 1);
+        let (queue, _lines) = LineQueue::new(OPTIONS);
+        queue.write(vec![b'x'; 200]);
+        queue.write(b"short\n".to_vec());
+        assert_eq!(queue.shared.unreported.load(Ordering::Relaxed), 1);
     }
 
     /// Blocks until it is told to go on.
@@ -314,15 +317,15 @@ mod tests {
     #[test]
     fn a_flush_waits_for_its_lines_and_no_longer_than_it_may() {
         let (open, gate) = (Arc::new(Mutex::new(())), Arc::default());
-        let outlet = Outlet::start(KIND, Stuck(open)).unwrap();
-        outlet.write(b"one\n".to_vec());
-        outlet.flush(Duration::from_secs(30));
-        assert_eq!(outlet.shared.queued.load(Ordering::Relaxed), 0);
+        let queue = LineQueue::start(OPTIONS, Stuck(open)).unwrap();
+        queue.write(b"one\n".to_vec());
+        queue.flush(Duration::from_secs(30));
+        assert_eq!(queue.shared.queued_bytes.load(Ordering::Relaxed), 0);
 
-        let outlet = Outlet::start(KIND, Stuck(Arc::clone(&gate))).unwrap();
+        let queue = LineQueue::start(OPTIONS, Stuck(Arc::clone(&gate))).unwrap();
         let held = gate.lock().unwrap();
         let (done, waiting) = channel();
-        let flushing = outlet.clone();
+        let flushing = queue.clone();
         std::thread::spawn(move || {
             for _ in 0..20 {
                 flushing.write(b"two\n".to_vec());

@@ -105,7 +105,7 @@ struct Issued {
     lifetime: Option<Lifetime>,
 }
 
-/// How long a vendor accepts a token.
+/// Lifetime of a token, as stated by the vendor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Lifetime {
     /// Time from issue to expiry.
@@ -541,9 +541,9 @@ pub struct Status {
     pub state: State,
     /// The vendor's stated expiry of the current credential; use stops a little earlier.
     pub expires_at: Option<SystemTime>,
-    /// When the next attempt starts by itself.
+    /// Time at which the next attempt starts by itself.
     pub refresh_at: Option<SystemTime>,
-    /// When the newest credential was obtained.
+    /// Time at which the newest credential was obtained.
     pub last_refresh: Option<SystemTime>,
     /// Error of the last attempt; `None` if it succeeded.
     pub last_error: Option<String>,

@@ -56,7 +56,7 @@ pub trait Store: Send + Sync + 'static {
     /// Stores `grant` over the version it has, and increments that. Call it under the lock.
     ///
     /// # Errors
-    /// Those of [`Store::replace`]; the version is then unchanged.
+    /// The errors of [`Store::replace`]; the version is then unchanged.
     async fn save(&self, vendor: &str, grant: &mut Grant) -> Result<(), StoreError> {
         let over = grant.version;
         grant.version = version_after(over);
@@ -180,7 +180,7 @@ pub struct Grant {
 pub struct Access {
     /// The token.
     pub token: Secret,
-    /// When it was requested, on the wall clock: processes share no other.
+    /// Time of the request, on the wall clock: processes share no other.
     pub issued: SystemTime,
     /// Time from then until it expires.
     pub lifetime: Duration,
@@ -203,7 +203,7 @@ pub struct Intent {
     pub refresh_token: Option<String>,
     /// Time of the announcement.
     pub at: SystemTime,
-    /// How often it has been sent without a response, this time included.
+    /// Number of times it was sent without a response, this one included.
     pub tries: u32,
 }
 

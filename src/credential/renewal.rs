@@ -15,7 +15,7 @@ use crate::metrics::FetchMetrics;
 #[derive(Debug, Default)]
 pub(super) struct RenewalState {
     pub(super) attempting: bool,
-    /// When the next attempt starts by itself; `None`: not before something happens.
+    /// Time at which the next attempt starts by itself; `None`: not before something happens.
     pub(super) next: Option<Instant>,
     /// Earliest time at which a rejection of the current credential starts an attempt; `None`: a
     /// rejection changes nothing, because an attempt is due anyway.
@@ -187,7 +187,7 @@ fn record_success(
 /// Makes one attempt, and discards its result when it was made from secrets that have changed
 /// since.
 async fn attempt(source: &dyn Source, request_timeout: Duration) -> Result<Issued, FetchError> {
-    // Sources keep their own, shorter limits; this one only makes a forgotten one harmless.
+    // Sources keep their own, shorter limits; this one is only for a source that forgets to.
     let limit = request_timeout
         .saturating_mul(4)
         .saturating_add(Duration::from_secs(30));

@@ -60,13 +60,13 @@ struct State {
     stored: Option<[u8; 32]>,
     /// The newest grant ever seen in the store.
     newest: Option<Grant>,
-    /// When the store last could not be read.
+    /// Time of the last failed read of the store.
     store_failed: Option<Instant>,
     /// A grant that is not used until it is stored.
     unsaved: Option<Unsaved>,
     /// Set when somebody wants the next attempt, or something has changed since the last one.
     next_requested: bool,
-    /// The same flag for the current attempt.
+    /// Set when somebody wanted the current attempt, or something had changed before it.
     current_requested: bool,
 }
 
@@ -745,8 +745,8 @@ pub(super) fn lease(request_timeout: Duration) -> Duration {
 /// How often the store is polled for writes by other replicas or by `authorize`.
 const STORE_POLL: Duration = Duration::from_secs(2);
 
-/// How many responses after the first may be lost before a server that grants without a person is
-/// asked for a new grant.
+/// Number of responses that may be lost after the first, before a server that grants without a
+/// person is asked for a new grant.
 const MAX_LOST_RESPONSES: u32 = 1;
 
 /// Least pause before a refresh token whose responses keep getting lost is sent again, where only a

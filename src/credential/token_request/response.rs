@@ -25,7 +25,7 @@ pub(in crate::credential) struct TokenResponse {
     pub(in crate::credential) lifetime: Lifetime,
     /// A new refresh token; `None`: the old one, if any, stays good (RFC 6749 §6).
     pub(in crate::credential) refresh_token: Option<Secret>,
-    /// When refreshing stops working and only a new grant helps, on our clock.
+    /// Time, on our clock, after which refreshing fails and only a new grant helps.
     pub(in crate::credential) refresh_until: Option<SystemTime>,
 }
 
@@ -50,7 +50,7 @@ pub(in crate::credential) enum TokenError {
     /// Trying again may help.
     #[error("{cause}")]
     Temporary {
-        /// What went wrong.
+        /// Says what went wrong.
         cause: String,
         /// The server's `Retry-After`.
         retry_after: Option<Duration>,

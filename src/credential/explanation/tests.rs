@@ -1,3 +1,5 @@
+use http::StatusCode;
+
 use super::*;
 
 const JSON: Option<&str> = Some("application/json");

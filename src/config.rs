@@ -1,31 +1,31 @@
 //! proxy.yaml → [`Config`]: parsed, merged with its presets, and valid by construction.
 //!
-//! Whoever holds a [`Config`] need not check anything again. [`Config::load`] reports every
-//! mistake of a file at once, each with its position and a hint.
+//! A [`Config`] need not be checked again. [`Config::load`] reports every error of a file at once,
+//! each with its position and a hint.
 //!
 //! ```text
-//! text ──document──▶ values, and where they stand
-//!      ──shape─────▶ only what the schema of `file` allows
-//!      ──presets───▶ filled with what is known of the vendor
+//! text ──document──▶ values and their positions
+//!      ──schema_check──▶ values that the schema of `file` permits
+//!      ──presets──▶ filled with the vendor's preset
 //!      ──listeners, callers, vendors, auth──▶ Config
 //! ```
 //!
-//! Every step reports what is wrong and goes on with the rest.
+//! Every step reports its errors and goes on with the rest.
 
 mod auth;
 mod callers;
 mod document;
 mod file;
 mod listeners;
-mod manual;
-mod oddities;
 mod path_rules;
 mod presets;
-mod reference;
+mod reader;
+mod reference_doc;
 mod report;
 mod rules;
-mod shape;
+mod schema_check;
 mod store;
+mod suspicions;
 mod units;
 mod upstream;
 mod vendors;
@@ -46,10 +46,10 @@ use self::file::{Entries, File};
 pub use self::listeners::{Admin, Listener, ReadyWhen};
 pub use self::presets::LoginPath;
 pub use self::presets::LoginShape;
-use self::reference::Context;
-pub use self::reference::{PresentedCertificate, Secrets};
+use self::reader::Reader;
+pub use self::reader::{PresentedCertificate, Secrets};
 pub use self::report::ConfigError;
-use self::report::{Place, Report, Spot};
+use self::report::{KeyPath, Position, Report};
 pub use self::rules::Permission;
 pub use self::store::Store;
 pub(crate) use self::store::kept_from_others;
@@ -61,32 +61,32 @@ use crate::tls;
 /// One valid proxy.yaml.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The file it came from; relative paths in it are relative to this file's directory.
+    /// The file; relative paths in it are relative to its directory.
     pub path: PathBuf,
     /// SHA-256 of the file's bytes, lower-case hex.
     pub sha256: String,
-    /// Where callers connect. Never empty.
+    /// The listeners for callers. Never empty.
     pub listeners: Vec<Listener>,
-    /// Where operators, probes and scrapers connect.
+    /// The listener for operators, probes and scrapers.
     pub admin: Admin,
-    /// Worker threads.
+    /// Number of worker threads.
     pub threads: usize,
-    /// One JSON line per request on stdout.
+    /// Whether each request gets one JSON line on stdout.
     pub access_log: bool,
-    /// What happens between SIGTERM and the exit.
+    /// The times between SIGTERM and the exit.
     pub drain: Drain,
-    /// Who may call.
+    /// The permitted callers.
     pub callers: Callers,
-    /// Where refresh tokens live.
+    /// The store of refresh tokens.
     pub store: Store,
     /// The vendors, in the file's order.
     pub vendors: Vec<Vendor>,
     /// Every certificate that is presented to a vendor or served to callers.
     pub presented: Vec<PresentedCertificate>,
-    /// What is accepted and deserves a word on stderr.
+    /// Warnings for stderr about accepted values.
     pub warnings: Vec<ConfigError>,
-    /// Those of the warnings that `check` takes for mistakes: certificates that have expired. A
-    /// process starts with them all the same; one vendor's certificate must not stop the others.
+    /// The warnings that `check` reports as errors: expired certificates. A process starts all the
+    /// same; one vendor's certificate must not stop the others.
     pub expired: Vec<ConfigError>,
 }
 
@@ -94,13 +94,13 @@ impl Config {
     /// Reads the file at `path`.
     ///
     /// # Errors
-    /// Every mistake of the file, in its order; the one there is when it cannot be read at all.
+    /// Every error of the file, in its order; a single one when it cannot be read at all.
     pub fn load(path: &Path, secrets: Secrets) -> Result<Self, Vec<ConfigError>> {
-        let unreadable = |place: Option<Place>, message: String, hint: &str| {
+        let unreadable = |position: Option<Position>, message: String, hint: &str| {
             vec![ConfigError {
                 file: path.to_owned(),
-                line: place.map_or(0, |place| place.line),
-                column: place.map_or(0, |place| place.column),
+                line: position.map_or(0, |position| position.line),
+                column: position.map_or(0, |position| position.column),
                 message,
                 hint: (!hint.is_empty()).then(|| hint.to_owned()),
             }]
@@ -121,32 +121,36 @@ impl Config {
             Err(error) => {
                 let before = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
                 let line = before.rsplit('\n').next().unwrap_or_default();
-                let place = Place {
+                let position = Position {
                     line: before.matches('\n').count() + 1,
                     column: line.chars().count() + 1,
                 };
                 let message = "not UTF-8 text".to_owned();
-                Err(unreadable(Some(place), message, "save the file as UTF-8"))
+                Err(unreadable(
+                    Some(position),
+                    message,
+                    "save the file as UTF-8",
+                ))
             }
         }
     }
 
-    /// Reads `text` as if it stood in the file at `path`, which relative paths are relative to.
+    /// Reads `text` as the content of the file at `path`, which relative paths are relative to.
     ///
     /// # Errors
-    /// Every mistake of the text, in its order.
+    /// Every error of the text, in its order.
     pub fn parse(text: &str, path: &Path, secrets: Secrets) -> Result<Self, Vec<ConfigError>> {
         let mut report = Report::new(path);
         let mut document = document::read(text, &mut report);
         if let Some(document) = &mut document {
-            shape::check(document, &mut report);
+            schema_check::check(document, &mut report);
             presets::apply(document, &mut report);
         }
         let file: Option<File> = document.and_then(|document| {
-            // Cannot fail: what the schema forbids has been taken out. If the schema and the
-            // types ever disagree, this is the message; serde's own may repeat values.
+            // Cannot fail: what the schema forbids has been removed. If the schema and the types
+            // ever disagree, this is the message; serde's own may repeat values.
             serde_json::from_value(document)
-                .map_err(|_| report.wrong(&Spot::default(), "is not a valid configuration", ""))
+                .map_err(|_| report.error(&KeyPath::default(), "is not a valid configuration", ""))
                 .ok()
         });
         let Some(file) = file else {
@@ -154,7 +158,7 @@ impl Config {
         };
 
         let dir = path.parent().unwrap_or(Path::new("")).to_owned();
-        let mut context = Context {
+        let mut reader = Reader {
             report,
             dir,
             secrets,
@@ -163,14 +167,14 @@ impl Config {
         let no_vendors = Entries(Vec::new());
         let written = file.vendors.as_ref().unwrap_or(&no_vendors);
         let names: HashSet<String> = written.0.iter().map(|(name, _)| name.clone()).collect();
-        let callers = callers::callers(file.callers.as_ref(), &names, &mut context);
-        let listeners = listeners::listeners(file.listeners.as_ref(), &callers, &mut context);
-        let admin = listeners::admin(file.admin.as_ref(), &listeners, &mut context);
-        let vendors = vendors::vendors(written, &mut context);
-        let store = store::store(file.store.as_ref(), &mut context);
-        store::warn_of_shared_ends(&store, &vendors, &mut context);
-        store::check_directory(&store, &vendors, &mut context);
-        vendors::check_environment_proxies(&vendors, &callers, &mut context);
+        let callers = callers::callers(file.callers.as_ref(), &names, &mut reader);
+        let listeners = listeners::listeners(file.listeners.as_ref(), &callers, &mut reader);
+        let admin = listeners::admin(file.admin.as_ref(), &listeners, &mut reader);
+        let vendors = vendors::vendors(written, &mut reader);
+        let store = store::store(file.store.as_ref(), &mut reader);
+        store::warn_of_shared_ends(&store, &vendors, &mut reader);
+        store::check_directory(&store, &vendors, &mut reader);
+        vendors::check_environment_proxies(&vendors, &callers, &mut reader);
         let or = |span: Option<file::Span>, seconds| {
             span.map_or(Duration::from_secs(seconds), |span| span.0)
         };
@@ -178,7 +182,7 @@ impl Config {
             delay: or(file.drain.as_ref().and_then(|drain| drain.delay), 5),
             timeout: or(file.drain.as_ref().and_then(|drain| drain.timeout), 30),
         };
-        let (warnings, expired) = context.report.finish()?;
+        let (warnings, expired) = reader.report.finish()?;
         Ok(Self {
             path: path.to_owned(),
             sha256: hex::encode(tls::sha256(&[text.as_bytes()])),
@@ -192,45 +196,45 @@ impl Config {
             callers,
             store,
             vendors,
-            presented: context.presented,
+            presented: reader.presented,
             warnings,
             expired,
         })
     }
 }
 
-/// The header fields in which vendors' own clients send their secret, from the presets: a caller's
-/// key is looked for there, too.
+/// Returns the headers in which vendors' own clients send their secret, from the presets. A
+/// caller's key may be in them.
 pub fn caller_key_headers() -> impl Iterator<Item = &'static str> {
     presets::caller_key_headers()
 }
 
-/// The header fields in which some vendor takes a login of its own making, from the presets.
+/// Returns the headers in which some vendor takes a login of its own making, from the presets.
 pub fn login_headers() -> impl Iterator<Item = &'static str> {
     presets::login_headers()
 }
 
-/// YAML that is not ours, such as a KUBECONFIG; `None`: it is none.
+/// Parses YAML of other programs, such as a KUBECONFIG; `None`: invalid.
 pub(crate) fn yaml(text: &str) -> Option<Value> {
     serde_yaml::from_str(text).ok()
 }
 
-/// The JSON Schema of proxy.yaml: the one that [`Config::parse`] checks files against.
+/// Returns the JSON Schema of proxy.yaml, against which [`Config::parse`] checks files.
 #[must_use]
 pub fn schema() -> &'static Value {
     &file::SCHEMA
 }
 
-/// The configuration reference, Markdown, made from that schema.
+/// Returns the configuration reference, Markdown, made from that schema.
 #[must_use]
-pub fn manual() -> String {
-    manual::manual()
+pub fn reference_doc() -> String {
+    reference_doc::reference_doc()
 }
 
-/// The end of a process.
+/// The times of a stop.
 #[derive(Clone, Copy, Debug)]
 pub struct Drain {
-    /// How long new connections are still taken after SIGTERM.
+    /// How long new connections are accepted after SIGTERM.
     pub delay: Duration,
     /// How long requests in flight may take after that.
     pub timeout: Duration,

@@ -18,7 +18,7 @@ use crate::secret::Secret;
 /// Why a text is not used as a URL. [`fmt::Display`] completes a sentence that begins with the
 /// place of the text; nothing of the text is repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wrong {
+pub enum InvalidUrl {
     /// Quotes around it, which a shell would have removed and an environment file keeps.
     Quoted,
     /// White space or a control character inside it, which parsers drop silently.
@@ -43,7 +43,7 @@ pub enum Wrong {
     SocksProxy,
 }
 
-impl Wrong {
+impl InvalidUrl {
     /// The cure, to follow a semicolon.
     #[must_use]
     pub fn hint(self) -> &'static str {
@@ -71,13 +71,13 @@ impl Wrong {
         }
     }
 
-    /// Returns `other` in place of [`Wrong::NotUrl`], which names no kind of URL.
+    /// Returns `other` in place of [`InvalidUrl::NotUrl`], which names no kind of URL.
     fn or(self, other: Self) -> Self {
         if self == Self::NotUrl { other } else { self }
     }
 }
 
-impl fmt::Display for Wrong {
+impl fmt::Display for InvalidUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Quoted => "is in quotes",
@@ -107,20 +107,20 @@ impl fmt::Display for Wrong {
 /// Reads an `http://` or `https://` URL that must not hold a user name or password.
 ///
 /// # Errors
-/// [`Wrong`].
-pub fn web(text: &str) -> Result<Url, Wrong> {
+/// [`InvalidUrl`].
+pub fn web(text: &str) -> Result<Url, InvalidUrl> {
     let url = read(text, false).map_err(|wrong| {
-        if wrong == Wrong::Unencoded {
-            Wrong::RawLogin
+        if wrong == InvalidUrl::Unencoded {
+            InvalidUrl::RawLogin
         } else {
             wrong
         }
     })?;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err(Wrong::NotUrl);
+        return Err(InvalidUrl::NotUrl);
     }
     if authority(text).is_some_and(|(authority, _)| authority.contains('@')) {
-        return Err(Wrong::Login);
+        return Err(InvalidUrl::Login);
     }
     Ok(url)
 }
@@ -128,28 +128,28 @@ pub fn web(text: &str) -> Result<Url, Wrong> {
 /// Reads an `http://` or `https://` URL that may hold a user name and password.
 ///
 /// # Errors
-/// [`Wrong`].
-pub fn web_with_login(text: &str) -> Result<Url, Wrong> {
+/// [`InvalidUrl`].
+pub fn web_with_login(text: &str) -> Result<Url, InvalidUrl> {
     read(text, true).and_then(|url| {
         matches!(url.scheme(), "http" | "https")
             .then_some(url)
-            .ok_or(Wrong::NotUrl)
+            .ok_or(InvalidUrl::NotUrl)
     })
 }
 
 /// Reads the URL of a Redis server: `redis://[USER:PASSWORD@]HOST[:PORT][/DB]`, or `rediss://`.
 ///
 /// # Errors
-/// [`Wrong`].
-pub fn redis(text: &str) -> Result<Url, Wrong> {
-    let url = read(text, true).map_err(|wrong| wrong.or(Wrong::NotRedis))?;
+/// [`InvalidUrl`].
+pub fn redis(text: &str) -> Result<Url, InvalidUrl> {
+    let url = read(text, true).map_err(|wrong| wrong.or(InvalidUrl::NotRedis))?;
     let database = url.path().trim_start_matches('/');
     if !matches!(url.scheme(), "redis" | "rediss") || !database.bytes().all(|b| b.is_ascii_digit())
     {
-        return Err(Wrong::NotRedis);
+        return Err(InvalidUrl::NotRedis);
     }
     if url.fragment().is_some() {
-        return Err(Wrong::RedisFragment);
+        return Err(InvalidUrl::RedisFragment);
     }
     Ok(url)
 }
@@ -158,8 +158,8 @@ pub fn redis(text: &str) -> Result<Url, Wrong> {
 /// `http://` where none is written. A path is ignored, as curl does.
 ///
 /// # Errors
-/// [`Wrong`].
-pub fn proxy(text: &str) -> Result<Url, Wrong> {
+/// [`InvalidUrl`].
+pub fn proxy(text: &str) -> Result<Url, InvalidUrl> {
     let text = text.trim();
     let whole = if text.contains("://") {
         text.to_owned()
@@ -169,26 +169,26 @@ pub fn proxy(text: &str) -> Result<Url, Wrong> {
     if let Some((scheme, _)) = text.split_once("://") {
         let scheme = scheme.to_ascii_lowercase();
         if scheme == "https" {
-            return Err(Wrong::TlsProxy);
+            return Err(InvalidUrl::TlsProxy);
         }
         if scheme.starts_with("socks") {
-            return Err(Wrong::SocksProxy);
+            return Err(InvalidUrl::SocksProxy);
         }
     }
     // Of a text without a scheme, too.
     if quoted(text) {
-        return Err(Wrong::Quoted);
+        return Err(InvalidUrl::Quoted);
     }
-    let url = read(&whole, true).map_err(|wrong| wrong.or(Wrong::NotProxy))?;
+    let url = read(&whole, true).map_err(|wrong| wrong.or(InvalidUrl::NotProxy))?;
     if url.scheme() != "http" {
-        return Err(Wrong::NotProxy);
+        return Err(InvalidUrl::NotProxy);
     }
     Ok(url)
 }
 
 /// The URL as it may be shown: without user name, password, query and fragment.
 #[must_use]
-pub fn shown(url: &Url) -> String {
+pub fn without_login(url: &Url) -> String {
     let mut bare = url.clone();
     // Both fail only for URLs that cannot hold any.
     let _ = bare.set_username("");
@@ -214,29 +214,29 @@ pub fn authorization(url: &Url) -> Option<HeaderValue> {
 }
 
 /// What every URL must be. With `login`, one may hold a user name and a password.
-fn read(text: &str, login: bool) -> Result<Url, Wrong> {
+fn read(text: &str, login: bool) -> Result<Url, InvalidUrl> {
     if quoted(text) {
-        return Err(Wrong::Quoted);
+        return Err(InvalidUrl::Quoted);
     }
-    let (authority, rest) = authority(text).ok_or(Wrong::NotUrl)?;
+    let (authority, rest) = authority(text).ok_or(InvalidUrl::NotUrl)?;
     if authority.matches('@').count() > 1
         || (rest.contains('@') && (login || !is_plain_host(authority)))
     {
-        return Err(Wrong::Unencoded);
+        return Err(InvalidUrl::Unencoded);
     }
     if text
         .bytes()
         .any(|b| b.is_ascii_whitespace() || b.is_ascii_control())
     {
-        return Err(Wrong::Blank);
+        return Err(InvalidUrl::Blank);
     }
-    let url = Url::parse(text).map_err(|_| Wrong::NotUrl)?;
+    let url = Url::parse(text).map_err(|_| InvalidUrl::NotUrl)?;
     if authority.is_empty() || !url.has_host() {
-        return Err(Wrong::NotUrl);
+        return Err(InvalidUrl::NotUrl);
     }
     // Parsers of web URLs take it for a slash.
     if url.is_special() && text.contains('\\') {
-        return Err(Wrong::Blank);
+        return Err(InvalidUrl::Blank);
     }
     Ok(url)
 }
@@ -284,29 +284,29 @@ mod tests {
                 let login = format!("{user}:{raw}@");
                 for host in ["h", "h.example", "127.0.0.1:6379", "[::1]:1"] {
                     let redis_url = format!("redis://{login}{host}/0");
-                    assert_eq!(redis(&redis_url), Err(Wrong::Unencoded), "{redis_url}");
+                    assert_eq!(redis(&redis_url), Err(InvalidUrl::Unencoded), "{redis_url}");
                     for scheme in ["http://", ""] {
                         let proxy_url = format!("{scheme}{login}{host}");
-                        assert_eq!(proxy(&proxy_url), Err(Wrong::Unencoded), "{proxy_url}");
+                        assert_eq!(proxy(&proxy_url), Err(InvalidUrl::Unencoded), "{proxy_url}");
                     }
                     let url = format!("https://{login}{host}/v1");
-                    assert_eq!(web_with_login(&url), Err(Wrong::Unencoded), "{url}");
-                    assert_eq!(web(&url), Err(Wrong::RawLogin), "{url}");
+                    assert_eq!(web_with_login(&url), Err(InvalidUrl::Unencoded), "{url}");
+                    assert_eq!(web(&url), Err(InvalidUrl::RawLogin), "{url}");
                 }
             }
         }
-        assert_eq!(proxy("http://us:p\\w@h:1"), Err(Wrong::Unencoded));
+        assert_eq!(proxy("http://us:p\\w@h:1"), Err(InvalidUrl::Unencoded));
     }
 
     #[test]
     fn an_encoded_login_is_read_and_never_shown() {
         let url = redis("redis://us:p%40%2F%3F%23%25@h:1/3?protocol=resp3").unwrap();
         assert_eq!(url.password(), Some("p%40%2F%3F%23%25"));
-        assert_eq!(shown(&url), "redis://h:1/3");
+        assert_eq!(without_login(&url), "redis://h:1/3");
         let url = proxy("us:p%40ss@[::1]:3128").unwrap();
-        assert_eq!(shown(&url), "http://[::1]:3128/");
+        assert_eq!(without_login(&url), "http://[::1]:3128/");
         let url = web_with_login("https://us:pw@h/v1?key=secret#x").unwrap();
-        assert_eq!(shown(&url), "https://h/v1");
+        assert_eq!(without_login(&url), "https://h/v1");
     }
 
     #[test]
@@ -324,48 +324,48 @@ mod tests {
             "https://us/er@h",
             "https://us?er@h",
         ] {
-            assert_eq!(web(url), Err(Wrong::RawLogin), "{url}");
+            assert_eq!(web(url), Err(InvalidUrl::RawLogin), "{url}");
         }
     }
 
     #[test]
     fn what_is_no_such_url_is_named_as_what_it_is() {
         for (url, wrong) in [
-            ("https://u:p@h.example", Wrong::Login),
-            ("https://@h.example", Wrong::Login),
-            ("https://h.example/a b", Wrong::Blank),
-            ("https://h.ex\tample/", Wrong::Blank),
-            ("https://h.example\\x", Wrong::Blank),
-            ("'https://h.example'", Wrong::Quoted),
-            ("https:///h.example", Wrong::NotUrl),
-            ("https:h.example", Wrong::NotUrl),
-            ("ftp://h.example", Wrong::NotUrl),
-            ("https://h:port", Wrong::NotUrl),
-            ("h.example", Wrong::NotUrl),
-            ("", Wrong::NotUrl),
+            ("https://u:p@h.example", InvalidUrl::Login),
+            ("https://@h.example", InvalidUrl::Login),
+            ("https://h.example/a b", InvalidUrl::Blank),
+            ("https://h.ex\tample/", InvalidUrl::Blank),
+            ("https://h.example\\x", InvalidUrl::Blank),
+            ("'https://h.example'", InvalidUrl::Quoted),
+            ("https:///h.example", InvalidUrl::NotUrl),
+            ("https:h.example", InvalidUrl::NotUrl),
+            ("ftp://h.example", InvalidUrl::NotUrl),
+            ("https://h:port", InvalidUrl::NotUrl),
+            ("h.example", InvalidUrl::NotUrl),
+            ("", InvalidUrl::NotUrl),
         ] {
             assert_eq!(web(url), Err(wrong), "{url}");
         }
         for (url, wrong) in [
-            ("http://h", Wrong::NotRedis),
-            ("redis://h/db", Wrong::NotRedis),
-            ("redis://", Wrong::NotRedis),
-            ("unix:///run/redis", Wrong::NotRedis),
-            ("rediss://h/#insecure", Wrong::RedisFragment),
-            ("redis://:p\nw@h", Wrong::Blank),
-            ("\"redis://h\"", Wrong::Quoted),
+            ("http://h", InvalidUrl::NotRedis),
+            ("redis://h/db", InvalidUrl::NotRedis),
+            ("redis://", InvalidUrl::NotRedis),
+            ("unix:///run/redis", InvalidUrl::NotRedis),
+            ("rediss://h/#insecure", InvalidUrl::RedisFragment),
+            ("redis://:p\nw@h", InvalidUrl::Blank),
+            ("\"redis://h\"", InvalidUrl::Quoted),
         ] {
             assert_eq!(redis(url), Err(wrong), "{url}");
         }
         for (url, wrong) in [
-            ("https://egress.corp:3128", Wrong::TlsProxy),
-            ("HTTPS://egress.corp", Wrong::TlsProxy),
-            ("socks5h://egress.corp:1080", Wrong::SocksProxy),
-            ("\"http://egress.corp:3128\"", Wrong::Quoted),
-            ("'egress.corp:3128'", Wrong::Quoted),
-            ("ftp://egress.corp", Wrong::NotProxy),
-            ("http://", Wrong::NotProxy),
-            ("http://egress corp", Wrong::Blank),
+            ("https://egress.corp:3128", InvalidUrl::TlsProxy),
+            ("HTTPS://egress.corp", InvalidUrl::TlsProxy),
+            ("socks5h://egress.corp:1080", InvalidUrl::SocksProxy),
+            ("\"http://egress.corp:3128\"", InvalidUrl::Quoted),
+            ("'egress.corp:3128'", InvalidUrl::Quoted),
+            ("ftp://egress.corp", InvalidUrl::NotProxy),
+            ("http://", InvalidUrl::NotProxy),
+            ("http://egress corp", InvalidUrl::Blank),
         ] {
             assert_eq!(proxy(url), Err(wrong), "{url}");
         }

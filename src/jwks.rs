@@ -28,7 +28,7 @@ use crate::endpoint;
 use crate::outbound::Outbound;
 use crate::secret::SecretRef;
 use crate::tls::{Roots, sha256};
-use crate::wording::in_words;
+use crate::wording::describe;
 
 /// Where an issuer's public keys come from.
 #[derive(Clone, Debug, PartialEq)]
@@ -352,7 +352,7 @@ async fn keep_current(keys: Arc<Keys>, source: KeySource) {
                 keys.settled.store(true, Ordering::Release);
                 // A file that stays broken is worth one line.
                 if failures == 0 || matches!(source, KeySource::Url { .. }) {
-                    let source = describe(&source);
+                    let source = source_name(&source);
                     warn!(
                         source,
                         cause, "an issuer's keys cannot be read; those at hand go on for a day"
@@ -360,7 +360,7 @@ async fn keep_current(keys: Arc<Keys>, source: KeySource) {
                 }
                 if read_last.elapsed() >= KEPT_FOR && !keys.current().keys.is_empty() {
                     warn!(
-                        source = describe(&source),
+                        source = source_name(&source),
                         "an issuer's keys could not be read for a day: they are used no longer"
                     );
                     keys.publish(KeySet::gone("too old"));
@@ -386,10 +386,10 @@ async fn keep_current(keys: Arc<Keys>, source: KeySource) {
 }
 
 /// For logs.
-fn describe(source: &KeySource) -> String {
+fn source_name(source: &KeySource) -> String {
     match source {
         KeySource::File(path) => path.display().to_string(),
-        KeySource::Url { url, .. } => endpoint::shown(url),
+        KeySource::Url { url, .. } => endpoint::without_login(url),
     }
 }
 
@@ -413,7 +413,7 @@ async fn fetch(url: &Url, ca: Option<&Path>, token: Option<&SecretRef>) -> Resul
     let text = |cause: reqwest::Error| {
         let cause = cause.without_url();
         let source = std::error::Error::source(&cause).map(ToString::to_string);
-        in_words(&format!("{cause}: {}", source.unwrap_or_default()))
+        describe(&format!("{cause}: {}", source.unwrap_or_default()))
     };
     let mut answer = request.send().await.map_err(text)?;
     if answer.status() != 200 {

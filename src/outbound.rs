@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use url::{Host, Url};
 
-use crate::endpoint::{self, Wrong};
+use crate::endpoint::{self, InvalidUrl};
 
 /// The environment variables that name a proxy, in the order they count.
 pub const VARIABLES: [&str; 4] = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
@@ -49,7 +49,7 @@ pub struct Unusable {
     /// The variable's name.
     pub variable: &'static str,
     /// What is wrong with its value.
-    pub wrong: Wrong,
+    pub wrong: InvalidUrl,
 }
 
 #[derive(Clone)]

@@ -31,11 +31,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
-use crate::endpoint::{self, Wrong};
+use crate::endpoint::{self, InvalidUrl};
 use crate::logs::Line;
 use crate::outbound::Outbound;
 use crate::tls::Roots;
-use crate::wording::in_words;
+use crate::wording::describe;
 
 /// Where spans go.
 #[derive(Clone)]
@@ -82,7 +82,7 @@ impl Traces {
             return Ok(None);
         }
         let url = endpoint::web_with_login(endpoint.trim()).map_err(|wrong| {
-            if wrong == Wrong::NotUrl {
+            if wrong == InvalidUrl::NotUrl {
                 format!("{name} is not the URL of a collector, such as http://localhost:4318")
             } else {
                 format!("{name} {wrong}; {}", wrong.hint())
@@ -450,7 +450,7 @@ async fn send(
             && let Err(error) = exporter.export(batch).await
         {
             lost += count;
-            cause = in_words(&error.to_string());
+            cause = describe(&error.to_string());
         }
         lost += dropped.swap(0, Ordering::Relaxed);
         if lost > 0 && (Instant::now() >= warn_from || flushing.is_some()) {

@@ -1,7 +1,7 @@
 //! What libraries say when something fails, in words for the person who must act.
 //!
 //! TLS and DNS libraries print the names of their variants (`UnknownIssuer`,
-//! `Other(OtherError(UnsupportedCertVersion))`, `Name("x.")`). [`in_words`] is for every text of a
+//! `Other(OtherError(UnsupportedCertVersion))`, `Name("x.")`). [`describe`] is for every text of a
 //! library on its way to a log line, `/status`, the page or a command.
 
 use std::borrow::Cow;
@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 /// Replaces the variants' names that are known to occur in `text`. What is not known stays as it
 /// is.
 #[must_use]
-pub fn in_words(text: &str) -> String {
+pub fn describe(text: &str) -> String {
     let mut said = text.to_owned();
     for around in AROUND {
         said = said.replace(around, "");
@@ -37,7 +37,7 @@ pub fn in_words(text: &str) -> String {
 
 /// A name such as `ConnectTimedout` or `TLSHandshakeFailure` as words: `connect timed out`.
 #[must_use]
-pub fn words_of(name: &str) -> String {
+pub fn describe_name(name: &str) -> String {
     separated(name, ' ').replace("timedout", "timed out")
 }
 
@@ -65,7 +65,7 @@ fn certificate(variant: &str) -> String {
         "UnsupportedCertVersion" => {
             "it is of X.509 version 1 or 2, and must be of version 3".to_owned()
         }
-        other => words_of(other.trim_end_matches("Context")),
+        other => describe_name(other.trim_end_matches("Context")),
     }
 }
 
@@ -94,17 +94,17 @@ fn alert(variant: &str) -> String {
 fn corrupt(variant: &str) -> String {
     match variant {
         "InvalidContentType" => "unknown: what answers does not speak TLS".to_owned(),
-        other => words_of(other),
+        other => describe_name(other),
     }
 }
 
 fn split(variant: &str) -> String {
-    words_of(variant)
+    describe_name(variant)
 }
 
 /// Replaces the printed variant behind each `marker` by `words_of` its name. Of nested ones, such
 /// as `Other(OtherError(Name))`, the innermost counts; fields in braces are dropped.
-fn after_each(text: &str, marker: &str, words_of: Words) -> String {
+fn after_each(text: &str, marker: &str, name_of: Words) -> String {
     let mut said = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find(marker) {
@@ -113,7 +113,7 @@ fn after_each(text: &str, marker: &str, words_of: Words) -> String {
         let (name, length) = variant(behind);
         // Plain words begin in lower case, and stay.
         if length > 0 {
-            said.push_str(&words_of(name));
+            said.push_str(&name_of(name));
         }
         rest = &behind[length..];
     }
@@ -322,7 +322,7 @@ mod tests {
                 "peer is incompatible: no cipher suites in common",
             ),
         ] {
-            assert_eq!(in_words(&error.to_string()), words);
+            assert_eq!(describe(&error.to_string()), words);
         }
     }
 
@@ -364,19 +364,22 @@ mod tests {
                 "Connection refused (os error 111)",
             ),
         ] {
-            assert_eq!(in_words(text), words);
+            assert_eq!(describe(text), words);
         }
-        assert_eq!(words_of("TLSHandshakeFailure"), "tls handshake failure");
-        assert_eq!(words_of("ConnectTimedout"), "connect timed out");
-        assert_eq!(words_of("H2Error"), "h2 error");
-        assert_eq!(words_of("InvalidHTTPHeader"), "invalid http header");
-        assert_eq!(words_of(""), "");
+        assert_eq!(
+            describe_name("TLSHandshakeFailure"),
+            "tls handshake failure"
+        );
+        assert_eq!(describe_name("ConnectTimedout"), "connect timed out");
+        assert_eq!(describe_name("H2Error"), "h2 error");
+        assert_eq!(describe_name("InvalidHTTPHeader"), "invalid http header");
+        assert_eq!(describe_name(""), "");
     }
 
     proptest::proptest! {
         #[test]
         fn no_text_is_too_odd(text in r#"((invalid peer certificate: |received fatal alert: |Query \{ name: |DnsName\("|certificate expired: verification time |not valid after )?[A-Za-z0-9(){}"\\ é.,]{0,12}){0,6}"#) {
-            let _ = in_words(&text);
+            let _ = describe(&text);
         }
     }
 }

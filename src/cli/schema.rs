@@ -10,7 +10,7 @@ use crate::config;
 #[must_use]
 pub fn run(markdown: bool) -> ExitCode {
     let text = if markdown {
-        config::manual()
+        config::reference_doc()
     } else {
         format!("{:#}\n", config::schema())
     };

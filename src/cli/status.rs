@@ -10,8 +10,8 @@ use url::Url;
 
 use super::progress::with_progress;
 use super::table::{self, Row};
-use crate::endpoint::{self, Wrong};
-use crate::wording::in_words;
+use crate::endpoint::{self, InvalidUrl};
+use crate::wording::describe;
 
 /// Arguments of `countersign status`.
 #[derive(Debug, Args)]
@@ -44,7 +44,7 @@ fn interval(text: &str) -> Result<Duration, String> {
 pub(super) enum Error {
     /// `--admin` is not a URL.
     #[error("--admin {0}; {hint}", hint = .0.hint())]
-    Admin(Wrong),
+    Admin(InvalidUrl),
     /// No response, or not one of an admin listener.
     #[error(
         "no status from {url}: {cause}; is `countersign serve` running, and is this its admin \
@@ -182,20 +182,23 @@ fn write(text: &str) -> io::Result<()> {
 }
 
 /// Returns the URL of `path` on the admin listener.
-fn url(admin: &str, path: &str) -> Result<Url, Wrong> {
+fn url(admin: &str, path: &str) -> Result<Url, InvalidUrl> {
     let scheme = if admin.contains("://") { "" } else { "http://" };
     endpoint::web_with_login(&format!("{scheme}{}{path}", admin.trim_end_matches('/')))
 }
 
 /// Returns the same URL without a password, for messages.
 fn shown(admin: &str, path: &str) -> String {
-    url(admin, path).map_or_else(|_| "--admin".to_owned(), |url| endpoint::shown(&url))
+    url(admin, path).map_or_else(
+        |_| "--admin".to_owned(),
+        |url| endpoint::without_login(&url),
+    )
 }
 
 async fn fetch(admin: &str) -> Result<Value, Error> {
     let url = url(admin, "/status").map_err(Error::Admin)?;
     let no_response = |cause: String| Error::NoResponse {
-        url: endpoint::shown(&url),
+        url: endpoint::without_login(&url),
         cause,
     };
     let request = async {
@@ -235,7 +238,7 @@ fn root_cause(error: &dyn std::error::Error) -> String {
         text = inner.to_string();
         cause = inner.source();
     }
-    in_words(&text)
+    describe(&text)
 }
 
 fn row(vendor: &Value) -> Row<7> {

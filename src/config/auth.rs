@@ -1,4 +1,4 @@
-//! What is shown to a vendor: `auth:`, exactly one kind.
+//! The credential of a vendor: `auth:`, exactly one kind.
 
 mod kind;
 mod parse;
@@ -6,7 +6,7 @@ mod parse;
 use std::time::Duration;
 
 pub use self::kind::{Account, Carrier, Kind, LoginEndpoint, Storage, TokenFacts};
-pub(super) use self::parse::{Around, CONNECTION_FIELDS, auth};
+pub(super) use self::parse::{AuthContext, CONNECTION_FIELDS, auth};
 use crate::secret::SecretRef;
 use crate::tls::CertFiles;
 
@@ -37,16 +37,16 @@ pub enum Auth {
     Vedauth(Vedauth),
 }
 
-/// How long token requests may take and what an answer without a lifetime means.
+/// The time limits of token requests, and the lifetime of tokens without one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TokenTimes {
-    /// Assumed when the answer names no lifetime or an unreadable one.
+    /// Lifetime of a token whose response has none, or an unreadable one.
     pub default_lifetime: Duration,
-    /// Total, body included.
+    /// Total time of a token request, the body included.
     pub request_timeout: Duration,
 }
 
-/// How a client shows its secret at the token endpoint.
+/// How a client authenticates at the token endpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ClientAuth {
     /// HTTP Basic, both halves form-encoded (RFC 6749 §2.3.1).
@@ -77,10 +77,10 @@ pub struct ClientCredentials {
     pub token_url: url::Url,
     /// RFC 6749 §2.2.
     pub client_id: SecretRef,
-    /// How the client proves itself.
+    /// Client authentication.
     pub client_auth: ClientAuth,
-    /// Shown at an https token endpoint that asks for a certificate, however the client proves
-    /// itself.
+    /// The certificate for an https token endpoint that requests one, whatever the client
+    /// authentication.
     pub client_cert: Option<CertFiles>,
     /// Sent when present.
     pub scope: Option<String>,
@@ -90,7 +90,7 @@ pub struct ClientCredentials {
     pub resource: Option<String>,
     /// Further parameters, sent as they are.
     pub params: Vec<(String, String)>,
-    /// Whether all replicas have one token, through the store.
+    /// Whether all replicas share one token through the store.
     pub share: bool,
     /// Lifetimes and limits.
     pub times: TokenTimes,
@@ -99,34 +99,35 @@ pub struct ClientCredentials {
 /// `authorization_code`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AuthorizationCode {
-    /// Where a person consents.
+    /// The URL where a person consents.
     pub authorize_url: url::Url,
-    /// Where codes and refresh tokens are exchanged.
+    /// The URL where codes and refresh tokens are exchanged.
     pub token_url: url::Url,
     /// RFC 6749 §2.2.
     pub client_id: SecretRef,
-    /// How the client proves itself; `None`: a public client, `client_id` in the body.
+    /// Client authentication; `None`: a public client, `client_id` in the body.
     pub client_auth: Option<ClientAuth>,
-    /// Shown at an https token endpoint that asks for a certificate, however the client proves
-    /// itself.
+    /// The certificate for an https token endpoint that requests one, whatever the client
+    /// authentication.
     pub client_cert: Option<CertFiles>,
-    /// Asked for at the authorize URL.
+    /// Requested at the authorize URL.
     pub scope: Option<String>,
-    /// Where the browser is sent back to.
+    /// The URL to which the browser is sent back.
     pub redirect_uri: RedirectUri,
-    /// Whether the exchange repeats `redirect_uri` (RFC 6749 §4.1.3 wants it; some vendors do not).
+    /// Whether the exchange repeats `redirect_uri` (RFC 6749 §4.1.3 requires it; some vendors
+    /// reject it).
     pub send_redirect_uri: bool,
     /// RFC 7636, method S256.
     pub pkce: bool,
-    /// The server's issuer identifier (RFC 8414 §2), which a redirect must then name as `iss`
-    /// (RFC 9207); `None`: a redirect that names one must name the origin of `authorize_url`.
+    /// The server's issuer identifier (RFC 8414 §2), which a redirect must then have as `iss` (RFC
+    /// 9207). `None`: an `iss` must be the origin of `authorize_url`.
     pub issuer: Option<String>,
     /// Lifetimes and limits.
     pub times: TokenTimes,
 }
 
 /// A redirect URI. Servers compare it with the registered one character by character (RFC 6749
-/// §3.1.2.3), so it is sent exactly as it is written, whatever a URL parser would make of it.
+/// §3.1.2.3), so it is sent exactly as it is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedirectUri {
     text: String,
@@ -134,20 +135,20 @@ pub struct RedirectUri {
 }
 
 impl RedirectUri {
-    /// As it is written, and sent.
+    /// Returns the URI as it is written and sent.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// As a browser follows it.
+    /// Returns the URI as a browser follows it.
     #[must_use]
     pub fn url(&self) -> &url::Url {
         &self.url
     }
 }
 
-/// An absolute URI; what else it must be is for the reader of the configuration to say.
+/// Parses an absolute URI. The reader of the configuration checks the rest.
 impl std::str::FromStr for RedirectUri {
     type Err = url::ParseError;
 
@@ -158,7 +159,7 @@ impl std::str::FromStr for RedirectUri {
     }
 }
 
-/// How a grant is first obtained from a vedauth server.
+/// The way in which a grant is first obtained from a vedauth server.
 #[derive(Clone, Debug, PartialEq)]
 pub enum VedauthGrant {
     /// `POST authorize/certificate` with this client certificate.
@@ -183,13 +184,13 @@ pub struct Vedauth {
     pub client_id: SecretRef,
     /// Sent as it is.
     pub scope: Option<String>,
-    /// How the grant is obtained.
+    /// The way in which the grant is obtained.
     pub grant: VedauthGrant,
     /// Whether refresh tokens are used.
     pub refresh: bool,
-    /// Whether all replicas have one token, through the store, even without refresh tokens.
+    /// Whether all replicas share one token through the store, even without refresh tokens.
     pub share: bool,
-    /// Whether a clean stop ends the grant.
+    /// Whether a clean stop revokes the grant.
     pub revoke_on_exit: bool,
     /// Lifetimes and limits.
     pub times: TokenTimes,

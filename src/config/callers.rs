@@ -1,4 +1,4 @@
-//! Who may call: `callers:`.
+//! The permitted callers: `callers:`.
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
@@ -7,8 +7,8 @@ use std::time::Duration;
 use url::Host;
 
 use super::file;
-use super::reference::{Context, Secrets};
-use super::report::{Spot, suggest};
+use super::reader::{Reader, Secrets};
+use super::report::{KeyPath, suggest};
 use super::rules::{self, Permission};
 use super::upstream::web_url;
 use crate::endpoint;
@@ -16,57 +16,57 @@ use crate::jwks::KeySource;
 use crate::secret::SecretRef;
 use crate::tls::{self, San};
 
-/// Who may call.
+/// The permitted callers.
 #[derive(Clone, Debug)]
 pub enum Callers {
     /// No `callers:`. Loopback listeners only, and browsers' cross-site requests are refused.
     Loopback,
     /// `callers: anyone`.
     Anyone,
-    /// These and nobody else.
+    /// The listed callers and no others.
     Known(Vec<Caller>),
 }
 
-/// One known caller.
+/// One listed caller.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// Its name in logs and metrics.
+    /// The name in logs and metrics.
     pub name: String,
-    /// A key it may show.
+    /// The key that identifies it.
     pub api_key: Option<ApiKey>,
-    /// A name in a certificate it may show.
+    /// The certificate's name that identifies it.
     pub certificate: Option<San>,
-    /// A token it may show.
+    /// The tokens that identify it.
     pub jwt: Option<Jwt>,
-    /// What it may do; empty: nothing.
+    /// The permissions; empty: none.
     pub allow: Vec<Permission>,
-    /// How much it may do; `None`: no limit.
+    /// The rate limit; `None`: no limit.
     pub rate: Option<Rate>,
 }
 
-/// Which tokens prove a caller.
+/// The tokens that identify a caller.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Jwt {
     /// `iss`, exactly.
     pub issuer: String,
-    /// `aud`, or one of several.
+    /// The `aud`, or one of several.
     pub audience: String,
-    /// `sub`, `*` standing for any characters; `None`: any.
+    /// The `sub`, in which `*` matches any characters; `None`: any.
     pub subject: Option<String>,
     /// The issuer's public keys.
     pub keys: KeySource,
 }
 
-/// Requests over time.
+/// A rate of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// The time in which one more is let through.
+    /// The time in which one more request is permitted.
     pub every: Duration,
-    /// How many may come at once.
+    /// The number of requests that may come at once.
     pub burst: NonZeroU32,
 }
 
-/// Where a caller's key, or the key's digest, comes from.
+/// The source of a caller's key, or of its digest.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ApiKey {
     /// The key's SHA-256.
@@ -75,51 +75,51 @@ pub enum ApiKey {
     Key(SecretRef),
 }
 
-/// Reads `callers:`. `vendors` are the names a grant may have.
+/// Reads `callers:`. `vendors`: the names that a permission may have.
 pub(super) fn callers(
     written: Option<&file::Callers>,
     vendors: &HashSet<String>,
-    context: &mut Context<'_>,
+    reader: &mut Reader<'_>,
 ) -> Callers {
-    let at = Spot::default().key("callers");
+    let at = KeyPath::default().key("callers");
     let entries = match written {
         None => return Callers::Loopback,
         Some(file::Callers::Anyone(file::Anyone::Anyone)) => return Callers::Anyone,
         Some(file::Callers::Known(file::Entries(entries))) => entries,
     };
     if entries.is_empty() {
-        context.report.warn(
+        reader.report.warn(
             &at,
             "nobody is listed, so nobody may call",
             "`countersign caller new NAME` makes a key",
         );
     }
     let mut known = Vec::with_capacity(entries.len());
-    // What two callers share proves neither.
+    // A credential of two callers identifies neither.
     let mut seen: HashMap<Identity, &str> = HashMap::new();
     for (name, entry) in entries {
         let at = at.key(name);
         if name.trim().is_empty() || name.chars().any(char::is_control) {
             let message = "a caller's name must be readable text";
-            context.report.wrong_key(&at, message, "");
+            reader.report.error_at_key(&at, message, "");
         }
         let Some(entry) = entry else { continue };
         let mut ways = vec![];
         let api_key = entry.api_key.as_ref().and_then(|key| {
             let at = at.key("api_key");
-            let key = api_key(key, &at, context)?;
-            ways.extend(identity(&key, context.secrets).map(|identity| (at, "key", identity)));
+            let key = api_key(key, &at, reader)?;
+            ways.extend(identity(&key, reader.secrets).map(|identity| (at, "key", identity)));
             Some(key)
         });
         let certificate = entry.certificate.as_ref().and_then(|written| {
             let at = at.key("certificate").key("san");
-            let name = san(written.san.as_ref()?, &at, context)?;
+            let name = san(written.san.as_ref()?, &at, reader)?;
             ways.push((at, "certificate", Identity::Name(name.clone())));
             Some(name)
         });
         let jwt = entry.jwt.as_ref().and_then(|written| {
             let at = at.key("jwt");
-            let jwt = jwt(written, &at, context)?;
+            let jwt = jwt(written, &at, reader)?;
             let token = (
                 jwt.issuer.clone(),
                 jwt.audience.clone(),
@@ -132,24 +132,24 @@ pub(super) fn callers(
             if let Some(other) = seen.insert(identity, name) {
                 let message = format!("is also the {what} of `{}`", other.escape_debug());
                 let hint = format!("every caller needs a {what} of its own");
-                context.report.wrong(&at, message, hint);
+                reader.report.error(&at, message, hint);
             }
         }
         if entry.api_key.is_none() && entry.certificate.is_none() && entry.jwt.is_none() {
             let hint = "a caller proves who it is by one: `countersign caller new NAME` makes it; \
                         or by a `certificate` or a `jwt`";
-            context.report.missing(&at.key("api_key"), hint);
+            reader.report.missing_key(&at.key("api_key"), hint);
         }
         let allow = grants(
             entry.allow.as_deref().unwrap_or_default(),
             vendors,
             &at,
-            context,
+            reader,
         );
         let rate = entry
             .rate
             .as_ref()
-            .and_then(|written| rate(written, &at.key("rate"), context));
+            .and_then(|written| rate(written, &at.key("rate"), reader));
         known.push(Caller {
             name: name.clone(),
             api_key,
@@ -162,7 +162,7 @@ pub(super) fn callers(
     Callers::Known(known)
 }
 
-/// What makes two callers' proofs the same one.
+/// The identity of a credential, to find those of two callers.
 #[derive(PartialEq, Eq, Hash)]
 enum Identity {
     Digest([u8; 32]),
@@ -191,22 +191,20 @@ fn identity(key: &ApiKey, secrets: Secrets) -> Option<Identity> {
     }
 }
 
-fn api_key(written: &file::ApiKey, at: &Spot, context: &mut Context<'_>) -> Option<ApiKey> {
+fn api_key(written: &file::ApiKey, at: &KeyPath, reader: &mut Reader<'_>) -> Option<ApiKey> {
     if let Some(digits) = &written.sha256 {
-        return context
-            .digest(digits, &at.key("sha256"))
-            .map(ApiKey::Sha256);
+        return reader.digest(digits, &at.key("sha256")).map(ApiKey::Sha256);
     }
     let secret = file::Secret {
         env: written.env.clone(),
         file: written.file.clone(),
         value: written.value.clone(),
     };
-    context.secret(&secret, at).map(ApiKey::Key)
+    reader.secret(&secret, at).map(ApiKey::Key)
 }
 
-/// A name and its type, by its prefix or by its form.
-fn san(written: &str, at: &Spot, context: &mut Context<'_>) -> Option<San> {
+/// Reads a name, whose type is told by its prefix or its form.
+fn san(written: &str, at: &KeyPath, reader: &mut Reader<'_>) -> Option<San> {
     let (kind, name) = match written.split_once(':') {
         Some((kind @ ("uri" | "dns" | "email"), name)) => (kind, name),
         _ if written.contains("://") => ("uri", written),
@@ -240,22 +238,22 @@ fn san(written: &str, at: &Spot, context: &mut Context<'_>) -> Option<San> {
             });
         }
     };
-    context.report.wrong(at, wrong, hint);
+    reader.report.error(at, wrong, hint);
     None
 }
 
-fn jwt(written: &file::Jwt, at: &Spot, context: &mut Context<'_>) -> Option<Jwt> {
+fn jwt(written: &file::Jwt, at: &KeyPath, reader: &mut Reader<'_>) -> Option<Jwt> {
     for (name, text) in [
         ("issuer", &written.issuer),
         ("audience", &written.audience),
         ("subject", &written.subject),
     ] {
         if text.as_ref().is_some_and(String::is_empty) {
-            context.report.wrong(&at.key(name), "is empty", "");
+            reader.report.error(&at.key(name), "is empty", "");
         }
     }
     let keys = match (&written.jwks_url, &written.jwks_file) {
-        (Some(url), None) => jwks_url(url, written, at, context),
+        (Some(url), None) => jwks_url(url, written, at, reader),
         (None, Some(path)) => {
             for (name, given) in [
                 ("ca", written.ca.is_some()),
@@ -263,22 +261,22 @@ fn jwt(written: &file::Jwt, at: &Spot, context: &mut Context<'_>) -> Option<Jwt>
             ] {
                 if given {
                     let message = "is for `jwks_url`, and the keys come from a file";
-                    context.report.wrong_key(&at.key(name), message, "");
+                    reader.report.error_at_key(&at.key(name), message, "");
                 }
             }
-            Some(KeySource::File(context.jwks(path, &at.key("jwks_file"))))
+            Some(KeySource::File(reader.jwks(path, &at.key("jwks_file"))))
         }
         (Some(_), Some(_)) => {
             let message = "stands beside `jwks_url`";
             let hint = "the issuer's keys come from one place";
-            context
+            reader
                 .report
-                .wrong_key(&at.key("jwks_file"), message, hint);
+                .error_at_key(&at.key("jwks_file"), message, hint);
             None
         }
         (None, None) => {
             let hint = "where the issuer publishes its keys; or `jwks_file`";
-            context.report.missing(&at.key("jwks_url"), hint);
+            reader.report.missing_key(&at.key("jwks_url"), hint);
             None
         }
     };
@@ -293,17 +291,17 @@ fn jwt(written: &file::Jwt, at: &Spot, context: &mut Context<'_>) -> Option<Jwt>
 fn jwks_url(
     text: &str,
     written: &file::Jwt,
-    at: &Spot,
-    context: &mut Context<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> Option<KeySource> {
     let ca = written
         .ca
         .as_ref()
-        .map(|path| context.roots(path, &at.key("ca")));
+        .map(|path| reader.roots(path, &at.key("ca")));
     let token = written.jwks_token.as_ref().and_then(|secret| {
         let at = at.key("jwks_token");
-        let secret = context.secret(secret, &at)?;
-        context.bearer_token(&secret, &at);
+        let secret = reader.secret(secret, &at)?;
+        reader.bearer_token(&secret, &at);
         Some(secret)
     });
     let at = at.key("jwks_url");
@@ -316,24 +314,24 @@ fn jwks_url(
     });
     if !is_local && url.is_some_and(|url| url.scheme() == "http") {
         let hint = "whoever can change the keys on their way can be any caller";
-        context.report.wrong(&at, "is not an https:// URL", hint);
+        reader.report.error(&at, "is not an https:// URL", hint);
         return None;
     }
-    let url = web_url(text, is_local, "the keys travel", &at, context)?;
+    let url = web_url(text, is_local, "the keys travel", &at, reader)?;
     Some(KeySource::Url { url, ca, token })
 }
 
-/// Reads a `rate:`. `None`: no limit, or something is wrong, which has been reported.
-pub(super) fn rate(written: &file::Rate, at: &Spot, context: &mut Context<'_>) -> Option<Rate> {
+/// Reads a `rate:`. `None`: no limit, or an error, which has been reported.
+pub(super) fn rate(written: &file::Rate, at: &KeyPath, reader: &mut Reader<'_>) -> Option<Rate> {
     if written.per_second.is_none() && written.burst.is_some() {
         let hint = "a burst is what may exceed the rate for a moment";
-        context.report.missing(&at.key("per_second"), hint);
+        reader.report.missing_key(&at.key("per_second"), hint);
     }
     let per_second = written.per_second.filter(|rate| *rate > 0.0)?;
     // Between the bounds of the schema: from a nanosecond to a day.
     let every = Duration::try_from_secs_f64(per_second.recip()).ok()?;
     let burst = written.burst.and_then(NonZeroU32::new);
-    // The number between one and what 32 bits hold: there is no other conversion that is checked.
+    // The integer between one and the largest of 32 bits: no other conversion is checked.
     let burst = burst.map_or_else(|| per_second.ceil().to_string().parse().ok(), Some)?;
     // The bucket counts in nanoseconds of 64 bits.
     let longest = Duration::from_nanos(u64::MAX / 4);
@@ -341,7 +339,7 @@ pub(super) fn rate(written: &file::Rate, at: &Spot, context: &mut Context<'_>) -
         .checked_mul(burst.get())
         .is_none_or(|all| all > longest)
     {
-        context.report.wrong(
+        reader.report.error(
             &at.key("burst"),
             "would take longer than a century to come back at this rate",
             "",
@@ -354,8 +352,8 @@ pub(super) fn rate(written: &file::Rate, at: &Spot, context: &mut Context<'_>) -
 fn grants(
     written: &[Option<String>],
     vendors: &HashSet<String>,
-    at: &Spot,
-    context: &mut Context<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> Vec<Permission> {
     let mut grants = Vec::with_capacity(written.len());
     for (nth, text) in written.iter().enumerate() {
@@ -368,13 +366,13 @@ fn grants(
                 {
                     let mut known: Vec<&str> = vendors.iter().map(String::as_str).collect();
                     known.sort_unstable();
-                    context
+                    reader
                         .report
-                        .wrong(&at, "names no vendor of this file", suggest(name, known));
+                        .error(&at, "names no vendor of this file", suggest(name, known));
                 }
                 grants.push(grant);
             }
-            Err((message, hint)) => context.report.wrong(&at, message, hint),
+            Err((message, hint)) => reader.report.error(&at, message, hint),
         }
     }
     grants

@@ -1,28 +1,28 @@
-//! YAML text → values, and where each of them stands.
+//! YAML text parsed into values and their positions.
 //!
-//! `serde_yaml` reads the values; it knows positions only of what it cannot read. saphyr-parser
-//! reads the same text once more for the positions of everything, and for what must not be there:
-//! keys that occur twice, tags, a second document.
+//! `serde_yaml` reads the values; it has positions only for errors. saphyr-parser reads the same
+//! text once more for the positions of everything, and for what is forbidden: duplicate keys, tags,
+//! a second document.
 
 use std::collections::HashMap;
 
 use saphyr_parser::{Event, Marker, Parser, ScanError};
 use serde_json::Value;
 
-use super::report::{Place, Report, Spot};
+use super::report::{KeyPath, Position, Report};
 
-/// The document, its places noted in `report`; `None` when it cannot be read as one, which
-/// `report` then says too.
+/// Returns the document, and its positions in `report`. `None` when it cannot be read, which is
+/// reported.
 pub(super) fn read(text: &str, report: &mut Report<'_>) -> Option<Value> {
-    // Editors on Windows put a byte order mark there.
+    // Editors on Windows write a byte order mark there.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let top = Spot::default();
+    let top = KeyPath::default();
     if !locate(text, report) {
         return None;
     }
     match serde_yaml::from_str(text) {
         Ok(Value::Null) => {
-            report.wrong(
+            report.error(
                 &top,
                 "the file is empty",
                 "it needs at least `vendors:`; the sample proxy.yaml shows every setting",
@@ -30,14 +30,14 @@ pub(super) fn read(text: &str, report: &mut Report<'_>) -> Option<Value> {
             None
         }
         Ok(value) => Some(value),
-        // What serde_yaml says may repeat a value; its place is enough.
+        // serde_yaml's message may repeat a value; the position is enough.
         Err(error) => {
-            let place = error.location().map_or(START, |location| Place {
+            let position = error.location().map_or(START, |location| Position {
                 line: location.line().max(1),
                 column: location.column().max(1),
             });
-            report.wrong_in(
-                place,
+            report.error_in(
+                position,
                 &top,
                 "cannot be read as YAML",
                 "put long numbers and texts with special characters in quotes",
@@ -47,25 +47,25 @@ pub(super) fn read(text: &str, report: &mut Report<'_>) -> Option<Value> {
     }
 }
 
-/// One collection that is not closed yet.
+/// A collection that is not closed yet.
 enum Open {
     Mapping {
-        at: Spot,
+        at: KeyPath,
         /// The key whose value comes next.
         key: Option<String>,
-        seen: HashMap<String, Place>,
-        /// Where that key stood first, and where it stands now.
-        twice: Option<(Place, Place)>,
+        seen: HashMap<String, Position>,
+        /// The first position of a duplicate key, and the current one.
+        twice: Option<(Position, Position)>,
     },
     Sequence {
-        at: Spot,
+        at: KeyPath,
         next: usize,
     },
 }
 
-/// Notes the place of every key and value. `false`: there is no use in reading on.
+/// Records the position of every key and value. `false`: reading on is useless.
 fn locate(text: &str, report: &mut Report<'_>) -> bool {
-    let top = Spot::default();
+    let top = KeyPath::default();
     let mut open: Vec<Open> = Vec::new();
     let mut documents = 0;
     let mut readable = true;
@@ -78,13 +78,13 @@ fn locate(text: &str, report: &mut Report<'_>) -> bool {
                 return false;
             }
         };
-        let here = place(span.start);
+        let here = position(span.start);
         let tagged = match &event {
             Event::StreamStart | Event::StreamEnd | Event::DocumentEnd | Event::Nothing => continue,
             Event::DocumentStart(_) => {
                 documents += 1;
                 if documents > 1 {
-                    report.wrong_in(
+                    report.error_in(
                         here,
                         &top,
                         "a second document begins here",
@@ -104,7 +104,7 @@ fn locate(text: &str, report: &mut Report<'_>) -> bool {
             | Event::MappingStart(_, tag) => tag.is_some(),
         };
         if tagged {
-            report.wrong_in(here, &top, "tags (`!…`) have no meaning here", "");
+            report.error_in(here, &top, "tags (`!…`) have no meaning here", "");
             readable = false;
         }
         let at = match open.last_mut() {
@@ -128,19 +128,19 @@ fn locate(text: &str, report: &mut Report<'_>) -> bool {
                     here
                 } else {
                     let Event::Scalar(written, ..) = event else {
-                        report.wrong_in(here, at, "a key must be text", "");
+                        report.error_in(here, at, "a key must be text", "");
                         return false;
                     };
                     let at = at.key(&written);
                     let first = seen.insert(written.to_string(), here);
                     *twice = first.map(|first| (first, here));
-                    report.places.keys.insert(at, here);
+                    report.positions.keys.insert(at, here);
                     *key = Some(written.into_owned());
                     continue;
                 }
             }
         };
-        report.places.values.insert(at.clone(), here);
+        report.positions.values.insert(at.clone(), here);
         match event {
             Event::MappingStart(..) => open.push(Open::Mapping {
                 at,
@@ -160,7 +160,7 @@ fn locate(text: &str, report: &mut Report<'_>) -> bool {
             | Event::MappingEnd => {}
         }
         if open.len() > DEEPEST {
-            report.wrong_in(here, &top, "nested too deeply", "");
+            report.error_in(here, &top, "nested too deeply", "");
             return false;
         }
     }
@@ -168,20 +168,25 @@ fn locate(text: &str, report: &mut Report<'_>) -> bool {
 }
 
 fn not_yaml(error: &ScanError, report: &mut Report<'_>) {
-    let (message, hint) = in_our_words(error.info());
+    let (message, hint) = described(error.info());
     let message = format!("not YAML: {message}");
-    report.wrong_in(place(*error.marker()), &Spot::default(), message, hint);
+    report.error_in(
+        position(*error.marker()),
+        &KeyPath::default(),
+        message,
+        hint,
+    );
 }
 
-/// Says that a key occurs a second time. One without a value may be a secret in the wrong place, as in
-/// `{ abc, abc }`: `named` is then what it stands in.
-fn repeated((first, again): (Place, Place), named: &Spot, report: &mut Report<'_>) {
+/// Reports a duplicate key. A key without a value may be a misplaced secret, as in `{ abc, abc }`:
+/// `named` is then the collection around it.
+fn repeated((first, again): (Position, Position), named: &KeyPath, report: &mut Report<'_>) {
     let message = format!("occurs twice, first in line {}", first.line);
-    report.wrong_in(again, named, message, "");
+    report.error_in(again, named, message, "");
 }
 
-/// What the parser means. Its own text is not shown: it may hold a piece of the document.
-fn in_our_words(info: &str) -> (&'static str, &'static str) {
+/// Describes the parser's error. Its own text may hold a piece of the document.
+fn described(info: &str) -> (&'static str, &'static str) {
     let says = |words: &[&str]| words.iter().any(|word| info.contains(word));
     if says(&["tab"]) {
         ("a tab where blanks belong", "YAML is indented with blanks")
@@ -217,14 +222,14 @@ fn in_our_words(info: &str) -> (&'static str, &'static str) {
     }
 }
 
-fn place(marker: Marker) -> Place {
-    Place {
+fn position(marker: Marker) -> Position {
+    Position {
         line: marker.line(),
         column: marker.col() + 1,
     }
 }
 
-const START: Place = Place { line: 1, column: 1 };
+const START: Position = Position { line: 1, column: 1 };
 
-/// No setting is nested half as deeply; `serde_yaml` gives up at 128.
+/// Deepest nesting. No setting is nested half as deeply; `serde_yaml` gives up at 128.
 const DEEPEST: usize = 32;

@@ -1,4 +1,4 @@
-//! Where the proxy listens: `listeners:` and `admin:`.
+//! The listeners: `listeners:` and `admin:`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -7,25 +7,25 @@ use ipnet::IpNet;
 
 use super::callers::Callers;
 use super::file;
-use super::reference::Context;
-use super::report::Spot;
+use super::reader::Reader;
+use super::report::KeyPath;
 use crate::tls::CertFiles;
 
-/// One place callers connect to.
+/// One listener for callers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listener {
     /// Address and port; port 0 lets the system choose.
     pub bind: SocketAddr,
-    /// The certificates of a TLS listener, chosen by SNI, the first when none fits; `None`:
+    /// The certificates of a TLS listener, chosen by SNI; the first when none matches. `None`:
     /// plaintext.
     pub tls: Option<Vec<CertFiles>>,
-    /// Issuers of callers' certificates, which are then asked for.
+    /// Issuers of callers' certificates, which are requested then.
     pub client_ca: Option<PathBuf>,
-    /// Plaintext callers may speak HTTP/2 with prior knowledge (RFC 9113 §3.3).
+    /// Whether plaintext callers may speak HTTP/2 with prior knowledge (RFC 9113 §3.3).
     pub h2c: bool,
     /// Load balancers whose connections begin with a PROXY protocol header.
     pub proxied_by: Vec<ipnet::IpNet>,
-    /// Connections at a time; `None`: as many as open files and memory leave room for.
+    /// Most concurrent connections; `None`: as many as open files and memory permit.
     pub max_connections: Option<usize>,
 }
 
@@ -34,16 +34,16 @@ pub struct Listener {
 pub struct Admin {
     /// Address and port; port 0 lets the system choose.
     pub bind: SocketAddr,
-    /// When `/readyz` turns 200.
+    /// The condition for `/readyz` to return 200.
     pub ready_when: ReadyWhen,
-    /// SHA-256 of the key that POSTs from elsewhere than loopback must show.
+    /// SHA-256 of the key for POSTs from other addresses than loopback.
     pub key: Option<[u8; 32]>,
 }
 
-/// When a started proxy counts as ready.
+/// The condition under which a started proxy is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadyWhen {
-    /// Every vendor's first attempt has ended, one way or the other, or 30 s have passed.
+    /// Every vendor's first attempt has finished, with or without success, or 30 s have passed.
     Settled,
     /// Every vendor has had a usable credential.
     All,
@@ -51,13 +51,13 @@ pub enum ReadyWhen {
     Any,
 }
 
-/// Reads `listeners:`. Without `callers` every one of them must be on loopback.
+/// Reads `listeners:`. Without `callers`, each must be on loopback.
 pub(super) fn listeners(
     written: Option<&file::List<file::Listener>>,
     callers: &Callers,
-    context: &mut Context<'_>,
+    reader: &mut Reader<'_>,
 ) -> Vec<Listener> {
-    let at = Spot::default().key("listeners");
+    let at = KeyPath::default().key("listeners");
     let mut listeners: Vec<Listener> = Vec::new();
     if written.is_none() {
         listeners.push(Listener {
@@ -75,14 +75,14 @@ pub(super) fn listeners(
         let tls = entry
             .tls
             .as_ref()
-            .map(|tls| certificates(tls, &at.key("tls"), context));
+            .map(|tls| certificates(tls, &at.key("tls"), reader));
         let client_ca = entry.tls.as_ref().and_then(|tls| {
             let path = tls.client_ca.as_ref()?;
-            Some(context.roots(path, &at.key("tls").key("client_ca")))
+            Some(reader.roots(path, &at.key("tls").key("client_ca")))
         });
         let h2c = entry.h2c == Some(true);
         if h2c && tls.is_some() {
-            context.report.wrong(
+            reader.report.error(
                 &at.key("h2c"),
                 "a TLS listener negotiates HTTP/2 in the handshake",
                 "leave `h2c` out",
@@ -91,14 +91,14 @@ pub(super) fn listeners(
         let proxied_by = entry
             .proxy_protocol
             .as_ref()
-            .map(|written| networks(written, &at.key("proxy_protocol"), context))
+            .map(|written| networks(written, &at.key("proxy_protocol"), reader))
             .unwrap_or_default();
         let Some(bind) = entry.bind.as_ref().and_then(|bind| bind.parse().ok()) else {
             continue;
         };
         let at = at.key("bind");
         if matches!(callers, Callers::Loopback) && !is_loopback(bind) {
-            context.report.wrong(
+            reader.report.error(
                 &at,
                 "a listener beyond loopback needs `callers:`",
                 "name who may call (`countersign caller new NAME` makes a key), bind to \
@@ -106,9 +106,9 @@ pub(super) fn listeners(
             );
         }
         if bind.port() != 0 && listeners.iter().any(|listener| listener.bind == bind) {
-            context
+            reader
                 .report
-                .wrong(&at, "another listener has this address", "");
+                .error(&at, "another listener has this address", "");
         }
         listeners.push(Listener {
             bind,
@@ -125,8 +125,8 @@ pub(super) fn listeners(
             .all(|listener| listener.client_ca.is_none())
     {
         for caller in callers.iter().filter(|caller| caller.certificate.is_some()) {
-            let at = Spot::default().key("callers").key(&caller.name);
-            context.report.warn(
+            let at = KeyPath::default().key("callers").key(&caller.name);
+            reader.report.warn(
                 &at.key("certificate"),
                 "no listener asks for certificates",
                 "give one `tls: { …, client_ca: FILE }`",
@@ -136,18 +136,18 @@ pub(super) fn listeners(
     listeners
 }
 
-/// Reads `admin:`. It shares no address with a data listener.
+/// Reads `admin:`. Its address must not be a data listener's.
 pub(super) fn admin(
     written: Option<&file::Admin>,
     listeners: &[Listener],
-    context: &mut Context<'_>,
+    reader: &mut Reader<'_>,
 ) -> Admin {
-    let at = Spot::default().key("admin");
+    let at = KeyPath::default().key("admin");
     let bind = written
         .and_then(|admin| admin.bind.as_ref()?.parse().ok())
         .unwrap_or(loopback(9090));
     if bind.port() != 0 && listeners.iter().any(|listener| listener.bind == bind) {
-        context.report.wrong(
+        reader.report.error(
             &at.key("bind"),
             "a data listener has the admin listener's address",
             "probes and metrics are never served to callers: give it another port",
@@ -160,7 +160,7 @@ pub(super) fn admin(
     };
     let key = written
         .and_then(|admin| admin.key.as_ref()?.sha256.as_ref())
-        .and_then(|digits| context.digest(digits, &at.key("key").key("sha256")));
+        .and_then(|digits| reader.digest(digits, &at.key("key").key("sha256")));
     Admin {
         bind,
         ready_when,
@@ -169,10 +169,10 @@ pub(super) fn admin(
 }
 
 /// Reads `trusted:` of `proxy_protocol:`; a bare address is a network of one.
-fn networks(written: &file::ProxyProtocol, at: &Spot, context: &mut Context<'_>) -> Vec<IpNet> {
+fn networks(written: &file::ProxyProtocol, at: &KeyPath, reader: &mut Reader<'_>) -> Vec<IpNet> {
     let at = at.key("trusted");
     let Some(trusted) = &written.trusted else {
-        context.report.missing(
+        reader.report.missing_key(
             &at,
             "the load balancers' networks, for example [ 10.0.0.0/8 ]",
         );
@@ -186,7 +186,7 @@ fn networks(written: &file::ProxyProtocol, at: &Spot, context: &mut Context<'_>)
             .or_else(|_| network.parse::<IpAddr>().map(IpNet::from));
         match parsed {
             Ok(network) => networks.push(network.trunc()),
-            Err(_) => context.report.wrong(
+            Err(_) => reader.report.error(
                 &at.index(nth),
                 "is not a network",
                 "networks are written 10.0.0.0/8 or 2001:db8::/32",
@@ -198,13 +198,13 @@ fn networks(written: &file::ProxyProtocol, at: &Spot, context: &mut Context<'_>)
 
 fn certificates(
     written: &file::ListenerTls,
-    at: &Spot,
-    context: &mut Context<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> Vec<CertFiles> {
     let one = written.cert.is_some() || written.key.is_some();
     if let Some(several) = &written.certificates {
         if one {
-            context.report.wrong_key(
+            reader.report.error_at_key(
                 &at.key("certificates"),
                 "stands beside `cert` and `key`",
                 "list every certificate under `certificates`",
@@ -214,26 +214,26 @@ fn certificates(
         return several
             .iter()
             .enumerate()
-            .filter_map(|(nth, files)| context.cert_files(files.as_ref()?, &at.index(nth)))
+            .filter_map(|(nth, files)| reader.cert_files(files.as_ref()?, &at.index(nth)))
             .collect();
     }
     for (name, file) in [("cert", &written.cert), ("key", &written.key)] {
         if file.is_none() {
-            context.report.missing(&at.key(name), "a PEM file");
+            reader.report.missing_key(&at.key(name), "a PEM file");
         }
     }
     let files = file::CertFiles {
         cert: written.cert.clone(),
         key: written.key.clone(),
     };
-    context.cert_files(&files, at).into_iter().collect()
+    reader.cert_files(&files, at).into_iter().collect()
 }
 
 fn loopback(port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
 }
 
-/// 0.0.0.0 and :: are every address of the host, so they are not.
+/// 0.0.0.0 and :: are all addresses of the host, so they are not loopback.
 fn is_loopback(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
 }

@@ -1,23 +1,22 @@
-//! What may pass to a vendor: `refuse:` and `allow:`, the preset's and the file's together.
+//! The paths that may pass to a vendor: `refuse:` and `allow:`, of the preset and of the file.
 
 use url::Url;
 
 use super::auth::{Auth, LoginEndpoint};
 use super::file;
 use super::presets::{LoginPath, Preset};
-use super::reference::Context;
-use super::report::{Spot, list};
+use super::reader::Reader;
+use super::report::{KeyPath, list};
 use super::rules::path_rules;
 use super::upstream::Upstream;
 use crate::pattern::{
     PathRule, comparable, decode_slashes, glob, is_unreserved, stands_in_segments,
 };
 
-/// The paths of the upstream's own server where tokens are asked for, handed out or revoked.
+/// Returns the paths of the upstream's own server that issue, renew or revoke tokens.
 pub(super) fn logins(auth: &Auth, upstream: &Upstream, trailing_dots_ignored: bool) -> Vec<Login> {
     let on_upstream = |url: &Url| {
-        // Where http:// and https:// of one host both stand on their default ports, it is one
-        // server.
+        // http:// and https:// of one host on their default ports are one server.
         let port = |port: u16| if port == 80 { 443 } else { port };
         let host = url.host_str().unwrap_or_default();
         host.trim_matches(['[', ']']) == upstream.host
@@ -52,14 +51,14 @@ pub(super) fn logins(auth: &Auth, upstream: &Upstream, trailing_dots_ignored: bo
         .collect()
 }
 
-/// The login calls that `login: stub` answers: the kind's own and the preset's, below the prefix
-/// even where the vendor takes them on another host.
+/// Returns the login calls that `login: stub` answers: the kind's own and the preset's, below the
+/// prefix even where the vendor takes them on another host.
 pub(super) fn answered(
     auth: &Auth,
     preset: Option<&Preset>,
     upstream: &Upstream,
-    at: &Spot,
-    context: &mut Context<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> Vec<LoginPath> {
     let trailing_dots_ignored = preset.is_some_and(|preset| preset.trailing_dots_ignored);
     let base = upstream.base.as_str();
@@ -103,12 +102,12 @@ pub(super) fn answered(
     }
     if logins.is_empty() {
         let hint = "a kind that fetches tokens or a preset has login calls; this vendor has none";
-        context.report.warn(at, "there is nothing to answer", hint);
+        reader.report.warn(at, "there is nothing to answer", hint);
     }
     logins
 }
 
-/// Rules nobody has to write, and paths no exception may open.
+/// Rules that are added by themselves, and paths that no exception may open.
 pub(super) struct Login {
     rules: Vec<String>,
     never: Vec<String>,
@@ -135,22 +134,23 @@ fn compared_forms(url: &Url, trailing_dots_ignored: bool) -> Vec<String> {
     }
 }
 
-/// `refuse` and `allow` of a vendor: the preset's, the file's, and those that protect `logins`.
+/// Returns `refuse` and `allow` of a vendor: the preset's rules, the file's, and those that protect
+/// `logins`.
 pub(super) fn rules(
     entry: &file::Vendor,
     preset: Option<&Preset>,
     base: &str,
     logins: Vec<Login>,
-    at: &Spot,
-    context: &mut Context<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> (Vec<PathRule>, Vec<PathRule>) {
-    let read = |written: &[Option<String>], at: &Spot, context: &mut Context<'_>| {
+    let read = |written: &[Option<String>], at: &KeyPath, reader: &mut Reader<'_>| {
         let mut read: Vec<(usize, PathRule)> = Vec::new();
         for (nth, text) in written.iter().enumerate() {
             let Some(text) = text else { continue };
             match path_rules(text) {
                 Ok(rules) => read.extend(rules.into_iter().map(|rule| (nth, rule))),
-                Err((message, hint)) => context.report.wrong(&at.index(nth), message, hint),
+                Err((message, hint)) => reader.report.error(&at.index(nth), message, hint),
             }
         }
         read
@@ -158,8 +158,8 @@ pub(super) fn rules(
     let of_preset = |texts: &[String]| -> Vec<PathRule> {
         let rules = texts.iter().filter_map(|text| path_rules(text).ok());
         let rules: Vec<PathRule> = rules.flatten().collect();
-        // Behind a gateway the vendor's paths begin with the base; a base that is part of the
-        // vendor's own paths is in them already.
+        // Behind a gateway the vendor's paths begin with the base path. A base path that is part of
+        // the vendor's own paths is in them already.
         let below = rules
             .iter()
             .filter(|_| !base.is_empty())
@@ -175,12 +175,12 @@ pub(super) fn rules(
     for (nth, rule) in read(
         entry.refuse.as_deref().unwrap_or_default(),
         &refuse_at,
-        context,
+        reader,
     ) {
         let pattern = rule.pattern.to_ascii_lowercase();
         let mut never = logins.iter().flat_map(|login| &login.never);
         if rule.exception && never.any(|path| glob(&pattern, &path.to_ascii_lowercase())) {
-            context.report.wrong(
+            reader.report.error(
                 &refuse_at.index(nth),
                 "opens the path where this vendor's tokens are handed out",
                 "it stays refused: whoever calls it could take the credential along",
@@ -204,17 +204,17 @@ pub(super) fn rules(
     let Some(written) = &entry.allow else {
         return (refuse, widest);
     };
-    let own = read(written, &allow_at, context);
+    let own = read(written, &allow_at, reader);
     if !own.is_empty() && own.iter().all(|(_, rule)| rule.exception) {
         let hint = "add what may pass, for example `/**`";
-        context
+        reader
             .report
-            .wrong(&allow_at, "has only exceptions, so nothing passes", hint);
+            .error(&allow_at, "has only exceptions, so nothing passes", hint);
     }
     for (nth, rule) in &own {
         if !rule.exception && !widest.is_empty() && !widest.iter().any(|wide| within(rule, wide)) {
             let known: Vec<&str> = widest.iter().map(|rule| rule.pattern.as_str()).collect();
-            context.report.wrong(
+            reader.report.error(
                 &allow_at.index(*nth),
                 "passes more than the preset does",
                 format!(
@@ -227,7 +227,7 @@ pub(super) fn rules(
     (refuse, own.into_iter().map(|(_, rule)| rule).collect())
 }
 
-/// Whether all that `rule` covers is plainly covered by `wide` (`/…/**`) as well.
+/// Tells whether `wide` (`/…/**`) plainly covers everything that `rule` covers.
 fn within(rule: &PathRule, wide: &PathRule) -> bool {
     let (Some(root), None) = (wide.pattern.strip_suffix("**"), &wide.method) else {
         return rule.pattern.eq_ignore_ascii_case(&wide.pattern);
@@ -243,7 +243,7 @@ mod tests {
     use crate::config::{Config, Secrets};
     use crate::pattern::Rules;
 
-    /// The rules that protect the token endpoint of a vendor whose token URL has this path.
+    /// Returns the rules of a vendor whose token URL has this path.
     fn rules_for(path: &str, preset: &str) -> Rules {
         let yaml = format!(
             "vendors:\n  v:\n    prefix: /v\n{preset}    upstream: https://vendor.example\n    auth:\n      client_credentials:\n        token_url: https://vendor.example{path}\n        client_id: me\n        client_secret: {{ env: SECRET }}\n"

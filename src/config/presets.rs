@@ -1,37 +1,37 @@
-//! Presets: what is known of vendors, as data, put under what the file says.
+//! Presets: facts about vendors, as data, merged under the file's settings.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
-use super::report::{Report, Spot, suggest};
+use super::report::{KeyPath, Report, suggest};
 use crate::pattern::PathRule;
 
-/// A login call of a vendor's own clients that we answer ourselves.
+/// A login call of a vendor's own clients that is answered here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoginPath {
-    /// Which calls, by the path as it would be sent upstream.
+    /// The calls, by the path as it would be sent upstream.
     pub rule: PathRule,
-    /// What the answer looks like.
+    /// The form of the response.
     pub shape: LoginShape,
 }
 
-/// What the answer to a login call looks like.
+/// The form of the response to a login call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LoginShape {
     /// RFC 6749 §5.1.
     Oauth,
-    /// The same with absolute times and a refresh token.
+    /// RFC 6749 §5.1 with absolute times and a refresh token.
     Vedauth,
     /// `user_id` and `token`.
     UserToken,
     /// `APIKey` and `ValidUntil`.
     ApiKey,
-    /// The token ends; 204.
+    /// Revokes the token; 204.
     Logout,
-    /// The token ends; 200.
+    /// Revokes the token; 200.
     Revoke,
 }
 
@@ -41,20 +41,20 @@ pub(super) struct Preset {
     /// One sentence for people.
     #[serde(rename = "about")]
     _about: String,
-    /// Rules come before the file's own.
+    /// Rules that come before the file's own.
     #[serde(default)]
     pub(super) refuse: Vec<String>,
-    /// Empty: everything that is not refused may pass.
+    /// The only paths that pass; empty: all that are not refused.
     #[serde(default)]
     pub(super) allow: Vec<String>,
     #[serde(default)]
     pub(super) trailing_dots_ignored: bool,
     #[serde(default)]
     caller_key_headers: Vec<String>,
-    /// Path rules by the shape of the answer.
+    /// Path rules by the form of the response.
     #[serde(default)]
     pub(super) logins: BTreeMap<LoginShape, Vec<String>>,
-    /// All else, spelled as in proxy.yaml; null: the file must say it.
+    /// All other settings, spelled as in proxy.yaml; null: required in the file.
     #[serde(flatten)]
     pub(super) settings: Map<String, Value>,
 }
@@ -66,18 +66,18 @@ static PRESETS: LazyLock<Vec<(String, Preset)>> = LazyLock::new(|| {
     entries.0.into_iter().filter_map(present).collect()
 });
 
-/// The names a `preset:` can have.
+/// Returns the values of `preset:`.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     PRESETS.iter().map(|(name, _)| name.as_str())
 }
 
-/// The fields in which vendors' own clients send their secret.
+/// Returns the headers in which vendors' own clients send their secret.
 pub(super) fn caller_key_headers() -> impl Iterator<Item = &'static str> {
     let presets = PRESETS.iter();
     presets.flat_map(|(_, preset)| preset.caller_key_headers.iter().map(String::as_str))
 }
 
-/// The fields in which vendors take a login of their own making.
+/// Returns the headers in which vendors take a login of their own making.
 pub(super) fn login_headers() -> impl Iterator<Item = &'static str> {
     PRESETS.iter().flat_map(|(_, preset)| {
         let headers = preset.settings.get("auth").map(|auth| &auth["headers"]);
@@ -91,14 +91,14 @@ pub(super) fn find(name: &str) -> Option<&'static Preset> {
     Some(preset)
 }
 
-/// Puts the preset of every vendor under what the file says of it. `refuse` and `allow` stay the
-/// file's own: how they meet the preset's is a matter of rules, not of fields.
+/// Merges the preset of every vendor under its settings. `refuse` and `allow` stay the file's own:
+/// they are merged as rules.
 pub(super) fn apply(document: &mut Value, report: &mut Report<'_>) {
     let Some(vendors) = document.get_mut("vendors").and_then(Value::as_object_mut) else {
         return;
     };
     for (name, vendor) in vendors {
-        let at = Spot::default().key("vendors").key(name);
+        let at = KeyPath::default().key("vendors").key(name);
         let Some(vendor) = vendor.as_object_mut() else {
             continue;
         };
@@ -109,17 +109,23 @@ pub(super) fn apply(document: &mut Value, report: &mut Report<'_>) {
             fill(vendor, &preset.settings, &at, report);
         } else {
             let hint = suggest(wanted, names());
-            report.wrong(&at.key("preset"), "there is no preset of this name", hint);
-            report.unknowable(at);
+            report.error(&at.key("preset"), "there is no preset of this name", hint);
+            report.ignore_missing(at);
         }
     }
 }
 
-/// Adds to `own` what only `preset` has. A null in `own` has been reported, and counts as absent.
-fn fill(own: &mut Map<String, Value>, preset: &Map<String, Value>, at: &Spot, report: &mut Report) {
+/// Adds the fields to `own` that only `preset` has. A null in `own` has been reported, and counts
+/// as absent.
+fn fill(
+    own: &mut Map<String, Value>,
+    preset: &Map<String, Value>,
+    at: &KeyPath,
+    report: &mut Report,
+) {
     for (name, value) in preset {
-        // Only names of header fields differ in case and mean the same; the preset's spelling is
-        // the one the vendor is known to accept.
+        // Only header names differ in case and mean the same; the vendor is known to accept the
+        // preset's spelling.
         let written = own
             .keys()
             .find(|key| key.eq_ignore_ascii_case(name))
@@ -128,13 +134,13 @@ fn fill(own: &mut Map<String, Value>, preset: &Map<String, Value>, at: &Spot, re
             let entries = std::mem::take(own);
             let renamed = |(key, value)| (if key == written { name.clone() } else { key }, value);
             own.extend(entries.into_iter().map(renamed));
-            if let Some(place) = report.places.values.get(&at.key(&written)).copied() {
-                report.places.values.insert(at.key(name), place);
+            if let Some(place) = report.positions.values.get(&at.key(&written)).copied() {
+                report.positions.values.insert(at.key(name), place);
             }
         }
         let here = at.key(name);
         match (own.get_mut(name).filter(|own| !own.is_null()), value) {
-            (None, Value::Null) => report.missing(&here, "the preset cannot know it"),
+            (None, Value::Null) => report.missing_key(&here, "the preset cannot know it"),
             (None, Value::Object(fields)) => {
                 let mut filled = Map::new();
                 fill(&mut filled, fields, &here, report);
@@ -168,7 +174,7 @@ mod tests {
             without_null(&mut settings);
             let mut document = serde_json::json!({ "vendors": { name: settings } });
             let mut report = Report::new(Path::new("presets.yaml"));
-            super::super::shape::check(&mut document, &mut report);
+            super::super::schema_check::check(&mut document, &mut report);
             assert_eq!(report.finish(), Ok((vec![], vec![])), "{name}");
             for rule in preset.refuse.iter().chain(&preset.allow) {
                 super::super::rules::path_rules(rule).unwrap();
@@ -189,7 +195,7 @@ mod tests {
             fill(
                 &mut own,
                 preset.as_object().unwrap(),
-                &Spot::default().key("v"),
+                &KeyPath::default().key("v"),
                 &mut report,
             );
             (
@@ -224,7 +230,7 @@ mod tests {
         if let Value::Object(fields) = value {
             fields.retain(|_, value| !value.is_null());
             fields.values_mut().for_each(without_null);
-            // An `auth` kind of which the preset knows nothing but that it is needed.
+            // An `auth` kind of which the preset only knows that it is needed.
             fields.retain(|name, value| name != "headers" && *value != serde_json::json!({}));
         }
     }

@@ -1,24 +1,24 @@
-//! What is wrong with a document, collected so that every mistake is reported at once.
+//! The errors of a document, collected so that all are reported at once.
 //!
-//! One rule keeps secrets out of messages: a value of the document is never repeated, only its
+//! One rule keeps secrets out of messages: a value of the document is never repeated; only its
 //! place is named. Keys are named when they look like keys.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// One thing wrong with a file, as `file:line:column: message; hint`.
+/// One error of a file, as `file:line:column: message; hint`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// File as the user named it.
+    /// The file as the user named it.
     pub file: PathBuf,
-    /// 1-based; 0 when the mistake has no place.
+    /// 1-based; 0 when the error has no position.
     pub line: usize,
     /// 1-based.
     pub column: usize,
-    /// What is wrong, and where in the document (`vendors.acme.auth: …`).
+    /// The error, and its place in the document (`vendors.acme.auth: …`).
     pub message: String,
-    /// What to do about it.
+    /// The advice.
     pub hint: Option<String>,
 }
 
@@ -38,7 +38,7 @@ impl fmt::Display for ConfigError {
 
 /// A place in the document's structure: `vendors.acme.auth`, `listeners[0].bind`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Spot(Vec<Step>);
+pub(super) struct KeyPath(Vec<Step>);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Step {
@@ -46,7 +46,7 @@ enum Step {
     Index(usize),
 }
 
-impl Spot {
+impl KeyPath {
     pub(super) fn key(&self, key: &str) -> Self {
         self.then(Step::Key(key.to_owned()))
     }
@@ -72,7 +72,7 @@ impl Spot {
     }
 }
 
-impl fmt::Display for Spot {
+impl fmt::Display for KeyPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (nth, step) in self.0.iter().enumerate() {
             match step {
@@ -81,7 +81,7 @@ impl fmt::Display for Spot {
                     if nth > 0 {
                         f.write_str(".")?;
                     }
-                    // Whatever else is in a key must not break the line of the report.
+                    // Other characters in a key must not break the line of the report.
                     if !key.is_empty() && key.chars().all(is_plain) {
                         f.write_str(key)?;
                     } else {
@@ -100,46 +100,46 @@ fn is_plain(c: char) -> bool {
 
 /// A position in the file, both 1-based; the column counts characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Position {
     pub(super) line: usize,
     pub(super) column: usize,
 }
 
-/// Where every key and value of the document stands.
+/// The positions of all keys and values.
 #[derive(Debug, Default)]
-pub(super) struct Places {
-    pub(super) keys: HashMap<Spot, Place>,
-    pub(super) values: HashMap<Spot, Place>,
+pub(super) struct Positions {
+    pub(super) keys: HashMap<KeyPath, Position>,
+    pub(super) values: HashMap<KeyPath, Position>,
 }
 
-impl Places {
-    /// What comes from a preset or through an alias has no place of its own: the nearest thing
-    /// around it that the file does hold is where the user must look.
-    fn nearest(&self, map: &HashMap<Spot, Place>, at: &Spot) -> Place {
-        if let Some(place) = map.get(at) {
-            return *place;
+impl Positions {
+    /// A value of a preset or an alias has no position of its own: the nearest one around it is
+    /// where the user must look.
+    fn nearest(&self, map: &HashMap<KeyPath, Position>, at: &KeyPath) -> Position {
+        if let Some(position) = map.get(at) {
+            return *position;
         }
-        let mut around = at.clone();
-        while let Some(parent) = around.parent() {
-            let place = self.keys.get(&parent).or_else(|| self.values.get(&parent));
-            if let Some(place) = place {
-                return *place;
+        let mut auth_context = at.clone();
+        while let Some(parent) = auth_context.parent() {
+            let position = self.keys.get(&parent).or_else(|| self.values.get(&parent));
+            if let Some(position) = position {
+                return *position;
             }
-            around = parent;
+            auth_context = parent;
         }
-        Place { line: 1, column: 1 }
+        Position { line: 1, column: 1 }
     }
 }
 
-/// Collects mistakes and warnings.
+/// Collects errors and warnings.
 pub(super) struct Report<'a> {
     file: &'a Path,
-    pub(super) places: Places,
-    mistakes: Vec<(Spot, ConfigError)>,
-    /// What lies under these may be there or not: a preset that is not known would have told.
-    unknowable: Vec<Spot>,
+    pub(super) positions: Positions,
+    errors: Vec<(KeyPath, ConfigError)>,
+    /// Places below which nothing is missing: an unknown preset might have it.
+    ignore_missing: Vec<KeyPath>,
     warnings: Vec<ConfigError>,
-    /// Of the warnings, what has expired.
+    /// The warnings about expired certificates.
     expired: Vec<ConfigError>,
 }
 
@@ -147,103 +147,111 @@ impl<'a> Report<'a> {
     pub(super) fn new(file: &'a Path) -> Self {
         Self {
             file,
-            places: Places::default(),
-            mistakes: Vec::new(),
-            unknowable: Vec::new(),
+            positions: Positions::default(),
+            errors: Vec::new(),
+            ignore_missing: Vec::new(),
             warnings: Vec::new(),
             expired: Vec::new(),
         }
     }
 
-    /// The value at `at` is wrong. An empty hint is none.
-    pub(super) fn wrong(&mut self, at: &Spot, message: impl fmt::Display, hint: impl Into<String>) {
-        let place = self.places.nearest(&self.places.values, at);
-        self.wrong_in(place, at, message, hint);
-    }
-
-    /// The key at `at` is wrong, whatever its value.
-    pub(super) fn wrong_key(
+    /// Reports an error of the value at `at`. An empty hint is none.
+    pub(super) fn error(
         &mut self,
-        at: &Spot,
+        at: &KeyPath,
         message: impl fmt::Display,
         hint: impl Into<String>,
     ) {
-        let place = self.places.nearest(&self.places.keys, at);
-        self.wrong_in(place, at, message, hint);
+        let position = self.positions.nearest(&self.positions.values, at);
+        self.error_in(position, at, message, hint);
     }
 
-    /// Nothing stands at `at`, and something must. Said once, and not where what stood there was
-    /// already found wrong.
-    pub(super) fn missing(&mut self, at: &Spot, hint: impl Into<String>) {
-        let known = self
-            .mistakes
-            .iter()
-            .any(|(spot, _)| at.contains(spot) || (spot.contains(at) && *spot != Spot::default()));
-        if !known && !self.unknowable.iter().any(|spot| spot.contains(at)) {
-            self.wrong_key(at, "is missing", hint);
+    /// Reports an error of the key at `at`, whatever its value.
+    pub(super) fn error_at_key(
+        &mut self,
+        at: &KeyPath,
+        message: impl fmt::Display,
+        hint: impl Into<String>,
+    ) {
+        let position = self.positions.nearest(&self.positions.keys, at);
+        self.error_in(position, at, message, hint);
+    }
+
+    /// Reports a missing key at `at`. Once, and not where its value was already found wrong.
+    pub(super) fn missing_key(&mut self, at: &KeyPath, hint: impl Into<String>) {
+        let known = self.errors.iter().any(|(spot, _)| {
+            at.contains(spot) || (spot.contains(at) && *spot != KeyPath::default())
+        });
+        if !known && !self.ignore_missing.iter().any(|spot| spot.contains(at)) {
+            self.error_at_key(at, "is missing", hint);
         }
     }
 
-    /// From now on nothing under `at` is missing.
-    pub(super) fn unknowable(&mut self, at: Spot) {
-        self.unknowable.push(at);
+    /// Ignores missing keys below `at` from now on.
+    pub(super) fn ignore_missing(&mut self, at: KeyPath) {
+        self.ignore_missing.push(at);
     }
 
-    /// As [`Report::wrong`], at a position of its own.
-    pub(super) fn wrong_in(
+    /// Reports an error as [`Report::error`] does, at a position of its own.
+    pub(super) fn error_in(
         &mut self,
-        place: Place,
-        at: &Spot,
+        position: Position,
+        at: &KeyPath,
         message: impl fmt::Display,
         hint: impl Into<String>,
     ) {
-        let mistake = self.mistake(place, at, message, hint.into());
-        self.mistakes.push((at.clone(), mistake));
+        let mistake = self.record(position, at, message, hint.into());
+        self.errors.push((at.clone(), mistake));
     }
 
-    /// The value at `at` is accepted and deserves a word.
-    pub(super) fn warn(&mut self, at: &Spot, message: impl fmt::Display, hint: impl Into<String>) {
-        let place = self.places.nearest(&self.places.values, at);
-        let warning = self.mistake(place, at, message, hint.into());
+    /// Warns of the value at `at`, which is accepted.
+    pub(super) fn warn(
+        &mut self,
+        at: &KeyPath,
+        message: impl fmt::Display,
+        hint: impl Into<String>,
+    ) {
+        let position = self.positions.nearest(&self.positions.values, at);
+        let warning = self.record(position, at, message, hint.into());
         self.warnings.push(warning);
     }
 
-    /// The value at `at` names something that has expired: a warning, and a mistake to `check`.
-    pub(super) fn expired(&mut self, at: &Spot, message: impl fmt::Display, hint: &str) {
-        let place = self.places.nearest(&self.places.values, at);
-        let mistake = self.mistake(place, at, message, hint.to_owned());
+    /// Reports an expired certificate at `at`: a warning, and an error for `check`.
+    pub(super) fn expired(&mut self, at: &KeyPath, message: impl fmt::Display, hint: &str) {
+        let position = self.positions.nearest(&self.positions.values, at);
+        let mistake = self.record(position, at, message, hint.to_owned());
         self.warnings.push(mistake.clone());
         self.expired.push(mistake);
     }
 
-    /// The warnings and what has expired, each in the file's order; or the mistakes when there are
-    /// any, to which belongs what has expired.
+    /// Returns the warnings and the expired certificates, each in the file's order; or the errors
+    /// when there are any, with the expired certificates.
     pub(super) fn finish(self) -> Result<(Vec<ConfigError>, Vec<ConfigError>), Vec<ConfigError>> {
         let sorted = |mut list: Vec<ConfigError>| {
             list.sort_by_key(|mistake| (mistake.line, mistake.column));
             list.dedup();
             list
         };
-        if self.mistakes.is_empty() {
+        if self.errors.is_empty() {
             Ok((sorted(self.warnings), sorted(self.expired)))
         } else {
-            let mistakes = self.mistakes.into_iter().map(|(_, mistake)| mistake);
-            Err(sorted(mistakes.chain(self.expired).collect()))
+            let errors = self.errors.into_iter().map(|(_, mistake)| mistake);
+            Err(sorted(errors.chain(self.expired).collect()))
         }
     }
 
-    fn mistake(
+    fn record(
         &self,
-        place: Place,
-        at: &Spot,
+        position: Position,
+        at: &KeyPath,
         message: impl fmt::Display,
         hint: String,
     ) -> ConfigError {
         ConfigError {
             file: self.file.to_owned(),
-            line: place.line,
-            column: place.column,
-            message: if *at == Spot::default() {
+            line: position.line,
+            column: position.column,
+            message: if *at == KeyPath::default() {
                 message.to_string()
             } else {
                 format!("{at}: {message}")
@@ -253,7 +261,7 @@ impl<'a> Report<'a> {
     }
 }
 
-/// `did you mean …?` when one of `known` is close to `written`, else the list of them all.
+/// Returns `did you mean …?` when one of `known` is close to `written`, otherwise the list of all.
 pub(super) fn suggest<'k>(written: &str, known: impl IntoIterator<Item = &'k str>) -> String {
     let known: Vec<&str> = known.into_iter().collect();
     let folded = written.to_ascii_lowercase().replace('-', "_");
@@ -267,7 +275,7 @@ pub(super) fn suggest<'k>(written: &str, known: impl IntoIterator<Item = &'k str
         })
         .min_by_key(|(distance, _)| *distance);
     match nearest {
-        // One slip, and one more for every four characters.
+        // One typing error, and one more for every four characters.
         Some((distance, name)) if distance <= 1 + name.chars().count() / 4 => {
             format!("did you mean `{name}`?")
         }
@@ -276,7 +284,7 @@ pub(super) fn suggest<'k>(written: &str, known: impl IntoIterator<Item = &'k str
     }
 }
 
-/// `` `a`, `b`, `c` ``.
+/// Returns `` `a`, `b`, `c` ``.
 pub(super) fn list(names: &[&str]) -> String {
     let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
     quoted.join(", ")
@@ -288,9 +296,9 @@ mod tests {
 
     #[test]
     fn a_spot_reads_like_a_path_and_stays_on_one_line() {
-        let spot = Spot::default().key("listeners").index(0).key("bind");
+        let spot = KeyPath::default().key("listeners").index(0).key("bind");
         assert_eq!(spot.to_string(), "listeners[0].bind");
-        let spot = Spot::default().key("vendors").key("a\nb");
+        let spot = KeyPath::default().key("vendors").key("a\nb");
         assert_eq!(spot.to_string(), r#"vendors."a\nb""#);
     }
 
@@ -309,10 +317,10 @@ mod tests {
     #[test]
     fn what_is_already_wrong_is_not_also_missing() {
         let mut report = Report::new(Path::new("f"));
-        let auth = Spot::default().key("auth");
-        report.wrong(&auth.key("token"), "is odd", "");
-        report.missing(&auth.key("token"), "");
-        report.missing(&auth.key("other"), "");
+        let auth = KeyPath::default().key("auth");
+        report.error(&auth.key("token"), "is odd", "");
+        report.missing_key(&auth.key("token"), "");
+        report.missing_key(&auth.key("other"), "");
         let messages: Vec<_> = report
             .finish()
             .unwrap_err()

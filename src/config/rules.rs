@@ -1,5 +1,5 @@
-//! The two small grammars of the file: path rules (`!GET /token/info`) and grants
-//! (`acme GET,HEAD /v1/**`).
+//! The two small grammars of the file: path rules (`!GET /token/info`) and permissions (`acme
+//! GET,HEAD /v1/**`).
 
 use super::report::suggest;
 use crate::pattern::{PathRule, is_unreserved};
@@ -7,7 +7,7 @@ use crate::pattern::{PathRule, is_unreserved};
 /// One entry of a caller's `allow:`.
 #[derive(Clone, Debug)]
 pub struct Permission {
-    /// A vendor's name; `None` is `*`: every vendor.
+    /// The vendor's name; `None` is `*`: every vendor.
     pub vendor: Option<String>,
     /// Upper-case methods; empty: every method.
     pub methods: Vec<String>,
@@ -15,7 +15,7 @@ pub struct Permission {
     pub path: Option<String>,
 }
 
-/// In one line: `certn GET,HEAD /api/**`; `*` for every vendor.
+/// Writes the permission in one line: `certn GET,HEAD /api/**`; `*` for every vendor.
 impl std::fmt::Display for Permission {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.vendor.as_deref().unwrap_or("*"))?;
@@ -28,15 +28,15 @@ impl std::fmt::Display for Permission {
     }
 }
 
-/// Why a rule or grant cannot be read: the message and the hint.
-pub(super) type Wrong = (&'static str, String);
+/// The message and the hint for an invalid rule or permission.
+pub(super) type InvalidRule = (&'static str, String);
 
-/// Reads one entry of `refuse:` or `allow:` of a vendor: `[!][METHOD[,METHOD]] /pattern`. One rule
-/// for each method.
+/// Reads one entry of `refuse:` or `allow:` of a vendor: `[!][METHOD[,METHOD]] /pattern`. Returns
+/// one rule for each method.
 ///
 /// # Errors
-/// What is wrong with it.
-pub(super) fn path_rules(text: &str) -> Result<Vec<PathRule>, Wrong> {
+/// The message and the hint.
+pub(super) fn path_rules(text: &str) -> Result<Vec<PathRule>, InvalidRule> {
     let (exception, rest) = match text.strip_prefix('!') {
         Some(rest) => (true, rest.trim_start()),
         None => (false, text),
@@ -68,8 +68,8 @@ pub(super) fn path_rules(text: &str) -> Result<Vec<PathRule>, Wrong> {
 /// optionally a path.
 ///
 /// # Errors
-/// What is wrong with it.
-pub(super) fn grant(text: &str) -> Result<Permission, Wrong> {
+/// The message and the hint.
+pub(super) fn grant(text: &str) -> Result<Permission, InvalidRule> {
     let mut words = text.split_whitespace().peekable();
     let vendor = match words.next() {
         None => return Err(("is empty", GRANTS.into())),
@@ -98,10 +98,10 @@ pub(super) fn grant(text: &str) -> Result<Permission, Wrong> {
     })
 }
 
-/// Methods are compared byte for byte, and every one in use is upper-case (RFC 9110 §9.1): what is
-/// written small means the same. A method nobody knows is a slip of the pen, which in `refuse:`
-/// would refuse nothing.
-fn read_methods(list: &str) -> Result<Vec<String>, Wrong> {
+/// Reads methods in any case. Methods are compared byte for byte, and every one in use is
+/// upper-case (RFC 9110 §9.1). An unknown method is a typing error, which would make a rule of
+/// `refuse:` useless.
+fn read_methods(list: &str) -> Result<Vec<String>, InvalidRule> {
     list.split(',')
         .map(|method| {
             let method = method.to_ascii_uppercase();
@@ -121,7 +121,7 @@ fn read_methods(list: &str) -> Result<Vec<String>, Wrong> {
         .collect()
 }
 
-/// A pattern that could never match would protect nothing, so it is a mistake.
+/// Checks that a pattern can match: one that never matches would protect nothing.
 fn check_pattern(pattern: &str) -> Result<(), &'static str> {
     if !pattern.starts_with('/') {
         return Err("has a path that does not begin with `/`");
@@ -150,8 +150,8 @@ fn check_pattern(pattern: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Vendors' rules are compared with paths whose escapes are decoded as far as their meaning is
-/// plain, and whose parameters are dropped; grants with paths as they are.
+/// Checks a vendor's pattern. Vendors' rules are compared with paths whose unambiguous escapes are
+/// decoded and whose parameters are dropped; permissions with paths as they are.
 fn check_compared(pattern: &str) -> Result<(), &'static str> {
     if pattern.contains(';') {
         return Err("has path parameters, which are dropped before paths are compared");
@@ -163,7 +163,7 @@ fn check_compared(pattern: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Every `%xx` of `path`; `None` where the digits are missing.
+/// Returns every `%xx` of `path`; `None` where the digits are missing.
 fn escapes(path: &str) -> impl Iterator<Item = Option<u8>> {
     path.match_indices('%').map(|(at, _)| {
         path.get(at + 1..at + 3)
@@ -177,7 +177,7 @@ const RULES: &str = "rules are written `/path`, `GET /path` or `!GET /path`; `*`
 
 const GRANTS: &str = "grants are written `VENDOR`, `VENDOR GET,HEAD /path/**` or `*`";
 
-/// What RFC 9110 and RFC 5789 define, QUERY, and what `WebDAV` adds (RFC 4918, 3253, 5323, 2068).
+/// The methods of RFC 9110 and RFC 5789, QUERY, and those of `WebDAV` (RFC 4918, 3253, 5323, 2068).
 const METHODS: [&str; 19] = [
     "GET",
     "HEAD",

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::auth::Auth;
 use super::file;
-use super::reference::{Context, Secrets};
-use super::report::Spot;
+use super::reader::{Reader, Secrets};
+use super::report::KeyPath;
 use super::vendors::Vendor;
 use crate::endpoint;
 use crate::secret::SecretRef;
@@ -43,15 +43,15 @@ pub enum Store {
 
 /// Reads `store:`. Where it has a mistake, what is returned is of no use, as the whole
 /// configuration.
-pub(super) fn store(written: Option<&file::Store>, context: &mut Context<'_>) -> Store {
-    let at = Spot::default().key("store");
+pub(super) fn store(written: Option<&file::Store>, reader: &mut Reader<'_>) -> Store {
+    let at = KeyPath::default().key("store");
     let Some(written) = written else {
-        return default_dir(context, None);
+        return default_dir(reader, None);
     };
     let encryption_key = written
         .encryption_key
         .as_ref()
-        .and_then(|key| context.encryption_key(key, &at.key("encryption_key")));
+        .and_then(|key| reader.encryption_key(key, &at.key("encryption_key")));
     let kinds = [
         ("file", written.file.is_some()),
         ("redis", written.redis.is_some()),
@@ -59,7 +59,7 @@ pub(super) fn store(written: Option<&file::Store>, context: &mut Context<'_>) ->
     ];
     let mut given = kinds.iter().filter(|(_, given)| *given);
     if let (Some((first, _)), Some((second, _))) = (given.next(), given.next()) {
-        context.report.wrong_key(
+        reader.report.error_at_key(
             &at.key(second),
             format!("there is `store.{first}` already"),
             "give exactly one of `file`, `redis` and `kubernetes`",
@@ -68,7 +68,7 @@ pub(super) fn store(written: Option<&file::Store>, context: &mut Context<'_>) ->
     if written.encryption_key.is_none()
         && let Some((kind, _)) = kinds[1..].iter().find(|(_, given)| *given)
     {
-        context.report.missing(
+        reader.report.missing_key(
             &at.key("encryption_key"),
             format!(
                 "`{kind}` needs it, the same in every replica; `openssl rand -base64 32` makes one"
@@ -83,15 +83,15 @@ pub(super) fn store(written: Option<&file::Store>, context: &mut Context<'_>) ->
             Some(encryption_key),
         ) => {
             let at = at.key("redis");
-            let ca = redis.ca.as_ref().map(|ca| context.roots(ca, &at.key("ca")));
+            let ca = redis.ca.as_ref().map(|ca| reader.roots(ca, &at.key("ca")));
             let url = redis.url.as_ref();
-            match url.and_then(|url| redis_url(url, ca.as_ref(), &at, context)) {
+            match url.and_then(|url| redis_url(url, ca.as_ref(), &at, reader)) {
                 Some(url) => Store::Redis {
                     url,
                     ca,
                     encryption_key,
                 },
-                None => default_dir(context, None),
+                None => default_dir(reader, None),
             }
         }
         (
@@ -114,19 +114,19 @@ pub(super) fn store(written: Option<&file::Store>, context: &mut Context<'_>) ->
         ) => {
             if dir.is_empty() {
                 let at = at.key("file").key("dir");
-                context.report.wrong(&at, "is empty", "");
+                reader.report.error(&at, "is empty", "");
             }
             Store::File {
-                dir: context.path(dir),
+                dir: reader.path(dir),
                 encryption_key,
             }
         }
-        (_, encryption_key) => default_dir(context, encryption_key),
+        (_, encryption_key) => default_dir(reader, encryption_key),
     }
 }
 
 /// Says so where one replica that stops would end the grant of all.
-pub(super) fn warn_of_shared_ends(store: &Store, vendors: &[Vendor], context: &mut Context<'_>) {
+pub(super) fn warn_of_shared_ends(store: &Store, vendors: &[Vendor], reader: &mut Reader<'_>) {
     if matches!(store, Store::File { .. }) {
         return;
     }
@@ -134,8 +134,11 @@ pub(super) fn warn_of_shared_ends(store: &Store, vendors: &[Vendor], context: &m
         if let Some(kind) = vendor.auth.as_ref().map(Auth::kind)
             && kind.tokens.is_some_and(|tokens| tokens.revoke_on_exit)
         {
-            let at = Spot::default().key("vendors").key(&vendor.name).key("auth");
-            context.report.warn(
+            let at = KeyPath::default()
+                .key("vendors")
+                .key(&vendor.name)
+                .key("auth");
+            reader.report.warn(
                 &at.key(kind.name).key("revoke_on_exit"),
                 "the grant is shared: each replica that stops, in a rolling update too, revokes it for all",
                 "leave it out, or give every replica a store of its own",
@@ -146,29 +149,29 @@ pub(super) fn warn_of_shared_ends(store: &Store, vendors: &[Vendor], context: &m
 
 /// Complains about a directory for refresh tokens that others can write to, where one is needed, and warns
 /// of one that they can read.
-pub(super) fn check_directory(store: &Store, vendors: &[Vendor], context: &mut Context<'_>) {
+pub(super) fn check_directory(store: &Store, vendors: &[Vendor], reader: &mut Reader<'_>) {
     let needed = vendors
         .iter()
         .any(|vendor| vendor.auth.as_ref().is_some_and(Auth::is_in_store));
     if let Store::File { dir, .. } = store
         && needed
-        && context.secrets == Secrets::Resolve
+        && reader.secrets == Secrets::Resolve
         && let Err(exposed) = kept_from_others(dir)
     {
-        let at = Spot::default().key("store").key("file").key("dir");
+        let at = KeyPath::default().key("store").key("file").key("dir");
         let message = format!("{} {}", dir.display(), exposed.what);
         let hint = format!("run `{}`", exposed.cure);
-        context.report.wrong(&at, message, hint);
+        reader.report.error(&at, message, hint);
     } else if let Store::File { dir, .. } = store
         && needed
-        && context.secrets == Secrets::Resolve
+        && reader.secrets == Secrets::Resolve
         && let Ok(found) = std::fs::metadata(dir)
         && found.mode() & 0o055 != 0
     {
-        let at = Spot::default().key("store").key("file").key("dir");
+        let at = KeyPath::default().key("store").key("file").key("dir");
         let message = format!("{} can be read by other users", dir.display());
         let hint = format!("run `chmod 700 {}`", quoted(dir));
-        context.report.warn(&at, message, hint);
+        reader.report.warn(&at, message, hint);
     }
 }
 
@@ -227,9 +230,9 @@ fn quoted(path: &Path) -> String {
     }
 }
 
-fn default_dir(context: &Context<'_>, encryption_key: Option<SecretRef>) -> Store {
+fn default_dir(reader: &Reader<'_>, encryption_key: Option<SecretRef>) -> Store {
     Store::File {
-        dir: context.path("./state"),
+        dir: reader.path("./state"),
         encryption_key,
     }
 }
@@ -237,13 +240,12 @@ fn default_dir(context: &Context<'_>, encryption_key: Option<SecretRef>) -> Stor
 fn redis_url(
     written: &file::Secret,
     ca: Option<&PathBuf>,
-    at: &Spot,
-    context: &mut Context<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> Option<SecretRef> {
     let here = at.key("url");
-    let secret = context.secret(written, &here)?;
-    if let (SecretRef::Env(_) | SecretRef::File(_), Secrets::FormOnly) = (&secret, context.secrets)
-    {
+    let secret = reader.secret(written, &here)?;
+    if let (SecretRef::Env(_) | SecretRef::File(_), Secrets::FormOnly) = (&secret, reader.secrets) {
         return Some(secret);
     }
     // What cannot be read has been reported.
@@ -251,12 +253,12 @@ fn redis_url(
     let url = match endpoint::redis(text.expose()) {
         Ok(url) => url,
         Err(wrong) => {
-            context.report.wrong(&here, wrong, wrong.hint());
+            reader.report.error(&here, wrong, wrong.hint());
             return Some(secret);
         }
     };
     if url.scheme() == "redis" && ca.is_some() {
-        context.report.wrong_key(
+        reader.report.error_at_key(
             &at.key("ca"),
             "is for TLS, and the URL is not",
             "write `rediss://` there",

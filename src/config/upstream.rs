@@ -5,11 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use url::{Host, Url};
 
 use super::file;
-use super::reference::Context;
-use super::report::Spot;
+use super::reader::Reader;
+use super::report::KeyPath;
 use crate::pattern::is_unreserved;
 
-use crate::endpoint::{self, Wrong};
+use crate::endpoint::{self, InvalidUrl};
 
 /// The origin and base path requests are sent to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,23 +61,17 @@ impl Upstream {
 /// Reads `upstream:`.
 pub(super) fn upstream(
     entry: &file::Vendor,
-    at: &Spot,
-    context: &mut Context<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> Option<Upstream> {
     let at = at.key("upstream");
     let Some(text) = &entry.upstream else {
         let hint = "where requests go: `upstream: https://host[:port][/base]`";
-        context.report.missing(&at, hint);
+        reader.report.missing_key(&at, hint);
         return None;
     };
     let allow_plaintext = entry.allow_plaintext.unwrap_or(false);
-    let url = web_url(
-        text,
-        allow_plaintext,
-        "the credential travels",
-        &at,
-        context,
-    )?;
+    let url = web_url(text, allow_plaintext, "the credential travels", &at, reader)?;
     let wrong = if url.query().is_some() || url.fragment().is_some() {
         Some("must not have a query or fragment")
     } else {
@@ -92,7 +86,7 @@ pub(super) fn upstream(
     };
     if let Some(message) = wrong {
         let hint = "written `https://host[:port][/base]`";
-        context.report.wrong(&at, message, hint);
+        reader.report.error(&at, message, hint);
         return None;
     }
     let host = match url.host()? {
@@ -101,7 +95,7 @@ pub(super) fn upstream(
         Host::Ipv6(address) => address.to_string(),
     };
     if !entry.allow_link_local.unwrap_or(false) {
-        refuse_link_local(&url, &at, context);
+        refuse_link_local(&url, &at, reader);
     }
     Some(Upstream {
         tls: url.scheme() == "https",
@@ -117,28 +111,28 @@ pub(super) fn web_url(
     text: &str,
     allow_plaintext: bool,
     clear: &str,
-    at: &Spot,
-    context: &mut Context<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> Option<Url> {
-    let report = &mut context.report;
+    let report = &mut reader.report;
     let url = match endpoint::web(text) {
         Ok(url) => url,
-        Err(Wrong::NotUrl) => {
-            report.wrong(at, "is not an https:// URL", "");
+        Err(InvalidUrl::NotUrl) => {
+            report.error(at, "is not an https:// URL", "");
             return None;
         }
-        Err(Wrong::Login) => {
-            report.wrong(at, Wrong::Login, "credentials belong under `auth:`");
+        Err(InvalidUrl::Login) => {
+            report.error(at, InvalidUrl::Login, "credentials belong under `auth:`");
             return None;
         }
         Err(wrong) => {
-            report.wrong(at, wrong, wrong.hint());
+            report.error(at, wrong, wrong.hint());
             return None;
         }
     };
     if url.scheme() == "http" {
         if !allow_plaintext {
-            report.wrong(
+            report.error(
                 at,
                 "is not an https:// URL",
                 format!("`allow_plaintext: true` accepts it; {clear} in clear"),
@@ -151,14 +145,14 @@ pub(super) fn web_url(
 }
 
 /// Complains about a URL whose host is written as an address of [`is_link_local`].
-pub(super) fn refuse_link_local(url: &Url, at: &Spot, context: &mut Context<'_>) {
+pub(super) fn refuse_link_local(url: &Url, at: &KeyPath, reader: &mut Reader<'_>) {
     let address = match url.host() {
         Some(Host::Ipv4(address)) => IpAddr::V4(address),
         Some(Host::Ipv6(address)) => IpAddr::V6(address),
         Some(Host::Domain(_)) | None => return,
     };
     if is_link_local(address) {
-        context.report.wrong(
+        reader.report.error(
             at,
             "is a link-local address or another where clouds keep their machines' credentials",
             "if it is meant: `allow_link_local: true`",

@@ -10,11 +10,11 @@ use url::Url;
 use super::auth::{self, Auth, CONNECTION_FIELDS};
 use super::callers::{self, Callers, Jwt, Rate};
 use super::presets::{self, LoginPath};
-use super::reference::{Context, Secrets};
-use super::report::Spot;
+use super::reader::{Reader, Secrets};
+use super::report::KeyPath;
 use super::upstream::{Upstream, plain_path, upstream};
 use super::{file, path_rules};
-use crate::endpoint::{self, Wrong};
+use crate::endpoint::{self, InvalidUrl};
 use crate::jwks::KeySource;
 use crate::outbound::{Outbound, Unusable};
 use crate::pattern::{PathRule, is_tchar, is_unreserved};
@@ -122,28 +122,28 @@ pub struct Breaker {
 /// Reads `vendors:`, presets already merged. What was wrong is left out.
 pub(super) fn vendors(
     written: &file::Entries<file::Vendor>,
-    context: &mut Context<'_>,
+    reader: &mut Reader<'_>,
 ) -> Vec<Vendor> {
-    let at = Spot::default().key("vendors");
+    let at = KeyPath::default().key("vendors");
     let mut claimed = ClaimedNames::default();
     let mut vendors = Vec::with_capacity(written.0.len());
     for (name, entry) in &written.0 {
         let at = at.key(name);
         if let Some(entry) = entry {
-            vendors.extend(vendor(name, entry, &mut claimed, &at, context));
+            vendors.extend(vendor(name, entry, &mut claimed, &at, reader));
         }
         // After everything inside, so that it does not count as what is wrong there.
         let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
         if name.is_empty() || !name.bytes().all(is_plain) {
             let hint = "names are letters, digits, `.`, `_` and `-`";
-            context
+            reader
                 .report
-                .wrong_key(&at, "is not a vendor's name", hint);
+                .error_at_key(&at, "is not a vendor's name", hint);
         } else if name == "none" {
             let hint = "metrics call requests `none` that reached no vendor";
-            context
+            reader
                 .report
-                .wrong_key(&at, "is not a vendor's name", hint);
+                .error_at_key(&at, "is not a vendor's name", hint);
         }
     }
     vendors
@@ -160,21 +160,21 @@ fn vendor<'f>(
     name: &'f str,
     entry: &'f file::Vendor,
     claimed: &mut ClaimedNames<'f>,
-    at: &Spot,
-    context: &mut Context<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> Option<Vendor> {
     // One that is not known was reported when presets were merged.
     let preset = entry.preset.as_deref().and_then(presets::find);
-    let prefix = prefix(name, entry, claimed, at, context);
-    let hosts = hosts(name, entry, claimed, at, context);
+    let prefix = prefix(name, entry, claimed, at, reader);
+    let hosts = hosts(name, entry, claimed, at, reader);
     let allow_plaintext = entry.allow_plaintext.unwrap_or(false);
-    let upstream = upstream(entry, at, context);
+    let upstream = upstream(entry, at, reader);
     let client_cert = entry
         .client_cert
         .as_ref()
-        .and_then(|files| context.cert_files(files, &at.key("client_cert")));
+        .and_then(|files| reader.cert_files(files, &at.key("client_cert")));
     if client_cert.is_some() && upstream.as_ref().is_some_and(|upstream| !upstream.tls) {
-        context.report.wrong_key(
+        reader.report.error_at_key(
             &at.key("client_cert"),
             "is never shown to an `http://` upstream",
             "a certificate is part of the TLS handshake: use https://, or remove it",
@@ -187,7 +187,7 @@ fn vendor<'f>(
         && presets.is_none()
         && upstream.as_ref().is_some_and(|upstream| !upstream.tls)
     {
-        context.report.wrong(
+        reader.report.error(
             &at.key("tls").key("late_client_auth"),
             "has no meaning for an `http://` upstream",
             "a certificate is part of TLS: use https://, or remove it",
@@ -196,18 +196,18 @@ fn vendor<'f>(
     let ca = entry
         .ca
         .as_ref()
-        .map(|path| context.roots(path, &at.key("ca")));
+        .map(|path| reader.roots(path, &at.key("ca")));
     let auth = entry.auth.as_ref().map(|auth| {
         auth::auth(
             auth,
-            auth::Around {
+            auth::AuthContext {
                 upstream: upstream.as_ref(),
                 client_cert: client_cert.as_ref(),
                 allow_plaintext,
                 allow_link_local: entry.allow_link_local.unwrap_or(false),
             },
             &at.key("auth"),
-            context,
+            reader,
         )
     });
     let trailing_dots_ignored = preset.is_some_and(|preset| preset.trailing_dots_ignored);
@@ -219,12 +219,12 @@ fn vendor<'f>(
     };
     let answered = match (entry.login, &upstream, &auth) {
         (Some(file::Login::Stub), Some(upstream), Some(Some(auth))) => {
-            path_rules::answered(auth, preset, upstream, &at.key("login"), context)
+            path_rules::answered(auth, preset, upstream, &at.key("login"), reader)
         }
         (_, _, _) => vec![],
     };
     let base = upstream.as_ref().map_or("", |upstream| &upstream.base);
-    let (refuse, allow) = path_rules::rules(entry, preset, base, logins, at, context);
+    let (refuse, allow) = path_rules::rules(entry, preset, base, logins, at, reader);
     Some(Vendor {
         name: name.to_owned(),
         preset: entry.preset.clone(),
@@ -244,17 +244,17 @@ fn vendor<'f>(
         proxy: entry
             .proxy
             .as_deref()
-            .and_then(|written| proxy(written, &at.key("proxy"), context)),
+            .and_then(|written| proxy(written, &at.key("proxy"), reader)),
         allow_link_local: entry.allow_link_local.unwrap_or(false),
         timeouts: timeouts(entry.timeouts.as_ref()),
-        limits: limits(entry.limits.as_ref(), &at.key("limits"), context),
-        breaker: breaker(entry.breaker.as_ref(), &at.key("breaker"), context),
+        limits: limits(entry.limits.as_ref(), &at.key("limits"), reader),
+        breaker: breaker(entry.breaker.as_ref(), &at.key("breaker"), reader),
         cookies_pass: matches!(entry.cookies, Some(file::Cookies::Pass)),
         retry_on_401: entry.retry_on_401.unwrap_or(true),
         refuse,
         allow,
         encoded_slash_pass: matches!(entry.encoded_slash, Some(file::EncodedSlash::Pass)),
-        header_names: header_names(entry, &at.key("header_names"), context),
+        header_names: header_names(entry, &at.key("header_names"), reader),
         logins: answered,
         redact_echo: entry.redact_echo.unwrap_or(true),
         trailing_dots_ignored,
@@ -262,18 +262,18 @@ fn vendor<'f>(
 }
 
 /// Reads `proxy:`: an origin, and nothing in it that is secret.
-fn proxy(written: &str, at: &Spot, context: &mut Context<'_>) -> Option<Url> {
+fn proxy(written: &str, at: &KeyPath, reader: &mut Reader<'_>) -> Option<Url> {
     let read = if written.contains("://") {
         endpoint::proxy(written)
     } else {
         // The environment may leave the scheme out, the configuration says it.
-        Err(Wrong::NotProxy)
+        Err(InvalidUrl::NotProxy)
     };
     let example = "written `http://egress.example:3128`";
     let url = match read {
         Ok(url) if url.username().is_empty() && url.password().is_none() => url,
-        Ok(_) | Err(Wrong::Unencoded) => {
-            context.report.wrong(
+        Ok(_) | Err(InvalidUrl::Unencoded) => {
+            reader.report.error(
                 at,
                 "holds a user name or password",
                 "leave `proxy` out and put the whole URL, both of them percent-encoded, into the \
@@ -282,18 +282,18 @@ fn proxy(written: &str, at: &Spot, context: &mut Context<'_>) -> Option<Url> {
             return None;
         }
         Err(wrong) => {
-            let hint = if wrong == Wrong::NotProxy {
+            let hint = if wrong == InvalidUrl::NotProxy {
                 example
             } else {
                 wrong.hint()
             };
-            context.report.wrong(at, wrong, hint);
+            reader.report.error(at, wrong, hint);
             return None;
         }
     };
     if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
         let message = "holds more than scheme, host and port";
-        context.report.wrong(at, message, example);
+        reader.report.error(at, message, example);
         return None;
     }
     Some(url)
@@ -304,16 +304,16 @@ fn proxy(written: &str, at: &Spot, context: &mut Context<'_>) -> Option<Url> {
 pub(super) fn check_environment_proxies(
     vendors: &[Vendor],
     callers: &Callers,
-    context: &mut Context<'_>,
+    reader: &mut Reader<'_>,
 ) {
     // It belongs to the machine that runs the proxy, as secrets do.
-    if context.secrets == Secrets::FormOnly {
+    if reader.secrets == Secrets::FormOnly {
         return;
     }
     let outbound = Outbound::new(None);
-    let mut destinations: Vec<(Spot, Url)> = Vec::new();
+    let mut destinations: Vec<(KeyPath, Url)> = Vec::new();
     for vendor in vendors.iter().filter(|vendor| vendor.proxy.is_none()) {
-        let at = Spot::default().key("vendors").key(&vendor.name);
+        let at = KeyPath::default().key("vendors").key(&vendor.name);
         let origin = vendor.upstream.origin().parse().ok();
         destinations.extend(origin.map(|url| (at.key("upstream"), url)));
         let of_auth = vendor.auth.as_ref().and_then(Auth::token_url);
@@ -327,7 +327,7 @@ pub(super) fn check_environment_proxies(
             }) = &caller.jwt
                 && url.scheme() == "https"
             {
-                let at = Spot::default().key("callers").key(&caller.name);
+                let at = KeyPath::default().key("callers").key(&caller.name);
                 destinations.push((at.key("jwt").key("jwks_url"), url.clone()));
             }
         }
@@ -338,7 +338,7 @@ pub(super) fn check_environment_proxies(
             && named.insert(variable)
         {
             let message = format!("the environment variable {variable} {wrong}");
-            context.report.wrong(&at, message, wrong.hint());
+            reader.report.error(&at, message, wrong.hint());
         }
     }
 }
@@ -347,8 +347,8 @@ fn prefix<'f>(
     name: &'f str,
     entry: &file::Vendor,
     claimed: &mut ClaimedNames<'f>,
-    at: &Spot,
-    context: &mut Context<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> Option<String> {
     let at = at.key("prefix");
     let prefix = entry.prefix.clone().unwrap_or_else(|| format!("/{name}"));
@@ -366,13 +366,13 @@ fn prefix<'f>(
         Some(_) if entry.prefix.is_none() && !matches!(name, "." | "..") => return None,
         Some(message) => {
             let hint = "prefixes are written `/acme` or `/certificates/acme`";
-            context.report.wrong(&at, message, hint);
+            reader.report.error(&at, message, hint);
             return None;
         }
         None => {}
     }
     if let Some(other) = claimed.prefixes.insert(prefix.clone(), name) {
-        context.report.wrong(
+        reader.report.error(
             &at,
             format!("is also the prefix of `{other}`"),
             "every vendor needs a prefix of its own",
@@ -385,8 +385,8 @@ fn hosts<'f>(
     name: &'f str,
     entry: &file::Vendor,
     claimed: &mut ClaimedNames<'f>,
-    at: &Spot,
-    context: &mut Context<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> Vec<String> {
     let mut hosts = Vec::new();
     for (nth, host) in entry.hosts.iter().flatten().enumerate() {
@@ -402,7 +402,7 @@ fn hosts<'f>(
                     .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         };
         if host.len() > 253 || !host.split('.').all(is_label) {
-            context.report.wrong(
+            reader.report.error(
                 &at,
                 "is not a host name",
                 "written `acme.proxy.internal`: no port, no wildcard, no trailing dot",
@@ -410,7 +410,7 @@ fn hosts<'f>(
             continue;
         }
         if let Some(other) = claimed.hosts.insert(host.clone(), name) {
-            context.report.wrong(
+            reader.report.error(
                 &at,
                 format!("already leads to `{other}`"),
                 "a host leads to one vendor",
@@ -422,7 +422,7 @@ fn hosts<'f>(
 }
 
 /// Reads `header_names:`. What frames a request, or belongs to its connection, has one spelling.
-fn header_names(entry: &file::Vendor, at: &Spot, context: &mut Context<'_>) -> Vec<HeaderName> {
+fn header_names(entry: &file::Vendor, at: &KeyPath, reader: &mut Reader<'_>) -> Vec<HeaderName> {
     let mut names = Vec::new();
     for (nth, written) in entry.header_names.iter().flatten().enumerate() {
         let Some(written) = written else { continue };
@@ -430,9 +430,9 @@ fn header_names(entry: &file::Vendor, at: &Spot, context: &mut Context<'_>) -> V
         let name = HeaderName::from_bytes(written.as_bytes());
         let Some(name) = name.ok().filter(|_| written.bytes().all(is_tchar)) else {
             let hint = "names are written as callers send them, for example `X_Account`";
-            context
+            reader
                 .report
-                .wrong(&at, "is not the name of a header field", hint);
+                .error(&at, "is not the name of a header field", hint);
             continue;
         };
         let dashed = name
@@ -440,9 +440,9 @@ fn header_names(entry: &file::Vendor, at: &Spot, context: &mut Context<'_>) -> V
             .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         if dashed == name.as_str() {
             let hint = "letters, digits and `-` may be in every name";
-            context.report.wrong(&at, "needs no permission", hint);
+            reader.report.error(&at, "needs no permission", hint);
         } else if CONNECTION_FIELDS.contains(&dashed.as_str()) {
-            context.report.wrong(
+            reader.report.error(
                 &at,
                 format!("could be taken for `{dashed}`"),
                 "that field says where a request ends or how it travels, and has one spelling",
@@ -472,7 +472,7 @@ fn timeouts(written: Option<&file::Timeouts>) -> Timeouts {
     }
 }
 
-fn limits(written: Option<&file::Limits>, at: &Spot, context: &mut Context<'_>) -> Limits {
+fn limits(written: Option<&file::Limits>, at: &KeyPath, reader: &mut Reader<'_>) -> Limits {
     let none = file::Limits::default();
     let written = written.unwrap_or(&none);
     Limits {
@@ -481,15 +481,15 @@ fn limits(written: Option<&file::Limits>, at: &Spot, context: &mut Context<'_>) 
         rate: written
             .rate
             .as_ref()
-            .and_then(|rate| callers::rate(rate, &at.key("rate"), context)),
+            .and_then(|rate| callers::rate(rate, &at.key("rate"), reader)),
         honour_retry_after: written.honour_retry_after.unwrap_or(false),
     }
 }
 
-fn breaker(written: Option<&file::Breaker>, at: &Spot, context: &mut Context<'_>) -> Breaker {
+fn breaker(written: Option<&file::Breaker>, at: &KeyPath, reader: &mut Reader<'_>) -> Breaker {
     let open_for = written.and_then(|written| written.open_for);
     if open_for.is_some_and(|span| span.0.is_zero()) {
-        context.report.wrong(
+        reader.report.error(
             &at.key("open_for"),
             "is no time at all",
             "`failures: 0` turns the breaker off",

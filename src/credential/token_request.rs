@@ -29,7 +29,7 @@ use crate::late_client_auth::{LateClientAuth, exchange};
 use crate::outbound::Outbound;
 use crate::secret::Secret;
 use crate::tls::{CertFiles, Identity, Roots};
-use crate::wording::in_words;
+use crate::wording::describe;
 use response::{ResponseReader, read_bounded, reason_phrase};
 pub(super) use response::{TokenError, TokenResponse};
 
@@ -125,7 +125,7 @@ impl TokenClient {
                 .body(request.form_body())
         };
 
-        let endpoint = endpoint::shown(url);
+        let endpoint = endpoint::without_login(url);
         let deadline = sent + self.times.request_timeout;
         let timed_out = |not_received| TokenError::Temporary {
             cause: format!(
@@ -172,7 +172,7 @@ impl TokenClient {
             .get(url.clone())
             .header(AUTHORIZATION, authorization);
         let error = |cause| TokenError::Temporary {
-            cause: format!("{}: {cause}", endpoint::shown(url)),
+            cause: format!("{}: {cause}", endpoint::without_login(url)),
             retry_after: None,
             not_received: false,
         };
@@ -358,7 +358,7 @@ fn error_chain(error: reqwest::Error) -> String {
         }
         cause = inner.source();
     }
-    in_words(&text)
+    describe(&text)
 }
 
 /// Returns TLS settings under which no server verifies.

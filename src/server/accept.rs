@@ -37,7 +37,7 @@ use crate::downstream::preamble;
 use crate::downstream::stream::{DownstreamStream, HEAD_TIME, RejectedHead, TOO_MANY_HEADS};
 use crate::logs::{AccessLog, Line};
 use crate::request::{Proxy, Snapshot};
-use crate::wording::in_words;
+use crate::wording::describe;
 
 /// A TLS handshake must be done within this time.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
@@ -204,7 +204,7 @@ async fn serve(
         Some(tls) => match timeout(HANDSHAKE_TIME, Box::pin(tls.tls_handshake(socket))).await {
             Ok(Ok(stream)) => Box::new(stream),
             Ok(Err(cause)) => {
-                let cause = in_words(&cause.to_string());
+                let cause = describe(&cause.to_string());
                 tracing::debug!(client = %from, cause, "TLS handshake failed");
                 return;
             }

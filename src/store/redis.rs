@@ -26,7 +26,7 @@ use super::{Grant, Kind, Lock, Store, StoreError, new_holder};
 use crate::endpoint;
 use crate::secret::SecretRef;
 use crate::tls::Roots;
-use crate::wording::in_words;
+use crate::wording::describe;
 
 /// The Redis store.
 pub(super) struct RedisStore(Arc<Server>);
@@ -238,7 +238,7 @@ impl Server {
     fn remote(&self, cause: impl Into<String>) -> StoreError {
         StoreError::Remote {
             server: self.server(),
-            cause: in_words(&cause.into()),
+            cause: describe(&cause.into()),
         }
     }
 
@@ -250,7 +250,7 @@ impl Server {
                 let port = url.port().unwrap_or(6379);
                 // Only fails for a URL without a host.
                 let _ = url.set_port(Some(port));
-                endpoint::shown(&url)
+                endpoint::without_login(&url)
             },
         )
     }

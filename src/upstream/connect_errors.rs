@@ -9,7 +9,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use pingora::{Error, ErrorType};
 
-use crate::wording::in_words;
+use crate::wording::describe;
 
 /// The errors of one request, since its last connection.
 #[derive(Debug, Default)]
@@ -132,7 +132,7 @@ fn described(error: &Error) -> (Weight, String) {
         }
         ConnectProxyFailure => (Weight::Proxy, innermost(error)),
         TLSHandshakeFailure | InvalidCert | HandshakeError => {
-            let said = in_words(&innermost(error));
+            let said = describe(&innermost(error));
             let weight = if said.contains("certificate") {
                 Weight::Certificate
             } else {

@@ -9,7 +9,7 @@ use hickory_resolver::TokioResolver;
 use hickory_resolver::net::NetError;
 use tokio::time::Instant;
 
-use crate::wording::in_words;
+use crate::wording::describe;
 
 /// The addresses of one name, never empty, in the resolver's order.
 pub type Resolved = Vec<IpAddr>;
@@ -126,7 +126,7 @@ fn told(cause: &NetError) -> String {
         NetError::Timeout => "the name servers do not answer".to_owned(),
         NetError::NoConnections => "no name server can be reached".to_owned(),
         NetError::Io(cause) => format!("no name server can be reached: {cause}"),
-        other => in_words(&other.to_string()),
+        other => describe(&other.to_string()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What is shown to a vendor: `auth:`, exactly one kind.
+//! The reader of `auth:`.
 
 use http::HeaderName;
 use std::time::Duration;
@@ -9,29 +9,29 @@ use crate::config::auth::{
     VedauthGrant,
 };
 use crate::config::file::{self, Entries};
-use crate::config::reference::Context;
-use crate::config::report::{Spot, list};
+use crate::config::reader::Reader;
+use crate::config::report::{KeyPath, list};
 use crate::config::upstream::{Upstream, refuse_link_local, web_url};
 use crate::endpoint;
 use crate::secret::{Secret, SecretRef};
 use crate::tls::CertFiles;
 
-/// What of the vendor its credential depends on.
+/// The facts of a vendor that its credential depends on.
 #[derive(Clone, Copy)]
-pub(in crate::config) struct Around<'a> {
+pub(in crate::config) struct AuthContext<'a> {
     pub(in crate::config) upstream: Option<&'a Upstream>,
     pub(in crate::config) client_cert: Option<&'a CertFiles>,
     pub(in crate::config) allow_plaintext: bool,
-    /// The vendor's, likewise.
+    /// The vendor's setting, too.
     pub(in crate::config) allow_link_local: bool,
 }
 
-/// Reads `auth:`. `None`: something is wrong, which has been reported.
+/// Reads `auth:`. `None`: it has an error, which has been reported.
 pub(in crate::config) fn auth(
     written: &file::Auth,
-    around: Around<'_>,
-    at: &Spot,
-    context: &mut Context<'_>,
+    auth_context: AuthContext<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> Option<Auth> {
     // In full, so that the compiler asks for the reader of a new kind.
     let file::Auth {
@@ -45,27 +45,27 @@ pub(in crate::config) fn auth(
     } = written;
     if let Some(bearer) = bearer {
         let at = at.key("bearer").key("token");
-        let token = need(bearer.token.as_ref(), &at, context)?;
-        let token = context.secret(token, &at)?;
-        context.bearer_token(&token, &at);
+        let token = required(bearer.token.as_ref(), &at, reader)?;
+        let token = reader.secret(token, &at)?;
+        reader.bearer_token(&token, &at);
         Some(Auth::Bearer { token })
     } else if let Some(basic) = basic {
-        self::basic(basic, &at.key("basic"), context)
+        self::basic(basic, &at.key("basic"), reader)
     } else if let Some(Entries(headers)) = headers {
-        Some(self::headers(headers, &at.key("headers"), context))
+        Some(self::headers(headers, &at.key("headers"), reader))
     } else if let Some(Entries(query)) = query {
         let at = at.key("query");
         let mut read = Vec::with_capacity(query.len());
         for (name, secret) in query {
             let at = at.key(name);
             if name.is_empty() {
-                context
+                reader
                     .report
-                    .wrong_key(&at, "a parameter needs a name", "");
+                    .error_at_key(&at, "a parameter needs a name", "");
             }
             if let Some(secret) = secret {
                 read.extend(
-                    context
+                    reader
                         .secret(secret, &at)
                         .map(|secret| (name.clone(), secret)),
                 );
@@ -74,28 +74,28 @@ pub(in crate::config) fn auth(
         Some(Auth::Query(read))
     } else if let Some(client) = client_credentials {
         let at = at.key("client_credentials");
-        self::client_credentials(client, around, &at, context).map(Auth::ClientCredentials)
+        self::client_credentials(client, auth_context, &at, reader).map(Auth::ClientCredentials)
     } else if let Some(client) = authorization_code {
         let at = at.key("authorization_code");
-        self::authorization_code(client, around, &at, context).map(Auth::AuthorizationCode)
+        self::authorization_code(client, auth_context, &at, reader).map(Auth::AuthorizationCode)
     } else if let Some(server) = vedauth {
-        self::vedauth(server, around, &at.key("vedauth"), context).map(Auth::Vedauth)
+        self::vedauth(server, auth_context, &at.key("vedauth"), reader).map(Auth::Vedauth)
     } else {
         None
     }
 }
 
-fn need<'w, T>(written: Option<&'w T>, at: &Spot, context: &mut Context<'_>) -> Option<&'w T> {
+fn required<'w, T>(written: Option<&'w T>, at: &KeyPath, reader: &mut Reader<'_>) -> Option<&'w T> {
     if written.is_none() {
-        context.report.missing(at, "");
+        reader.report.missing_key(at, "");
     }
     written
 }
 
-fn basic(written: &file::Basic, at: &Spot, context: &mut Context<'_>) -> Option<Auth> {
+fn basic(written: &file::Basic, at: &KeyPath, reader: &mut Reader<'_>) -> Option<Auth> {
     let name_at = at.key("username");
-    let username = need(written.username.as_ref(), &name_at, context)
-        .and_then(|username| context.plain_or_secret(username, &name_at));
+    let username = required(written.username.as_ref(), &name_at, reader)
+        .and_then(|username| reader.plain_or_secret(username, &name_at));
     let known = match &username {
         Some(SecretRef::Value(name)) => name.expose(),
         Some(SecretRef::Plain(name)) => name,
@@ -103,13 +103,11 @@ fn basic(written: &file::Basic, at: &Spot, context: &mut Context<'_>) -> Option<
     };
     if known.contains(':') {
         let hint = "Basic puts a colon between user name and password (RFC 7617 §2)";
-        context
-            .report
-            .wrong(&name_at, "must not hold a colon", hint);
+        reader.report.error(&name_at, "must not hold a colon", hint);
     }
     let at = at.key("password");
-    let password = need(written.password.as_ref(), &at, context)
-        .and_then(|password| context.secret(password, &at));
+    let password = required(written.password.as_ref(), &at, reader)
+        .and_then(|password| reader.secret(password, &at));
     Some(Auth::Basic {
         username: username?,
         password: password?,
@@ -118,19 +116,21 @@ fn basic(written: &file::Basic, at: &Spot, context: &mut Context<'_>) -> Option<
 
 fn headers(
     written: &[(String, Option<file::PlainOrSecret>)],
-    at: &Spot,
-    context: &mut Context<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> Auth {
     let mut read: Vec<(String, SecretRef)> = Vec::with_capacity(written.len());
     for (name, value) in written {
         let at = at.key(name);
         let lower = name.to_ascii_lowercase();
         if HeaderName::from_bytes(name.as_bytes()).is_err() {
-            context.report.wrong_key(&at, "is not a header's name", "");
+            reader
+                .report
+                .error_at_key(&at, "is not a header's name", "");
             continue;
         }
         if CONNECTION_FIELDS.contains(&lower.as_str()) {
-            context.report.wrong_key(
+            reader.report.error_at_key(
                 &at,
                 "cannot carry a credential",
                 "it belongs to the connection, not to the request",
@@ -141,7 +141,7 @@ fn headers(
             .iter()
             .any(|(other, _)| other.eq_ignore_ascii_case(name))
         {
-            context.report.wrong_key(
+            reader.report.error_at_key(
                 &at,
                 "is given twice",
                 "case does not count in a header's name",
@@ -152,14 +152,14 @@ fn headers(
             .iter()
             .any(|word| lower.contains(word));
         if looks_secret && matches!(value, file::PlainOrSecret::Plain(_)) {
-            context.report.warn(
+            reader.report.warn(
                 &at,
                 "looks like a secret and is written into the configuration",
                 "`{ env: NAME }` or `{ file: PATH }` keep it out",
             );
         }
-        if let Some(mut secret) = context.plain_or_secret(value, &at) {
-            context.header_value(&secret, &at);
+        if let Some(mut secret) = reader.plain_or_secret(value, &at) {
+            reader.header_value(&secret, &at);
             if looks_secret && let SecretRef::Plain(text) = secret {
                 secret = SecretRef::Value(Secret::new(text));
             }
@@ -171,12 +171,18 @@ fn headers(
 
 fn client_credentials(
     written: &file::ClientCredentials,
-    around: Around<'_>,
-    at: &Spot,
-    context: &mut Context<'_>,
+    auth_context: AuthContext<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> Option<ClientCredentials> {
-    let token_url = login_url(written.token_url.as_ref(), "token_url", around, at, context);
-    let client_id = client_id(written.client_id.as_ref(), at, context);
+    let token_url = login_url(
+        written.token_url.as_ref(),
+        "token_url",
+        auth_context,
+        at,
+        reader,
+    );
+    let client_id = client_id(written.client_id.as_ref(), at, reader);
     let proof = Proof {
         client_secret: written.client_secret.as_ref(),
         private_key: written.private_key.as_ref(),
@@ -186,12 +192,12 @@ fn client_credentials(
         client_cert: written.client_cert.as_ref(),
     };
     let kind = written.client_auth.unwrap_or(file::ClientAuth::Basic);
-    let client_cert = shown(&proof, token_url.as_ref(), around, at, context);
-    let client_auth = client_auth(kind, &proof, client_cert.as_ref(), at, context);
+    let client_cert = presented_cert(&proof, token_url.as_ref(), auth_context, at, reader);
+    let client_auth = client_auth(kind, &proof, client_cert.as_ref(), at, reader);
     let mut params = Vec::new();
     for (name, value) in written.params.iter().flat_map(|params| &params.0) {
         if OWN_PARAMETERS.contains(&name.as_str()) {
-            context.report.wrong_key(
+            reader.report.error_at_key(
                 &at.key("params").key(name),
                 "is a parameter of our own",
                 format!(
@@ -203,22 +209,22 @@ fn client_credentials(
         params.extend(value.clone().map(|value| (name.clone(), value)));
     }
     if kind == file::ClientAuth::Tls && proof.client_cert.is_none() {
-        shown_in_tls(token_url.as_ref(), &at.key("client_auth"), context);
+        requires_https(token_url.as_ref(), &at.key("client_auth"), reader);
     }
     let times = times(
         written.default_lifetime,
         written.request_timeout,
         at,
-        context,
+        reader,
     );
     Some(ClientCredentials {
         token_url: token_url?,
         client_id: client_id?,
         client_auth: client_auth?,
         client_cert,
-        scope: present(written.scope.as_ref()),
-        audience: present(written.audience.as_ref()),
-        resource: present(written.resource.as_ref()),
+        scope: non_empty(written.scope.as_ref()),
+        audience: non_empty(written.audience.as_ref()),
+        resource: non_empty(written.resource.as_ref()),
         params,
         share: written.share.unwrap_or(false),
         times,
@@ -227,14 +233,20 @@ fn client_credentials(
 
 fn authorization_code(
     written: &file::AuthorizationCode,
-    around: Around<'_>,
-    at: &Spot,
-    context: &mut Context<'_>,
+    auth_context: AuthContext<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> Option<AuthorizationCode> {
     let authorize_url = written.authorize_url.as_ref();
-    let authorize_url = login_url(authorize_url, "authorize_url", around, at, context);
-    let token_url = login_url(written.token_url.as_ref(), "token_url", around, at, context);
-    let client_id = client_id(written.client_id.as_ref(), at, context);
+    let authorize_url = login_url(authorize_url, "authorize_url", auth_context, at, reader);
+    let token_url = login_url(
+        written.token_url.as_ref(),
+        "token_url",
+        auth_context,
+        at,
+        reader,
+    );
+    let client_id = client_id(written.client_id.as_ref(), at, reader);
     let proof = Proof {
         client_secret: written.client_secret.as_ref(),
         private_key: written.private_key.as_ref(),
@@ -243,30 +255,30 @@ fn authorization_code(
         assertion_audience: written.assertion_audience.as_ref(),
         client_cert: written.client_cert.as_ref(),
     };
-    let client_cert = shown(&proof, token_url.as_ref(), around, at, context);
+    let client_cert = presented_cert(&proof, token_url.as_ref(), auth_context, at, reader);
     let client_auth = match (written.client_auth, &written.client_secret) {
-        // RFC 6749 §2.1: a public client has nothing to prove itself with.
+        // RFC 6749 §2.1: a public client has no secret.
         (None, None) if proof.private_key.is_none() && proof.client_cert.is_none() => Some(None),
         (kind, _) => {
             let kind = kind.unwrap_or(file::ClientAuth::Post);
-            client_auth(kind, &proof, client_cert.as_ref(), at, context).map(Some)
+            client_auth(kind, &proof, client_cert.as_ref(), at, reader).map(Some)
         }
     };
     if written.client_auth == Some(file::ClientAuth::Tls) && proof.client_cert.is_none() {
-        shown_in_tls(token_url.as_ref(), &at.key("client_auth"), context);
+        requires_https(token_url.as_ref(), &at.key("client_auth"), reader);
     }
     let redirect_at = at.key("redirect_uri");
     let redirect_uri = match &written.redirect_uri {
         None => {
-            context.report.missing(
+            reader.report.missing_key(
                 &redirect_at,
                 "as registered with the vendor, for example `http://127.0.0.1:8765/callback`",
             );
             None
         }
-        Some(text) => redirect_uri(text, &redirect_at, context),
+        Some(text) => redirect_uri(text, &redirect_at, reader),
     };
-    let issuer = present(written.issuer.as_ref());
+    let issuer = non_empty(written.issuer.as_ref());
     if let Some(issuer) = &issuer {
         let url = endpoint::web(issuer);
         // RFC 8414 §2: a URL without query and fragment.
@@ -274,11 +286,11 @@ fn authorization_code(
             let hint = "written as the server's redirects name it in `iss`, for example \
                         `https://login.example/realms/a`";
             let message = "is not an issuer identifier";
-            context.report.wrong(&at.key("issuer"), message, hint);
+            reader.report.error(&at.key("issuer"), message, hint);
         }
     }
     if written.share == Some(false) {
-        context.report.wrong(
+        reader.report.error(
             &at.key("share"),
             "cannot be false",
             "replicas share what a refresh token brings, or they would end each other's grant; leave \
@@ -289,7 +301,7 @@ fn authorization_code(
         written.default_lifetime,
         written.request_timeout,
         at,
-        context,
+        reader,
     );
     Some(AuthorizationCode {
         authorize_url: authorize_url?,
@@ -297,7 +309,7 @@ fn authorization_code(
         client_id: client_id?,
         client_auth: client_auth?,
         client_cert,
-        scope: present(written.scope.as_ref()),
+        scope: non_empty(written.scope.as_ref()),
         redirect_uri: redirect_uri?,
         send_redirect_uri: written.send_redirect_uri.unwrap_or(true),
         pkce: written.pkce.unwrap_or(true),
@@ -307,29 +319,29 @@ fn authorization_code(
 }
 
 /// RFC 6749 §3.1.2: absolute, without a fragment.
-fn redirect_uri(text: &str, at: &Spot, context: &mut Context<'_>) -> Option<RedirectUri> {
+fn redirect_uri(text: &str, at: &KeyPath, reader: &mut Reader<'_>) -> Option<RedirectUri> {
     let blank = |c: char| c.is_whitespace() || c.is_control();
     let message = match text.parse::<RedirectUri>() {
-        // A parser drops some of these, a server does not.
+        // A parser drops some of these characters; a server does not.
         Ok(_) if text.contains(blank) => "has a character that no URL may have",
         Ok(uri) if uri.url().fragment().is_none() => return Some(uri),
         Ok(_) => "must not have a fragment",
         Err(_) => "is not an absolute URL",
     };
-    context.report.wrong(at, message, "");
+    reader.report.error(at, message, "");
     None
 }
 
 fn vedauth(
     written: &file::Vedauth,
-    around: Around<'_>,
-    at: &Spot,
-    context: &mut Context<'_>,
+    auth_context: AuthContext<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> Option<Vedauth> {
-    let url = match (&written.url, around.upstream) {
-        (Some(_), _) => login_url(written.url.as_ref(), "url", around, at, context),
+    let url = match (&written.url, auth_context.upstream) {
+        (Some(_), _) => login_url(written.url.as_ref(), "url", auth_context, at, reader),
         (None, Some(upstream)) => Url::parse(&upstream.origin()).ok(),
-        // Reported as a missing or wrong upstream.
+        // Reported as a missing or invalid upstream.
         (None, None) => None,
     };
     let url = url.map(|mut url| {
@@ -342,22 +354,22 @@ fn vedauth(
         }
         url
     });
-    let client_id = client_id(written.client_id.as_ref(), at, context);
+    let client_id = client_id(written.client_id.as_ref(), at, reader);
     let user = written.username.is_some() || written.password.is_some();
     let ways = [written.certificate.is_some(), user, written.jwt.is_some()];
     let grant = match ways {
         [true, false, false] => written
             .certificate
             .as_ref()
-            .and_then(|files| context.cert_files(files, &at.key("certificate")))
+            .and_then(|files| reader.cert_files(files, &at.key("certificate")))
             .map(VedauthGrant::Certificate),
         [false, true, false] => {
             let name_at = at.key("username");
-            let username = need(written.username.as_ref(), &name_at, context)
-                .and_then(|username| context.plain_or_secret(username, &name_at));
+            let username = required(written.username.as_ref(), &name_at, reader)
+                .and_then(|username| reader.plain_or_secret(username, &name_at));
             let at = at.key("password");
-            let password = need(written.password.as_ref(), &at, context)
-                .and_then(|password| context.secret(password, &at));
+            let password = required(written.password.as_ref(), &at, reader)
+                .and_then(|password| reader.secret(password, &at));
             username
                 .zip(password)
                 .map(|(username, password)| VedauthGrant::Password { username, password })
@@ -365,18 +377,18 @@ fn vedauth(
         [false, false, true] => written
             .jwt
             .as_ref()
-            .and_then(|jwt| context.secret(jwt, &at.key("jwt")))
+            .and_then(|jwt| reader.secret(jwt, &at.key("jwt")))
             .map(VedauthGrant::Jwt),
         [false, false, false] => {
             let certificate = at.key("certificate");
-            context.report.missing(
+            reader.report.missing_key(
                 &certificate,
                 "or `username` and `password`, or `jwt`: one of them obtains the grant",
             );
             None
         }
         [_, _, _] => {
-            context.report.wrong(
+            reader.report.error(
                 at,
                 "says more than one way to obtain the grant",
                 "give exactly one of `certificate`, `username` with `password`, and `jwt`",
@@ -385,18 +397,18 @@ fn vedauth(
         }
     };
     if let Some(VedauthGrant::Certificate(_)) = grant {
-        shown_in_tls(url.as_ref(), &at.key("certificate"), context);
+        requires_https(url.as_ref(), &at.key("certificate"), reader);
     }
     let times = times(
         written.default_lifetime,
         written.request_timeout,
         at,
-        context,
+        reader,
     );
     Some(Vedauth {
         url: url?,
         client_id: client_id?,
-        scope: present(written.scope.as_ref()),
+        scope: non_empty(written.scope.as_ref()),
         grant: grant?,
         refresh: written.refresh.unwrap_or(true),
         share: written.share.unwrap_or(false),
@@ -408,44 +420,44 @@ fn vedauth(
 fn login_url(
     written: Option<&String>,
     name: &str,
-    around: Around<'_>,
-    at: &Spot,
-    context: &mut Context<'_>,
+    auth_context: AuthContext<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> Option<Url> {
     let at = at.key(name);
-    let text = need(written, &at, context)?;
+    let text = required(written, &at, reader)?;
     let clear = "the client's secret and the tokens travel";
-    let url = web_url(text, around.allow_plaintext, clear, &at, context)?;
-    if !around.allow_link_local {
-        refuse_link_local(&url, &at, context);
+    let url = web_url(text, auth_context.allow_plaintext, clear, &at, reader)?;
+    if !auth_context.allow_link_local {
+        refuse_link_local(&url, &at, reader);
     }
-    // RFC 6749 §3.1, §3.2: a query may stand there, a fragment may not.
+    // RFC 6749 §3.1, §3.2: a query is permitted, a fragment is not.
     if url.fragment().is_some() {
-        context.report.wrong(&at, "must not have a fragment", "");
+        reader.report.error(&at, "must not have a fragment", "");
     }
     Some(url)
 }
 
-/// A client certificate proves nothing where there is no handshake.
-fn shown_in_tls(url: Option<&Url>, at: &Spot, context: &mut Context<'_>) {
+/// Reports a client certificate for a URL without TLS.
+fn requires_https(url: Option<&Url>, at: &KeyPath, reader: &mut Reader<'_>) {
     if url.is_some_and(|url| url.scheme() != "https") {
         let message = "a client certificate is never shown to an `http://` URL";
         let hint = "a certificate is part of the TLS handshake: use https://";
-        context.report.wrong_key(at, message, hint);
+        reader.report.error_at_key(at, message, hint);
     }
 }
 
 fn client_id(
     written: Option<&file::PlainOrSecret>,
-    at: &Spot,
-    context: &mut Context<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> Option<SecretRef> {
     let at = at.key("client_id");
-    let written = need(written, &at, context)?;
-    context.plain_or_secret(written, &at)
+    let written = required(written, &at, reader)?;
+    reader.plain_or_secret(written, &at)
 }
 
-/// All that a client may prove itself with.
+/// All means of client authentication in one kind.
 struct Proof<'w> {
     client_secret: Option<&'w file::Secret>,
     private_key: Option<&'w file::Secret>,
@@ -455,35 +467,33 @@ struct Proof<'w> {
     client_cert: Option<&'w file::CertFiles>,
 }
 
-/// The certificate for the token endpoint: the kind's own, or else the vendor's. One of the kind's
-/// own must have a handshake to be shown in.
-fn shown(
+/// Returns the certificate for the token endpoint: the kind's own, or else the vendor's. The kind's
+/// own requires https.
+fn presented_cert(
     proof: &Proof<'_>,
     token_url: Option<&Url>,
-    around: Around<'_>,
-    at: &Spot,
-    context: &mut Context<'_>,
+    auth_context: AuthContext<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> Option<CertFiles> {
     let at = at.key("client_cert");
-    let own = proof
-        .client_cert
-        .map(|files| context.cert_files(files, &at));
+    let own = proof.client_cert.map(|files| reader.cert_files(files, &at));
     if own.is_some() {
-        shown_in_tls(token_url, &at, context);
+        requires_https(token_url, &at, reader);
     }
-    own.unwrap_or_else(|| around.client_cert.cloned())
+    own.unwrap_or_else(|| auth_context.client_cert.cloned())
 }
 
 fn client_auth(
     kind: file::ClientAuth,
     proof: &Proof<'_>,
     shown: Option<&CertFiles>,
-    at: &Spot,
-    context: &mut Context<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> Option<ClientAuth> {
     use file::ClientAuth::{Basic, Json, Post, PrivateKeyJwt, Tls};
 
-    // What the chosen way does not use is a misunderstanding, not a spare.
+    // A secret or key that the chosen client authentication does not use is an error.
     let by_secret = matches!(kind, Basic | Post | Json);
     let by_key = kind == PrivateKeyJwt;
     for (name, given, used, hint) in [
@@ -504,16 +514,16 @@ fn client_auth(
         ),
     ] {
         if given && !used {
-            context
+            reader
                 .report
-                .wrong_key(&at.key(name), "is not used by this `client_auth`", hint);
+                .error_at_key(&at.key(name), "is not used by this `client_auth`", hint);
         }
     }
     match kind {
         Basic | Post | Json => {
             let at = at.key("client_secret");
-            let secret = need(proof.client_secret, &at, context)?;
-            let secret = context.secret(secret, &at)?;
+            let secret = required(proof.client_secret, &at, reader)?;
+            let secret = reader.secret(secret, &at)?;
             Some(match kind {
                 Post => ClientAuth::Post(secret),
                 Json => ClientAuth::Json(secret),
@@ -523,9 +533,9 @@ fn client_auth(
         PrivateKeyJwt => {
             let at = at.key("private_key");
             let algorithm = proof.algorithm.unwrap_or(file::Algorithm::RS256);
-            let key = need(proof.private_key, &at, context)?;
+            let key = required(proof.private_key, &at, reader)?;
             Some(ClientAuth::PrivateKeyJwt {
-                private_key: context.signing_key(key, algorithm, &at)?,
+                private_key: reader.signing_key(key, algorithm, &at)?,
                 key_id: proof.key_id.cloned(),
                 algorithm: format!("{algorithm:?}"),
                 audience: proof.assertion_audience.cloned(),
@@ -534,7 +544,7 @@ fn client_auth(
         Tls => {
             if shown.is_none() {
                 let hint = "here, or as the vendor's own `client_cert`";
-                context.report.missing(&at.key("client_cert"), hint);
+                reader.report.missing_key(&at.key("client_cert"), hint);
             }
             shown.cloned().map(ClientAuth::Tls)
         }
@@ -544,15 +554,15 @@ fn client_auth(
 fn times(
     default_lifetime: Option<file::Span>,
     request_timeout: Option<file::Span>,
-    at: &Spot,
-    context: &mut Context<'_>,
+    at: &KeyPath,
+    reader: &mut Reader<'_>,
 ) -> TokenTimes {
     let mut positive = |span: Option<file::Span>, name: &str, default: u64| {
         let span = span.map_or(Duration::from_secs(default), |span| span.0);
         if span.is_zero() {
-            context
+            reader
                 .report
-                .wrong(&at.key(name), "must be more than 0", "");
+                .error(&at.key(name), "must be more than 0", "");
         }
         span
     };
@@ -562,16 +572,16 @@ fn times(
     }
 }
 
-/// An empty text is how the file takes back what a preset says.
-fn present(text: Option<&String>) -> Option<String> {
+/// Returns a text that is not empty. An empty one removes a value of the preset.
+fn non_empty(text: Option<&String>) -> Option<String> {
     text.filter(|text| !text.is_empty()).cloned()
 }
 
 const BY_SECRET: &str = "`basic`, `post` and `json` use it";
 const BY_KEY: &str = "`client_auth: private_key_jwt` uses it";
 
-/// Fields of the connection or of the message's framing (RFC 9110 §7.6.1, RFC 9112 §6), and those
-/// the proxy fills itself.
+/// Headers of the connection or of the message's framing (RFC 9110 §7.6.1, RFC 9112 §6), and those
+/// that the proxy sets itself.
 pub(in crate::config) const CONNECTION_FIELDS: [&str; 14] = [
     "connection",
     "content-length",

@@ -321,7 +321,7 @@ impl ResponseReader<'_> {
                     .unwrap_or_default()
                     .to_owned()
             },
-            |url| endpoint::shown(&url),
+            |url| endpoint::without_login(&url),
         );
         let target = self.quoted(&target);
         format!("a redirect to {target}, not followed: a token URL must be the final one")

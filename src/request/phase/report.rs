@@ -9,7 +9,7 @@ use crate::metrics::NO_CALLER;
 use crate::request::phase::authority::{callers_authority, callers_scheme};
 use crate::request::{Context, caller, path};
 use crate::traces;
-use crate::wording::{self, in_words};
+use crate::wording::{self, describe};
 
 /// An error of pingora's, without its peer context, which names certificates, and without what the
 /// vendor has sent, which may repeat our credential.
@@ -21,7 +21,7 @@ pub(in crate::request) struct Cause {
 
 impl Cause {
     pub(in crate::request) fn of(error: &PingoraError) -> Self {
-        let kind = wording::words_of(error.etype().as_str());
+        let kind = wording::describe_name(error.etype().as_str());
         // This error, and those made from it, quote the unreadable head in full.
         if *error.root_etype() == ErrorType::InvalidHTTPHeader {
             return Self {
@@ -33,11 +33,11 @@ impl Cause {
         Self {
             kind,
             context: (error.context.as_ref())
-                .map_or_else(String::new, |text| in_words(text.as_str())),
+                .map_or_else(String::new, |text| describe(text.as_str())),
             detail: error
                 .cause
                 .as_ref()
-                .map(|cause| in_words(&innermost(cause.as_ref()))),
+                .map(|cause| describe(&innermost(cause.as_ref()))),
         }
     }
 }
@@ -48,7 +48,7 @@ fn innermost(cause: &(dyn std::error::Error + Send + Sync + 'static)) -> String 
         Some(error) => match (&error.cause, &error.context) {
             (Some(cause), _) => innermost(cause.as_ref()),
             (None, Some(context)) => context.as_str().to_owned(),
-            (None, None) => wording::words_of(error.etype().as_str()),
+            (None, None) => wording::describe_name(error.etype().as_str()),
         },
         None => cause.to_string(),
     }

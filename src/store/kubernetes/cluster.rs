@@ -21,7 +21,7 @@ use crate::endpoint;
 use crate::secret::Secret;
 use crate::store::StoreError;
 use crate::tls::{self, Roots, sha256};
-use crate::wording::in_words;
+use crate::wording::describe;
 
 /// The API server and our identity there.
 pub(super) struct Cluster {
@@ -306,7 +306,7 @@ fn text(bytes: Vec<u8>) -> Result<Secret, String> {
 fn error_from(cause: impl Into<String>) -> StoreError {
     StoreError::Remote {
         server: "the Kubernetes API".to_owned(),
-        cause: in_words(&cause.into()),
+        cause: describe(&cause.into()),
     }
 }
 

@@ -1,5 +1,5 @@
-//! The configuration reference, Markdown, made from the schema of proxy.yaml: what is written there
-//! cannot differ from what is checked.
+//! The configuration reference, Markdown, made from the schema of proxy.yaml, so that it cannot
+//! differ from what is checked.
 
 use std::collections::HashSet;
 use std::fmt::Write;
@@ -8,14 +8,14 @@ use serde_json::{Map, Value};
 
 use super::file::SCHEMA;
 
-/// The whole reference.
-pub(super) fn manual() -> String {
-    let mut manual = Manual {
+/// Returns the whole reference.
+pub(super) fn reference_doc() -> String {
+    let mut reference_doc = Manual {
         text: HEAD.to_owned(),
         written: HashSet::new(),
     };
-    manual.section("The file", "", &SCHEMA);
-    manual.text
+    reference_doc.section("The file", "", &SCHEMA);
+    reference_doc.text
 }
 
 const HEAD: &str = "\
@@ -29,7 +29,7 @@ One YAML file says everything; [proxy.yaml](../proxy.yaml) is a commented sample
 `countersign check` reports every mistake of a file at once. Every command that reads one takes it as
 `--config FILE`, `-c FILE` or as an argument (`countersign serve FILE`); else the environment variable `COUNTERSIGN_CONFIG` names it, else it is `proxy.yaml`.
 
-* Unknown keys, keys that occur twice and keys without a value are mistakes.
+* Unknown keys, keys that occur twice and keys without a value are errors.
 * A **duration** is a whole number and a unit: `250ms`, `5s`, `2m`, `1h`.
 * A **size** is a number of bytes, or a whole number and a unit: `512B`, `64KiB`, `10MiB`, `1GiB`.
 * A **path** is relative to the file.
@@ -40,7 +40,7 @@ One YAML file says everything; [proxy.yaml](../proxy.yaml) is a commented sample
 
 ";
 
-/// Files, each complete but for what stands beside it in proxy.yaml; a test loads every one.
+/// Example files, each complete but for the files it refers to; a test loads every one.
 const EXAMPLES: [(&str, &str); 11] = [
     (
         "listeners[]",
@@ -165,7 +165,7 @@ struct Manual {
 }
 
 impl Manual {
-    /// A table of the keys of `schema`, then a section for each kind of object in it.
+    /// Writes a table of the keys of `schema`, then a section for each kind of object in it.
     fn section(&mut self, title: &str, path: &str, schema: &Value) {
         // A chapter for each key of the file, whatever it is a list or a mapping of.
         let below = path.trim_end_matches("[]").trim_end_matches(".NAME");
@@ -215,7 +215,7 @@ impl Manual {
         }
     }
 
-    /// The section of the object that is found at `path`, unless it has been written.
+    /// Writes the section of the object at `path`, unless it has been written.
     fn below(&mut self, path: &str, schema: &Value) {
         if let Some(name) = schema["$ref"].as_str() {
             let target = target(name);
@@ -238,7 +238,7 @@ impl Manual {
     }
 }
 
-/// What may stand there.
+/// Returns the permitted values.
 fn value(schema: &Value) -> String {
     if let Some(name) = schema["$ref"].as_str() {
         let target = target(name);
@@ -263,7 +263,7 @@ fn value(schema: &Value) -> String {
             .collect();
         return words.join(", ");
     }
-    // Where the schema has a copy of it instead of a reference.
+    // The schema has a copy of it instead of a reference here.
     if schema["x-secret"] == true {
         return "[secret](#secret)".to_owned();
     }
@@ -291,7 +291,8 @@ fn target(name: &str) -> &'static Value {
     SCHEMA.pointer(pointer).unwrap_or(&Value::Null)
 }
 
-/// How a section is headed: what occurs in many places by what it is, the rest by its place.
+/// Returns the heading of a section: what occurs in many places is named by what it is, the rest by
+/// its place.
 fn heading(name: &str, path: &str) -> String {
     match target(name)["title"].as_str() {
         Some(_) if target(name)["x-secret"] == true => sentence(noun(name)),
@@ -300,14 +301,14 @@ fn heading(name: &str, path: &str) -> String {
     }
 }
 
-/// The heading that this definition has or will have.
+/// Returns the heading that this definition has or will have.
 fn heading_of(name: &str) -> String {
     let mut path = String::new();
     find(&SCHEMA, "", name, &mut path);
     heading(name, &path)
 }
 
-/// The first place of a definition, in the order sections are written.
+/// Finds the first place of a definition, in the order in which sections are written.
 fn find(schema: &Value, path: &str, name: &str, found: &mut String) -> bool {
     if let Some(here) = schema["$ref"].as_str() {
         if here == name {
@@ -337,7 +338,7 @@ fn find(schema: &Value, path: &str, name: &str, found: &mut String) -> bool {
     })
 }
 
-/// Definitions that are used in several places, and what they are.
+/// Definitions that are used in several places, and their names.
 const SHARED: [(&str, &str); 4] = [
     ("/CertFiles", "certificate and key"),
     ("/Rate", "rate"),
@@ -355,7 +356,7 @@ fn sentence(noun: &str) -> String {
     format!("{}{rest}", first.to_uppercase())
 }
 
-/// How GitHub and most others make an anchor of a heading.
+/// Returns the anchor of a heading, as GitHub and most others make it.
 fn anchor(heading: &str) -> String {
     heading
         .to_lowercase()
@@ -369,7 +370,7 @@ fn anchor(heading: &str) -> String {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::config::reference::Secrets;
+    use crate::config::reader::Secrets;
 
     #[test]
     fn every_example_is_a_valid_file() {
@@ -382,36 +383,36 @@ mod tests {
             let text = format!("{example}{vendors}");
             let parsed =
                 Config::parse(&text, std::path::Path::new("proxy.yaml"), Secrets::FormOnly);
-            let mistakes = parsed.err().unwrap_or_default();
-            assert!(mistakes.is_empty(), "{path}: {mistakes:?}");
+            let errors = parsed.err().unwrap_or_default();
+            assert!(errors.is_empty(), "{path}: {errors:?}");
             let headed = format!("# `{path}`\n");
-            assert!(manual().contains(&headed), "{path} has a section");
+            assert!(reference_doc().contains(&headed), "{path} has a section");
         }
     }
 
     #[test]
     fn every_key_of_every_object_has_a_row_and_every_link_a_heading() {
-        let manual = manual();
+        let reference_doc = reference_doc();
         let objects = SCHEMA["$defs"].as_object().unwrap().values();
         for object in objects.chain([&*SCHEMA]) {
             for (name, property) in object["properties"].as_object().into_iter().flatten() {
                 let about = property["description"].as_str().unwrap_or_default();
                 let about = about.replace('\n', " ").replace('|', "\\|");
-                let row = manual.lines().find(|line| {
+                let row = reference_doc.lines().find(|line| {
                     line.starts_with(&format!("| `{name}` |")) && line.contains(&about)
                 });
                 assert!(row.is_some(), "{name}: {about}");
             }
         }
-        let headings: HashSet<String> = manual
+        let headings: HashSet<String> = reference_doc
             .lines()
             .filter(|line| line.starts_with("##"))
             .map(|line| anchor(line.trim_start_matches(['#', ' '])))
             .collect();
-        for link in manual.split("](#").skip(1) {
+        for link in reference_doc.split("](#").skip(1) {
             let link = link.split(')').next().unwrap();
             assert!(headings.contains(link), "#{link}");
         }
-        assert!(manual.contains("| `connect` | duration | `5s` |"));
+        assert!(reference_doc.contains("| `connect` | duration | `5s` |"));
     }
 }

@@ -6,16 +6,16 @@ use std::net::{IpAddr, SocketAddr};
 use serde_json::{Map, Value};
 
 use super::file::SCHEMA;
-use super::report::{Report, Spot, list, suggest};
+use super::report::{KeyPath, Report, list, suggest};
 use super::units;
 
 /// Checks `document` against the schema of proxy.yaml.
 pub(super) fn check(document: &mut Value, report: &mut Report<'_>) {
-    node(&SCHEMA, document, &Spot::default(), "", report);
+    node(&SCHEMA, document, &KeyPath::default(), "", report);
 }
 
 /// `hint` is what the schema said on the way here about how to write it right.
-fn node(schema: &Value, value: &mut Value, at: &Spot, hint: &str, report: &mut Report<'_>) {
+fn node(schema: &Value, value: &mut Value, at: &KeyPath, hint: &str, report: &mut Report<'_>) {
     let hint = schema["x-hint"].as_str().unwrap_or(hint);
     if value.is_null() {
         let hint = if hint.is_empty() {
@@ -23,7 +23,7 @@ fn node(schema: &Value, value: &mut Value, at: &Spot, hint: &str, report: &mut R
         } else {
             hint
         };
-        report.wrong_key(at, "has no value", hint);
+        report.error_at_key(at, "has no value", hint);
         return;
     }
     if let Some(name) = schema["$ref"].as_str() {
@@ -52,7 +52,7 @@ fn node(schema: &Value, value: &mut Value, at: &Spot, hint: &str, report: &mut R
 fn mapping(
     schema: &Value,
     fields: &mut Map<String, Value>,
-    at: &Spot,
+    at: &KeyPath,
     hint: &str,
     report: &mut Report<'_>,
 ) {
@@ -76,7 +76,7 @@ fn mapping(
     for name in schema["required"].as_array().into_iter().flatten() {
         let name = name.as_str().unwrap_or_default();
         if !fields.contains_key(name) {
-            report.missing(&at.key(name), "");
+            report.missing_key(&at.key(name), "");
         }
     }
     let limit = |name: &str| schema[name].as_u64();
@@ -84,7 +84,7 @@ fn mapping(
     let too_few = limit("minProperties").is_some_and(|least| count < least);
     let too_many = limit("maxProperties").is_some_and(|most| count > most);
     if known.is_none() && too_few {
-        report.wrong(at, "is empty", hint);
+        report.error(at, "is empty", hint);
     } else if too_many || (too_few && !unknown) {
         let names: Vec<&str> = known_names().collect();
         let message = if too_many {
@@ -97,14 +97,14 @@ fn mapping(
         } else {
             hint.to_owned()
         };
-        report.wrong(at, message, hint);
+        report.error(at, message, hint);
         fields.values_mut().for_each(|value| *value = Value::Null);
     }
 }
 
 /// In a flow mapping, `{ token:abc }` and `{ abc }` are keys without a value: what looks so may be
 /// a secret in the wrong place, and is not repeated.
-fn unknown_key(name: &str, value: &Value, schema: &Value, at: &Spot, report: &mut Report<'_>) {
+fn unknown_key(name: &str, value: &Value, schema: &Value, at: &KeyPath, report: &mut Report<'_>) {
     let here = at.key(name);
     let known = schema["properties"].as_object();
     let suggestion = suggest(
@@ -118,28 +118,28 @@ fn unknown_key(name: &str, value: &Value, schema: &Value, at: &Spot, report: &mu
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     if harmless {
-        report.wrong_key(&here, "unknown key", suggestion);
+        report.error_at_key(&here, "unknown key", suggestion);
     } else if name == "<<" {
-        report.wrong_key(
+        report.error_at_key(
             &here,
             "merge keys are not supported",
             "an alias can stand for a whole value",
         );
     } else {
-        let place = report.places.keys.get(&here).copied();
+        let place = report.positions.keys.get(&here).copied();
         let hint = if value.is_null() && name.contains(':') {
             "a blank is missing after the `:`".to_owned()
         } else {
             suggestion
         };
         match place {
-            Some(place) => report.wrong_in(place, at, "holds an unknown key", hint),
-            None => report.wrong(at, "holds an unknown key", hint),
+            Some(place) => report.error_in(place, at, "holds an unknown key", hint),
+            None => report.error(at, "holds an unknown key", hint),
         }
     }
 }
 
-fn sequence(schema: &Value, items: &mut [Value], at: &Spot, report: &mut Report<'_>) {
+fn sequence(schema: &Value, items: &mut [Value], at: &KeyPath, report: &mut Report<'_>) {
     for (nth, item) in items.iter_mut().enumerate() {
         node(&schema["items"], item, &at.index(nth), "", report);
     }
@@ -147,11 +147,11 @@ fn sequence(schema: &Value, items: &mut [Value], at: &Spot, report: &mut Report<
         .as_u64()
         .is_some_and(|least| (items.len() as u64) < least)
     {
-        report.wrong(at, "is empty", "give at least one, or remove the key");
+        report.error(at, "is empty", "give at least one, or remove the key");
     }
 }
 
-fn scalar(schema: &Value, value: &mut Value, at: &Spot, hint: &str, report: &mut Report<'_>) {
+fn scalar(schema: &Value, value: &mut Value, at: &KeyPath, hint: &str, report: &mut Report<'_>) {
     let allowed: Option<Vec<&str>> = schema["enum"]
         .as_array()
         .map(|allowed| allowed.iter().filter_map(Value::as_str).collect())
@@ -204,7 +204,7 @@ fn scalar(schema: &Value, value: &mut Value, at: &Spot, hint: &str, report: &mut
         })
     };
     if let Some((message, hint)) = wrong {
-        report.wrong(at, message, hint);
+        report.error(at, message, hint);
         *value = Value::Null;
     }
 }
@@ -300,7 +300,13 @@ fn is_dns_label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-fn wrong_type(schema: &Value, value: &mut Value, at: &Spot, hint: &str, report: &mut Report<'_>) {
+fn wrong_type(
+    schema: &Value,
+    value: &mut Value,
+    at: &KeyPath,
+    hint: &str,
+    report: &mut Report<'_>,
+) {
     let found = match value {
         Value::Null => "nothing",
         Value::Bool(_) => "`true` or `false`",
@@ -329,7 +335,7 @@ fn wrong_type(schema: &Value, value: &mut Value, at: &Spot, hint: &str, report: 
     } else {
         hint
     };
-    report.wrong(
+    report.error(
         at,
         format!("must be {}, not {found}", wanted.join(" or ")),
         hint,

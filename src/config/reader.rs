@@ -1,5 +1,5 @@
-//! What the file points at: secrets, certificates, keys. Their form is always checked; whether
-//! they are there and usable, when asked.
+//! References in the file: secrets, certificates, keys. Their form is always checked; whether they
+//! are present and usable, on request.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -11,74 +11,74 @@ use http::HeaderValue;
 use rustls::SignatureAlgorithm;
 
 use super::file;
-use super::oddities::{is_placeholder, oddities};
-use super::report::{Report, Spot};
+use super::report::{KeyPath, Report};
+use super::suspicions::{is_placeholder, suspicions};
 use crate::jwks;
 use crate::secret::{Secret, SecretRef};
 use crate::tls::{self, CertFiles};
 
-/// A certificate that somebody is shown, and where proxy.yaml names it.
+/// A certificate that is presented or served, and its place in proxy.yaml.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PresentedCertificate {
-    /// Its place: `listeners[0].tls`, `vendors.acme.auth.vedauth.certificate`.
+    /// The key path: `listeners[0].tls`, `vendors.acme.auth.vedauth.certificate`.
     pub place: String,
-    /// Its files.
+    /// The files.
     pub files: CertFiles,
 }
 
-/// What of secrets, certificates and keys is looked at.
+/// Whether secrets and key files are read or only checked for form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Secrets {
     /// They are read, and must be usable.
     Resolve,
-    /// Only how the file refers to them.
+    /// Only the form of references is checked.
     FormOnly,
 }
 
-/// What every part of the file is read with.
-pub(super) struct Context<'a> {
+/// The state shared by all readers of the file.
+pub(super) struct Reader<'a> {
     pub(super) report: Report<'a>,
     /// The directory of the file, which relative paths are relative to.
     pub(super) dir: PathBuf,
     pub(super) secrets: Secrets,
-    /// The certificates read so far that somebody is shown.
+    /// The certificates read so far that are presented or served.
     pub(super) presented: Vec<PresentedCertificate>,
 }
 
-impl Context<'_> {
-    /// `path` as the user meant it.
+impl Reader<'_> {
+    /// Resolves a path relative to the file.
     pub(super) fn path(&self, path: &str) -> PathBuf {
         self.dir.join(path)
     }
 
-    /// The file that `written` names. `None` where it is the content of one, a key perhaps, which no
-    /// message may repeat; that has been reported.
-    fn file(&mut self, written: &str, at: &Spot) -> Option<PathBuf> {
+    /// Returns the file that `written` specifies. `None` when it is the content of one, a key
+    /// perhaps, which no message may repeat; that has been reported.
+    fn file(&mut self, written: &str, at: &KeyPath) -> Option<PathBuf> {
         if is_content(written) {
             let message = "is the content of a file, and the name of one belongs here";
             let hint = "write it to a file that only this program can read, and name that";
-            self.report.wrong(at, message, hint);
+            self.report.error(at, message, hint);
             return None;
         }
         Some(self.path(written))
     }
 
-    /// A secret. `None` when its form is wrong, which has been reported.
-    pub(super) fn secret(&mut self, written: &file::Secret, at: &Spot) -> Option<SecretRef> {
+    /// Reads a secret. `None`: its form is invalid, which has been reported.
+    pub(super) fn secret(&mut self, written: &file::Secret, at: &KeyPath) -> Option<SecretRef> {
         let (secret, at) = self.reference(written, at)?;
-        self.oddities(&secret, &at);
+        self.suspicions(&secret, &at);
         if self.secrets == Secrets::Resolve {
             match (secret.resolve(), &secret) {
-                (Err(error), _) => self.report.wrong(&at, error, ""),
-                (Ok(_), SecretRef::File(path)) => self.open_to_others(path, &at),
+                (Err(error), _) => self.report.error(&at, error, ""),
+                (Ok(_), SecretRef::File(path)) => self.warn_if_readable_by_others(path, &at),
                 (Ok(_), SecretRef::Env(_) | SecretRef::Value(_) | SecretRef::Plain(_)) => {}
             }
         }
         Some(secret)
     }
 
-    /// What a secret refers to, and where that is written.
-    fn reference(&mut self, written: &file::Secret, at: &Spot) -> Option<(SecretRef, Spot)> {
+    /// Returns a secret's reference, and where it is written.
+    fn reference(&mut self, written: &file::Secret, at: &KeyPath) -> Option<(SecretRef, KeyPath)> {
         match written {
             file::Secret {
                 env: Some(name), ..
@@ -88,7 +88,7 @@ impl Context<'_> {
             } => {
                 let at = at.key("file");
                 if path.is_empty() {
-                    self.report.wrong(&at, "is empty", "");
+                    self.report.error(&at, "is empty", "");
                     return None;
                 }
                 Some((SecretRef::File(self.file(path, &at)?), at))
@@ -99,7 +99,7 @@ impl Context<'_> {
                 let at = at.key("value");
                 let secret = Secret::exact(text);
                 if secret.expose().trim().is_empty() {
-                    self.report.wrong(&at, "is empty", "");
+                    self.report.error(&at, "is empty", "");
                     return None;
                 }
                 self.report.warn(
@@ -118,22 +118,22 @@ impl Context<'_> {
     }
 
     /// Warns of a secret that looks like something else.
-    fn oddities(&mut self, secret: &SecretRef, at: &Spot) {
+    fn suspicions(&mut self, secret: &SecretRef, at: &KeyPath) {
         if self.secrets == Secrets::FormOnly && !matches!(secret, SecretRef::Value(_)) {
             return;
         }
-        // What cannot be read is reported as that.
+        // An unreadable secret is reported as that.
         let Ok(bytes) = secret.resolve_bytes() else {
             return;
         };
-        for (what, hint) in oddities(secret, &bytes) {
+        for (what, hint) in suspicions(secret, &bytes) {
             self.report
                 .warn(at, format!("{} {what}", secret.describe()), hint);
         }
     }
 
     /// Warns of a secret's file that every user of this machine can read.
-    fn open_to_others(&mut self, path: &Path, at: &Spot) {
+    fn warn_if_readable_by_others(&mut self, path: &Path, at: &KeyPath) {
         let mode = std::fs::metadata(path).map_or(0, |file| file.permissions().mode());
         if mode & 0o004 != 0 {
             let message = format!("{} can be read by every user", path.display());
@@ -142,17 +142,17 @@ impl Context<'_> {
         }
     }
 
-    /// Text that is no secret by itself, or a secret.
+    /// Reads a plain text or a secret.
     pub(super) fn plain_or_secret(
         &mut self,
         written: &file::PlainOrSecret,
-        at: &Spot,
+        at: &KeyPath,
     ) -> Option<SecretRef> {
         match written {
             file::PlainOrSecret::Plain(text) => {
                 let text = text.trim();
                 if text.is_empty() {
-                    self.report.wrong(at, "is empty", "");
+                    self.report.error(at, "is empty", "");
                     return None;
                 }
                 if is_placeholder(text) {
@@ -165,8 +165,8 @@ impl Context<'_> {
         }
     }
 
-    /// What must fit into a header field's value, does it? Said only of secrets that are there.
-    pub(super) fn header_value(&mut self, secret: &SecretRef, at: &Spot) {
+    /// Checks that a value fits into a header, if it is present.
+    pub(super) fn header_value(&mut self, secret: &SecretRef, at: &KeyPath) {
         let Some(known) = self.known(secret) else {
             return;
         };
@@ -179,11 +179,11 @@ impl Context<'_> {
             "line breaks and control characters are not allowed inside it"
         };
         let message = "holds a character that no header field may hold";
-        self.report.wrong(at, message, hint);
+        self.report.error(at, message, hint);
     }
 
-    /// The same for what is sent behind `Bearer`.
-    pub(super) fn bearer_token(&mut self, secret: &SecretRef, at: &Spot) {
+    /// Checks that a value fits behind `Bearer`.
+    pub(super) fn bearer_token(&mut self, secret: &SecretRef, at: &KeyPath) {
         self.header_value(secret, at);
         let begins_so = |token: Secret| {
             let first = token.expose().split(' ').next().unwrap_or_default();
@@ -196,7 +196,8 @@ impl Context<'_> {
         }
     }
 
-    /// A secret's text, where it may be looked at; a failure was reported where it was first read.
+    /// Returns a secret's text, where secrets are read. A failure was reported where it was first
+    /// read.
     fn known(&self, secret: &SecretRef) -> Option<Secret> {
         match secret {
             SecretRef::Env(_) | SecretRef::File(_) if self.secrets == Secrets::FormOnly => None,
@@ -206,12 +207,12 @@ impl Context<'_> {
         }
     }
 
-    /// The digest of a key, whose form the schema has checked.
-    pub(super) fn digest(&mut self, digits: &str, at: &Spot) -> Option<[u8; 32]> {
+    /// Reads the digest of a key, whose form the schema has checked.
+    pub(super) fn digest(&mut self, digits: &str, at: &KeyPath) -> Option<[u8; 32]> {
         let mut digest = [0; 32];
         hex::decode_to_slice(digits, &mut digest).ok()?;
         if digest == tls::sha256(&[]) {
-            self.report.wrong(
+            self.report.error(
                 at,
                 "is the digest of an empty key",
                 "was there something to digest? `countersign caller new NAME` makes a key",
@@ -220,8 +221,12 @@ impl Context<'_> {
         Some(digest)
     }
 
-    /// A certificate and its key.
-    pub(super) fn cert_files(&mut self, written: &file::CertFiles, at: &Spot) -> Option<CertFiles> {
+    /// Reads a certificate and its key.
+    pub(super) fn cert_files(
+        &mut self,
+        written: &file::CertFiles,
+        at: &KeyPath,
+    ) -> Option<CertFiles> {
         let (Some(cert), Some(key)) = (&written.cert, &written.key) else {
             return None;
         };
@@ -234,10 +239,10 @@ impl Context<'_> {
         if self.secrets == Secrets::Resolve {
             match tls::Identity::load(&files) {
                 Ok(identity) => {
-                    self.open_to_others(&files.key, &at.key("key"));
+                    self.warn_if_readable_by_others(&files.key, &at.key("key"));
                     self.time_left(&files, &identity, &at.key("cert"));
                 }
-                Err(error) => self.unusable_pair(&files, error, at),
+                Err(error) => self.unusable_key_pair(&files, error, at),
             }
         }
         self.presented.push(PresentedCertificate {
@@ -247,8 +252,8 @@ impl Context<'_> {
         Some(files)
     }
 
-    /// Says that a certificate has expired, or will soon.
-    fn time_left(&mut self, files: &CertFiles, identity: &tls::Identity, at: &Spot) {
+    /// Warns of a certificate that has expired or will soon.
+    fn time_left(&mut self, files: &CertFiles, identity: &tls::Identity, at: &KeyPath) {
         let now = SystemTime::now();
         let file = files.cert.display();
         let date = |time| {
@@ -271,8 +276,8 @@ impl Context<'_> {
         }
     }
 
-    /// Says what is wrong with each of the two files: one mistake shall not hide the other.
-    fn unusable_pair(&mut self, files: &CertFiles, error: tls::Error, at: &Spot) {
+    /// Reports what is wrong with each of the two files: one error must not hide the other.
+    fn unusable_key_pair(&mut self, files: &CertFiles, error: tls::Error, at: &KeyPath) {
         let mut said = false;
         for (name, fault) in [
             ("cert", tls::certificate_fault(&files.cert)),
@@ -288,21 +293,21 @@ impl Context<'_> {
         }
     }
 
-    fn tls_error(&mut self, error: tls::Error, at: &Spot) {
+    fn tls_error(&mut self, error: tls::Error, at: &KeyPath) {
         match error {
             tls::Error::Unusable { path, fault } => {
                 let message = format!("{} {}", path.display(), fault.what);
-                self.report.wrong(at, message, fault.cure);
+                self.report.error(at, message, fault.cure);
             }
             tls::Error::Unreadable { .. }
             | tls::Error::Mismatch { .. }
             | tls::Error::Settings(_)
-            | tls::Error::OpenSsl(_) => self.report.wrong(at, error, ""),
+            | tls::Error::OpenSsl(_) => self.report.error(at, error, ""),
         }
     }
 
-    /// A bundle of trusted certificates.
-    pub(super) fn roots(&mut self, written: &str, at: &Spot) -> PathBuf {
+    /// Reads a bundle of trusted certificates.
+    pub(super) fn roots(&mut self, written: &str, at: &KeyPath) -> PathBuf {
         let Some(path) = self.file(written, at) else {
             return PathBuf::new();
         };
@@ -314,8 +319,8 @@ impl Context<'_> {
         path
     }
 
-    /// An issuer's public keys.
-    pub(super) fn jwks(&mut self, written: &str, at: &Spot) -> PathBuf {
+    /// Reads an issuer's public keys.
+    pub(super) fn jwks(&mut self, written: &str, at: &KeyPath) -> PathBuf {
         let Some(path) = self.file(written, at) else {
             return PathBuf::new();
         };
@@ -327,24 +332,24 @@ impl Context<'_> {
                     .map(|cause| format!("{}: {cause}", path.display())),
             };
             if let Some(cause) = cause {
-                self.report.wrong(at, cause, "");
+                self.report.error(at, cause, "");
             }
         }
         path
     }
 
-    /// 32 bytes, raw or as text.
+    /// Reads 32 bytes, raw or as text.
     pub(super) fn encryption_key(
         &mut self,
         written: &file::Secret,
-        at: &Spot,
+        at: &KeyPath,
     ) -> Option<SecretRef> {
-        // Without a look at its form: raw bytes may look like anything.
+        // Its form is not checked: raw bytes may look like anything.
         let (secret, place) = self.reference(written, at)?;
         if self.secrets == Secrets::Resolve {
             match (secret.resolve_bytes(), &secret) {
-                (Err(error), _) => self.report.wrong(&place, error, ""),
-                (Ok(_), SecretRef::File(path)) => self.open_to_others(path, &place),
+                (Err(error), _) => self.report.error(&place, error, ""),
+                (Ok(_), SecretRef::File(path)) => self.warn_if_readable_by_others(path, &place),
                 (Ok(_), SecretRef::Env(_) | SecretRef::Value(_) | SecretRef::Plain(_)) => {}
             }
         }
@@ -361,7 +366,7 @@ impl Context<'_> {
                 .iter()
                 .any(|base64| base64.decode(text).is_ok_and(|key| key.len() == 32));
         if !fits {
-            self.report.wrong(
+            self.report.error(
                 at,
                 "does not hold 32 bytes",
                 "as base64, hex or raw; `openssl rand -base64 32` makes one",
@@ -370,12 +375,12 @@ impl Context<'_> {
         Some(secret)
     }
 
-    /// The key that signs assertions, and whether it can sign by `algorithm`.
+    /// Reads the key that signs assertions, and checks that it can sign by `algorithm`.
     pub(super) fn signing_key(
         &mut self,
         written: &file::Secret,
         algorithm: file::Algorithm,
-        at: &Spot,
+        at: &KeyPath,
     ) -> Option<SecretRef> {
         let (secret, place) = self.reference(written, at)?;
         if let SecretRef::Env(_) | SecretRef::File(_) = secret
@@ -383,16 +388,16 @@ impl Context<'_> {
         {
             return Some(secret);
         }
-        // Not as text: a file that is none is named as what it is, too.
+        // As bytes, so that a file that is not text is described, too.
         let bytes = match secret.resolve_bytes() {
             Ok(bytes) => bytes,
             Err(error) => {
-                self.report.wrong(&place, error, "");
+                self.report.error(&place, error, "");
                 return None;
             }
         };
         if let SecretRef::File(path) = &secret {
-            self.open_to_others(path, &place);
+            self.warn_if_readable_by_others(path, &place);
         }
         let signer = tls::pem::private_key(&bytes).and_then(|key| {
             rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)
@@ -402,7 +407,7 @@ impl Context<'_> {
             Ok(signer) => signer,
             Err(fault) => {
                 let message = format!("{} {}", secret.describe(), fault.what);
-                self.report.wrong(at, message, fault.cure);
+                self.report.error(at, message, fault.cure);
                 return Some(secret);
             }
         };
@@ -417,7 +422,7 @@ impl Context<'_> {
             file::Algorithm::EdDSA => SignatureAlgorithm::ED25519,
         };
         if signer.algorithm() != wanted {
-            self.report.wrong(
+            self.report.error(
                 at,
                 format!("is no key for `algorithm: {algorithm:?}`"),
                 "RS… and PS… take an RSA key, ES… an elliptic curve key, EdDSA an Ed25519 key",
@@ -427,10 +432,10 @@ impl Context<'_> {
     }
 }
 
-/// A certificate that ends sooner should have been renewed by now.
+/// A certificate that expires within this time should have been renewed.
 const SOON: Duration = Duration::from_hours(14 * 24);
 
-/// Whether `text`, written where a file is to be named, is rather what the file should hold.
+/// Tells whether `text`, written in place of a file's name, looks like the content of a file.
 fn is_content(text: &str) -> bool {
     let base64 = |b: u8| b.is_ascii_alphanumeric() || b"+/=-_".contains(&b);
     text.contains(['\n', '\r'])

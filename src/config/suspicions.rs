@@ -4,7 +4,7 @@
 use crate::secret::SecretRef;
 
 /// What looks odd about `bytes`, which `secret` holds, and what to do about each.
-pub(super) fn oddities(secret: &SecretRef, bytes: &[u8]) -> Vec<(&'static str, &'static str)> {
+pub(super) fn suspicions(secret: &SecretRef, bytes: &[u8]) -> Vec<(&'static str, &'static str)> {
     let mut found = Vec::new();
     let is_file = matches!(secret, SecretRef::File(_));
     let Ok(text) = std::str::from_utf8(bytes) else {
@@ -75,7 +75,7 @@ fn is_assignment(text: &str) -> bool {
 
 /// What samples and templates leave to be filled in.
 pub(super) fn is_placeholder(text: &str) -> bool {
-    let around = |open: &str, close: &str| {
+    let auth_context = |open: &str, close: &str| {
         text.len() > open.len() + close.len() && text.starts_with(open) && text.ends_with(close)
     };
     let word: String = text
@@ -83,11 +83,11 @@ pub(super) fn is_placeholder(text: &str) -> bool {
         .filter(char::is_ascii_alphanumeric)
         .map(|c| c.to_ascii_lowercase())
         .collect();
-    around("<", ">")
-        || around("${", "}")
-        || around("$(", ")")
-        || around("{{", "}}")
-        || around("[", "]")
+    auth_context("<", ">")
+        || auth_context("${", "}")
+        || auth_context("$(", ")")
+        || auth_context("{{", "}}")
+        || auth_context("[", "]")
         || WORDS.contains(&word.as_str())
         || (word.starts_with("your") && YOURS.iter().any(|end| word.ends_with(end)))
         || (text.len() > 2 && text.bytes().all(|b| matches!(b, b'x' | b'X' | b'*' | b'.')))
@@ -114,7 +114,7 @@ mod tests {
 
     fn found(text: &str) -> String {
         let secret = SecretRef::Value(Secret::exact(text));
-        let found = oddities(&secret, text.as_bytes());
+        let found = suspicions(&secret, text.as_bytes());
         let words: Vec<_> = found.iter().map(|(what, _)| *what).collect();
         words.join("; ")
     }
@@ -168,7 +168,7 @@ mod tests {
         let secret = SecretRef::File(path);
         assert_eq!(secret.resolve().unwrap().expose(), "hunter2");
         let bytes = secret.resolve_bytes().unwrap();
-        let found = oddities(&secret, &bytes);
+        let found = suspicions(&secret, &bytes);
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].0.contains("left out"), "{found:?}");
     }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Digits that name a commit, more where so many name several.
+/// The length of the commit's name; git takes more digits where these are ambiguous.
 const SHORT: &str = "--short=12";
 
 fn main() {
@@ -19,15 +19,15 @@ fn main() {
     println!("cargo:rustc-env=COUNTERSIGN_COMMIT={commit}");
 }
 
-/// The commit of the checkout whose root this package is. Sources that were unpacked somewhere inside
-/// of another repository are not of that one's commit.
+/// Returns the commit of the checkout whose root this package is. Sources unpacked inside another
+/// repository are not of that repository's commit.
 fn checked_out() -> Option<String> {
     let prefix = git(&["rev-parse", "--show-prefix"])?;
     if !prefix.is_empty() {
         return None;
     }
     let commit = git(&["rev-parse", SHORT, "HEAD"])?;
-    // HEAD names the branch, whose file changes with every commit, and is made anew after its
+    // HEAD names the branch, whose file changes with every commit, and is created again after its
     // references were packed; the log of HEAD has all of that where it is kept.
     let branch = git(&["symbolic-ref", "--quiet", "HEAD"]);
     let watched = ["HEAD", "logs/HEAD", "packed-refs"].map(str::to_owned);
@@ -35,7 +35,7 @@ fn checked_out() -> Option<String> {
         let Some(path) = git(&["rev-parse", "--git-path", &name]) else {
             continue;
         };
-        // One that does not exist would make cargo build again every time.
+        // A missing file would make cargo build again every time.
         let path = root().join(path);
         if path.exists() {
             println!("cargo:rerun-if-changed={}", path.display());
@@ -44,7 +44,7 @@ fn checked_out() -> Option<String> {
     Some(commit)
 }
 
-/// What git says, in one line; `None` where there is no git, or no repository.
+/// Returns git's output in one line; `None` without git, or without a repository.
 fn git(arguments: &[&str]) -> Option<String> {
     let output = Command::new("git")
         .args(arguments)

@@ -1,9 +1,9 @@
 //! Time that passes while the machine sleeps.
 //!
 //! tokio's clock is `CLOCK_MONOTONIC`, which stands still while the machine is suspended; tokens
-//! end and locks lapse all the same. `CLOCK_BOOTTIME` goes on, and nobody can set it. The wall clock
-//! is only a hint: it also shows that a virtual machine was paused, which its other clocks never do,
-//! but it jumps when somebody corrects it, too.
+//! expire and leases lapse all the same. `CLOCK_BOOTTIME` goes on, and cannot be set. The wall
+//! clock is only a hint: it also shows that a virtual machine was paused, which its other clocks
+//! never do, but it jumps when it is corrected, too.
 
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
@@ -13,16 +13,16 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-/// A point in time that suspension of the machine does not put off.
+/// A point in time that suspension of the machine does not postpone.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct End {
     awake: Instant,
-    /// Since the machine was started.
+    /// Time since the machine was started.
     boot: Duration,
 }
 
 impl End {
-    /// `at`, as the clocks stand now.
+    /// Returns the end at `at`, by the clocks' current readings.
     pub(crate) fn at(at: Instant) -> Self {
         Self {
             awake: at,
@@ -30,24 +30,24 @@ impl End {
         }
     }
 
-    /// Whether it has come: two readings of clocks that take no system call.
+    /// Tells whether it has come: two readings of clocks that take no system call.
     pub(crate) fn has_come(&self) -> bool {
         Instant::now() >= self.awake || since_boot() >= self.boot
     }
 
-    /// The time until it comes; zero once it has.
+    /// Returns the time until it comes; zero once it has.
     pub(crate) fn left(&self) -> Duration {
         self.awake
             .saturating_duration_since(Instant::now())
             .min(self.boot.saturating_sub(since_boot()))
     }
 
-    /// `ahead` later, whether it has come.
+    /// Tells whether it will have come in `ahead`.
     pub(crate) fn has_come_in(&self, ahead: Duration) -> bool {
         since_boot() + ahead >= self.boot
     }
 
-    /// Where it is on the wall clock as that stands now.
+    /// Returns it on the wall clock as that stands now.
     pub(crate) fn on_the_wall(&self) -> Option<SystemTime> {
         let (now, wall) = (since_boot(), SystemTime::UNIX_EPOCH + wall());
         match self.boot.checked_sub(now) {
@@ -57,21 +57,21 @@ impl End {
     }
 }
 
-/// What all clocks showed at one moment.
+/// The readings of all clocks at one moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment {
     /// `CLOCK_MONOTONIC`.
     awake: Duration,
     /// `CLOCK_BOOTTIME`.
     boot: Duration,
-    /// Since 1970.
+    /// Time since 1970.
     wall: Duration,
 }
 
 impl Moment {
     pub(crate) fn now() -> Self {
         let mut moment = Self::read().0;
-        // Whoever is interrupted between two clocks reads two moments.
+        // An interruption between two clocks would read two moments.
         for _ in 0..8 {
             let (again, took) = Self::read();
             moment = again;
@@ -92,7 +92,7 @@ impl Moment {
         (moment, read(ClockId::CLOCK_MONOTONIC).saturating_sub(awake))
     }
 
-    /// How long the machine was suspended from here to `later`.
+    /// Returns how long the machine was suspended from here to `later`.
     pub(crate) fn suspended_until(&self, later: &Self) -> Duration {
         let all = later.boot.saturating_sub(self.boot);
         let suspended = all.saturating_sub(later.awake.saturating_sub(self.awake));
@@ -103,8 +103,8 @@ impl Moment {
         }
     }
 
-    /// How far the wall clock was set forward from here to `later`; small corrections, and those
-    /// back, are none.
+    /// Returns how far the wall clock was set forward from here to `later`. Small corrections, and
+    /// those back, do not count.
     pub(crate) fn set_forward_until(&self, later: &Self) -> Duration {
         let all = later.wall.saturating_sub(self.wall);
         let forward = all.saturating_sub(later.boot.saturating_sub(self.boot));
@@ -115,7 +115,7 @@ impl Moment {
         }
     }
 
-    /// Whether the clocks have moved against each other from here to `later`.
+    /// Tells whether the clocks have moved against each other from here to `later`.
     fn differs_from(&self, later: &Self) -> bool {
         let wall = later.wall.as_secs_f64() - self.wall.as_secs_f64();
         let boot = later.boot.as_secs_f64() - self.boot.as_secs_f64();
@@ -123,11 +123,11 @@ impl Moment {
     }
 }
 
-/// Changes soon after the clocks have moved against each other: the machine was suspended, or the
-/// wall clock was set.
+/// Returns a channel that changes soon after the clocks have moved against each other: the machine
+/// was suspended, or the wall clock was set.
 ///
-/// One thread for the whole process looks every second. It is none of tokio's, so that a runtime
-/// that ends does not take it along.
+/// One thread for the whole process looks every second. It is not one of tokio's, so that a runtime
+/// that ends does not stop it.
 pub(crate) fn moves() -> watch::Receiver<u64> {
     MOVES.subscribe()
 }
@@ -163,7 +163,7 @@ fn announce() {
     MOVES.send_modify(|moves| *moves += 1);
 }
 
-/// Time since the machine was started, suspended time included.
+/// Returns the time since the machine was started, suspended time included.
 fn since_boot() -> Duration {
     let now = read(BOOT);
     #[cfg(test)]
@@ -186,15 +186,15 @@ fn read(clock: ClockId) -> Duration {
 
 #[cfg(target_os = "linux")]
 const BOOT: ClockId = ClockId::CLOCK_BOOTTIME;
-/// Elsewhere this one goes on during a suspend, or nothing does.
+/// On other systems this one goes on during a suspend, or none does.
 #[cfg(not(target_os = "linux"))]
 const BOOT: ClockId = ClockId::CLOCK_MONOTONIC;
 
-/// How often the clocks are compared.
+/// Interval of comparing the clocks.
 const EVERY: Duration = Duration::from_secs(1);
-/// Readings that are apart by less are of one moment.
+/// Readings that differ by less are of one moment.
 const TOLERANCE: Duration = Duration::from_millis(100);
-/// What a time server may correct without anybody having slept.
+/// Largest correction of a time server that counts as no suspension.
 const CORRECTION: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
@@ -204,18 +204,18 @@ pub(crate) mod tests {
     use super::*;
 
     thread_local! {
-        /// What is added to `CLOCK_BOOTTIME` and to the wall clock on this thread.
+        /// The shift of `CLOCK_BOOTTIME` and of the wall clock on this thread.
         pub(super) static SHIFT: Cell<(Duration, Duration)> =
             const { Cell::new((Duration::ZERO, Duration::ZERO)) };
     }
 
-    /// Moves this thread's clocks, as the clocks of a machine that was suspended move together.
+    /// Shifts this thread's clocks, as the clocks of a suspended machine move together.
     pub(crate) fn shift(boot: Duration, wall: Duration) {
         let (boot_before, wall_before) = SHIFT.get();
         SHIFT.set((boot_before + boot, wall_before + wall));
     }
 
-    /// Tells everybody what the thread that looks would tell within a second.
+    /// Notifies all as the thread would within a second.
     pub(crate) fn tell() {
         announce();
     }

@@ -1,9 +1,9 @@
-//! URLs of servers: read in one place, and shown without what may be secret in them.
+//! URLs of servers: parsed in one place, and shown without secrets.
 //!
 //! A URL may carry a user name and a password. A raw `@`, `/`, `?` or `#` in one of them moves the
 //! borders between the URL's parts (RFC 3986 §3.2), so that a piece of a password is taken for a
-//! host, a path or a query, and is shown as such. Such a text is refused here, before a parser makes
-//! something of it. No parser's own error leaves this module, because it may repeat what it read.
+//! host, a path or a query, and is shown as such. Such a text is refused here before it is parsed.
+//! No parser's own error leaves this module, because it may repeat its input.
 
 use std::fmt;
 
@@ -15,8 +15,8 @@ use zeroize::Zeroizing;
 
 use crate::secret::Secret;
 
-/// Why a text is not used as a URL. [`fmt::Display`] completes a sentence that begins with the
-/// place of the text; nothing of the text is repeated.
+/// The reason why a text is not a usable URL. [`fmt::Display`] completes a sentence that begins
+/// with the place of the text; nothing of the text is repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InvalidUrl {
     /// Quotes around it, which a shell would have removed and an environment file keeps.
@@ -25,11 +25,11 @@ pub enum InvalidUrl {
     Blank,
     /// A user name or password that is not percent-encoded.
     Unencoded,
-    /// A user name or password where none may stand.
+    /// A user name or password where none is permitted.
     Login,
-    /// The same, not percent-encoded.
+    /// A user name or password where none is permitted, not percent-encoded.
     RawLogin,
-    /// Not a URL with a host, or not one of the schemes that are possible here.
+    /// Not a URL with a host, or not with a permitted scheme.
     NotUrl,
     /// Not the URL of a Redis server.
     NotRedis,
@@ -44,7 +44,7 @@ pub enum InvalidUrl {
 }
 
 impl InvalidUrl {
-    /// The cure, to follow a semicolon.
+    /// Returns the advice, to follow a semicolon.
     #[must_use]
     pub fn hint(self) -> &'static str {
         match self {
@@ -175,7 +175,7 @@ pub fn proxy(text: &str) -> Result<Url, InvalidUrl> {
             return Err(InvalidUrl::SocksProxy);
         }
     }
-    // Of a text without a scheme, too.
+    // Also for a text without a scheme.
     if quoted(text) {
         return Err(InvalidUrl::Quoted);
     }
@@ -186,7 +186,7 @@ pub fn proxy(text: &str) -> Result<Url, InvalidUrl> {
     Ok(url)
 }
 
-/// The URL as it may be shown: without user name, password, query and fragment.
+/// Returns the URL for display: without user name, password, query and fragment.
 #[must_use]
 pub fn without_login(url: &Url) -> String {
     let mut bare = url.clone();
@@ -198,7 +198,7 @@ pub fn without_login(url: &Url) -> String {
     bare.into()
 }
 
-/// The Basic credential (RFC 7617) in a URL's user information, marked sensitive.
+/// Returns the Basic credential (RFC 7617) in a URL's user information, marked sensitive.
 #[must_use]
 pub fn authorization(url: &Url) -> Option<HeaderValue> {
     if url.username().is_empty() && url.password().is_none() {
@@ -213,7 +213,7 @@ pub fn authorization(url: &Url) -> Option<HeaderValue> {
         .ok()
 }
 
-/// What every URL must be. With `login`, one may hold a user name and a password.
+/// Reads any URL. `login`: a user name and a password are permitted.
 fn read(text: &str, login: bool) -> Result<Url, InvalidUrl> {
     if quoted(text) {
         return Err(InvalidUrl::Quoted);
@@ -245,7 +245,7 @@ fn quoted(text: &str) -> bool {
     text.starts_with(['"', '\'', '`']) || text.ends_with(['"', '\'', '`'])
 }
 
-/// The authority, user information included, and what follows it.
+/// Returns the authority, user information included, and the rest.
 fn authority(text: &str) -> Option<(&str, &str)> {
     let (scheme, rest) = text.split_once("://")?;
     let ends: &[char] = if scheme.to_ascii_lowercase().starts_with("http") {
@@ -256,7 +256,7 @@ fn authority(text: &str) -> Option<(&str, &str)> {
     Some(rest.split_at(rest.find(ends).unwrap_or(rest.len())))
 }
 
-/// Whether an authority cannot be the first half of `user:password`: a dotted name or an IPv6
+/// Tells whether an authority cannot be the first half of `user:password`: a dotted name or an IPv6
 /// address, without a port. Only then may an `@` in the path be meant as one.
 fn is_plain_host(authority: &str) -> bool {
     authority.contains('.') && !authority.contains([':', '@'])

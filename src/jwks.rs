@@ -1,9 +1,8 @@
-//! The public keys of those who sign callers' tokens (JWK sets, RFC 7517), and how they stay
-//! current.
+//! The public keys of callers' token issuers (JWK sets, RFC 7517), kept current.
 //!
-//! One task per source reads them again and again; requests only load what is there. A source that
-//! is down or broken changes nothing for a day: the keys it gave last go on verifying. One that gives
-//! no keys any more has taken them back.
+//! One task per source reads them at intervals; requests only load what is there. A source that is
+//! down or broken changes nothing for a day: its last keys go on verifying. A source that has no
+//! keys any more has withdrawn them.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -30,14 +29,14 @@ use crate::secret::SecretRef;
 use crate::tls::{Roots, sha256};
 use crate::wording::describe;
 
-/// Where an issuer's public keys come from.
+/// The source of an issuer's public keys.
 #[derive(Clone, Debug, PartialEq)]
 pub enum KeySource {
     /// A JWK set in a file.
     File(PathBuf),
     /// A JWK set behind a URL.
     Url {
-        /// https, or http on loopback.
+        /// The URL, https, or http on loopback.
         url: url::Url,
         /// Trusted instead of the system's roots.
         ca: Option<PathBuf>,
@@ -50,11 +49,11 @@ pub enum KeySource {
 pub struct Key {
     /// `kid`.
     pub id: Option<String>,
-    /// What it may verify: decided by the key, never by a token.
+    /// The algorithms it may verify: decided by the key, never by a token.
     pub algorithms: Vec<Algorithm>,
     /// The key itself.
     pub verifier: DecodingKey,
-    /// The beginning of its RFC 7638 thumbprint: tells it from others under the same `kid`.
+    /// The beginning of its RFC 7638 thumbprint, which tells it from others with the same `kid`.
     pub thumbprint: [u8; 8],
 }
 
@@ -115,10 +114,10 @@ pub struct KeySet {
     generation: u64,
 }
 
-/// More keys than any issuer has.
+/// Most keys of a set; no issuer has more.
 const MOST_KEYS: usize = 32;
-/// How many keys a token is tried against at most, and how many keys without `kid` a set may have:
-/// anyone can send a token that fits none of them.
+/// Most keys that a token is tried against, and most keys without `kid` in a set: anyone can send a
+/// token that matches none of them.
 const MOST_TRIES: usize = 8;
 /// Longest JWK set, bytes.
 const LONGEST: usize = 1 << 20;
@@ -127,7 +126,7 @@ impl KeySet {
     /// Reads a JWK set. Keys that cannot verify tokens are left out.
     ///
     /// # Errors
-    /// What is wrong with it, for people; nothing of the text is repeated.
+    /// The problem, for people; nothing of the text is repeated.
     pub fn parse(text: &[u8]) -> Result<Self, &'static str> {
         let set = Self::parse_any(text)?;
         if set.keys.is_empty() {
@@ -136,7 +135,7 @@ impl KeySet {
         Ok(set)
     }
 
-    /// The same, where having no keys is what a source may say.
+    /// Reads a JWK set that may have no keys.
     fn parse_any(text: &[u8]) -> Result<Self, &'static str> {
         if text.trim_ascii().is_empty() {
             return Err(BLANK);
@@ -167,7 +166,7 @@ impl KeySet {
         })
     }
 
-    /// No keys.
+    /// Returns a set without keys.
     fn gone(why: &str) -> Self {
         Self {
             keys: Vec::new(),
@@ -176,9 +175,9 @@ impl KeySet {
         }
     }
 
-    /// The keys that may have signed by `algorithm` what names `id`: those of that name, or, where
-    /// there are none, those without a name; when it names none, those without a name and then the
-    /// others. Eight at most.
+    /// Returns the keys that may have signed by `algorithm`. With an `id`: the keys with it, or,
+    /// where there are none, those without one. Without an `id`: the keys without one, then the
+    /// others. At most eight.
     pub fn candidates(&self, id: Option<&str>, algorithm: Algorithm) -> impl Iterator<Item = &Key> {
         let named = id.is_some_and(|id| self.has(id));
         let fits = move |key: &&Key| {
@@ -194,20 +193,20 @@ impl KeySet {
         nameless.chain(others).filter(fits).take(MOST_TRIES)
     }
 
-    /// Whether one of the keys has this `kid`.
+    /// Tells whether one of the keys has this `kid`.
     #[must_use]
     pub fn has(&self, id: &str) -> bool {
         self.keys.iter().any(|key| key.id.as_deref() == Some(id))
     }
 
-    /// Whether the key of this [`Key::thumbprint`] is one of them.
+    /// Tells whether the key with this [`Key::thumbprint`] is in the set.
     #[must_use]
     pub fn holds(&self, thumbprint: [u8; 8]) -> bool {
         self.keys.iter().any(|key| key.thumbprint == thumbprint)
     }
 
-    /// Counts the sets that a source has given: what was verified under another one may have been
-    /// signed with a key that is gone.
+    /// Returns the number of the set among its source's: a result under another set may rest on a
+    /// key that is gone.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation
@@ -232,24 +231,24 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// The keys to use now: one atomic load.
+    /// Returns the keys to use now: one atomic load.
     #[must_use]
     pub fn current(&self) -> arc_swap::Guard<Arc<KeySet>> {
         self.current.load()
     }
 
-    /// A token names a key that is not here: the source may have a new one.
+    /// Notes that a token has an unknown key id: the source may have a new key.
     pub fn missed(&self) {
         self.missed.notify_one();
     }
 
-    /// Whether the first attempt to read them has ended, one way or the other.
+    /// Tells whether the first attempt to read them has finished, with or without success.
     #[must_use]
     pub fn settled(&self) -> bool {
         self.settled.load(Ordering::Acquire)
     }
 
-    /// Makes `set` the one in use, unless it is the same. Whether it was another.
+    /// Publishes `set`, and tells whether it differs from the one before.
     fn publish(&self, mut set: KeySet) -> bool {
         let before = self.current.load();
         self.settled.store(true, Ordering::Release);
@@ -266,7 +265,7 @@ impl Keys {
         true
     }
 
-    /// Keys that stay as they are, for tests of what uses them.
+    /// Returns keys that never change, for tests of their users.
     #[cfg(test)]
     pub(crate) fn fixed(text: &[u8]) -> Arc<Self> {
         let keys = Self::default();
@@ -274,14 +273,14 @@ impl Keys {
         Arc::new(keys)
     }
 
-    /// Other keys in their place, for tests of what uses them.
+    /// Replaces the keys, for tests of their users.
     #[cfg(test)]
     pub(crate) fn replace(&self, text: &[u8]) {
         assert!(self.publish(KeySet::parse(text).unwrap()));
     }
 }
 
-/// The task that reads a source again and again, ended when this is dropped. The keys stay usable.
+/// The task that reads a source, ended when this is dropped. The keys stay usable.
 #[derive(Debug)]
 pub struct KeyRefreshTask(AbortHandle);
 
@@ -305,17 +304,17 @@ pub fn start(source: &KeySource) -> (Arc<Keys>, KeyRefreshTask) {
     (keys, KeyRefreshTask(task.abort_handle()))
 }
 
-/// How often a URL is asked without a reason.
+/// Interval of reading a URL.
 const EVERY: Duration = Duration::from_mins(5);
-/// How often a file is looked at. Promised is "in use within 10 s".
+/// Interval of reading a file; "in use within 10 s" is promised.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
-/// How often, at most, tokens that name unknown keys make a URL be asked: anyone can send such.
+/// Shortest interval in which unknown key ids of tokens cause a read: anyone can send them.
 const AT_MOST_EVERY: Duration = Duration::from_secs(30);
-/// How long keys are used whose source cannot be read.
+/// How long the keys of an unreadable source are used.
 const KEPT_FOR: Duration = Duration::from_hours(24);
-/// What is wrong with a source that says nothing at all: it may be about to be written.
+/// The error of an empty source, which may be about to be written.
 const BLANK: &str = "is empty";
-/// Between failures: doubled from the first to the second.
+/// Pause after a failure: doubled from the first value to the second.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 
 async fn keep_current(keys: Arc<Keys>, source: KeySource) {
@@ -385,7 +384,7 @@ async fn keep_current(keys: Arc<Keys>, source: KeySource) {
     }
 }
 
-/// For logs.
+/// Returns the source's name for logs.
 fn source_name(source: &KeySource) -> String {
     match source {
         KeySource::File(path) => path.display().to_string(),
@@ -409,7 +408,7 @@ async fn fetch(url: &Url, ca: Option<&Path>, token: Option<&SecretRef>) -> Resul
             .map_err(|_| "jwks_token holds a character that no header field may hold")?;
         request = request.header("Authorization", token);
     }
-    // The error of a request names its URL.
+    // The error of a request contains its URL.
     let text = |cause: reqwest::Error| {
         let cause = cause.without_url();
         let source = std::error::Error::source(&cause).map(ToString::to_string);
@@ -429,7 +428,7 @@ async fn fetch(url: &Url, ca: Option<&Path>, token: Option<&SecretRef>) -> Resul
     KeySet::parse_any(&body).map_err(ToOwned::to_owned)
 }
 
-/// A client for one request: the CA may have changed since the last.
+/// Returns a client for one request: the CA may have changed since the last.
 fn client(url: &Url, ca: Option<&Path>) -> Result<Client, String> {
     let builder = Client::builder()
         .redirect(redirect::Policy::none())

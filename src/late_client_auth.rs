@@ -38,26 +38,26 @@ use crate::tls::{self, Identity, Roots};
 #[derive(Debug)]
 pub struct Stream(SslStream<TcpStream>);
 
-/// The client side of one vendor's connections: whom it trusts, and what it shows when asked.
+/// The client side of one vendor's connections: its trust and its certificate.
 pub struct LateClientAuth {
     connector: SslConnector,
-    /// Accepted from the server itself, too.
+    /// Certificates that are also accepted from the server itself.
     trusted: Arc<Vec<CertificateDer<'static>>>,
 }
 
-/// Why there is no connection. Nothing of a request has been sent.
+/// The reason why there is no connection. Nothing of a request has been sent.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No address of the server, or of the proxy before it, could be reached.
     #[error("{0}")]
     Unreachable(String),
-    /// The proxy before the server did not let us through.
+    /// The proxy before the server refused the tunnel.
     #[error(transparent)]
     Tunnel(#[from] TunnelError),
     /// It took longer than allowed.
     #[error("no connection within {0:?}")]
     TimedOut(Duration),
-    /// The server's certificate does not prove that it is who we asked for.
+    /// The server's certificate does not prove the requested name.
     #[error("the server's certificate is refused: {0}")]
     Unverified(X509VerifyResult),
     /// The handshake failed for another reason.
@@ -72,10 +72,10 @@ impl std::fmt::Debug for LateClientAuth {
 }
 
 impl LateClientAuth {
-    /// Trusts `roots`, and shows `identity` whenever it is asked for a certificate.
+    /// Trusts `roots`, and presents `identity` whenever a certificate is requested.
     ///
     /// # Errors
-    /// When OpenSSL cannot use the identity: its key is too short for today, say.
+    /// When OpenSSL cannot use the identity: its key is too short by now, say.
     pub fn new(roots: &Roots, identity: Option<&Identity>) -> Result<Self, tls::Error> {
         let connector = connector(roots, identity);
         let connector = connector.map_err(|cause| tls::Error::OpenSsl(reasons(&cause)))?;
@@ -86,7 +86,7 @@ impl LateClientAuth {
     }
 
     /// Speaks TLS on `stream` and verifies that `host`, a name or an address without brackets, is
-    /// on the other end.
+    /// at the other end.
     ///
     /// # Errors
     /// When it is not, or TLS fails.
@@ -94,8 +94,8 @@ impl LateClientAuth {
         let prepare = || {
             let mut ssl = self.connector.configure()?.into_ssl(host)?;
             let param = ssl.param_mut();
-            // As webpki does it: names are in the extension or nowhere, and whatever the bundle
-            // holds is an anchor, an intermediate too.
+            // As webpki does it: names are in the extension or nowhere, and every certificate of
+            // the bundle is an anchor, an intermediate too.
             param.set_hostflags(
                 X509CheckFlags::NO_PARTIAL_WILDCARDS | X509CheckFlags::NEVER_CHECK_SUBJECT,
             );
@@ -120,11 +120,11 @@ impl LateClientAuth {
         }
     }
 
-    /// A connection to the server of `url`, by the first of its addresses (or of the proxy's) that
-    /// leads there; each has `limit` for it, zero being none.
+    /// Connects to the server of `url`, by the first of its addresses (or of the proxy's) that
+    /// leads there; each has `limit`, zero being none.
     ///
     /// # Errors
-    /// When none of them does: the one that says most.
+    /// When none does: the most telling error.
     pub async fn open(
         &self,
         url: &Url,
@@ -166,8 +166,8 @@ impl LateClientAuth {
 }
 
 impl Error {
-    /// How much it says of why there is no connection: a second address often refuses, whatever is
-    /// wrong with the first.
+    /// Returns how much the error says: a second address often refuses, whatever is wrong with the
+    /// first.
     fn says(&self) -> u8 {
         match self {
             Self::Unreachable(_) => 0,
@@ -190,7 +190,7 @@ impl AsyncRead for Stream {
         if buffer.filled().len() > before || buffer.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        // The openssl crate takes every end for a good one. Only this is (RFC 8446 §6.1).
+        // The openssl crate takes every end for a clean one. Only this is (RFC 8446 §6.1).
         match ready!(Pin::new(&mut self.0).poll_peek(context, &mut [0])) {
             Err(end) if end.code() == ErrorCode::ZERO_RETURN => Poll::Ready(Ok(())),
             Ok(_) | Err(_) => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
@@ -216,10 +216,11 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// One request on a connection of its own, which ends with the answer. No redirect is followed.
+/// Sends one request on a connection of its own, which ends with the response. No redirect is
+/// followed.
 ///
 /// # Errors
-/// When no answer comes. What became of the request is unknown.
+/// When no response comes. The outcome of the request is unknown.
 pub async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     mut request: Request<reqwest::Body>,
@@ -232,7 +233,7 @@ pub async fn exchange(
         fields.insert(HOST, host);
     }
     fields.insert(USER_AGENT, HeaderValue::from_static(agent));
-    // To a server goes the path alone (RFC 9112 §3.2.1).
+    // A server gets the path alone (RFC 9112 §3.2.1).
     *request.uri_mut() = uri
         .path_and_query()
         .cloned()
@@ -241,7 +242,7 @@ pub async fn exchange(
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(told)?;
-    // Ends when the answer has been read or dropped; what goes wrong there, those two are told.
+    // Ends when the response has been read or dropped; both report their errors.
     tokio::spawn(async move {
         let _ = connection.await;
     });
@@ -249,7 +250,7 @@ pub async fn exchange(
     Ok(answer.map(reqwest::Body::wrap).into())
 }
 
-/// An error on a connection that was open, without file names of OpenSSL's.
+/// Describes an error on an open connection, without file names of OpenSSL's.
 #[must_use]
 pub fn described(cause: &io::Error) -> String {
     cause
@@ -267,8 +268,8 @@ fn told(error: hyper::Error) -> String {
     }
 }
 
-/// Whether what OpenSSL has something against is the server's own certificate, and a pinned one
-/// (see [`crate::tls::pinned`]).
+/// Tells whether OpenSSL rejects the server's own certificate, and it is a pinned one (see
+/// [`crate::tls::pinned`]).
 fn is_pinned(context: &X509StoreContextRef, trusted: &[CertificateDer<'_>], host: &str) -> bool {
     if context.error_depth() != 0 {
         return false;
@@ -284,12 +285,12 @@ fn is_pinned(context: &X509StoreContextRef, trusted: &[CertificateDer<'_>], host
 fn connector(roots: &Roots, identity: Option<&Identity>) -> Result<SslConnector, ErrorStack> {
     let mut builder = SslConnector::builder(SslMethod::tls_client())?;
     builder.set_min_proto_version(Some(SslVersion::TLS1_2))?;
-    // rustls' suites, and what else has forward secrecy and authenticated encryption.
+    // rustls' suites, and others with forward secrecy and authenticated encryption.
     builder.set_cipher_list("ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20:!aNULL:!PSK")?;
     builder.set_alpn_protos(b"\x08http/1.1")?;
     let mut store = X509StoreBuilder::new()?;
     for der in &roots.certificates {
-        // Bundles in the wild have some that nobody can use.
+        // Bundles may hold unusable certificates.
         if let Ok(root) = X509::from_der(der) {
             store.add_cert(root)?;
         }
@@ -311,14 +312,14 @@ fn connector(roots: &Roots, identity: Option<&Identity>) -> Result<SslConnector,
     Ok(builder.build())
 }
 
-/// Without this offer a TLS 1.3 server cannot ask later (RFC 8446 §4.2.6).
+/// Without this offer a TLS 1.3 server cannot request it later (RFC 8446 §4.2.6).
 #[expect(
     unsafe_code,
     reason = "the openssl crate has no wrapper for this one call"
 )]
 fn offer_authentication_after_the_handshake(builder: &mut ssl::SslContextBuilder) {
-    // SAFETY: the pointer is that of a context which is alive and, as the exclusive borrow says,
-    // ours alone; the call sets a flag in it and keeps nothing.
+    // SAFETY: the pointer is that of a live context which, by the exclusive borrow, is ours alone;
+    // the call sets a flag in it and keeps nothing.
     unsafe { openssl_sys::SSL_CTX_set_post_handshake_auth(builder.as_ptr(), 1) }
 }
 
@@ -350,7 +351,7 @@ mod tests {
 
     use super::*;
 
-    /// Who answers, signed by an intermediate that the server does not send.
+    /// A server whose certificate is signed by an intermediate that it does not send.
     struct Server {
         /// The root's certificate, and the intermediate's.
         authorities: [CertificateDer<'static>; 2],
@@ -390,7 +391,7 @@ mod tests {
             }
         }
 
-        /// What comes of asking it for `host`, trusting `trusted`.
+        /// Connects to it as `host`, trusting `trusted`.
         async fn asked_for(
             &self,
             host: &str,
@@ -422,7 +423,7 @@ mod tests {
                 "x.y.b.test",
                 "127.0.0.2",
                 "::1",
-                // A name that is nowhere but in the subject is no name.
+                // A name that is only in the subject is not accepted.
                 "common.test",
             ] {
                 let refused = server.asked_for(host, intermediate).await;

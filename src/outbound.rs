@@ -1,10 +1,11 @@
-//! The way out of the company: which CONNECT proxy, if any, leads to a host. Decided here for
-//! requests and token calls alike, so that both take the same way.
+//! The CONNECT proxy, if any, that leads to a host. Decided here for requests and token calls
+//! alike, so that both take the same route.
 //!
 //! The environment is read as curl reads it: `https_proxy`, then `HTTPS_PROXY`, for `https://`
-//! hosts, `all_proxy`, then `ALL_PROXY`, for all others and where those are not set; a variable
-//! that is empty is not set; `no_proxy`, then `NO_PROXY`, lists what is reached directly. A proxy
-//! that cannot be used is an error for whatever would have gone through it, never a direct way.
+//! hosts; `all_proxy`, then `ALL_PROXY`, for all others and where those are not set. An empty
+//! variable counts as unset. `no_proxy`, then `NO_PROXY`, lists the hosts that are reached
+//! directly. An unusable proxy is an error for every connection through it, never a reason to
+//! connect directly.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -18,37 +19,37 @@ use url::{Host, Url};
 
 use crate::endpoint::{self, InvalidUrl};
 
-/// The environment variables that name a proxy, in the order they count.
+/// The environment variables that specify a proxy, in their order of precedence.
 pub const VARIABLES: [&str; 4] = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
 
-/// The proxies in force for one vendor.
+/// The proxies for one vendor.
 #[derive(Debug)]
 pub struct Outbound {
-    /// `proxy:` of the vendor: for every host.
+    /// The vendor's `proxy:`, for every host.
     fixed: Option<Proxy>,
     environment: Environment,
 }
 
-/// What the environment says.
+/// The environment's settings.
 #[derive(Debug, Default)]
 struct Environment {
-    /// For `https://` hosts.
+    /// The proxy for `https://` hosts.
     https: Option<Named>,
-    /// For `http://` hosts.
+    /// The proxy for `http://` hosts.
     http: Option<Named>,
     direct: Direct,
 }
 
-/// A variable's proxy, or what is wrong with it.
+/// A variable's proxy, or its error.
 type Named = Result<Proxy, Unusable>;
 
-/// A variable that names a proxy which cannot be used. Its value is not repeated.
+/// A variable whose proxy is unusable. Its value is not repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the environment variable {variable} {wrong}; {hint}", hint = wrong.hint())]
 pub struct Unusable {
     /// The variable's name.
     pub variable: &'static str,
-    /// What is wrong with its value.
+    /// The error of its value.
     pub wrong: InvalidUrl,
 }
 
@@ -65,24 +66,24 @@ impl std::fmt::Debug for Proxy {
     }
 }
 
-/// One proxy to go through.
+/// One proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Via {
     /// Host name or address of the proxy, IPv6 without brackets.
     pub host: String,
-    /// Its port.
+    /// The port.
     pub port: u16,
     /// `Proxy-Authorization`, where the proxy's URL has user information. Sensitive.
     pub authorization: Option<HeaderValue>,
 }
 
 impl Outbound {
-    /// The proxies for a vendor whose `proxy:` is `fixed`.
+    /// Returns the proxies for a vendor whose `proxy:` is `fixed`.
     #[must_use]
     pub fn new(fixed: Option<&Url>) -> Self {
         Self::with(fixed, |name| {
             let value = std::env::var_os(name)?;
-            // What is no text is no URL, and is found to be none.
+            // A value that is not text is no URL, and is found to be none.
             Some(value.into_string().unwrap_or_else(|_| "\u{0}".to_owned()))
         })
     }
@@ -112,16 +113,16 @@ impl Outbound {
         }
     }
 
-    /// The proxy that leads to `destination`; `None`: there is a direct way.
+    /// Returns the proxy that leads to `destination`; `None`: a direct connection.
     ///
     /// # Errors
-    /// When the environment names a proxy for it that cannot be used.
+    /// When the environment specifies an unusable proxy for it.
     pub fn via(&self, destination: &Url) -> Result<Option<Via>, Unusable> {
         Ok(self.proxy(destination)?.map(|proxy| proxy.via.clone()))
     }
 
-    /// The same as a URL, user information included, for clients that speak to proxies themselves.
-    /// Whoever uses it has asked [`Outbound::via`] for the error.
+    /// Returns that proxy as a URL, user information included, for clients that speak to proxies
+    /// themselves. [`Outbound::via`] has reported the error before.
     #[must_use]
     pub fn url(&self, destination: &Url) -> Option<Url> {
         Some(self.proxy(destination).ok()??.url.clone())
@@ -149,7 +150,7 @@ impl Proxy {
             Some(Host::Domain(name)) => name.to_owned(),
             Some(Host::Ipv4(address)) => address.to_string(),
             Some(Host::Ipv6(address)) => address.to_string(),
-            // Refused by whoever read it.
+            // Refused when it was read.
             None => String::new(),
         };
         let via = Via {
@@ -161,9 +162,9 @@ impl Proxy {
     }
 }
 
-/// `NO_PROXY`: a list of hosts, parted by commas or blanks. A name stands for itself and all below
-/// it, with or without a dot in front; an address may be a network (`10.0.0.0/8`); either may have a
-/// port, and then stands for that port alone; `*` is every host.
+/// `NO_PROXY`: a list of hosts, separated by commas or blanks. A name matches itself and all names
+/// below it, with or without a dot in front; an address may be a network (`10.0.0.0/8`); either may
+/// have a port, and then matches that port alone; `*` matches every host.
 #[derive(Debug, Default)]
 struct Direct {
     all: bool,
@@ -228,7 +229,7 @@ impl Direct {
     }
 }
 
-/// An address, IPv6 with or without brackets, or a network.
+/// Reads an address, IPv6 with or without brackets, or a network.
 fn network(word: &str) -> Option<IpNet> {
     let bare = word
         .strip_prefix('[')
@@ -238,7 +239,7 @@ fn network(word: &str) -> Option<IpNet> {
     word.parse().or(address).ok()
 }
 
-/// A host name as URLs have it, in ASCII.
+/// Reads a host name in ASCII, as URLs have it.
 fn name(word: &str) -> Option<Place> {
     let word = word.strip_prefix('*').unwrap_or(word).trim_matches('.');
     match Host::parse(word) {
@@ -247,16 +248,16 @@ fn name(word: &str) -> Option<Place> {
     }
 }
 
-/// Why a proxy led nowhere.
+/// The reason why a proxy led nowhere.
 #[derive(Debug, thiserror::Error)]
 pub enum TunnelError {
-    /// The connection to it was not made, or broke.
+    /// The connection to it failed, or broke.
     #[error("the connection to the outbound proxy failed: {0}")]
     Broken(#[from] std::io::Error),
-    /// It answered something that is no answer.
+    /// Its response is not HTTP.
     #[error("the outbound proxy {0}")]
     Garbled(&'static str),
-    /// It answered, and the answer is no. Holds the status.
+    /// It refused. Contains the status.
     #[error("the outbound proxy refused the CONNECT with {0}")]
     Refused(String),
     /// It took longer than allowed.
@@ -264,15 +265,15 @@ pub enum TunnelError {
     TimedOut(Duration),
 }
 
-/// Longest head of a proxy's answer, bytes.
+/// Largest head of a proxy's response, bytes.
 const MAX_ANSWER: usize = 8 * 1024;
 
 impl Via {
-    /// A connection to `target`, `host:port`, through this proxy, by the first of its addresses that
-    /// leads there; each has `limit` for it, zero being none.
+    /// Connects to `target`, `host:port`, through this proxy, by the first of its addresses that
+    /// leads there; each has `limit`, zero being none.
     ///
     /// # Errors
-    /// When none of them does: the last one's.
+    /// When none does: the last one's error.
     pub async fn open(&self, target: &str, limit: Duration) -> Result<TcpStream, TunnelError> {
         let addresses = tokio::net::lookup_host((self.host.as_str(), self.port)).await?;
         let mut last = TunnelError::Garbled("has a name without an address");
@@ -297,8 +298,8 @@ impl Via {
         Err(last)
     }
 
-    /// Asks the proxy at the other end of `stream` for `target`, `host:port` (RFC 9110 §9.3.6).
-    /// After that the target is at the other end.
+    /// Requests a tunnel to `target`, `host:port`, from the proxy at the other end of `stream` (RFC
+    /// 9110 §9.3.6). After that the target is at the other end.
     ///
     /// # Errors
     /// When the proxy does not lead there.
@@ -316,7 +317,7 @@ impl Via {
         loop {
             let read = stream.read_buf(&mut answer).await?;
             if let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") {
-                // A vendor says nothing before our handshake: whatever follows is not its.
+                // A vendor sends nothing before our handshake: further bytes are not its own.
                 if end + 4 < answer.len() {
                     return Err(TunnelError::Garbled("sent more than its answer"));
                 }
@@ -347,13 +348,13 @@ mod tests {
         })
     }
 
-    /// The proxy's host; `-`: there is a direct way.
+    /// Returns the proxy's host; `-`: a direct connection.
     fn way(environment: &[(&str, &str)], to: &str) -> String {
         let destination = Url::parse(to).unwrap();
         let outbound = outbound(None, environment);
         match outbound.via(&destination) {
             Ok(via) => {
-                // Both clients are told the same.
+                // Both clients get the same proxy.
                 let host = outbound
                     .url(&destination)
                     .map(|url| url.host_str().unwrap().to_owned());
@@ -385,7 +386,7 @@ mod tests {
             assert_eq!(way(&emptied, "https://v.test"), host);
         }
         assert_eq!(way(&[], "https://v.test"), "-");
-        // Plaintext has variables of its own, of which only those for everything count.
+        // Plaintext has variables of its own, of which only those for all schemes count.
         assert_eq!(way(&all, "http://v.test"), "c");
         let never = [("http_proxy", "http://x:1"), ("HTTP_PROXY", "http://x:1")];
         assert_eq!(way(&never, "http://v.test"), "-");
@@ -475,7 +476,7 @@ mod tests {
             let excepted = [(variable, value), ("NO_PROXY", "v.test")];
             assert_eq!(way(&excepted, "https://v.test"), "-");
         }
-        // What is overruled is not looked at.
+        // A variable that is overruled is not read.
         let environment = [("https_proxy", "http://p:1"), ("ALL_PROXY", "socks5://q:1")];
         assert_eq!(way(&environment, "https://v.test"), "p");
     }

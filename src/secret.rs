@@ -32,21 +32,21 @@ impl Secret {
     #[must_use]
     pub fn exact(text: impl Into<String>) -> Self {
         let text = Zeroizing::new(text.into());
-        // A copy of its own length: what grew may have left others behind.
+        // A copy of its own length: a buffer that grew may have left others behind.
         Self(Zeroizing::new(text.as_str().to_owned()))
     }
 
-    /// The secret itself. Callers own the duty not to log or store it.
+    /// Returns the secret itself. Callers must not log or store it.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// `prefix` followed by the secret, flagged sensitive so that HTTP libraries neither print it
-    /// nor put it in an HPACK dynamic table (RFC 7541 §7.1.3).
+    /// Returns `prefix` followed by the secret, marked sensitive so that HTTP libraries neither
+    /// print it nor put it in an HPACK dynamic table (RFC 7541 §7.1.3).
     ///
     /// # Errors
-    /// When the secret holds a byte that may not occur in a field value (RFC 9110 §5.5).
+    /// When the secret holds a byte that may not occur in a header value (RFC 9110 §5.5).
     pub fn to_header(&self, prefix: &str) -> Result<HeaderValue, InvalidHeaderValue> {
         let joined = Zeroizing::new(format!("{prefix}{}", self.expose()));
         let mut value = HeaderValue::from_str(&joined)?;

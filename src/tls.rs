@@ -49,13 +49,13 @@ pub enum San {
 }
 
 impl San {
-    /// A DNS name; case does not count (RFC 4343).
+    /// Returns a DNS name; case is ignored (RFC 4343).
     #[must_use]
     pub fn dns(name: &str) -> Self {
         Self::Dns(name.to_ascii_lowercase())
     }
 
-    /// An e-mail address; case counts only before the `@` (RFC 5280 §7.5).
+    /// Returns an e-mail address; case counts only before the `@` (RFC 5280 §7.5).
     #[must_use]
     pub fn email(address: &str) -> Self {
         Self::Email(match address.rsplit_once('@') {
@@ -65,11 +65,11 @@ impl San {
     }
 }
 
-/// A certificate or key file that cannot be used. No text of a parser is in it: those hold the
-/// bytes that the parser stumbled over.
+/// A certificate or key file that cannot be used. It contains no text of a parser, which would hold
+/// the bytes in question.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The system gives no file.
+    /// The file cannot be read.
     #[error("{path} cannot be read: {cause}")]
     Unreadable {
         /// The file.
@@ -77,7 +77,7 @@ pub enum Error {
         /// What the system said.
         cause: std::io::Error,
     },
-    /// Read, and not what was looked for.
+    /// Readable, but not what it should be.
     #[error("{path} {fault}")]
     Unusable {
         /// The file.
@@ -85,7 +85,7 @@ pub enum Error {
         /// What is wrong with it.
         fault: Fault,
     },
-    /// Read, but unusable: another key's certificate, an unknown key type.
+    /// Readable, but unusable as a pair: another key's certificate, an unknown key type.
     #[error("{cert} with {key}: {cause}")]
     Mismatch {
         /// The certificate file.
@@ -95,10 +95,10 @@ pub enum Error {
         /// What is wrong with the pair.
         cause: &'static str,
     },
-    /// A listener's settings that TLS does not take.
+    /// A listener's settings that TLS rejects.
     #[error("{0}")]
     Settings(&'static str),
-    /// Good enough for rustls, and not for OpenSSL: a key too short for today, say.
+    /// Accepted by rustls, but not by OpenSSL: a key too short by now, say.
     #[error("OpenSSL, which late_client_auth needs, cannot use it: {0}")]
     OpenSsl(String),
 }
@@ -135,7 +135,7 @@ impl Identity {
         let (key, signer) = signing_key(&files.key)?;
         let leaf_sha256 = sha256(&[&chain[0]]);
         let leaf = parsed(&chain[0]).map_err(|fault| unusable(&files.cert, fault))?;
-        // A key whose public half is not known cannot be compared.
+        // A key whose public half is unknown cannot be compared.
         let public = signer.public_key();
         if public.is_some_and(|public| *public != *leaf.public_key().raw) {
             return Err(Error::Mismatch {
@@ -155,16 +155,16 @@ impl Identity {
         })
     }
 
-    /// Whether rustls' own check of a certificate and its key has nothing against it. It refuses
-    /// version 1 and unknown critical extensions, which are for the peer to judge.
+    /// Tells whether rustls accepts the certificate with its key. It refuses version 1 and unknown
+    /// critical extensions, which are for the peer to judge.
     pub(crate) fn is_ordinary(&self) -> bool {
         CertifiedKey::from_der(self.chain.clone(), self.key.clone_key(), &provider()).is_ok()
     }
 
-    /// The form rustls listeners and clients want.
+    /// Returns the form for rustls listeners and clients.
     ///
-    /// Nothing of the certificate is checked: it is only presented, and what a version 1 or an
-    /// unknown extension means is for the peer to say.
+    /// Nothing of the certificate is checked: it is only presented, and the peer judges a version 1
+    /// or an unknown extension.
     ///
     /// # Errors
     /// When the key is of an unknown type; never after [`Identity::load`].
@@ -183,9 +183,8 @@ pub struct Roots {
     pub certificates: Vec<CertificateDer<'static>>,
     /// SHA-256 over the sorted certificates.
     pub sha256: [u8; 32],
-    /// Read from a file of the configuration's: among them may be the server's own certificate.
-    /// Nobody pins one by installing it in the system, and a copy of all of those for each vendor
-    /// would be large.
+    /// Read from a file of the configuration, so the server's own certificate may be among them.
+    /// System roots pin nothing, and a copy of all of them for each vendor would be large.
     pinned: bool,
 }
 
@@ -204,7 +203,7 @@ impl Roots {
     /// When the file is unreadable or holds no certificate that can be an issuer.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let mut found = pem_certificates(path)?;
-        // Bundles in the wild hold some that nobody can use.
+        // Bundles may hold unusable certificates.
         let first = parsed(&found[0]).err();
         found.retain(|certificate| parsed(certificate).is_ok());
         if let (true, Some(fault)) = (found.is_empty(), first) {
@@ -215,8 +214,8 @@ impl Roots {
         Ok(roots)
     }
 
-    /// The operating system's roots, `SSL_CERT_FILE` and `SSL_CERT_DIR` included. May be empty on
-    /// a bare container image; then nothing verifies.
+    /// Returns the operating system's roots, `SSL_CERT_FILE` and `SSL_CERT_DIR` included. May be
+    /// empty on a bare container image; then nothing verifies.
     #[must_use]
     pub fn system() -> Self {
         Self {
@@ -236,12 +235,12 @@ impl Roots {
         }
     }
 
-    /// Those that a server itself may show.
+    /// Returns those that a server itself may present.
     pub(crate) fn pinnable(&self) -> &[CertificateDer<'static>] {
         if self.pinned { &self.certificates } else { &[] }
     }
 
-    /// The form rustls wants.
+    /// Returns the form for rustls.
     ///
     /// # Errors
     /// When no certificate can be an issuer.
@@ -254,7 +253,7 @@ impl Roots {
         Ok(store)
     }
 
-    /// Those of them that can be issuers, as PEM: for libraries that read nothing else.
+    /// Returns those that can be issuers, as PEM: for libraries that read nothing else.
     #[must_use]
     pub(crate) fn pem(&self) -> Vec<u8> {
         let usable =
@@ -268,8 +267,8 @@ impl Roots {
         text.into_bytes()
     }
 
-    /// Each certificate that can be an issuer by itself, under a digest of its name and key: a
-    /// certificate that was renewed with both is the same authority.
+    /// Returns each certificate that can be an issuer by itself, under a digest of its name and
+    /// key: a certificate that was renewed with both is the same authority.
     #[must_use]
     pub fn authorities(&self) -> Vec<([u8; 8], Self)> {
         let each = self.certificates.iter().filter_map(|certificate| {
@@ -284,7 +283,7 @@ impl Roots {
         each.collect()
     }
 
-    /// Verifies clients' certificates against this trust; a client may have none.
+    /// Returns a verifier of clients' certificates; a client may have none.
     ///
     /// # Errors
     /// When there is no usable root.
@@ -295,8 +294,8 @@ impl Roots {
             .map_err(|_| rustls::Error::General("no trusted issuer is known".into()))
     }
 
-    /// A client's TLS settings: this trust, and the identity shown when the server asks for one.
-    /// TLS 1.2 and 1.3, names always verified.
+    /// Returns a client's TLS settings: this trust, and the identity presented when the server
+    /// requests one. TLS 1.2 and 1.3, names always verified.
     ///
     /// # Errors
     /// When there is no usable root, or the identity's key cannot be used.
@@ -313,8 +312,8 @@ impl Roots {
             .with_client_cert_resolver(Arc::new(shown)))
     }
 
-    /// Settings without an identity are shared by whoever trusts the same: a thousand vendors would
-    /// each hold their own copy of the system's roots and of the memory for sessions, 40 KiB.
+    /// Settings without an identity are shared by equal trust: a thousand vendors would each hold a
+    /// copy of the system's roots and of the memory for sessions, 40 KiB.
     fn anonymous(&self) -> Result<ClientConfig, rustls::Error> {
         let mut shared = ANONYMOUS.lock();
         if let Some(known) = shared.get(&self.sha256) {
@@ -322,7 +321,7 @@ impl Roots {
         }
         let made = self.config_builder()?.with_no_client_auth();
         if shared.len() >= ANONYMOUS_AT_MOST {
-            // Files that have changed long since.
+            // Settings of files that have changed long since.
             shared.clear();
         }
         shared.insert(self.sha256, made.clone());
@@ -339,7 +338,7 @@ impl Roots {
             .with_custom_certificate_verifier(Arc::new(self.verifier()?)))
     }
 
-    /// Verifies servers' certificates against this trust.
+    /// Returns a verifier of servers' certificates.
     fn verifier(&self) -> Result<IssuedOrPinned, rustls::Error> {
         let store = Arc::new(self.store()?);
         let issued = WebPkiServerVerifier::builder_with_provider(store, Arc::new(provider()))
@@ -351,8 +350,8 @@ impl Roots {
         })
     }
 
-    /// Whether `host`, a name or an address, is to show one of these certificates itself, in a form
-    /// that only [`pinned`] accepts.
+    /// Tells whether `host`, a name or an address, should present one of these certificates itself,
+    /// in a form that only [`pinned`] accepts.
     #[must_use]
     pub(crate) fn pins(&self, host: &str) -> bool {
         let name = ServerName::try_from(host);
@@ -360,25 +359,25 @@ impl Roots {
     }
 }
 
-/// By the roots' digest.
+/// Settings by the roots' digest.
 static ANONYMOUS: LazyLock<Mutex<HashMap<[u8; 32], ClientConfig>>> = LazyLock::new(Mutex::default);
 const ANONYMOUS_AT_MOST: usize = 64;
 
-/// The process's cryptography. Must be called before anything else touches TLS: pingora would
-/// install another provider, and libraries that find two cannot choose.
+/// Installs the process's cryptography. Must be called before any use of TLS: pingora would install
+/// another provider, and libraries that find two cannot choose.
 pub fn install_provider() {
     // Already installed by another part of the same process (tests): the same provider.
     let _ = provider().install_default();
 }
 
-/// Has the process's randomness ready before a handshake asks for it. What aws-lc draws from the
-/// processor's jitter, beside the system's, takes it tens of milliseconds, once.
+/// Prepares the process's randomness before a handshake needs it. aws-lc also draws from the
+/// processor's jitter, which takes it tens of milliseconds, once.
 pub fn gather_randomness() {
-    // Whoever needs the bytes is told that there are none.
+    // A later user of randomness reports its absence.
     let _ = aws_lc_rs::rand::fill(&mut [0; 1]);
 }
 
-/// SHA-256 over the concatenation of `parts`.
+/// Returns the SHA-256 of the concatenation of `parts`.
 #[must_use]
 pub fn sha256(parts: &[&[u8]]) -> [u8; 32] {
     let mut hasher = Sha256::new();
@@ -396,7 +395,7 @@ fn pem_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> 
     pem::certificates(&read(path)?).map_err(|fault| unusable(path, fault))
 }
 
-/// The certificates of a PEM file, each of which can be parsed.
+/// Reads the certificates of a PEM file, each of which can be parsed.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     let found = pem_certificates(path)?;
     for certificate in &found {
@@ -405,17 +404,17 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     Ok(found)
 }
 
-/// What keeps a file from being used as a certificate chain; `None`: nothing.
+/// Returns why a file cannot be used as a certificate chain; `None`: it can.
 pub(crate) fn certificate_fault(path: &Path) -> Option<Error> {
     certificates(path).err()
 }
 
-/// What keeps a file from being used as a private key; `None`: nothing.
+/// Returns why a file cannot be used as a private key; `None`: it can.
 pub(crate) fn key_fault(path: &Path) -> Option<Error> {
     signing_key(path).err()
 }
 
-/// The private key in a PEM file, and what signs by it.
+/// Reads the private key of a PEM file, and its signer.
 fn signing_key(path: &Path) -> Result<(PrivateKeyDer<'static>, Arc<dyn SigningKey>), Error> {
     let key = pem::private_key(&read(path)?).map_err(|fault| unusable(path, fault))?;
     let signer = provider().key_provider.load_private_key(key.clone_key());
@@ -462,10 +461,10 @@ fn unusable(path: &Path, fault: Fault) -> Error {
     }
 }
 
-/// The subject alternative names of a certificate, without those of types that no caller can have.
+/// Returns the subject alternative names of a certificate, of the types that callers may have.
 ///
 /// # Errors
-/// When it cannot be parsed, or holds names twice over (RFC 5280 §4.2).
+/// When it cannot be parsed, or holds the extension twice (RFC 5280 §4.2).
 pub fn names(certificate: &CertificateDer<'_>) -> Result<Vec<San>, Fault> {
     let parsed = parsed(certificate)?;
     let names = parsed
@@ -487,7 +486,7 @@ pub fn names(certificate: &CertificateDer<'_>) -> Result<Vec<San>, Fault> {
         .collect())
 }
 
-/// The end of a certificate's validity.
+/// Returns the end of a certificate's validity.
 ///
 /// # Errors
 /// When it cannot be parsed.

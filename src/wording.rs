@@ -1,4 +1,4 @@
-//! What libraries say when something fails, in words for the person who must act.
+//! Errors of libraries, in plain words for the person who must act.
 //!
 //! TLS and DNS libraries print the names of their variants (`UnknownIssuer`,
 //! `Other(OtherError(UnsupportedCertVersion))`, `Name("x.")`). [`describe`] is for every text of a
@@ -7,8 +7,7 @@
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
-/// Replaces the variants' names that are known to occur in `text`. What is not known stays as it
-/// is.
+/// Replaces the known variants' names in `text`. Unknown ones stay.
 #[must_use]
 pub fn describe(text: &str) -> String {
     let mut said = text.to_owned();
@@ -35,7 +34,8 @@ pub fn describe(text: &str) -> String {
     expiry(query(&said)).into_owned()
 }
 
-/// A name such as `ConnectTimedout` or `TLSHandshakeFailure` as words: `connect timed out`.
+/// Splits a name such as `ConnectTimedout` or `TLSHandshakeFailure` into words: `connect timed
+/// out`.
 #[must_use]
 pub fn describe_name(name: &str) -> String {
     separated(name, ' ').replace("timedout", "timed out")
@@ -43,7 +43,7 @@ pub fn describe_name(name: &str) -> String {
 
 type Words = fn(&str) -> String;
 
-/// Why a certificate was refused.
+/// Describes why a certificate was refused.
 fn certificate(variant: &str) -> String {
     match variant {
         "BadEncoding" => "it cannot be parsed".to_owned(),
@@ -69,7 +69,7 @@ fn certificate(variant: &str) -> String {
     }
 }
 
-/// A TLS alert by the name that RFC 8446 §6 has for it.
+/// Returns the name of a TLS alert by RFC 8446 §6.
 fn alert(variant: &str) -> String {
     let name = separated(variant, '_');
     let meaning = match variant {
@@ -90,7 +90,7 @@ fn alert(variant: &str) -> String {
     format!("{name} ({meaning})")
 }
 
-/// What came instead of a TLS message.
+/// Describes what came instead of a TLS message.
 fn corrupt(variant: &str) -> String {
     match variant {
         "InvalidContentType" => "unknown: what answers does not speak TLS".to_owned(),
@@ -102,8 +102,8 @@ fn split(variant: &str) -> String {
     describe_name(variant)
 }
 
-/// Replaces the printed variant behind each `marker` by `words_of` its name. Of nested ones, such
-/// as `Other(OtherError(Name))`, the innermost counts; fields in braces are dropped.
+/// Replaces the printed variant behind each `marker` by `name_of` its name. Of nested ones, such as
+/// `Other(OtherError(Name))`, the innermost counts; fields in braces are dropped.
 fn after_each(text: &str, marker: &str, name_of: Words) -> String {
     let mut said = String::with_capacity(text.len());
     let mut rest = text;
@@ -120,8 +120,8 @@ fn after_each(text: &str, marker: &str, name_of: Words) -> String {
     said + rest
 }
 
-/// The innermost name of the variant that `text` begins with, and how long all of it is; 0: it
-/// begins with none.
+/// Returns the innermost name of the variant at the start of `text`, and the length of the whole;
+/// 0: there is none.
 fn variant(text: &str) -> (&str, usize) {
     let end = text
         .find(|c: char| !c.is_ascii_alphanumeric())
@@ -139,7 +139,7 @@ fn variant(text: &str) -> (&str, usize) {
     (name, end + group(behind))
 }
 
-/// The length of the parentheses or braces that `text` begins with, and of all in between.
+/// Returns the length of the parentheses or braces at the start of `text`, with their content.
 fn group(text: &str) -> usize {
     let inside = text.trim_start_matches(' ');
     let mut depth = 0_usize;
@@ -161,7 +161,7 @@ fn group(text: &str) -> usize {
     0
 }
 
-/// Leaves of each `opening`…`closing` what is in between.
+/// Replaces each `opening`…`closing` by its content.
 fn unwrap_each(text: &str, opening: &str, closing: &str) -> String {
     let mut said = String::with_capacity(text.len());
     let mut rest = text;
@@ -176,8 +176,8 @@ fn unwrap_each(text: &str, opening: &str, closing: &str) -> String {
     said + rest
 }
 
-/// A resolver's `Query { name: x., query_type: AAAA, query_class: IN }` as `x.`: both address types
-/// are asked for, and the one that is printed is the one that came last.
+/// Replaces a resolver's `Query { name: x., query_type: AAAA, query_class: IN }` by `x.`: both
+/// address types are queried, and the printed one is the one that came last.
 fn query(text: &str) -> Cow<'_, str> {
     let Some((before, behind)) = text.split_once("Query { name: ") else {
         return text.into();
@@ -189,7 +189,7 @@ fn query(text: &str) -> Cow<'_, str> {
     format!("{before}{name}{after}").into()
 }
 
-/// Seconds of 1970 as a date.
+/// Replaces seconds since 1970 by a date.
 fn expiry(text: Cow<'_, str>) -> Cow<'_, str> {
     for (name, bound, words) in [
         ("certificate expired", "not valid after ", "it expired on "),
@@ -222,7 +222,8 @@ fn expiry(text: Cow<'_, str>) -> Cow<'_, str> {
     text
 }
 
-/// `TLSHandshakeFailure` as `tls handshake failure`, with `between` in place of the spaces.
+/// Splits `TLSHandshakeFailure` into `tls handshake failure`, with `between` in place of the
+/// spaces.
 fn separated(name: &str, between: char) -> String {
     let mut said = String::with_capacity(name.len() + 4);
     let letters: Vec<char> = name.chars().collect();
@@ -237,7 +238,7 @@ fn separated(name: &str, between: char) -> String {
     said
 }
 
-/// What libraries put before a cause, and says less than it does.
+/// Texts that libraries put before a cause, and that say less.
 const AROUND: [&str; 3] = [
     "TLS connect() failed:  TLSHandshakeFailure context: tls connect error cause: ",
     "error sending request: client error (Connect): ",
@@ -253,7 +254,7 @@ mod tests {
 
     use super::*;
 
-    /// As the library beneath has one.
+    /// Like the underlying library's.
     #[derive(Debug, thiserror::Error)]
     #[error("not shown")]
     struct UnsupportedCertVersion;

@@ -1,6 +1,6 @@
 //! proxy.yaml as it is written: the shape of the file, which is also its JSON Schema.
 //!
-//! The schema made from these types is the one that checks a file ([`super::shape`]) and the one
+//! The schema made from these types is the one that checks a file ([`super::schema_check`]) and the one
 //! `countersign schema` prints, so the two cannot disagree. Every field may be absent here, because
 //! a preset may fill it and because a wrong value is taken out once it has been reported; what
 //! must be there is checked where it is used.

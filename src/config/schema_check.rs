@@ -1,5 +1,5 @@
-//! Does the document have the shape the schema demands? Every deviation is reported, and taken
-//! out (made null), so that the rest can be looked at as well.
+//! Checks a document against the schema. Every deviation is reported and removed (made null), so
+//! that the rest can be checked as well.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,7 +14,7 @@ pub(super) fn check(document: &mut Value, report: &mut Report<'_>) {
     node(&SCHEMA, document, &KeyPath::default(), "", report);
 }
 
-/// `hint` is what the schema said on the way here about how to write it right.
+/// Checks one value. `hint`: the schema's advice so far.
 fn node(schema: &Value, value: &mut Value, at: &KeyPath, hint: &str, report: &mut Report<'_>) {
     let hint = schema["x-hint"].as_str().unwrap_or(hint);
     if value.is_null() {
@@ -102,8 +102,8 @@ fn mapping(
     }
 }
 
-/// In a flow mapping, `{ token:abc }` and `{ abc }` are keys without a value: what looks so may be
-/// a secret in the wrong place, and is not repeated.
+/// Reports an unknown key. In a flow mapping, `{ token:abc }` and `{ abc }` are keys without a
+/// value, so a key may be a misplaced secret, and is not repeated then.
 fn unknown_key(name: &str, value: &Value, schema: &Value, at: &KeyPath, report: &mut Report<'_>) {
     let here = at.key(name);
     let known = schema["properties"].as_object();
@@ -213,7 +213,7 @@ fn scalar(schema: &Value, value: &mut Value, at: &KeyPath, hint: &str, report: &
 const SLOWEST: f64 = 0.000_011_5;
 const FASTEST: f64 = 1e9;
 
-/// The formats of [`super::file`]: whether `text` has this one, and how it is written.
+/// Checks the formats of [`super::file`], and returns how each is written.
 fn formatted(format: &str, text: &str) -> (Result<(), &'static str>, &'static str) {
     match format {
         "span" => (units::duration(text).map(drop), units::DURATIONS),
@@ -265,8 +265,8 @@ fn formatted(format: &str, text: &str) -> (Result<(), &'static str>, &'static st
 
 const SOCKET_ADDRESSES: &str = "addresses are written `127.0.0.1:8080` or `[::1]:8080`";
 
-/// The whole address for what names a part of it: a port, alone or behind a colon, `*`, or
-/// `localhost`; or an IP address alone. A port and an address are no secrets, and are repeated.
+/// Returns the whole address for a part of it: a port, alone or after a colon, `*`, or `localhost`;
+/// or an IP address alone. A port and an address are no secrets, and are repeated.
 fn whole_address(text: &str, schema: &Value) -> Option<String> {
     let text = text.trim();
     let everywhere = "`0.0.0.0` in its place takes connections from other machines";
@@ -343,7 +343,7 @@ fn wrong_type(
     *value = Value::Null;
 }
 
-/// What the schema asks for, in words.
+/// Describes what the schema permits.
 fn nouns(schema: &Value, into: &mut Vec<String>) {
     if let Some(title) = schema["title"]
         .as_str()
@@ -463,7 +463,7 @@ mod tests {
             "format namespace",
             "format rate",
         ];
-        // Said elsewhere: `pattern` is what `format` checks, for editors; the unsigned formats are
+        // Said elsewhere: `format` checks what `pattern` says for editors; the unsigned formats are
         // `minimum` and the type's size.
         let silent = [
             "$schema",

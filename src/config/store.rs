@@ -1,4 +1,4 @@
-//! Where rotating refresh tokens live: `store:`.
+//! The store of rotating refresh tokens: `store:`.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -11,19 +11,19 @@ use super::vendors::Vendor;
 use crate::endpoint;
 use crate::secret::SecretRef;
 
-/// Where rotating refresh tokens live. An encryption key is 32 bytes as base64, hex or raw.
+/// The store of rotating refresh tokens. An encryption key is 32 bytes as base64, hex or raw.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Store {
     /// A directory, for the processes of one host.
     File {
         /// The directory.
         dir: PathBuf,
-        /// `None`: a key is made inside `dir`.
+        /// The key; `None`: one is created inside `dir`.
         encryption_key: Option<SecretRef>,
     },
     /// A Redis server, shared by replicas.
     Redis {
-        /// `redis:` or `rediss:`, user and password included.
+        /// The URL, `redis:` or `rediss:`, with user and password.
         url: SecretRef,
         /// Trusted instead of the system's roots.
         ca: Option<PathBuf>,
@@ -41,8 +41,7 @@ pub enum Store {
     },
 }
 
-/// Reads `store:`. Where it has a mistake, what is returned is of no use, as the whole
-/// configuration.
+/// Reads `store:`. With an error, the result is as useless as the whole configuration.
 pub(super) fn store(written: Option<&file::Store>, reader: &mut Reader<'_>) -> Store {
     let at = KeyPath::default().key("store");
     let Some(written) = written else {
@@ -125,7 +124,7 @@ pub(super) fn store(written: Option<&file::Store>, reader: &mut Reader<'_>) -> S
     }
 }
 
-/// Says so where one replica that stops would end the grant of all.
+/// Warns where one replica that stops would revoke the grant of all.
 pub(super) fn warn_of_shared_ends(store: &Store, vendors: &[Vendor], reader: &mut Reader<'_>) {
     if matches!(store, Store::File { .. }) {
         return;
@@ -147,7 +146,7 @@ pub(super) fn warn_of_shared_ends(store: &Store, vendors: &[Vendor], reader: &mu
     }
 }
 
-/// Complains about a directory for refresh tokens that others can write to, where one is needed, and warns
+/// Reports a directory for refresh tokens that others can write to, where one is needed, and warns
 /// of one that they can read.
 pub(super) fn check_directory(store: &Store, vendors: &[Vendor], reader: &mut Reader<'_>) {
     let needed = vendors
@@ -175,21 +174,21 @@ pub(super) fn check_directory(store: &Store, vendors: &[Vendor], reader: &mut Re
     }
 }
 
-/// Why a directory is no place for refresh tokens.
+/// The reason why a directory is unsafe for refresh tokens.
 #[derive(Debug)]
 pub(crate) struct Exposed {
-    /// Completes a sentence that begins with its path.
+    /// The end of a sentence that begins with its path.
     pub(crate) what: String,
-    /// The command that mends it.
+    /// The command that fixes it.
     pub(crate) cure: String,
 }
 
-/// Checks that nobody but us, and root, can put files into `dir`. Others may read it: what is in it is
-/// encrypted, and its files are ours alone. A directory that is not there, or that we cannot look at,
-/// is a matter for whoever uses it.
+/// Checks that only we, and root, can put files into `dir`. Others may read it: its content is
+/// encrypted, and its files are ours alone. A directory that is missing, or that we cannot inspect,
+/// is left to its user.
 ///
 /// # Errors
-/// When others can: they could replace our files.
+/// When others can write: they could replace our files.
 pub(crate) fn kept_from_others(dir: &Path) -> Result<(), Exposed> {
     let Ok(found) = std::fs::metadata(dir) else {
         return Ok(());
@@ -217,7 +216,7 @@ pub(crate) fn kept_from_others(dir: &Path) -> Result<(), Exposed> {
     }
 }
 
-/// For a shell.
+/// Quotes a path for a shell.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     if text
@@ -248,7 +247,7 @@ fn redis_url(
     if let (SecretRef::Env(_) | SecretRef::File(_), Secrets::FormOnly) = (&secret, reader.secrets) {
         return Some(secret);
     }
-    // What cannot be read has been reported.
+    // An unreadable secret has been reported.
     let text = secret.resolve().ok()?;
     let url = match endpoint::redis(text.expose()) {
         Ok(url) => url,

@@ -1,9 +1,9 @@
-//! Secrets that are there and look as if they are not the secret that was meant. They are used as
-//! they are; a warning says what looks odd, and nothing of the secret.
+//! Secrets that are present and look as if they are not the intended ones. They are used as they
+//! are; a warning describes what looks odd, and repeats nothing of the secret.
 
 use crate::secret::SecretRef;
 
-/// What looks odd about `bytes`, which `secret` holds, and what to do about each.
+/// Returns what looks odd about `bytes`, which `secret` holds, and the advice for each.
 pub(super) fn suspicions(secret: &SecretRef, bytes: &[u8]) -> Vec<(&'static str, &'static str)> {
     let mut found = Vec::new();
     let is_file = matches!(secret, SecretRef::File(_));
@@ -60,7 +60,8 @@ pub(super) fn suspicions(secret: &SecretRef, bytes: &[u8]) -> Vec<(&'static str,
     found
 }
 
-/// A line of a shell script or an environment file. The padding of base64 is no assignment.
+/// Tells whether `text` is a line of a shell script or an environment file. The padding of base64
+/// is no assignment.
 fn is_assignment(text: &str) -> bool {
     let text = text.strip_prefix("export ").unwrap_or(text);
     text.split_once('=').is_some_and(|(name, value)| {
@@ -73,7 +74,7 @@ fn is_assignment(text: &str) -> bool {
     })
 }
 
-/// What samples and templates leave to be filled in.
+/// Tells whether `text` is a placeholder of samples and templates.
 pub(super) fn is_placeholder(text: &str) -> bool {
     let auth_context = |open: &str, close: &str| {
         text.len() > open.len() + close.len() && text.starts_with(open) && text.ends_with(close)

@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-/// How durations are written, for hints.
+/// The form of durations, for hints.
 pub(super) const DURATIONS: &str = "durations are written `250ms`, `5s`, `2m` or `1h`";
 
-/// How sizes are written, for hints.
+/// The form of sizes, for hints.
 pub(super) const SIZES: &str = "sizes are written `512B`, `64KiB`, `10MiB` or `1GiB`";
 
 /// Reads a duration: digits and one unit, nothing between them.
 ///
 /// # Errors
-/// What is wrong with it, as the end of a sentence that names the place.
+/// The problem, as the end of a sentence that begins with the place.
 pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
     let (digits, unit) = split(text);
     let number: u64 = number(digits).ok_or("is not a duration")?;
@@ -29,7 +29,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
 /// Reads a size in bytes: digits and one unit, nothing between them.
 ///
 /// # Errors
-/// What is wrong with it, as the end of a sentence that names the place.
+/// The problem, as the end of a sentence that begins with the place.
 pub(super) fn size(text: &str) -> Result<u64, &'static str> {
     let (digits, unit) = split(text);
     let number: u64 = number(digits).ok_or("is not a size")?;
@@ -52,12 +52,12 @@ fn split(text: &str) -> (&str, &str) {
     text.split_at(end)
 }
 
-/// Digits too many for 64 bits count as the largest number: too long, rather than no number.
+/// Reads digits. Too many for 64 bits count as the largest number: too long, rather than no number.
 fn number(digits: &str) -> Option<u64> {
     (!digits.is_empty()).then(|| digits.parse().unwrap_or(u64::MAX))
 }
 
-/// A point in time plus any accepted duration must not overflow; nobody waits longer.
+/// Longest duration: a point in time plus any accepted duration must not overflow.
 const LONGEST: Duration = Duration::from_hours(365 * 24);
 
 #[cfg(test)]

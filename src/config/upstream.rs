@@ -1,4 +1,4 @@
-//! Where a vendor's requests and its token requests go: URLs that may be given a credential.
+//! The URLs of a vendor's requests and token requests, which may receive a credential.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -20,12 +20,12 @@ pub struct Upstream {
     pub host: String,
     /// Port, the scheme's default when not written.
     pub port: u16,
-    /// What replaces the prefix: empty, or `/…` without a trailing slash.
+    /// The replacement of the prefix: empty, or `/…` without a trailing slash.
     pub base: String,
 }
 
 impl Upstream {
-    /// The Host field and `:authority`: IPv6 in brackets, the scheme's default port left out.
+    /// Returns the `Host` and `:authority`: IPv6 in brackets, without the scheme's default port.
     #[must_use]
     pub fn authority(&self) -> String {
         let host = if self.host.contains(':') {
@@ -40,7 +40,7 @@ impl Upstream {
         }
     }
 
-    /// Host and port, the port always written: what a CONNECT asks for.
+    /// Returns host and port, the port always written, as for CONNECT.
     #[must_use]
     pub fn host_and_port(&self) -> String {
         if self.host.contains(':') {
@@ -50,7 +50,7 @@ impl Upstream {
         }
     }
 
-    /// `https://host[:port]`, without the base path.
+    /// Returns `https://host[:port]`, without the base path.
     #[must_use]
     pub fn origin(&self) -> String {
         let scheme = if self.tls { "https" } else { "http" };
@@ -75,7 +75,7 @@ pub(super) fn upstream(
     let wrong = if url.query().is_some() || url.fragment().is_some() {
         Some("must not have a query or fragment")
     } else {
-        // The parser resolves dot segments and more; what it gives back must be what was written.
+        // The parser resolves dot segments and more; the result must be what was written.
         let (_, rest) = text.split_once("://").unwrap_or_default();
         let written = rest.find(['/', '\\']).map_or("", |start| &rest[start..]);
         let base = url.path();
@@ -105,8 +105,8 @@ pub(super) fn upstream(
     })
 }
 
-/// An `https://` URL without a user, or an `http://` one where that was asked for. `clear` begins
-/// a sentence that ends in "in clear". The URL itself is in no message: it may hold a password.
+/// Reads an `https://` URL without a user, or an `http://` one where that is permitted. `clear`
+/// begins a sentence that ends in "in clear". No message contains the URL: it may hold a password.
 pub(super) fn web_url(
     text: &str,
     allow_plaintext: bool,
@@ -144,7 +144,7 @@ pub(super) fn web_url(
     Some(url)
 }
 
-/// Complains about a URL whose host is written as an address of [`is_link_local`].
+/// Reports a URL whose host is an address of [`is_link_local`].
 pub(super) fn refuse_link_local(url: &Url, at: &KeyPath, reader: &mut Reader<'_>) {
     let address = match url.host() {
         Some(Host::Ipv4(address)) => IpAddr::V4(address),
@@ -160,8 +160,9 @@ pub(super) fn refuse_link_local(url: &Url, at: &KeyPath, reader: &mut Reader<'_>
     }
 }
 
-/// Whether an address is one where clouds keep their metadata services: link-local (169.254.0.0/16, RFC
-/// 3927, and `fe80::/10`), or another of [`METADATA`], however an IPv4 address is wrapped into IPv6.
+/// Tells whether an address may be a cloud's metadata service: link-local (169.254.0.0/16, RFC
+/// 3927, and `fe80::/10`), or another of [`METADATA`], however an IPv4 address is wrapped into
+/// IPv6.
 pub(crate) fn is_link_local(address: IpAddr) -> bool {
     let v4 = |address: Ipv4Addr| address.is_link_local() || METADATA.contains(&address);
     match address {
@@ -176,15 +177,15 @@ pub(crate) fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
-/// Azure's and Alibaba's, which are not link-local by their numbers.
+/// Azure's and Alibaba's, whose addresses are not link-local.
 const METADATA: [Ipv4Addr; 2] = [
     Ipv4Addr::new(168, 63, 129, 16),
     Ipv4Addr::new(100, 100, 100, 200),
 ];
-/// Amazon's `fd00:ec2::/32`, Google's `fd20:ce::/32`: the bits of a network, and how many they are.
+/// Amazon's `fd00:ec2::/32` and Google's `fd20:ce::/32`: the bits of the network, and their number.
 const METADATA_V6: [(u128, u32); 2] = [(0xfd00_0ec2, 32), (0xfd20_00ce, 32)];
 
-/// The IPv4 addresses that packets to `address` may end up at.
+/// Returns the IPv4 addresses that packets to `address` may reach.
 fn wrapped(address: Ipv6Addr) -> [Option<Ipv4Addr>; 3] {
     let bits = address.to_bits();
     #[expect(clippy::cast_possible_truncation, reason = "32 of the bits")]
@@ -196,7 +197,7 @@ fn wrapped(address: Ipv6Addr) -> [Option<Ipv4Addr>; 3] {
         // NAT64 (RFC 6052 §2.1).
         | 0x0064_ff9b_0000_0000_0000_0000
     )
-        // The same within a network (RFC 8215 §5).
+        // NAT64 within a network (RFC 8215 §5).
         || bits >> 80 == 0x0064_ff9b_0001
         // ISATAP (RFC 5214 §6.1).
         || matches!((bits >> 32) & 0xffff_ffff, 0x0000_5efe | 0x0200_5efe);
@@ -204,14 +205,14 @@ fn wrapped(address: Ipv6Addr) -> [Option<Ipv4Addr>; 3] {
     let teredo = bits >> 96 == 0x2001_0000;
     [
         last.then(|| at(0)),
-        // RFC 3056 §2; of Teredo the server (RFC 4380 §4).
+        // RFC 3056 §2; for Teredo the server (RFC 4380 §4).
         (six_to_four || teredo).then(|| at(if six_to_four { 80 } else { 64 })),
-        // Of Teredo the client, its bits turned over.
+        // For Teredo the client, with inverted bits.
         teredo.then(|| Ipv4Addr::from_bits(!at(0).to_bits())),
     ]
 }
 
-/// What is wrong with a path of which every segment counts.
+/// Returns what is wrong with a path of which every segment counts.
 pub(super) fn plain_path(path: &str, is_allowed: impl Fn(u8) -> bool) -> Option<&'static str> {
     if path.contains("//") {
         Some("must not have an empty segment")

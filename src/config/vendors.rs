@@ -1,4 +1,4 @@
-//! One vendor: a way in, an upstream, what may pass, one credential.
+//! One vendor: a route, an upstream, path rules, one credential.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -20,106 +20,107 @@ use crate::outbound::{Outbound, Unusable};
 use crate::pattern::{PathRule, is_tchar, is_unreserved};
 use crate::tls::CertFiles;
 
-/// One vendor: a way in, an upstream, what may pass, one credential.
+/// One vendor: a route, an upstream, path rules, one credential.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each is a switch of its own in proxy.yaml"
 )]
 pub struct Vendor {
-    /// Its key under `vendors:`.
+    /// The key under `vendors:`.
     pub name: String,
     /// The preset it started from.
     pub preset: Option<String>,
-    /// Whole segments, starting with `/`, without a trailing `/` unless it is `/` alone.
+    /// The path prefix: whole segments, starting with `/`, without a trailing `/` unless it is `/`
+    /// alone.
     pub prefix: String,
     /// Lower-case host names (no port) that lead here with their full path.
     pub hosts: Vec<String>,
-    /// Where requests go.
+    /// The upstream's origin and base path.
     pub upstream: Upstream,
-    /// What is shown to the vendor; `None`: nothing is injected.
+    /// The credential; `None`: nothing is injected.
     pub auth: Option<Auth>,
-    /// Presented to the upstream in the TLS handshake.
+    /// The client certificate for the upstream.
     pub client_cert: Option<CertFiles>,
-    /// Trusted instead of the system's roots, for the upstream and for token URLs.
+    /// The CA file used instead of the system's roots, for the upstream and for token URLs.
     pub ca: Option<PathBuf>,
-    /// The server asks for the certificate after reading the path; `https://` only.
+    /// The server requests the certificate after reading the path; `https://` only.
     pub late_client_auth: bool,
     /// `http://` is accepted for upstream and token URLs.
     pub allow_plaintext: bool,
-    /// Outbound CONNECT proxy for the upstream and for token URLs; `None`: as the environment says.
+    /// Outbound CONNECT proxy for the upstream and for token URLs; `None`: that of the environment.
     pub proxy: Option<url::Url>,
     /// Link-local addresses (169.254.0.0/16, `fe80::/10`) are accepted as upstream.
     pub allow_link_local: bool,
-    /// How long anything may take.
+    /// The time limits.
     pub timeouts: Timeouts,
-    /// How much anything may take.
+    /// The size and rate limits.
     pub limits: Limits,
-    /// When a failing vendor is given a rest.
+    /// The breaker's settings.
     pub breaker: Breaker,
     /// `true`: Cookie and Set-Cookie pass.
     pub cookies_pass: bool,
-    /// A vendor's 401 renews the credential and replays the request once.
+    /// Whether a vendor's 401 renews the credential and replays the request once.
     pub retry_on_401: bool,
     /// Paths (as sent upstream) that never pass; the preset's, then the file's.
     pub refuse: Vec<PathRule>,
-    /// When not empty, nothing else passes.
+    /// Paths that pass; when empty, all that are not refused.
     pub allow: Vec<PathRule>,
-    /// `%2F` and `%5C` may occur in a path.
+    /// Whether `%2F` and `%5C` may occur in a path.
     pub encoded_slash_pass: bool,
-    /// Names of fields with more than letters, digits and `-` that callers may send.
+    /// Names of headers that callers may send although they hold more than letters, digits and `-`.
     pub header_names: Vec<http::HeaderName>,
-    /// Calls that are answered here instead of refused; empty for `login: refuse`.
+    /// Login calls that are answered here instead of refused; empty for `login: refuse`.
     pub logins: Vec<LoginPath>,
-    /// Our own credential is masked where an answer repeats it.
+    /// Whether our own credential is masked where a response repeats it.
     pub redact_echo: bool,
-    /// Trailing dots and blanks of a segment are ignored when rules are compared, as the vendor's
-    /// server ignores them (Windows).
+    /// Whether trailing dots and blanks of a segment are ignored when rules are compared, as the
+    /// vendor's server ignores them (Windows).
     pub trailing_dots_ignored: bool,
 }
 
-/// How long anything may take; zero: no limit.
+/// The time limits; zero: no limit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Timeouts {
-    /// TCP connect, and again the TLS handshake.
+    /// Of the TCP connect, and again of the TLS handshake.
     pub connect: Duration,
-    /// From the request's end to the answer's first byte.
+    /// From the end of the request to the first byte of the response.
     pub first_byte: Duration,
-    /// No byte either way.
+    /// Longest silence in both directions.
     pub idle: Duration,
-    /// The same on connections that are made to be silent: WebSocket and gRPC.
+    /// Longest silence of connections that are meant to be silent: WebSocket and gRPC.
     pub idle_stream: Duration,
-    /// The whole exchange.
+    /// Of the whole exchange.
     pub total: Duration,
-    /// An unused pooled connection.
+    /// How long an unused pooled connection is kept.
     pub keepalive: Duration,
     /// How long a request waits for a credential.
     pub token_wait: Duration,
 }
 
-/// How much anything may take; zero: no limit.
+/// The size and rate limits; zero: no limit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
-    /// Requests of one vendor at a time.
+    /// Concurrent requests to one vendor.
     pub in_flight: usize,
-    /// Request body, bytes.
+    /// Size of a request body, bytes.
     pub body: u64,
-    /// Requests over time.
+    /// The rate of requests.
     pub rate: Option<Rate>,
-    /// A vendor's Retry-After holds back further requests.
+    /// Whether a vendor's Retry-After holds further requests back.
     pub honour_retry_after: bool,
 }
 
-/// When a failing vendor is given a rest, and for how long.
+/// The breaker's settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Breaker {
     /// Failures in a row; 0: never.
     pub failures: u32,
-    /// The first rest; each further one is twice as long.
+    /// The first open period; each further one is twice as long.
     pub open_for: Duration,
 }
 
-/// Reads `vendors:`, presets already merged. What was wrong is left out.
+/// Reads `vendors:`, presets already merged. Vendors with errors are left out.
 pub(super) fn vendors(
     written: &file::Entries<file::Vendor>,
     reader: &mut Reader<'_>,
@@ -132,7 +133,7 @@ pub(super) fn vendors(
         if let Some(entry) = entry {
             vendors.extend(vendor(name, entry, &mut claimed, &at, reader));
         }
-        // After everything inside, so that it does not count as what is wrong there.
+        // After everything inside, so that it does not count as an error there.
         let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
         if name.is_empty() || !name.bytes().all(is_plain) {
             let hint = "names are letters, digits, `.`, `_` and `-`";
@@ -149,7 +150,7 @@ pub(super) fn vendors(
     vendors
 }
 
-/// Ways in, and the vendors that have them.
+/// The prefixes and hosts so far, and the vendors that have them.
 #[derive(Default)]
 struct ClaimedNames<'f> {
     prefixes: HashMap<String, &'f str>,
@@ -163,7 +164,7 @@ fn vendor<'f>(
     at: &KeyPath,
     reader: &mut Reader<'_>,
 ) -> Option<Vendor> {
-    // One that is not known was reported when presets were merged.
+    // An unknown preset was reported when presets were merged.
     let preset = entry.preset.as_deref().and_then(presets::find);
     let prefix = prefix(name, entry, claimed, at, reader);
     let hosts = hosts(name, entry, claimed, at, reader);
@@ -181,7 +182,7 @@ fn vendor<'f>(
         );
     }
     let late_client_auth = entry.tls.as_ref().and_then(|tls| tls.late_client_auth);
-    // Where a preset says so, too, the file need not have: a stand-in may well speak in clear.
+    // Where the preset says so, the file need not: a mock vendor may well use plaintext.
     let presets = preset.and_then(|preset| preset.settings.get("tls")?.get("late_client_auth"));
     if late_client_auth == Some(true)
         && presets.is_none()
@@ -232,7 +233,7 @@ fn vendor<'f>(
         hosts,
         upstream: upstream?,
         auth: match auth {
-            // Not what the file says: it has been found wrong.
+            // Not the file's value: it was found wrong.
             Some(None) => return None,
             Some(Some(auth)) => Some(auth),
             None => None,
@@ -261,12 +262,12 @@ fn vendor<'f>(
     })
 }
 
-/// Reads `proxy:`: an origin, and nothing in it that is secret.
+/// Reads `proxy:`: an origin without secrets.
 fn proxy(written: &str, at: &KeyPath, reader: &mut Reader<'_>) -> Option<Url> {
     let read = if written.contains("://") {
         endpoint::proxy(written)
     } else {
-        // The environment may leave the scheme out, the configuration says it.
+        // The environment may omit the scheme; the configuration has it.
         Err(InvalidUrl::NotProxy)
     };
     let example = "written `http://egress.example:3128`";
@@ -299,7 +300,7 @@ fn proxy(written: &str, at: &KeyPath, reader: &mut Reader<'_>) -> Option<Url> {
     Some(url)
 }
 
-/// Says so where the proxy that the environment names for a vendor or an issuer cannot be used. Each
+/// Reports an unusable proxy that the environment specifies for a vendor or an issuer. Each
 /// variable is named once.
 pub(super) fn check_environment_proxies(
     vendors: &[Vendor],
@@ -421,7 +422,8 @@ fn hosts<'f>(
     hosts
 }
 
-/// Reads `header_names:`. What frames a request, or belongs to its connection, has one spelling.
+/// Reads `header_names:`. A header that frames a request, or belongs to its connection, has one
+/// spelling.
 fn header_names(entry: &file::Vendor, at: &KeyPath, reader: &mut Reader<'_>) -> Vec<HeaderName> {
     let mut names = Vec::new();
     for (nth, written) in entry.header_names.iter().flatten().enumerate() {
@@ -464,7 +466,7 @@ fn timeouts(written: Option<&file::Timeouts>) -> Timeouts {
         connect: or(written.connect, 5),
         first_byte: or(written.first_byte, 60),
         idle: or(written.idle, 60),
-        // What Envoy gives a stream. Who says how long holds for every kind of request.
+        // Envoy's default for a stream. An explicit value holds for every kind of request.
         idle_stream: or(written.idle, 300),
         total: or(written.total, 0),
         keepalive: or(written.keepalive, 30),

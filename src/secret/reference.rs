@@ -1,4 +1,4 @@
-//! Reading the secrets a configuration refers to.
+//! References to secrets, and reading them.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 use crate::secret::Secret;
 use crate::tls::sha256;
 
-/// Where a secret comes from; resolved anew for every use, so that rotation is noticed.
+/// The source of a secret; resolved for every use, so that rotation is noticed.
 #[derive(Clone, Debug)]
 pub enum SecretRef {
     /// An environment variable.
@@ -16,23 +16,23 @@ pub enum SecretRef {
     File(PathBuf),
     /// Written into the configuration itself.
     Value(Secret),
-    /// No secret, and written where a secret may stand.
+    /// Plain text, in a place where a secret may be.
     Plain(String),
 }
 
-/// A secret that cannot be read. Names the place it should be at, never its value.
+/// The reason why a secret cannot be read. Contains its source, never its value.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// No such environment variable.
     #[error("the environment variable {0} is not set")]
     NoVariable(String),
-    /// The variable or file holds bytes that are no text.
+    /// The variable or file is not text.
     #[error("{0} does not hold UTF-8 text")]
     NotText(String),
-    /// Text, and in an encoding that Windows writes.
+    /// Text in an encoding that Windows writes.
     #[error("{0} is UTF-16 text; save it as UTF-8: `iconv -f UTF-16 -t UTF-8 FILE`")]
     Utf16(String),
-    /// There, and empty.
+    /// Present, but empty.
     #[error("{0} is empty")]
     Empty(String),
     /// The file cannot be read.
@@ -45,7 +45,7 @@ pub enum SecretError {
     },
 }
 
-/// The same place, or the same value; values are compared by digest, since secrets have no `==`.
+/// Equal sources, or equal values. Values are compared by digest, since secrets have no `==`.
 impl PartialEq for SecretRef {
     fn eq(&self, other: &Self) -> bool {
         let digest = |secret: &Secret| sha256(&[secret.expose().as_bytes()]);
@@ -61,8 +61,8 @@ impl PartialEq for SecretRef {
 }
 
 impl SecretRef {
-    /// The secret as it is now: files are read again at each call. Of a file's content a byte order
-    /// mark and the white space around it are left out; other places hold the very secret.
+    /// Reads the secret; files are read again at each call. A byte order mark and surrounding white
+    /// space are removed from a file's content; other sources are used as they are.
     ///
     /// # Errors
     /// [`SecretError`] when it is missing, unreadable, not UTF-8 or empty.
@@ -82,7 +82,7 @@ impl SecretRef {
         Ok(secret)
     }
 
-    /// The bytes as they are, nothing trimmed: for keys that may be raw.
+    /// Reads the bytes as they are, for keys that may be raw.
     ///
     /// # Errors
     /// [`SecretError`] when it is missing or unreadable.
@@ -107,7 +107,7 @@ impl SecretRef {
         }
     }
 
-    /// Where the secret is, for people: never what it is.
+    /// Describes the source for people, never the value.
     #[must_use]
     pub fn describe(&self) -> String {
         match self {
@@ -118,7 +118,7 @@ impl SecretRef {
     }
 }
 
-/// What editors on Windows put in front of UTF-8.
+/// The mark that editors on Windows put before UTF-8.
 pub(crate) const BOM: &str = "\u{feff}";
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! Certificates and private keys out of PEM, and what a file is that holds none.
+//! Certificates and private keys in PEM, and descriptions of files without any.
 //!
-//! Nothing a parser says is passed on: its errors hold the bytes it stumbled over, and those may be
-//! the key. A [`Fault`] is made of fixed texts alone.
+//! No parser's text is passed on: its errors hold the bytes in question, which may be the key. A
+//! [`Fault`] consists of fixed texts.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -9,12 +9,12 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
-/// What is wrong with a file, and what to do about it. Holds nothing of the file.
+/// The problem of a file, and the advice. Contains nothing of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// What the file is, or what is wrong with it: continues "the file … ".
     pub what: &'static str,
-    /// What to do; empty where `what` says it.
+    /// The advice; empty where `what` contains it.
     pub cure: &'static str,
 }
 
@@ -28,16 +28,16 @@ impl std::fmt::Display for Fault {
     }
 }
 
-/// What is looked for.
+/// The wanted content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wanted {
     Certificate,
     Key,
 }
 
-/// All certificates in `bytes`, in their order; at least one.
+/// Reads all certificates in `bytes`, in their order; at least one.
 ///
-/// Byte order marks, CR LF, indentation, other blocks and text between the blocks are passed over.
+/// Byte order marks, CR LF, indentation, other blocks and text between the blocks are skipped.
 ///
 /// # Errors
 /// When there is none, or a block is damaged.
@@ -50,9 +50,9 @@ pub(crate) fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     }
 }
 
-/// The first private key in `bytes`: PKCS#8, PKCS#1 or SEC1.
+/// Reads the first private key in `bytes`: PKCS#8, PKCS#1 or SEC1.
 ///
-/// The same is passed over as by [`certificates`].
+/// It skips what [`certificates`] skips.
 ///
 /// # Errors
 /// When there is none, it is encrypted, or a block before it is damaged.
@@ -69,7 +69,7 @@ pub(crate) fn private_key(bytes: &[u8]) -> Result<PrivateKeyDer<'static>, Fault>
         .map_err(|_| UNUSABLE_KEY)
 }
 
-/// The lines of `bytes` without byte order marks and surrounding white space.
+/// Returns the lines of `bytes` without byte order marks and surrounding white space.
 pub(crate) fn unadorned(bytes: &[u8]) -> Zeroizing<Vec<u8>> {
     // Never grows, which would leave a copy of the key behind.
     let mut text = Zeroizing::new(Vec::with_capacity(bytes.len() + 1));
@@ -85,7 +85,7 @@ pub(crate) fn unadorned(bytes: &[u8]) -> Zeroizing<Vec<u8>> {
 
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// What `bytes` are, in which no usable `wanted` was found.
+/// Describes `bytes` in which no usable `wanted` was found.
 fn fault(bytes: &[u8], wanted: Wanted) -> Fault {
     let plain = bytes.strip_prefix(BOM).unwrap_or(bytes).trim_ascii();
     let is_key = wanted == Wanted::Key;
@@ -110,7 +110,7 @@ fn fault(bytes: &[u8], wanted: Wanted) -> Fault {
     }
 }
 
-/// What is wrong with text in which a PEM block begins.
+/// Describes the problem of text in which a PEM block begins.
 fn in_pem(text: &[u8], wanted: Wanted) -> Fault {
     let is_key = wanted == Wanted::Key;
     let has = |label: &[u8]| contains(text, label);
@@ -150,7 +150,7 @@ fn in_pem(text: &[u8], wanted: Wanted) -> Fault {
     }
 }
 
-/// Whether each BEGIN line is followed by the END line of the same label.
+/// Tells whether each BEGIN line is followed by the END line of the same label.
 fn every_block_ends(text: &[u8]) -> bool {
     let mut open = None;
     for line in text.split(|byte| *byte == b'\n' || *byte == b'\r') {
@@ -168,7 +168,7 @@ fn every_block_ends(text: &[u8]) -> bool {
     open.is_none()
 }
 
-/// What follows the five dashes that end a head's label; `None` where they do not.
+/// Returns what follows the five dashes at the end of a label; `None` without them.
 fn after_label(line: &[u8]) -> Option<&[u8]> {
     let from = find(line, b"-BEGIN ")? + b"-BEGIN ".len();
     let label = &line[from..];
@@ -176,7 +176,7 @@ fn after_label(line: &[u8]) -> Option<&[u8]> {
     Some(&label[end + 5..])
 }
 
-/// Binary formats by how they begin.
+/// Recognises binary formats by their beginning.
 fn in_binary(bytes: &[u8], wanted: Wanted) -> Option<Fault> {
     if bytes.starts_with(b"\xfe\xed\xfe\xed") || bytes.starts_with(b"\xce\xce\xce\xce") {
         return Some(JAVA);
@@ -206,7 +206,7 @@ fn in_binary(bytes: &[u8], wanted: Wanted) -> Option<Fault> {
     })
 }
 
-/// Text that is base64 of something known.
+/// Recognises base64 of a known format.
 fn in_base64(text: &[u8], wanted: Wanted) -> Option<Fault> {
     let mut compact = Zeroizing::new(Vec::with_capacity(text.len()));
     compact.extend(text.iter().filter(|byte| !byte.is_ascii_whitespace()));
@@ -221,7 +221,7 @@ fn in_base64(text: &[u8], wanted: Wanted) -> Option<Fault> {
     }
 }
 
-/// The content of a DER SEQUENCE that `bytes` begin with (X.690 §8.1).
+/// Returns the content of the DER SEQUENCE at the start of `bytes` (X.690 §8.1).
 fn sequence(bytes: &[u8]) -> Option<&[u8]> {
     let rest = bytes.strip_prefix(b"\x30")?;
     let (first, rest) = rest.split_first()?;
@@ -238,7 +238,7 @@ fn sequence(bytes: &[u8]) -> Option<&[u8]> {
         }
         _ => return None,
     };
-    // A file that was cut is still named as what it is.
+    // A truncated file is still recognised.
     (length >= 16 || rest.len() == length).then_some(rest)
 }
 
@@ -361,22 +361,22 @@ const NO_CERTIFICATE: Fault = Fault {
     what: "does not hold a certificate (PEM)",
     cure: "",
 };
-/// PEM by its form, and no key that anything here can use.
+/// PEM by its form, with an unusable key.
 pub(crate) const UNUSABLE_KEY: Fault = Fault {
     what: "holds a private key that is damaged or of a kind that is not supported",
     cure: "RSA of 2048 to 8192 bits, ECDSA on P-256, P-384 or P-521, and Ed25519 are",
 };
-/// PEM by its form, and no certificate inside.
+/// PEM by its form, without a certificate inside.
 pub(crate) const NOT_X509: Fault = Fault {
     what: "holds a damaged certificate, or something else under the label CERTIFICATE",
     cure: "copy it anew",
 };
-/// The same, and it is a key.
+/// PEM by its form, with a key inside.
 pub(crate) const KEY_AS_CERTIFICATE: Fault = Fault {
     what: "holds a private key under the label CERTIFICATE",
     cure: "name the file with the certificate",
 };
-/// Certificates that nothing can be verified by.
+/// Certificates that cannot verify others.
 pub(crate) const NO_ISSUER: Fault = Fault {
     what: "holds no certificate that can be trusted as an issuer",
     cure: "",

@@ -1,9 +1,8 @@
-//! A server's own certificate, trusted as it is: pinned in `ca:`.
+//! A server's own certificate, pinned in `ca:`.
 //!
-//! What `openssl req -x509` makes is self-signed and says that it is an authority (`CA:TRUE`). webpki
-//! takes such a certificate for an issuer and for nothing else. A server that shows exactly a
-//! certificate that the configuration trusts is who it should be all the same, as long as the name
-//! and the time fit.
+//! `openssl req -x509` makes a self-signed certificate that says it is an authority (`CA:TRUE`).
+//! webpki takes it for an issuer and for nothing else. A server that presents exactly a certificate
+//! that the configuration trusts is authentic all the same, as long as name and time match.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
 
 use super::parsed;
 
-/// Accepts what webpki accepts, and a server that shows one of the trusted certificates itself.
+/// Accepts what webpki accepts, and a server that presents one of the trusted certificates itself.
 #[derive(Debug)]
 pub(super) struct IssuedOrPinned {
     pub(super) issued: Arc<WebPkiServerVerifier>,
@@ -68,8 +67,8 @@ impl ServerCertVerifier for IssuedOrPinned {
 }
 
 impl IssuedOrPinned {
-    /// Whether one of the trusted certificates is accepted from `name` for being pinned, and not
-    /// otherwise. Time is left out of it.
+    /// Tells whether one of the trusted certificates is accepted from `name` only because it is
+    /// pinned. Time is not checked.
     pub(super) fn pins(&self, name: &ServerName<'_>) -> bool {
         self.trusted.iter().any(|certificate| {
             let Ok(begin) = parsed(certificate).map(|it| it.validity().not_before.timestamp())
@@ -86,19 +85,19 @@ impl IssuedOrPinned {
     }
 }
 
-/// Whether a pinned certificate proves that its holder is `name` at `now`.
+/// Checks whether a pinned certificate proves that its holder is `name` at `now`.
 ///
 /// The name is an alternative name of the certificate, or its common name where it has no
-/// alternative names at all, as `openssl req -x509` makes it unless told otherwise.
+/// alternative names, as `openssl req -x509` makes it by default.
 ///
 /// # Errors
-/// Why it does not.
+/// The reason why it does not.
 pub(crate) fn vouches(
     certificate: &CertificateDer<'_>,
     name: &ServerName<'_>,
     now: UnixTime,
 ) -> Result<(), Error> {
-    // Also what verifies the handshake's signature must be able to read it.
+    // The verifier of the handshake's signature must be able to parse it, too.
     let for_webpki = ParsedCertificate::try_from(certificate)?;
     let parsed = parsed(certificate).map_err(|_| CertificateError::BadEncoding)?;
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
@@ -146,7 +145,8 @@ mod tests {
     use super::super::Roots;
     use super::*;
 
-    /// As `openssl req -x509` makes it; without `names` it has only its common name.
+    /// Returns a certificate as `openssl req -x509` makes it; without `names` it has only its
+    /// common name.
     fn self_signed(names: &[&str], common: &str) -> CertificateDer<'static> {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let mut params = CertificateParams::new(names).unwrap();
@@ -206,7 +206,7 @@ mod tests {
         let pinned = Roots::of(vec![self_signed(&["a.test"], "x")]);
         assert!(pinned.pins("a.test"));
         assert!(!pinned.pins("b.test"));
-        // An ordinary authority, and a self-signed certificate that webpki takes as it is.
+        // An ordinary authority, and a self-signed certificate that webpki accepts as it is.
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];

@@ -50,6 +50,7 @@ struct Inner<I> {
     state: Mutex<State>,
 }
 
+/// Knowledge of this process about the grant and the store.
 #[derive(Default)]
 struct State {
     /// Digest of the access token that was last handed out; handing it out again would help no one.
@@ -200,11 +201,11 @@ impl<I: Issuer> Source for Rotation<I> {
 
 impl<I: Issuer> Inner<I> {
     /// Loads the stored grant, after restoring one that the store has lost.
-    async fn load(&self, under: Option<&Lock>) -> Result<Option<Grant>, FetchError> {
+    async fn load(&self, held: Option<&Lock>) -> Result<Option<Grant>, FetchError> {
         let grant = match self.read_store().await? {
             StoreRead::Current(grant) => grant,
             StoreRead::Stale { over, newest } => {
-                self.restore(over, &newest, under).await?;
+                self.restore(over, &newest, held).await?;
                 match self.read_store().await? {
                     StoreRead::Current(grant) => grant,
                     StoreRead::Stale { newest, .. } => Some(*newest),
@@ -244,10 +245,10 @@ impl<I: Issuer> Inner<I> {
         &self,
         over: u64,
         newest: &Grant,
-        under: Option<&Lock>,
+        held: Option<&Lock>,
     ) -> Result<(), StoreError> {
         let lease = lease(self.request_timeout);
-        let lock = if under.is_none() {
+        let lock = if held.is_none() {
             // Another holder spends something newer, or restores as we do.
             let lock = self.store.lock(&self.vendor, lease, Duration::ZERO);
             lock.await.ok()
@@ -259,7 +260,7 @@ impl<I: Issuer> Inner<I> {
             vendor = self.vendor,
             "the store had lost its newest tokens; they were restored"
         );
-        if under.is_some() {
+        if held.is_some() {
             sleep(lease).await;
         } else if let Some(lock) = lock {
             tokio::spawn(async move {
@@ -372,15 +373,15 @@ impl<I: Issuer> Inner<I> {
                 break;
             }
             let sent = fingerprint(&refresh_token);
-            let before = grant.intent.as_ref();
-            let before = before.filter(|intent| intent.refresh_token.as_ref() == Some(&sent));
-            if before.is_some_and(|intent| intent.tries > MAX_LOST_RESPONSES)
+            let previous = grant.intent.as_ref();
+            let previous = previous.filter(|intent| intent.refresh_token.as_ref() == Some(&sent));
+            if previous.is_some_and(|intent| intent.tries > MAX_LOST_RESPONSES)
                 && self.issuer.grant().is_some()
             {
                 "the responses to its refresh token were lost".clone_into(&mut reason);
                 break;
             }
-            if let Some(intent) = before
+            if let Some(intent) = previous
                 && let Some(pause) = self.lost_response_pause(intent)
             {
                 return Err(FetchError::Temporary {
@@ -399,7 +400,7 @@ impl<I: Issuer> Inner<I> {
                         .await;
                 }
                 Refreshed::Superseded(newer) => grant = *newer,
-                Refreshed::Dead(cause) => {
+                Refreshed::InvalidToken(cause) => {
                     reason = cause;
                     break;
                 }
@@ -415,22 +416,22 @@ impl<I: Issuer> Inner<I> {
     /// Sends the refresh token to its server, with the intent stored around it.
     async fn refresh(
         &self,
-        under: &Lock,
+        lock: &Lock,
         grant: &mut Grant,
         refresh_token: &Secret,
     ) -> Result<Refreshed, FetchError> {
         let sent = fingerprint(refresh_token);
-        let before = grant
+        let previous = grant
             .intent
             .take()
             .filter(|intent| intent.refresh_token.as_ref() == Some(&sent));
         grant.intent = Some(Intent {
             refresh_token: Some(sent.clone()),
             at: SystemTime::now(),
-            tries: before.as_ref().map_or(0, |intent| intent.tries) + 1,
+            tries: previous.as_ref().map_or(0, |intent| intent.tries) + 1,
         });
         self.save(grant).await?;
-        if under.is_expired() {
+        if lock.is_expired() {
             // The process was paused, or without the store, for so long that another may be
             // renewing.
             return Err(temporary("the lock expired before it was used".to_owned()));
@@ -458,11 +459,11 @@ impl<I: Issuer> Inner<I> {
             } if self.issuer.invalidates_grant(*status, *verdict)
                 // Some servers say 400 and nothing else. If a response to this very token was lost
                 // before, that is clear enough.
-                || (before.is_some()
+                || (previous.is_some()
                     && (*verdict == Verdict::ProbablyInvalid
                         || (*status == StatusCode::BAD_REQUEST && code.is_none()))) =>
             {
-                if let Some(stored) = self.load(Some(under)).await?
+                if let Some(stored) = self.load(Some(lock)).await?
                     && stored.refresh_token.as_ref().map(fingerprint) != Some(sent)
                 {
                     return Ok(Refreshed::Superseded(Box::new(stored)));
@@ -471,11 +472,11 @@ impl<I: Issuer> Inner<I> {
                 grant.refresh_token = None;
                 grant.intent = None;
                 self.save(grant).await?;
-                Ok(Refreshed::Dead(error.to_string()))
+                Ok(Refreshed::InvalidToken(error.to_string()))
             }
             TokenError::Temporary { .. } | TokenError::Refused { .. } | TokenError::NotSent(_) => {
                 // It was not spent, so it must not count against the next try.
-                grant.intent = before;
+                grant.intent = previous;
                 if let Err(cause) = self.save(grant).await {
                     warn!(
                         vendor = self.vendor,
@@ -487,8 +488,8 @@ impl<I: Issuer> Inner<I> {
         }
     }
 
-    /// Returns the error after `cause` has kept the response to a refresh token from us `tries`
-    /// times.
+    /// Returns the error to report when `cause` has lost the response to a refresh token, the
+    /// `tries`-th in a row.
     fn no_response(&self, tries: u32, cause: &str, retry_after: Option<Duration>) -> FetchError {
         if tries <= MAX_LOST_RESPONSES || self.issuer.grant().is_some() {
             return FetchError::Temporary {
@@ -704,7 +705,7 @@ enum Refreshed {
     /// The token is invalid, and somebody else has stored another grant.
     Superseded(Box<Grant>),
     /// The token is invalid, for this reason.
-    Dead(String),
+    InvalidToken(String),
 }
 
 impl From<StoreError> for FetchError {

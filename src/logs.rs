@@ -128,7 +128,7 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     let place = panic
         .location()
         .map_or_else(String::new, ToString::to_string);
-    let message = panic.payload_as_str().unwrap_or("a value that is no text");
+    let message = panic.payload_as_str().unwrap_or("a value that is not text");
     let mut text = format!("thread '{name}' panicked at {place}:\n{message}\n");
     let backtrace = Backtrace::capture();
     if backtrace.status() == BacktraceStatus::Captured {
@@ -190,7 +190,7 @@ const STDOUT: StreamOptions = StreamOptions {
     lines: 8192,
     bytes: 8 * 1024 * 1024,
     batch: 64 * 1024,
-    dropped: "stdout is too slow: request lines were dropped",
+    dropped: "stdout is too slow: lines of the access log were dropped",
 };
 
 /// Room for most lines, bytes.

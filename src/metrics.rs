@@ -93,16 +93,16 @@ impl Metrics {
         let metrics = Self {
             requests: counter(
                 "countersign_requests_total",
-                "Requests answered, whoever made the answer.",
+                "Requests by the status of their response, from the vendor or from the proxy.",
                 &["vendor", "caller", "method", "status"],
             ),
             request_duration: histogram(
                 "countersign_request_duration_seconds",
-                "From the request's head to the end of its answer.",
+                "Time from the request's headers to the end of its response.",
             ),
             upstream_duration: histogram(
                 "countersign_upstream_duration_seconds",
-                "From the vendor's connection to the head of its answer.",
+                "Time from the connection to the vendor to the headers of its response.",
             ),
             in_flight: gauge(
                 "countersign_requests_in_flight",
@@ -116,12 +116,12 @@ impl Metrics {
             ),
             credential_expiry: float(
                 "countersign_credential_expiry_timestamp_seconds",
-                "The end of the credential in use, as the vendor stated it.",
+                "Expiry of the current credential, as the vendor stated it.",
                 &["vendor"],
             ),
             credential_state: gauge(
                 "countersign_credential_state",
-                "1 for the state the credential is in, 0 for the others.",
+                "1 for the current state of the credential, 0 for the others.",
                 &["vendor", "state"],
             ),
             fetches: counter(
@@ -131,46 +131,46 @@ impl Metrics {
             ),
             fetch_duration: histogram(
                 "countersign_credential_fetch_duration_seconds",
-                "How long one attempt to obtain a credential took.",
+                "Duration of attempts to obtain a credential.",
             ),
             upstream_401: counter(
                 "countersign_upstream_401_total",
-                "401 answers of a vendor: replayed with a newer credential, or passed to the caller.",
+                "401 responses of a vendor: replayed with a newer credential, or passed to the caller.",
                 &["vendor", "action"],
             ),
             lost: counter(
                 "countersign_credential_lost_total",
-                "Tokens rejected in the first half of their life, where another one helped.",
+                "Tokens rejected in the first half of their lifetime, where a new one was accepted.",
                 &["vendor"],
             ),
             echoes: counter(
                 "countersign_echo_redacted_total",
-                "Places where a vendor's answer repeated our credential: masked, or broken off.",
+                "Places where a vendor's response repeated our credential: masked, or the response cut off.",
                 &["vendor"],
             ),
             connections: counter(
                 "countersign_upstream_connections_total",
-                "Upstream connections taken for a request, new or from the pool.",
+                "Upstream connections used for a request, new or from the pool.",
                 &["vendor", "reused"],
             ),
             retries: counter(
                 "countersign_upstream_retries_total",
-                "Requests whose connection died before an answer: sent again, or not for want of retry budget.",
+                "Requests whose connection failed before a response: retried, or not because the retry budget was used up.",
                 &["vendor", "action"],
             ),
             breaker_open: gauge(
                 "countersign_breaker_open",
-                "1 while requests are answered here with circuit_open, but for one at a time that sees.",
+                "1 while requests get circuit_open, except one probe at a time.",
                 &["vendor"],
             ),
             certificate_expiry: float(
                 "countersign_certificate_expiry_timestamp_seconds",
-                "The end of a certificate this process presents.",
+                "Expiry of a certificate that this process presents.",
                 &["name"],
             ),
             reloads: counter(
                 "countersign_config_reloads_total",
-                "Configurations taken into use or refused.",
+                "Reloads of the configuration, applied or refused.",
                 &["outcome"],
             ),
             loaded: prometheus::Gauge::new(
@@ -180,7 +180,7 @@ impl Metrics {
             .expect("valid name"),
             last_reload: IntGauge::new(
                 "countersign_config_last_reload_successful",
-                "0 while the newest configuration is one that was refused, else 1.",
+                "1 if the last reload was applied, 0 if it was refused.",
             )
             .expect("valid name"),
             traces: None,
@@ -188,7 +188,7 @@ impl Metrics {
         };
         let build = gauge(
             "countersign_build_info",
-            "1; the labels say which build this is.",
+            "Always 1; the labels identify the build.",
             &["version", "commit"],
         );
         build
@@ -561,7 +561,7 @@ mod tests {
     fn every_name_is_there_before_its_first_series() {
         let text = Metrics::new().text();
         for line in [
-            "# HELP countersign_requests_total Requests answered, whoever made the answer.",
+            "# HELP countersign_requests_total Requests by the status of their response, from the vendor or from the proxy.",
             "# TYPE countersign_requests_total counter",
             "# TYPE countersign_credential_fetch_duration_seconds histogram",
             "# TYPE countersign_credential_expiry_timestamp_seconds gauge",

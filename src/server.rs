@@ -95,16 +95,16 @@ fn hint(address: SocketAddr, cause: &std::io::Error) -> String {
     let kind = cause.kind();
     if kind == ErrorKind::AddrInUse {
         format!(
-            "; another program has it: `ss -ltnp sport = :{port}` names it; end that one, or bind \
+            "; another program uses it: `ss -ltnp sport = :{port}` shows which; stop that one, or bind \
              another port"
         )
     } else if kind == ErrorKind::AddrNotAvailable {
-        "; no interface of this machine has this address: `ip addr` shows those there are; \
-         0.0.0.0 and [::] stand for all of them"
+        "; no interface of this machine has this address: `ip addr` lists them; 0.0.0.0 and [::] \
+         stand for all of them"
             .to_owned()
     } else if kind == ErrorKind::PermissionDenied && port < 1024 {
         let higher = port + 8000;
-        format!("; ports below 1024 need a right of their own: bind a higher one, such as {higher}")
+        format!("; ports below 1024 need extra privileges: bind a higher one, such as {higher}")
     } else {
         String::new()
     }
@@ -222,7 +222,7 @@ pub fn prepare(config: Config, mut inherited: InheritedListeners) -> Result<Runn
     if configured_limits.iter().flatten().sum::<usize>() > permitted {
         tracing::warn!(
             permitted,
-            "`max_connections` of the listeners is more than open files and memory leave room for"
+            "the sum of `max_connections` exceeds what the limits of open files and memory permit"
         );
     }
     let sockets = data
@@ -388,7 +388,7 @@ impl Running {
         }
         let left = self.serving.load(Ordering::Acquire);
         if left > 0 {
-            tracing::warn!(left, "drain.timeout is over: requests are cut off");
+            tracing::warn!(left, "drain.timeout has passed: requests are cut off");
         }
         self.admin_task.abort();
         self.watcher.abort();

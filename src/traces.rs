@@ -90,8 +90,8 @@ impl Traces {
         })?;
         if either("PROTOCOL").is_some_and(|(_, protocol)| protocol != "http/protobuf") {
             tracing::warn!(
-                "spans are sent as http/protobuf, whatever OTEL_EXPORTER_OTLP_PROTOCOL says: \
-                 collectors take that on port 4318"
+                "OTEL_EXPORTER_OTLP_PROTOCOL is ignored: spans are sent as http/protobuf, which \
+                 collectors accept on port 4318"
             );
         }
         let certificate = either("CERTIFICATE");
@@ -109,7 +109,7 @@ impl Traces {
             })?;
         tracing::info!(
             host = url.host_str(),
-            "spans of requests and renewals are sent"
+            "sending spans of requests and renewals"
         );
         Ok(Some(Self::start(exporter, Bounds::from_environment())))
     }
@@ -199,7 +199,7 @@ impl Traces {
             }
         };
         if timeout(at_most, flushed).await.is_err() {
-            tracing::warn!("the collector is too slow or away: the last spans were not sent");
+            tracing::warn!("the collector is too slow or unavailable: the last spans were not sent");
         }
     }
 }
@@ -445,7 +445,7 @@ async fn send(
             message = timeout_at(deadline, ended.recv()).await.unwrap_or_default();
         }
         let count = batch.len() as u64;
-        let mut cause = "they came faster than the collector took them".to_owned();
+        let mut cause = "the collector is too slow for their number".to_owned();
         if count > 0
             && let Err(error) = exporter.export(batch).await
         {

@@ -16,7 +16,7 @@ use prometheus::{IntCounter, IntCounterVec, Opts};
 pub(crate) static LINES_DROPPED: LazyLock<IntCounterVec> = LazyLock::new(|| {
     let options = Opts::new(
         "countersign_log_lines_dropped_total",
-        "Lines that were not written because nobody read the stream fast enough, or it failed.",
+        "Lines that were dropped because the stream was read too slowly or failed.",
     );
     let dropped = IntCounterVec::new(options, &["stream"]).expect("valid name");
     for stream in ["stderr", "stdout"] {

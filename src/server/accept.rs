@@ -149,8 +149,8 @@ pub(super) async fn accept(
 ) {
     let bound = Bound {
         most,
-        when_full: Some("as many connections as this listener takes: further callers wait"),
-        when_failed: "a connection could not be taken",
+        when_full: Some("the listener has reached its limit of connections: further callers wait"),
+        when_failed: "cannot accept a connection",
     };
     let mut stopping = stop.clone();
     let accepting = accept_within(bound, listener, |socket, from| {
@@ -209,7 +209,7 @@ async fn serve(
                 return;
             }
             Err(_) => {
-                tracing::debug!(client = %from, "TLS handshake not done in time");
+                tracing::debug!(client = %from, "TLS handshake timed out");
                 return;
             }
         },
@@ -246,7 +246,7 @@ async fn serve_http2(
     let too_much = stream.too_much();
     let Ok(Ok(mut connection)) = timeout(HEAD_TIME, v2::server::handshake(stream, None)).await
     else {
-        tracing::debug!(client = %from, "no HTTP/2 connection was made");
+        tracing::debug!(client = %from, "the HTTP/2 handshake failed");
         return;
     };
     let mut stopping = stop.clone();

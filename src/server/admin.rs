@@ -89,7 +89,7 @@ async fn accept(socket: tokio::net::TcpListener, app: Router) {
     let bound = Bound {
         most: MAX_CONNECTIONS,
         when_full: None,
-        when_failed: "a connection to the admin listener could not be taken",
+        when_failed: "cannot accept a connection to the admin listener",
     };
     accept_within(bound, socket, |stream, from| {
         let service = TowerToHyperService::new(app.clone().layer(Extension(ConnectInfo(from))));
@@ -115,8 +115,8 @@ async fn check_host(State(admin): State<Arc<Admin>>, request: Request, next: Nex
     let host = authority.or_else(|| request.headers().get(header::HOST)?.to_str().ok());
     // Browsers always send one.
     if admin.on_loopback && host.is_some_and(|host| !is_loopback(host_of(host))) {
-        let hint = "this admin listener is on loopback and goes by loopback names only: use \
-                    127.0.0.1 or localhost in the address, or bind `admin` where other names lead\n";
+        let hint = "this admin listener is on loopback and accepts loopback names only: use \
+                    127.0.0.1 or localhost in the address, or bind `admin` to another address\n";
         return (StatusCode::FORBIDDEN, hint).into_response();
     }
     next.run(request).await
@@ -157,11 +157,11 @@ async fn events(State(admin): State<Arc<Admin>>) -> Response {
 async fn not_found() -> Response {
     let pages = "This is Countersign's admin listener. It serves:\n\
         GET  /                       the status page\n\
-        GET  /events                 its news, server-sent events\n\
-        GET  /livez                  200 while the process lives\n\
-        GET  /readyz                 200 when callers may be sent here\n\
+        GET  /events                 its updates, server-sent events\n\
+        GET  /livez                  200 while the process runs\n\
+        GET  /readyz                 200 when ready for callers\n\
         GET  /metrics                Prometheus text\n\
-        GET  /status                 vendors and their credentials, JSON\n\
+        GET  /status                 vendors and credentials, JSON\n\
         POST /vendors/NAME/refresh   renew a credential now\n";
     (StatusCode::NOT_FOUND, pages).into_response()
 }
@@ -241,7 +241,7 @@ async fn refresh(
         None => from.ip().to_canonical().is_loopback(),
     };
     if from_page || !permitted {
-        let hint = "only from loopback, or with admin.key as a bearer token; never from a page\n";
+        let hint = "only from loopback, or with admin.key as a bearer token; never from a web page\n";
         return (StatusCode::FORBIDDEN, hint).into_response();
     }
     let view = admin.state.runtime.view.load();
@@ -252,7 +252,7 @@ async fn refresh(
         return (StatusCode::CONFLICT, "this vendor has no credential\n").into_response();
     };
     credential.refresh_now();
-    (StatusCode::ACCEPTED, "renewal asked for\n").into_response()
+    (StatusCode::ACCEPTED, "renewal requested\n").into_response()
 }
 
 /// Compared by digest: how long that takes says nothing about the key.

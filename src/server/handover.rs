@@ -67,7 +67,7 @@ impl InheritedListeners {
         for nth in 0..announced.len() {
             match announced.take_tcp_listener(nth) {
                 Ok(listener) => listeners.extend(listener),
-                Err(cause) => tracing::warn!(%cause, "an inherited socket is of no use"),
+                Err(cause) => tracing::warn!(%cause, "an inherited socket cannot be used"),
             }
         }
         let is_successor = std::env::var_os(SUCCESSOR_VARIABLE).is_some();
@@ -100,7 +100,7 @@ impl InheritedListeners {
                 .map_or_else(|cause| cause.to_string(), |at| at.to_string());
             tracing::warn!(
                 address,
-                "an inherited socket is not among the configuration's listeners: closed"
+                "an inherited socket is not among the configured listeners: closed"
             );
         }
     }
@@ -127,7 +127,7 @@ impl Predecessor {
 /// other has ended.
 pub(super) async fn start_successor(listeners: &[TcpListener]) -> Result<Successor, String> {
     if std::process::id() == 1 {
-        return Err("this is the first process of a container, which ends with it; replace the container instead".into());
+        return Err("this is the first process of a container, which ends with it: replace the container instead".into());
     }
     let (mut child, ours) = spawn(listeners).map_err(|cause| cause.to_string())?;
     let id = child.id().unwrap_or_default();
@@ -142,8 +142,8 @@ pub(super) async fn start_successor(listeners: &[TcpListener]) -> Result<Success
         Ok(false) => {
             let left = tokio::time::timeout(Duration::from_secs(1), child.wait()).await;
             Err(match left {
-                Ok(Ok(status)) => format!("it ended with {status}; its own lines say why"),
-                Ok(Err(_)) | Err(_) => "it does not speak to us".into(),
+                Ok(Ok(status)) => format!("it ended with {status}; its own log says why"),
+                Ok(Err(_)) | Err(_) => "it closed the connection to this process".into(),
             })
         }
         Err(_) => Err(format!(
@@ -211,7 +211,7 @@ pub fn notify_main_pid(by: &Successor) {
 
 fn notify(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(cause) = sd_notify::notify(states) {
-        tracing::warn!(%cause, "the service manager could not be told");
+        tracing::warn!(%cause, "cannot notify the service manager");
     }
 }
 

@@ -64,7 +64,7 @@ async fn keep_alike(mint: Arc<Mint>, store: Arc<dyn Store>, settled: Arc<AtomicB
         let pause = match exchanged {
             Ok(()) => {
                 if std::mem::take(&mut failing) {
-                    tracing::info!("the store knows of ended logins again");
+                    tracing::info!("revoked logins are shared through the store again");
                 }
                 EVERY
             }
@@ -72,8 +72,8 @@ async fn keep_alike(mint: Arc<Mint>, store: Arc<dyn Store>, settled: Arc<AtomicB
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!(
                         %cause,
-                        "ended logins cannot be shared: tokens that are revoked at one replica are \
-                         good at the others until the store can be used"
+                        "revoked logins cannot be shared: tokens that are revoked at one replica stay \
+                         valid at the others until the store is available"
                     );
                 }
                 AGAIN

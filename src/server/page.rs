@@ -127,7 +127,7 @@ impl PageData {
                             h2 #vendors { "Vendors" }
                             table role="table" {
                                 caption.aside {
-                                    "Each vendor, its way in and its credential; the worst first."
+                                    "Each vendor with its route and its credential, the worst first."
                                 }
                                 thead role="rowgroup" {
                                     tr role="row" {
@@ -206,17 +206,17 @@ impl PageData {
                 counted(pending as u64, "vendor")
             )
         } else if all == 1 {
-            "The vendor is well.".to_owned()
+            "The vendor is healthy.".to_owned()
         } else {
-            format!("All {all} vendors are well.")
+            format!("All {all} vendors are healthy.")
         };
         if level == Level::Healthy && (self.reload_error.is_some() || expiring > 0) {
             level = Level::Risk;
             sentence.pop();
             sentence.push_str(match (&self.reload_error, expiring) {
                 (Some(_), _) => "; the last reload was refused.",
-                (None, 1) => "; a certificate is not.",
-                (None, _) => "; certificates are not.",
+                (None, 1) => "; a certificate expires soon.",
+                (None, _) => "; certificates expire soon.",
             });
         }
         html! {
@@ -225,12 +225,12 @@ impl PageData {
                 @if self.draining {
                     p.notice {
                         strong { "Draining." }
-                        " This process takes no new work soon, and ends when requests in flight are done."
+                        " This process will soon accept no new connections, and exits when the requests in flight are done."
                     }
                 }
                 @for (level, what) in [
                     (Level::Down, "Callers get errors from "),
-                    (Level::Risk, "Still served, and not well: "),
+                    (Level::Risk, "Still served, but at risk: "),
                 ] {
                     @if self.at(level).next().is_some() {
                         p.(level.class()) {
@@ -247,7 +247,7 @@ impl PageData {
                     p.risk {
                         "The certificate " code { (name) }
                         @if *expires <= self.now { " has expired " } @else { " expires " }
-                        (when(*expires, self.now)) ": replace its files; they are read by themselves."
+                        (when(*expires, self.now)) ": replace its files; they are reloaded automatically."
                     }
                 }
                 @if let Some(refused) = &self.reload_error {
@@ -255,7 +255,7 @@ impl PageData {
                         p {
                             strong { "The last reload was refused." }
                             " The configuration of " (clock(self.configuration.1))
-                            " UTC goes on. Correct this, and it is read again by itself:"
+                            " UTC stays in use. Correct these errors; the file is then reloaded automatically:"
                         }
                         pre tabindex="0" { (refused) }
                     }
@@ -269,7 +269,7 @@ impl PageData {
             section #certificates aria-labelledby="certificates-head" {
                 h2 #certificates-head { "Certificates" }
                 @if self.certificates.is_empty() {
-                    p.aside { "None: no TLS listener, and no client certificate anywhere." }
+                    p.aside { "None: no TLS listener and no client certificate is configured." }
                 } @else {
                     ul.certificates {
                         @for (name, expires) in &self.certificates {
@@ -312,7 +312,7 @@ impl PageData {
                     div { dt { "Last reload" } dd {
                         @if self.reload_error.is_some() { "refused" }
                         // The first configuration is older than the listeners.
-                        @else if *loaded < self.started { "none since the start" }
+                        @else if *loaded < self.started { "none since start" }
                         @else { "in use" }
                     } }
                     div { dt { "Requests that no vendor matched" } dd {
@@ -363,11 +363,11 @@ mod tests {
     }
 
     #[test]
-    fn the_verdict_names_the_worst_and_says_when_all_is_well() {
+    fn the_verdict_names_the_worst_and_says_when_all_are_healthy() {
         let page = |vendors| data(vendors).page();
-        assert!(page(vec![row(State::Fresh, None)]).contains("The vendor is well."));
+        assert!(page(vec![row(State::Fresh, None)]).contains("The vendor is healthy."));
         let two = vec![row(State::Fresh, None), row(State::Static, None)];
-        assert!(page(two).contains("All 2 vendors are well."));
+        assert!(page(two).contains("All 2 vendors are healthy."));
         let waiting = page(vec![row(State::Pending, None)]);
         assert!(waiting.contains("1 vendor waiting for the first credential."));
         let one = vec![row(State::Expired, Some("late")), row(State::Fresh, None)];
@@ -378,7 +378,7 @@ mod tests {
         assert!(
             refused
                 .page()
-                .contains("The vendor is well; the last reload was refused.")
+                .contains("The vendor is healthy; the last reload was refused.")
         );
         assert!(one.contains("Callers get errors from <a href=\"#vendor-v\">v</a>."));
     }

@@ -93,10 +93,10 @@ struct VendorRuntime {
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
     /// It has mistakes: all of them, a line each.
-    #[error("the configuration has mistakes:\n{0}")]
+    #[error("the configuration has errors:\n{0}")]
     Invalid(String),
     /// It changes what only a restart can change.
-    #[error("{0} changed: that needs a restart; nothing of the new configuration is in use")]
+    #[error("{0} changed, which needs a restart; the new configuration is not in use")]
     NeedsRestart(&'static str),
     /// It is valid and something it names cannot be used.
     #[error(transparent)]
@@ -169,7 +169,7 @@ impl Runtime {
             }
             Err(cause) => {
                 let cause = cause.to_string();
-                tracing::error!(cause, "reload refused; the configuration in use goes on");
+                tracing::error!(cause, "reload refused; the previous configuration stays in use");
                 self.last_error.store(Some(Arc::new(cause)));
             }
         }

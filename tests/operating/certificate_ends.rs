@@ -175,5 +175,5 @@ fn check_refuses_what_has_expired_and_warns_of_what_soon_will_and_serve_starts()
         "{said}"
     );
     assert_eq!(gauge(&proxy)[PLACES[7]], seconds(now - DAY));
-    assert!(proxy.admin("/").1.contains("has ended"));
+    assert!(proxy.admin("/").1.contains("has expired"));
 }

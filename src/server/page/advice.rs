@@ -31,7 +31,7 @@ pub(super) fn of(row: &Row, now: SystemTime) -> Option<Markup> {
         dl.advice {
             @if rejected {
                 div { dt { "Callers" } dd {
-                    "Get the vendor's own " code { "401" } ": it answered so to "
+                    "Get the vendor's own " code { "401" } ": its response to "
                     (grouped(row.responses.unauthorized)) " of the last "
                     (counted(row.responses.all, "request")) " within 10 minutes."
                 } }
@@ -51,10 +51,10 @@ pub(super) fn of(row: &Row, now: SystemTime) -> Option<Markup> {
             @if let Some(why) = unreached {
                 div { dt { "Connection" } dd.error { (why) } }
                 div { dt { "To do" } dd {
-                    "The last request that needed a connection to " code { (row.upstream) } " had none. Look \
-                     at its name, at the network or outbound proxy on the way there, and, where a \
-                     certificate is refused, at " code { "vendors." (row.name) ".ca" } ", which names whom \
-                     to trust, and " code { "client_cert" } ". This goes away with the next connection."
+                    "The last request that needed a connection to " code { (row.upstream) } " got none. Check \
+                     its name, and the network or outbound proxy on the way. If a certificate is \
+                     refused, check " code { "vendors." (row.name) ".ca" } ", which specifies the CAs to \
+                     trust, and " code { "client_cert" } ". This clears with the next connection."
                 } }
             }
             @if open {
@@ -62,22 +62,22 @@ pub(super) fn of(row: &Row, now: SystemTime) -> Option<Markup> {
                     @if let Some(reason) = &row.breaker_reason { (reason) ": callers" }
                     @else { "The vendor failed too often in a row: callers" }
                     " get " code { "503 circuit_open" }
-                    " without asking it. It closes by itself when the vendor answers again; look at \
-                     the vendor's own status page and at the network on the way there."
+                    ", and their requests are not sent. The breaker closes automatically when the vendor \
+                     responds again. Check the vendor's status page and the network on the way."
                 } }
             }
             @if errors {
                 div { dt { "Errors" } dd {
-                    "At least every tenth answer of the last 15 minutes was an error. "
+                    "At least 10 % of the responses of the last 15 minutes were errors. "
                     @if row.responses.unauthorized > 0 {
-                        "The vendor answered " code { "401" } " to "
+                        "The vendor responded " code { "401" } " to "
                         (grouped(row.responses.unauthorized)) " of the last "
                         (counted(row.responses.all, "request"))
-                        " within 10 minutes: the credential may lack a right that these need. "
+                        " within 10 minutes: the credential may lack a permission that these need. "
                     } @else if !about_credential { "The credential is not the reason. " }
-                    "The request lines on stdout with " code { "\"vendor\":\"" (row.name) "\"" }
-                    " say what and why (" code { "status" } ", " code { "reason" } "): without a "
-                    code { "reason" } " it is the vendor's own answer."
+                    "The access log on stdout has details: look for " code { "\"vendor\":\"" (row.name) "\"" }
+                    " and compare " code { "status" } " and " code { "reason" } ". Without a "
+                    code { "reason" } ", the response is the vendor's own."
                 } }
             }
         }
@@ -89,27 +89,27 @@ fn where_to_look(row: &Row) -> Markup {
     let name = &row.name;
     let place = html! { code { "vendors." (name) ".auth" } };
     let paths = html! {
-        " Should only some paths be concerned, the request lines on stdout with "
-        code { "\"vendor\":\"" (name) "\"" } " and " code { "\"status\":401" } " name them: some vendors \
-         answer 401 where the account lacks a right."
+        " If only some paths are affected, the lines of the access log on stdout with "
+        code { "\"vendor\":\"" (name) "\"" } " and " code { "\"status\":401" } " show which: some vendors \
+         respond 401 when the account lacks a permission."
     };
     html! {
         @match row.credential.as_ref().map(|status| status.state) {
             None => {
-                "Nothing is added to requests, and what callers send as a credential is removed: \
+                "Nothing is added to requests, and the callers' own credentials are removed: \
                  configure " (place) "."
             }
             Some(State::Static) => {
-                "The vendor does not accept what " (place) " says: was it replaced, revoked or \
-                 locked there, has it ended, or is it another environment's than "
-                code { (row.upstream) } "? Put the current one there; a changed file is in use \
-                 within 10 s, a changed environment needs a restart." (paths)
+                "The vendor does not accept the credential that " (place) " specifies. Was it replaced, \
+                 revoked, locked, or has it expired? Does it belong to another environment than "
+                code { (row.upstream) } "? Put the current one there. A changed file is in use \
+                 within 10 s; a changed environment variable needs a restart." (paths)
             }
             Some(_) => {
-                "Its token server issues tokens, and its API does not accept them: do "
-                code { (row.upstream) } " and the token URL belong to the same environment, do "
-                code { "scope" } " and " code { "audience" } " under " (place) " fit, and has the \
-                 client been given access there?" (paths)
+                "Its token server issues tokens, but its API does not accept them. Do "
+                code { (row.upstream) } " and the token URL belong to the same environment? Are "
+                code { "scope" } " and " code { "audience" } " under " (place) " correct? Has the \
+                 client been granted access?" (paths)
             }
         }
     }
@@ -121,9 +121,9 @@ fn consequence(row: &Row, now: SystemTime) -> Markup {
     html! {
         @match (row.usable, end) {
             (true, Some(end)) => {
-                "Served with the credential in hand, which ends " (when(end, now)) "."
+                "Served with the current credential, which expires " (when(end, now)) "."
             }
-            (true, None) => { "Served with the credential in hand." }
+            (true, None) => { "Served with the current credential." }
             (false, _) => { "Get " code { "503 credential_unavailable" } "." }
         }
     }
@@ -144,55 +144,55 @@ fn what_to_do(row: &Row, error: &str) -> Markup {
     let state = row.credential.as_ref().map(|status| status.state);
     html! {
         @if state == Some(State::Reauthorize) {
-            "A person must consent again: run " code { "countersign authorize " (name) }
+            "Someone must consent again: run " code { "countersign authorize " (name) }
             " with this proxy's configuration and store. The new tokens are in use within 10 s, \
              without a restart."
         } @else if says(&["keeps only one alive"]) {
             @if says(&["`share: true`"]) {
                 "Set " code { "share: true" } " under " (place) ", and have all replicas use one " code { "store" }
-                " (Redis or Kubernetes; for processes of one host a directory): they then share one \
-                 token. Whatever else uses this client needs one of its own."
+                " (Redis or Kubernetes; a directory for processes on one host): they then share one \
+                 token. Any other program that uses this client needs a client of its own."
             } @else {
-                "Find out what else obtains tokens with this client, and give it a client of its own."
+                "Find out what other program obtains tokens with this client, and give it a client of its own."
             }
         } @else if says(&["store:", "cannot be stored"]) {
-            "The store of refresh tokens does not work: see that it is there, reachable and \
-             writable (" code { "store" } " in the configuration). Tried again by itself."
+            "The store of refresh tokens is unavailable: check that it exists, is reachable and \
+             writable (" code { "store" } " in the configuration). It is retried automatically."
         } @else if says(&["cannot be read:", "is not set"]) {
-            "Something that " (place) " names is missing or unreadable: put it in place. Files are \
-             read again by themselves within 10 s; a changed environment needs a restart."
+            "A secret or file that " (place) " specifies is missing or unreadable: put it in place. \
+             Changed files are read within 10 s; a changed environment variable needs a restart."
         } @else if says(&["invalid_client", "unauthorized_client"]) || status == "401" {
-            "The vendor does not know our client id, or not this secret of it: was it rotated or \
-             revoked there? Put the new one where " (place) " says; a changed file is in use within \
-             10 s. " (probe) " tells whether it works."
+            "The vendor does not accept our client id or its secret: was it rotated or revoked \
+             there? Put the new one where " (place) " specifies; a changed file is in use within \
+             10 s. " (probe) " tests it."
         } @else if says(&["invalid_scope"]) {
             "The vendor does not grant the scope asked for: correct " code { "scope" } " under "
             (place) ", or have the scope granted at the vendor."
         } @else if says(&["invalid_grant"]) {
-            "The vendor does not take what we log in with: a user name, password, certificate or \
-             assertion that is wrong, expired or locked. Correct it where " (place) " says. "
-            (probe) " tells whether it works."
+            "The vendor does not accept our login: the user name, password, certificate or \
+             assertion is wrong, expired or locked. Correct it where " (place) " specifies. "
+            (probe) " tests it."
         } @else if says(&["certificate", "tls", "TLS", "handshake"]) {
-            "No trusted connection to the token server: when its issuer is not a public one, name it \
-             as " code { "vendors." (name) ".ca" } "; otherwise its certificate, or ours, has ended."
+            "No trusted connection to the token server. If its CA is not a public one, specify it \
+             as " code { "vendors." (name) ".ca" } "; otherwise its certificate, or ours, has expired."
         } @else if says(&["a redirect to"]) {
-            "The token URL under " (place) " must be the final one: give the address it redirects to."
+            "The token URL under " (place) " must be the final one: specify the address it redirects to."
         } @else if status == "429" {
-            "The vendor wants fewer token requests, and has them: wait. Do other programs use the \
-             same client id?"
+            "The vendor limits token requests, and we now send fewer: wait. Do other programs use \
+             the same client id?"
         } @else if is_refusal(status) {
-            "The vendor refused: compare " (place) " with what the vendor gave you, its address \
-             included. It is asked again every 5 minutes, and at once when a secret changes or with "
+            "The vendor refused: compare " (place) " with what the vendor gave you, including the \
+             address. The request is retried every 5 minutes, and at once when a secret changes or with "
             code { "curl -X POST …/vendors/" (name) "/refresh" } " on this listener."
         } @else if status.len() == 3 && status.starts_with('2') {
-            "The server answered, and not with a token: is the token URL under " (place) " the right one, \
-             and do the client id, the secret and the parameters there belong to it? It is asked again by \
-             itself; " (probe) " asks at once."
+            "The server responded, but without a token. Is the token URL under " (place) " correct, and \
+             do the client id, the secret and the parameters belong to it? The request is retried \
+             automatically; " (probe) " tries at once."
         } @else if !error.is_empty() {
-            "Tried again by itself, so nothing may be left to do: look at the vendor's status page, \
-             at DNS, and at the network or outbound proxy on the way to its token server."
+            "Retried automatically, so this may need no action. Check the vendor's status page, DNS, \
+             and the network or outbound proxy on the way to its token server."
         } @else {
-            (probe) " tries it once, and says what comes of it."
+            (probe) " tries it once and reports the outcome."
         }
     }
 }
@@ -216,11 +216,11 @@ mod tests {
         for (error, advised) in [
             (
                 "https://v.example/certificate/token: 401 Unauthorized: no",
-                "does not know our client id",
+                "does not accept our client id",
             ),
             (
                 "https://v.example/t: 400 Bad Request: invalid_grant",
-                "does not take what we log in with",
+                "does not accept our login",
             ),
             (
                 "https://store:8443/invalid_grant: 400 Bad: odd",
@@ -232,7 +232,7 @@ mod tests {
             ),
             (
                 "https://tls.example/t: connection refused",
-                "Tried again by itself",
+                "Retried automatically",
             ),
             (
                 "https://v.example/t: 422 Unprocessable Entity: no such tenant",
@@ -240,11 +240,11 @@ mod tests {
             ),
             (
                 "https://v.example/t: 200 OK: invalid_team: No such team",
-                "answered, and not with a token",
+                "responded, but without a token",
             ),
             (
                 "https://v.example/t: 503 Service Unavailable",
-                "Tried again by itself",
+                "Retried automatically",
             ),
             ("store: not writable", "The store of refresh tokens"),
             (
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vendor_that_answers_401_is_not_called_well_and_the_credential_is_named() {
+    fn a_vendor_that_answers_401_is_not_called_healthy_and_the_credential_is_named() {
         let now = SystemTime::now();
         let responses = Responses {
             all: 7,
@@ -298,7 +298,7 @@ mod tests {
         for said in [
             "6 of the last 7",
             "invalid_client",
-            "does not know our client id",
+            "does not accept our client id",
         ] {
             assert!(advice.contains(said), "{said}: {advice}");
         }

@@ -63,7 +63,7 @@ impl Events {
         data_now: impl Fn() -> PageData + Send + 'static,
     ) -> Response {
         let Ok(slot) = self.slots.clone().try_acquire_owned() else {
-            let text = "too many status pages are open; this one is not kept up to date\n";
+            let text = "too many status pages are open; this one is not updated\n";
             return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
         };
         // A page that reads slowly is not written ahead for.

@@ -1,20 +1,20 @@
 'use strict';
-// Keeps the page up to date. What has focus, is selected or scrolled stays: elements are changed in
-// place, never replaced as a whole.
+// Keeps the page up to date. Elements are changed in place, never replaced as a whole, so that
+// focus, selection and scroll position stay.
 (() => {
   const live = document.getElementById('live');
   const table = document.querySelector('table');
-  // The server says something at least every 10 s; twice that and more is a dead connection.
-  const SILENCE = 25000;
-  let source, silence, pause = 1000;
+  // The server sends something at least every 10 s; more than twice that is a dead connection.
+  const MAX_IDLE = 25000;
+  let source, idleTimer, pause = 1000;
 
-  const say = (state, words) => {
+  const show = (state, words) => {
     document.documentElement.dataset.live = state;
     if (live.textContent !== words) live.textContent = words;
   };
   const clock = () => new Date().toISOString().slice(11, 19) + ' UTC';
 
-  const become = (old, fresh) => {
+  const patch = (old, fresh) => {
     if (old.isEqualNode(fresh)) return;
     if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName) {
       old.replaceWith(fresh);
@@ -33,13 +33,13 @@
     const had = [...old.childNodes];
     const has = [...fresh.childNodes];
     has.forEach((node, nth) => {
-      if (nth < had.length) become(had[nth], node);
+      if (nth < had.length) patch(had[nth], node);
       else old.append(node);
     });
     had.slice(has.length).forEach((node) => node.remove());
   };
 
-  const arrange = (order) => {
+  const reorder = (order) => {
     const focused = document.activeElement;
     const ids = new Set(order);
     for (const rows of [...table.tBodies]) {
@@ -62,37 +62,37 @@
       template.innerHTML = html;
       const fresh = template.content.firstElementChild;
       const old = document.getElementById(id);
-      if (old) become(old, fresh);
+      if (old) patch(old, fresh);
       else table.append(fresh);
     }
-    arrange(order);
+    reorder(order);
   };
 
   const lost = (words) => {
-    clearTimeout(silence);
+    clearTimeout(idleTimer);
     source.close();
-    say('lost', words);
+    show('lost', words);
     setTimeout(listen, pause);
     pause = Math.min(pause * 2, 10000);
   };
-  const heard = () => {
+  const onUpdate = () => {
     pause = 1000;
-    say('live', 'live');
-    clearTimeout(silence);
-    silence = setTimeout(() => lost(`connection lost at ${clock()}; trying again`), SILENCE);
+    show('live', 'live');
+    clearTimeout(idleTimer);
+    idleTimer = setTimeout(() => lost(`connection lost at ${clock()}; retrying`), MAX_IDLE);
   };
 
   const listen = () => {
     source = new EventSource('events');
     source.onmessage = ({ data }) => {
       update(JSON.parse(data));
-      heard();
+      onUpdate();
     };
-    source.addEventListener('beat', heard);
-    source.addEventListener('end', () => lost(`draining since ${clock()}; this is the last news`));
+    source.addEventListener('beat', onUpdate);
+    source.addEventListener('end', () => lost(`draining since ${clock()}; no further updates`));
     source.onerror = () => {
-      const told = document.documentElement.dataset.live === 'lost';
-      lost(told ? live.textContent : `connection lost at ${clock()}; trying again`);
+      const isLost = document.documentElement.dataset.live === 'lost';
+      lost(isLost ? live.textContent : `connection lost at ${clock()}; retrying`);
     };
   };
   listen();

@@ -174,15 +174,15 @@ impl Row {
         use credential::State;
 
         let Some(status) = &self.credential else {
-            return html! { span.aside { "nothing is added" } };
+            return html! { span.aside { "no credential is added" } };
         };
         if status.state == State::Static {
-            return html! { span.aside { "fixed, used as it is written" } };
+            return html! { span.aside { "static" } };
         }
         let Some(expires) = status.expires_at else {
             return html! {
-                @if self.usable { "no stated end" }
-                @else { strong { "none held" } }
+                @if self.usable { "no stated expiry" }
+                @else { strong { "none" } }
                 @if let Some(next) = status.refresh_at { span.line { "next attempt " (when(next, now)) } }
             };
         };
@@ -209,13 +209,13 @@ impl Row {
             }
             @match status.refresh_at {
                 Some(at) if at > now => {
-                    @if self.last_error().is_some() { "next attempt " } @else { "renewed " }
+                    @if self.last_error().is_some() { "next attempt " } @else { "renews " }
                     (when(at, now)) ", "
                 }
-                Some(_) => { "renewal under way, " }
+                Some(_) => { "renewing, " }
                 None => {}
             }
-            @if left.is_zero() { "ended " } @else { "ends " }
+            @if left.is_zero() { "expired " } @else { "expires " }
             (when(expires, now))
         }
     }

@@ -1,4 +1,4 @@
-//! What the process says: one JSON line per request on stdout, everything else on stderr.
+//! The output of the process: one JSON line per request on stdout, everything else on stderr.
 
 mod queue;
 
@@ -18,7 +18,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 pub(crate) use self::queue::LINES_DROPPED;
 use self::queue::{LineQueue, RawStream, StreamOptions};
 
-/// Libraries that would print whole heads, credentials included, below this level.
+/// Libraries that would print whole heads, credentials included, below the level `info`.
 const CAPPED: [&str; 9] = [
     "pingora",
     "h2",
@@ -31,38 +31,39 @@ const CAPPED: [&str; 9] = [
     "opentelemetry",
 ];
 
-/// Where our log goes once [`init`] has been called.
+/// The queue of the log, once [`init`] has been called.
 static LOG: OnceLock<LineQueue> = OnceLock::new();
 
 const STDERR: StreamOptions = StreamOptions {
     name: "stderr",
     lines: 4096,
     bytes: 1024 * 1024,
-    // What a pipe takes whole or not at all (`PIPE_BUF`), so that the lines of a successor that
-    // shares it are never in the middle of ours.
+    // A pipe accepts this much whole or not at all (`PIPE_BUF`), so that lines of a successor that
+    // shares the stream never end up inside ours.
     batch: 4096,
     dropped: "stderr is too slow: lines of the log were dropped",
 };
 
-/// How long the last lines of the log may take. A stop must not hang on them.
+/// Time limit for writing the last lines of the log. A stop must not hang on them.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Sends our log to stderr, by a thread of its own: a stderr that nobody reads costs lines, which
-/// are counted, and makes nobody wait. Panics take the same way. `RUST_LOG` sets levels, `default`
-/// where it says nothing; the libraries that handle heads stay at `info` whatever it says. Calling
-/// it again changes nothing. [`flush`] belongs to the end of the process.
+/// Sends the log to stderr through a thread of its own: if stderr is not read, lines are dropped
+/// and counted, and no other thread waits. Panics use the same queue. `RUST_LOG` sets levels, with
+/// `default` for what it leaves open; libraries that handle heads stay at `info` in any case.
+/// Calling it again changes nothing. Call [`flush`] at the end of the process.
 pub fn init(default: LevelFilter) {
     let levels = EnvFilter::builder()
         .with_default_directive(default.into())
         .from_env_lossy();
     let capped = filter_fn(|event| {
-        // It says ERROR of every caller that leaves within a head. What becomes of requests, we say.
+        // pingora_proxy logs an ERROR for every caller that disconnects within a head. Outcomes of
+        // requests are logged by this crate.
         if event.target().starts_with("pingora_proxy") {
             return false;
         }
         *event.level() <= Level::INFO || !CAPPED.iter().any(|name| event.target().starts_with(name))
     })
-    // Without it, every record of these libraries is made and carried here only to be dropped.
+    // Without the hint, every record of these libraries is created only to be dropped here.
     .with_max_level_hint(LevelFilter::TRACE);
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     match LineQueue::start(STDERR, RawStream(std::io::stderr())) {
@@ -71,34 +72,34 @@ pub fn init(default: LevelFilter) {
                 std::panic::set_hook(Box::new(log_panic));
             }
         }
-        // Without a thread it is written by whoever has something to say.
+        // Without the thread, each caller writes its own lines.
         Err(cause) => print_line(&format!("the log has no thread of its own: {cause}\n")),
     }
     let stderr = tracing_subscriber::fmt::layer()
         .with_writer(|| LogWriter)
-        // It would say them on stderr itself.
+        // It would print its errors on stderr itself.
         .log_internal_errors(false)
         .with_ansi(colour)
         .with_target(false)
         .with_filter(levels.and(capped));
-    // Already set by another part of the same process (tests): keep that.
+    // Fails if another part of the same process (tests) has set a subscriber: that one stays.
     let _ = tracing_subscriber::registry().with(stderr).try_init();
 }
 
-/// Says `text`, one or more whole lines, on stderr: in its turn behind the log where there is one.
+/// Prints `text`, one or more whole lines, on stderr, through the queue of the log if there is one.
 pub fn print_line(text: &str) {
-    // Nobody is left to be told that it failed.
+    // There is no other place to report a failure.
     let _ = LogWriter.write_all(text.as_bytes());
 }
 
-/// Waits until what was said is written, a second at most. Blocks.
+/// Waits until the queued lines of the log are written, one second at most. Blocks.
 pub fn flush() {
     if let Some(log) = LOG.get() {
         log.flush(FLUSH_TIMEOUT);
     }
 }
 
-/// Whatever is written in one call is one or more whole lines.
+/// The writer of the log. Each call writes one or more whole lines.
 struct LogWriter;
 
 impl Write for LogWriter {
@@ -118,8 +119,8 @@ impl Write for LogWriter {
     }
 }
 
-/// Says a panic as the standard library would, without waiting for a reader of stderr. The main
-/// thread's is the last thing that is said.
+/// Logs a panic in the format of the standard library, without waiting for a reader of stderr. A
+/// panic of the main thread also flushes the log.
 fn log_panic(panic: &PanicHookInfo<'_>) {
     use std::backtrace::{Backtrace, BacktraceStatus};
 
@@ -141,47 +142,47 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     }
 }
 
-/// One request, as its line says it.
+/// The fields of a request's line in the access log.
 #[derive(Debug, Default)]
 pub struct Line<'a> {
-    /// The answer's `X-Request-Id`.
+    /// The response's `X-Request-Id`.
     pub request_id: &'a str,
-    /// The proven caller.
+    /// The authenticated caller.
     pub caller: Option<&'a str>,
     /// The vendor.
     pub vendor: Option<&'a str>,
-    /// As sent; empty where a head was refused before it was a request.
+    /// Method as sent; empty if the head was rejected before it was a request.
     pub method: &'a str,
-    /// As sent, without its query; empty like `method`.
+    /// Path as sent, without its query; empty like `method`.
     pub path: &'a [u8],
-    /// The answer's status; 499 when the caller left before one.
+    /// Status of the response; 499 if the caller disconnected before one.
     pub status: u16,
-    /// Why the proxy answered itself.
+    /// The reason of a local reply.
     pub reason: Option<&'a str>,
     /// The caller's address.
     pub client: Option<&'a SocketAddr>,
-    /// Upstream attempts.
+    /// Number of upstream attempts.
     pub attempts: u32,
-    /// Which of the vendor's credentials was used: 1, 2, 3 …
+    /// Number of the vendor's credential that was used: 1, 2, 3 …
     pub generation: Option<u64>,
-    /// From the head to the end of the answer.
+    /// Time from the head to the end of the response.
     pub duration: Duration,
-    /// From the upstream connection to the answer's head.
+    /// Time from the upstream connection to the headers of the response.
     pub upstream: Option<Duration>,
-    /// Whether the upstream connection came from the pool.
+    /// `true` if the upstream connection came from the pool.
     pub reused: bool,
     /// Body bytes read from the caller.
     pub bytes_in: usize,
     /// Body bytes sent to the caller.
     pub bytes_out: usize,
-    /// What decided, see [`crate::request::decide::Decision::rule`].
+    /// The rule that decided, see [`crate::request::decide::Decision::rule`].
     pub rule: Option<&'a str>,
-    /// The W3C trace that it is part of, 32 hexadecimal digits.
+    /// The W3C trace of the request, 32 hexadecimal digits.
     pub trace_id: Option<&'a str>,
 }
 
-/// Hands request lines to a thread that writes them: a slow stdout never slows a request. What waits
-/// to be written is bounded; lines beyond that are dropped and counted, and the log says how many.
+/// The access log. A thread writes its lines, so that a slow stdout never slows a request. The
+/// queue is bounded; further lines are dropped and counted, and the log reports their number.
 #[derive(Clone, Debug)]
 pub struct AccessLog(LineQueue);
 
@@ -193,14 +194,14 @@ const STDOUT: StreamOptions = StreamOptions {
     dropped: "stdout is too slow: lines of the access log were dropped",
 };
 
-/// Room for most lines, bytes.
+/// Initial capacity of a line's buffer, bytes; enough for most.
 const LINE: usize = 512;
 
 impl AccessLog {
-    /// Starts the writer. It ends with the last clone of the log.
+    /// Starts the writer thread, which ends with the last clone of the log.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// When the system cannot create a thread.
     pub fn to_stdout() -> std::io::Result<Self> {
         LineQueue::start(STDOUT, RawStream(std::io::stdout())).map(Self)
     }
@@ -217,8 +218,8 @@ impl AccessLog {
     }
 }
 
-/// The line as JSON, written into `buffer`, which is empty. By hand, since every request pays for it,
-/// and hardly any of its values needs escaping.
+/// Writes the line as JSON into `buffer`, which is empty. By hand, because every request pays for
+/// it and hardly any value needs escaping.
 fn json(line: &Line<'_>, at: SystemTime, mut buffer: Vec<u8>) -> Vec<u8> {
     buffer.reserve(LINE);
     let mut object = Object(buffer);
@@ -250,7 +251,7 @@ fn non_empty(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 
-/// A JSON object that is being written.
+/// A JSON object under construction.
 struct Object(Vec<u8>);
 
 impl Object {
@@ -270,7 +271,7 @@ impl Object {
             self.raw("null");
             return;
         };
-        // Without a way out of the loop it is done for many bytes at once.
+        // Without an early exit, the compiler vectorizes the loop.
         #[expect(clippy::needless_bitwise_bool, reason = "lazy ones are ways out")]
         let plain = value.bytes().fold(true, |plain, byte| {
             plain & (byte >= b' ') & (byte != b'"') & (byte != b'\\')
@@ -285,7 +286,7 @@ impl Object {
         }
     }
 
-    /// What prints nothing that needs escaping.
+    /// Adds a value whose text needs no escaping.
     fn display(&mut self, name: &str, value: impl Display) {
         self.key(name);
         // Writing to memory cannot fail.
@@ -320,7 +321,7 @@ impl Object {
         }
     }
 
-    /// With microseconds as decimals.
+    /// Adds a time in milliseconds, with microseconds as decimals.
     fn milliseconds(&mut self, name: &str, value: Option<Duration>) {
         let Some(value) = value else {
             self.number(name, None);
@@ -328,7 +329,7 @@ impl Object {
         };
         let microseconds = (value.as_nanos() + 500) / 1000;
         self.number(name, u64::try_from(microseconds / 1000).ok());
-        // The thousand keeps the zeros in front.
+        // Adding 1000 keeps leading zeros.
         let mut digits = itoa::Buffer::new();
         self.raw(".");
         self.raw(&digits.format(1000 + microseconds % 1000)[1..]);

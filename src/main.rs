@@ -1,6 +1,6 @@
-//! Arguments → command, exit code: see [`countersign::cli`].
+//! The `countersign` program: see [`countersign::cli`].
 
-/// A request allocates about a hundred times, mostly in pingora and in headers.
+/// mimalloc, because a request allocates about a hundred times, mostly in pingora and in headers.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

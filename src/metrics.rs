@@ -1,4 +1,4 @@
-//! Every series: name, unit, labels. Label values are bounded sets taken from the configuration,
+//! All metrics: names, units, labels. Label values come from bounded sets in the configuration,
 //! never from a request. Handles are looked up once per configuration, not per request.
 
 use std::collections::HashMap;
@@ -18,15 +18,16 @@ use prometheus::{
 use crate::logs::LINES_DROPPED;
 use crate::traces::Traces;
 
-/// Seconds; from a cache hit on the same network to a vendor that thinks for a minute.
+/// Histogram buckets in seconds, from a cache hit on the same network to a vendor that takes a
+/// minute.
 const BUCKETS: [f64; 14] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0,
 ];
 
-/// Beyond this many callers the rest share the label `other`.
+/// Number of callers with a label of their own; the rest share the label `other`.
 pub const MAX_CALLERS: usize = 200;
 
-/// The series of one process. A registry of its own, so that tests can run several.
+/// The metrics of one process, in a registry of their own so that tests can run several.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -200,7 +201,7 @@ impl Metrics {
         registry
             .register(Box::new(metrics.last_reload.clone()))
             .expect("distinct name");
-        // The one that the process starts with was not refused.
+        // The configuration at the start was not refused.
         metrics.last_reload.set(1);
         registry
             .register(Box::new(LINES_DROPPED.clone()))
@@ -217,13 +218,13 @@ impl Metrics {
         metrics
     }
 
-    /// The same, and attempts to obtain a credential become spans as well.
+    /// Adds spans for attempts to obtain a credential.
     #[must_use]
     pub fn with_traces(self, traces: Option<Traces>) -> Self {
         Self { traces, ..self }
     }
 
-    /// The handles of one vendor; `none` for requests that reach no vendor.
+    /// Returns the metrics of one vendor; `none` stands for requests that reach no vendor.
     #[must_use]
     pub fn vendor(&self, name: &str) -> VendorMetrics {
         VendorMetrics {
@@ -247,7 +248,7 @@ impl Metrics {
         }
     }
 
-    /// The handles of one vendor's refresh task.
+    /// Returns the metrics of one vendor's refresh task.
     #[must_use]
     pub fn fetch(&self, vendor: &str) -> FetchMetrics {
         FetchMetrics {
@@ -271,7 +272,7 @@ impl Metrics {
                 .with_label_values(&[vendor])
                 .set(expires);
         } else {
-            // Nothing held, or nothing that ends: no series rather than one from 1970.
+            // Without a credential or an expiry there is no series, rather than one of 1970.
             let _ = self.credential_expiry.remove_label_values(&[vendor]);
         }
     }
@@ -283,10 +284,10 @@ impl Metrics {
             .set(i64::from(open));
     }
 
-    /// Ends the gauges of a vendor that is no longer configured: their last value would stay true
-    /// for ever. Its counters stay.
+    /// Removes the gauges of a vendor that is no longer configured: their last value would stay for
+    /// ever. Its counters stay.
     pub fn remove_vendor_gauges(&self, vendor: &str, states: &[&str]) {
-        // What was never shown cannot be removed, and need not be.
+        // Fails for series that were never set.
         let _ = self.breaker_open.remove_label_values(&[vendor]);
         let _ = self.credential_expiry.remove_label_values(&[vendor]);
         for state in states {
@@ -294,18 +295,18 @@ impl Metrics {
         }
     }
 
-    /// Sets a certificate's gauge. `ends`: Unix seconds.
+    /// Sets the expiry gauge of a certificate. `ends`: Unix seconds.
     pub fn set_certificate(&self, name: &str, ends: f64) {
         self.certificate_expiry.with_label_values(&[name]).set(ends);
     }
 
-    /// Ends the gauge of a certificate that is no longer configured.
+    /// Removes the gauge of a certificate that is no longer configured.
     pub fn remove_certificate(&self, name: &str) {
-        // What was never shown cannot be removed, and need not be.
+        // Fails for series that were never set.
         let _ = self.certificate_expiry.remove_label_values(&[name]);
     }
 
-    /// Notes the moment the configuration in use was loaded, Unix seconds.
+    /// Sets the time when the current configuration was loaded, Unix seconds.
     pub fn set_config_loaded(&self, at: f64) {
         self.loaded.set(at);
     }
@@ -317,8 +318,8 @@ impl Metrics {
         self.last_reload.set(i64::from(ok));
     }
 
-    /// What every vendor's callers were answered so far, by vendor; `none`: requests that reached
-    /// none. Walks all series: not for the request path.
+    /// Returns the response counts of every vendor; `none`: requests that reached no vendor. Walks
+    /// all series: not for the request path.
     #[must_use]
     pub fn response_counts(&self) -> HashMap<String, ResponseCounts> {
         let mut answered: HashMap<String, ResponseCounts> = HashMap::new();
@@ -359,8 +360,8 @@ impl Metrics {
         answered
     }
 
-    /// The certificates this process presents: where the configuration names them, and their ends,
-    /// Unix seconds.
+    /// Returns the certificates that this process presents: their places in the configuration and
+    /// their expiry, Unix seconds.
     #[must_use]
     pub fn certificates(&self) -> Vec<(String, f64)> {
         let families = self.certificate_expiry.collect();
@@ -373,19 +374,19 @@ impl Metrics {
             .collect()
     }
 
-    /// The Prometheus text format.
+    /// Returns all metrics in the Prometheus text format.
     #[must_use]
     pub fn text(&self) -> String {
         let families = self.registry.gather();
         let mut text = Vec::new();
-        // Writing to memory cannot fail; families that are inconsistent would be a bug of ours
-        // and must not take the others along.
+        // Writing to memory cannot fail. Inconsistent families would be a bug of ours and must not
+        // prevent the output of the others.
         for family in &families {
             let _ = TextEncoder::new().encode(std::slice::from_ref(family), &mut text);
         }
         let mut text = String::from_utf8(text).unwrap_or_default();
-        // The library leaves out what has no series yet; whoever writes an alert looks for it all
-        // the same.
+        // The library omits families without a series, but people who write alerts look for their
+        // names.
         let may_be_empty: [&dyn Collector; 6] = [
             &self.requests,
             &self.refused,
@@ -416,67 +417,67 @@ impl Default for Metrics {
     }
 }
 
-/// The commit this was built from, as build.rs found it.
+/// The commit of this build, determined by build.rs.
 pub const COMMIT: &str = env!("COUNTERSIGN_COMMIT");
 
-/// What callers were answered.
+/// The number of responses to callers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ResponseCounts {
-    /// Requests, whoever answered them.
+    /// All responses, from the vendor or local.
     pub requests: u64,
-    /// Those answered 5xx, by the vendor or by us, and a vendor's 401 that reached a caller: the
-    /// vendor did not take our credential.
+    /// 5xx responses, from the vendor or local, and a vendor's 401 that reached a caller: the
+    /// vendor did not accept our credential.
     pub errors: u64,
 }
 
-/// What one credential's refresh task counts and tells.
+/// The metrics of one credential's refresh task.
 #[derive(Clone, Debug)]
 pub struct FetchMetrics {
-    /// Fetches that brought a credential.
+    /// Fetches that obtained a credential.
     pub ok: IntCounter,
     /// Fetches that failed and may succeed later.
     pub temporary: IntCounter,
-    /// Fetches the vendor refused.
+    /// Fetches that the vendor refused.
     pub rejected: IntCounter,
-    /// How long one fetch took, seconds.
+    /// Duration of a fetch, seconds.
     pub duration: Histogram,
-    /// Where the span of each fetch goes; `None`: nowhere.
+    /// Receiver of a span for each fetch, if there is one.
     pub traces: Option<Traces>,
 }
 
-/// Caller, method and status.
+/// The labels of a request: caller, method and status.
 type RequestLabels = (Arc<str>, &'static str, u16);
 
-/// What the request path counts for one vendor.
+/// The metrics of one vendor on the request path.
 #[derive(Debug)]
 pub struct VendorMetrics {
     vendor: Arc<str>,
     requests: IntCounterVec,
-    /// Handles by caller, method and status, added as they first occur: bounded by the
-    /// configuration and the hundreds of status codes there are. Readers take no lock.
+    /// Handles by caller, method and status, added as they first occur. Their number is bounded by
+    /// the configuration and the hundreds of status codes. Readers take no lock.
     counters: ArcSwap<foldhash::HashMap<RequestLabels, IntCounter>>,
     refused: IntCounterVec,
     request_duration: Histogram,
     upstream_duration: Histogram,
     /// Requests being served now.
     pub in_flight: IntGauge,
-    /// 401 answers that led to a replay.
+    /// 401 responses that led to a replay.
     pub replayed: IntCounter,
-    /// 401 answers that reached a caller.
+    /// 401 responses that reached a caller.
     pub passed: IntCounter,
-    /// Tokens rejected in the first half of their life, where another one helped.
+    /// Tokens rejected in the first half of their lifetime, where a new one was accepted.
     pub lost: IntCounter,
-    /// Places where an answer repeated our credential.
+    /// Places where a response repeated our credential.
     pub echoes: IntCounter,
     /// Requests that opened a connection.
     pub connected: IntCounter,
-    /// Requests that took one from the pool.
+    /// Requests that reused one from the pool.
     pub reused: IntCounter,
-    /// Retries that were not sent, and those that were.
+    /// Retries that were not sent, and those that were sent.
     retries: [IntCounter; 2],
 }
 
-/// The `caller` of requests whose caller is not known.
+/// The `caller` label of requests without an authenticated caller.
 pub static NO_CALLER: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from("none"));
 
 impl VendorMetrics {
@@ -486,7 +487,7 @@ impl VendorMetrics {
         self.request_duration.observe(took.as_secs_f64());
     }
 
-    /// Counts a head that never became a request.
+    /// Counts a rejected head that never became a request.
     pub fn count_rejected_head(&self, status: u16) {
         self.increment(&NO_CALLER, OTHER_METHOD, status);
     }
@@ -511,23 +512,23 @@ impl VendorMetrics {
         }
     }
 
-    /// Requests finished so far.
+    /// Returns the number of finished requests.
     #[must_use]
     pub fn request_count(&self) -> u64 {
         self.request_duration.get_sample_count()
     }
 
-    /// Notes how long the vendor took to answer.
+    /// Records the time that the vendor took to respond.
     pub fn observe_upstream(&self, took: Duration) {
         self.upstream_duration.observe(took.as_secs_f64());
     }
 
-    /// Counts one retry; `sent`: there was budget for it.
+    /// Counts one retry. `sent`: the budget permitted it.
     pub fn count_retry(&self, sent: bool) {
         self.retries[usize::from(sent)].inc();
     }
 
-    /// Counts one answer of our own.
+    /// Counts one local reply.
     pub fn count_refusal(&self, reason: &str) {
         self.refused
             .with_label_values(&[&*self.vendor, reason])
@@ -537,7 +538,7 @@ impl VendorMetrics {
 
 const OTHER_METHOD: &str = "other";
 
-/// A method as a label: callers can invent methods, labels must stay few.
+/// Returns the label for a method. Callers can invent methods, but labels must stay few.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

@@ -1,4 +1,4 @@
-//! From a configuration to a running proxy and to its end: sockets, certificates, tasks, drain.
+//! Starts a proxy from a configuration and stops it: sockets, certificates, tasks, drain.
 
 pub mod accept;
 pub mod admin;
@@ -36,50 +36,50 @@ use crate::metrics::Metrics;
 use crate::request::Proxy;
 use crate::traces::Traces;
 
-/// Why a proxy did not start.
+/// The reason why a proxy did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// An address is taken, not ours, or needs rights we lack.
+    /// An address is in use, does not belong to this machine, or needs privileges we lack.
     #[error("cannot listen on {address}: {cause}{}", hint(*address, cause))]
     Bind {
-        /// What was asked for.
+        /// The configured address.
         address: SocketAddr,
-        /// What the system said.
+        /// The error of the system.
         cause: std::io::Error,
     },
-    /// A certificate, key or CA file.
+    /// A certificate, key or CA file cannot be used.
     #[error("{place}: {cause}")]
     Tls {
-        /// Where the configuration names it.
+        /// The place in the configuration that specifies it.
         place: String,
-        /// What is wrong with it.
+        /// The cause.
         cause: crate::tls::Error,
     },
-    /// The way to a vendor's servers.
+    /// The connection to a vendor's servers cannot be configured.
     #[error("vendors.{vendor}: {cause}")]
     Upstream {
         /// The vendor.
         vendor: String,
-        /// What is wrong with it.
+        /// The cause.
         cause: crate::upstream::StartError,
     },
-    /// A caller's key.
+    /// A caller's key cannot be read.
     #[error("callers.{caller}.api_key: {cause}")]
     Caller {
         /// The caller.
         caller: String,
-        /// What is wrong with it.
+        /// The cause.
         cause: crate::secret::reference::SecretError,
     },
-    /// A vendor's credential.
+    /// A vendor's credential cannot be set up.
     #[error("vendors.{vendor}.auth: {cause}")]
     Credential {
         /// The vendor.
         vendor: String,
-        /// What is wrong with it.
+        /// The cause.
         cause: credential::StartError,
     },
-    /// Where spans are to go, by the environment.
+    /// The environment specifies a trace collector that cannot be used.
     #[error("{0}")]
     Traces(String),
     /// The system refused a thread or a socket option.
@@ -87,7 +87,7 @@ pub enum StartError {
     System(#[from] std::io::Error),
 }
 
-/// What to do about an address that cannot be had.
+/// Returns advice on an address that cannot be bound.
 fn hint(address: SocketAddr, cause: &std::io::Error) -> String {
     use std::io::ErrorKind;
 
@@ -112,9 +112,10 @@ fn hint(address: SocketAddr, cause: &std::io::Error) -> String {
 
 /// A running proxy.
 pub struct Running {
-    /// Where callers connect, in the configuration's order, ports as bound.
+    /// Addresses of the listeners for callers, in the configuration's order, with the ports as
+    /// bound.
     pub listeners: Vec<SocketAddr>,
-    /// Where operators connect.
+    /// Address of the admin listener.
     pub admin: SocketAddr,
     drain: config::Drain,
     draining: Arc<AtomicBool>,
@@ -126,18 +127,19 @@ pub struct Running {
     accepting: Vec<JoinHandle<()>>,
     admin_task: JoinHandle<()>,
     watcher: JoinHandle<()>,
-    /// Further handles of the listeners, for a successor. What holds one keeps callers waiting
-    /// rather than refused.
+    /// Further handles of the listeners, for a successor. While one of them is open, callers wait
+    /// rather than being refused.
     sockets: Vec<TcpListener>,
-    /// `false`: connections wait in the system's queue.
+    /// While `false`, connections wait in the system's queue.
     open: watch::Sender<bool>,
     admin_state: Arc<AdminState>,
-    /// A successor serves: what it may share with us must not end.
+    /// `true` once a successor serves: grants that it may share with this process must not be
+    /// revoked.
     handed_over: bool,
     runtime: Arc<Runtime>,
 }
 
-/// Starts a proxy on the current runtime. Every socket is bound when this returns, and takes
+/// Starts a proxy on the current runtime. When this returns, every socket is bound and accepts
 /// connections.
 ///
 /// # Errors
@@ -151,7 +153,8 @@ pub fn start(config: Config) -> Result<Running, StartError> {
     Ok(running)
 }
 
-/// The same with listeners that are open already. Connections wait until [`Running::open`].
+/// Starts a proxy with listeners that may be open already. Connections wait until
+/// [`Running::open`].
 ///
 /// # Errors
 /// [`StartError`]; nothing keeps running then.
@@ -303,34 +306,34 @@ pub fn prepare(config: Config, mut inherited: InheritedListeners) -> Result<Runn
 }
 
 impl Running {
-    /// Reads the configuration again and takes it into use, whole or not at all. The outcome is
-    /// logged, counted and shown in `/status`.
+    /// Reads the configuration again and applies it, whole or not at all. The outcome is logged,
+    /// counted and shown in `/status`.
     pub async fn reload(&self) {
         self.runtime.reload().await;
     }
 
-    /// Takes connections from now on, those that have been waiting first.
+    /// Accepts connections from now on, beginning with those that have been waiting.
     ///
     /// # Panics
     /// Outside a tokio runtime.
     pub fn open(&self) {
         self.open.send_replace(true);
-        // Neither the start nor the first handshake shall wait for it.
+        // In the background, so that neither the start nor the first handshake waits for it.
         tokio::task::spawn_blocking(crate::tls::gather_randomness);
     }
 
-    /// Waits until requests can be served: as `/readyz` has it.
+    /// Waits until requests can be served, as `/readyz` defines it.
     pub async fn ready(&self) {
         while !self.admin_state.waiting_for().is_empty() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
-    /// Starts this program again with our listeners, and waits until it is ready to take our
-    /// place: then comes [`Running::stop_after_handover`].
+    /// Starts this program again with our listeners and waits until it is ready to replace this
+    /// process, which then calls [`Running::stop_after_handover`].
     ///
     /// # Errors
-    /// Why nobody is; this process goes on as before.
+    /// The reason why no successor is ready; this process continues to serve.
     pub fn hand_over(&self) -> impl Future<Output = Result<Successor, String>> + Send + use<> {
         let sockets: std::io::Result<Vec<_>> =
             self.sockets.iter().map(TcpListener::try_clone).collect();
@@ -340,8 +343,8 @@ impl Running {
         }
     }
 
-    /// Stops after a hand-over: new connections are the successor's at once. Those that last are
-    /// given `drain.delay` to be closed between two requests, and requests in flight
+    /// Stops after a handover. New connections go to the successor at once. Existing ones have
+    /// `drain.delay` to be closed between two requests, and requests in flight have
     /// `drain.timeout`.
     pub async fn stop_after_handover(mut self) {
         self.handed_over = true;
@@ -352,8 +355,8 @@ impl Running {
         self.stop().await;
     }
 
-    /// Drains and stops: turns unready, takes new connections for `drain.delay`, then none, and
-    /// gives requests in flight `drain.timeout`. Returns as soon as nothing is being served.
+    /// Drains and stops: becomes unready, accepts connections for `drain.delay`, then none, and
+    /// gives requests in flight `drain.timeout`. Returns as soon as no request is in flight.
     pub async fn stop(self) {
         self.draining.store(true, Ordering::Release);
         let delay = humantime::format_duration(self.drain.delay);
@@ -363,25 +366,25 @@ impl Running {
         self.stop_now(timeout).await;
     }
 
-    /// Stops at a person's word: takes no more connections at once, gives requests in flight
-    /// `drain.timeout`, and returns as soon as nothing is being served.
+    /// Stops on request of a user: accepts no more connections at once, gives requests in flight
+    /// `drain.timeout`, and returns as soon as no request is in flight.
     pub async fn stop_interrupted(self) {
         tracing::info!("stopping");
         let timeout = self.drain.timeout;
         self.stop_now(timeout).await;
     }
 
-    /// Takes no more connections and gives requests in flight `timeout`.
+    /// Accepts no more connections and gives requests in flight `timeout`.
     pub async fn stop_now(self, timeout: Duration) {
         self.draining.store(true, Ordering::Release);
         drop(self.sockets);
-        // No receiver: every listener has ended already.
+        // Fails without a receiver: every listener has ended already.
         let _ = self.stop.send(true);
         let deadline = tokio::time::Instant::now() + timeout;
         for listener in self.accepting {
             let _ = tokio::time::timeout_at(deadline, listener).await;
         }
-        // Ends connections between two requests.
+        // Closes connections that are idle between two requests.
         self.app.cleanup().await;
         while self.serving.load(Ordering::Acquire) > 0 && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -408,14 +411,15 @@ impl Running {
     }
 }
 
-/// Longer than a token request takes by default: an answer that is lost may cost a consent.
+/// Time to wait for token responses: longer than a token request takes by default, since a lost
+/// response may cost a consent.
 const TOKEN_RESPONSE_TIME: Duration = Duration::from_secs(15);
 
-/// How long the last spans may take: what is left of the drain, and something in any case.
+/// Bounds of the time for sending the last spans, which otherwise is what is left of the drain.
 const LEAST_FLUSH: Duration = Duration::from_secs(1);
 const MOST_FLUSH: Duration = Duration::from_secs(5);
 
-/// Of each listener; `None` for plaintext.
+/// Loads the certificates of each listener; `None` for plaintext.
 fn certificates(config: &Config) -> Result<Vec<Option<Arc<ListenerCertificates>>>, StartError> {
     let listeners = config.listeners.iter().enumerate();
     listeners
@@ -439,7 +443,7 @@ fn app(proxy: Proxy, threads: usize) -> HttpProxy<Proxy> {
     };
     let mut app = http_proxy(&Arc::new(conf), proxy);
     let mut options = HttpServerOptions::default();
-    // Our own 405 answers CONNECT.
+    // CONNECT reaches the proxy, which responds 405 itself.
     options.allow_connect_method_proxying = true;
     app.server_options = Some(options);
     app
@@ -459,7 +463,7 @@ fn bind(
     Ok((socket, bound))
 }
 
-/// Seconds since 1970, as Prometheus counts.
+/// Converts a time to Unix seconds, the unit of Prometheus.
 pub(crate) fn unix_seconds(at: SystemTime) -> f64 {
     at.duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0.0, |since| since.as_secs_f64())

@@ -1,10 +1,10 @@
-//! Every span: of requests and of attempts to renew a credential, sent to a collector as OTLP over
-//! HTTP. Only where the environment names one, in OpenTelemetry's own variables; everywhere else
-//! nothing of this runs, and callers' trace context passes as it came.
+//! Spans of requests and of credential renewals, sent to a collector as OTLP over HTTP. Active only
+//! if the environment specifies a collector, in the variables of OpenTelemetry; otherwise none of
+//! this runs, and callers' trace context passes unchanged.
 //!
-//! A span is put together at its end, from what the request line says as well. It goes into a queue
-//! that never blocks: a collector that is slow or gone costs spans, which are counted, and no
-//! request anything.
+//! A span is completed at its end, from the same data as the line of the access log. It goes into a
+//! queue that never blocks: if the collector is slow or unavailable, spans are dropped and counted,
+//! and requests are not affected.
 
 use std::fmt;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ use crate::outbound::Outbound;
 use crate::tls::Roots;
 use crate::wording::describe;
 
-/// Where spans go.
+/// The tracer and its queue.
 #[derive(Clone)]
 pub struct Traces {
     tracer: SdkTracer,
@@ -49,19 +49,20 @@ enum Message {
     Flush(oneshot::Sender<()>),
 }
 
-/// How long one request to the collector may take.
+/// Time limit of one request to the collector.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often it is said that spans were lost.
+/// Minimum interval between warnings of lost spans.
 const WARN_INTERVAL: Duration = Duration::from_mins(1);
-/// The most of a collector's answer that is read, bytes.
+/// Limit of a collector's response, bytes.
 const MAX_RESPONSE: usize = 64 * 1024;
 
 impl Traces {
-    /// Starts the sender that the environment asks for; `None`: it asks for none. Must be called
-    /// inside a tokio runtime, which the sender then lives on.
+    /// Starts the sender that the environment specifies; `None` if it specifies none. Must be
+    /// called inside a tokio runtime, on which the sender then runs.
     ///
     /// # Errors
-    /// Which variable cannot be used, and why. Values are not repeated: they may hold secrets.
+    /// The variable that cannot be used, and the reason. Values are not repeated: they may hold
+    /// secrets.
     pub fn from_environment() -> Result<Option<Self>, String> {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let either = |last: &str| {
@@ -103,7 +104,7 @@ impl Traces {
             .with_http_client(collector)
             .with_protocol(Protocol::HttpBinary)
             .build()
-            // Its text may repeat the endpoint, which may hold a password.
+            // The text of the error may repeat the endpoint, which may hold a password.
             .map_err(|_| {
                 format!("OTEL_EXPORTER_OTLP_* cannot be used: {name} or the compression is invalid")
             })?;
@@ -134,8 +135,8 @@ impl Traces {
         }
     }
 
-    /// Begins the span of a request with these fields. A valid `traceparent` is its parent; anything
-    /// else begins a trace of its own (W3C Trace Context §4.3).
+    /// Starts the span of a request with these header fields. A valid `traceparent` is its parent;
+    /// otherwise it begins a new trace (W3C Trace Context §4.3).
     #[must_use]
     pub fn start_span(&self, method: &str, headers: &HeaderMap) -> Box<RequestSpan> {
         let parent = Parent::of(headers);
@@ -153,15 +154,15 @@ impl Traces {
         let text = format!("00-{trace}-{id}-{flags:02x}");
         Box::new(RequestSpan {
             trace_id: trace.to_string(),
-            // Hexadecimal digits always are a value.
+            // Hexadecimal digits are always a valid value.
             traceparent: HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("")),
             begins_trace: parent.is_none(),
             span,
         })
     }
 
-    /// Tells of one attempt to obtain `vendor`'s credential that has just ended. `generation`: of
-    /// what it brought; `failure`: a word for why it brought nothing.
+    /// Records one attempt to obtain `vendor`'s credential that has just ended. `generation`: the
+    /// number of the new credential; `failure`: a word for the reason of a failure.
     pub fn record_refresh(
         &self,
         vendor: &str,
@@ -189,17 +190,19 @@ impl Traces {
         span.end_with_timestamp(ended);
     }
 
-    /// Waits until every span that has ended so far is sent or lost, `at_most` so long.
+    /// Waits until every span that has ended so far is sent or lost, for `at_most`.
     pub async fn flush(&self, at_most: Duration) {
         let flushed = async {
             let (done, wait) = oneshot::channel();
             if self.queue.send(Message::Flush(done)).await.is_ok() {
-                // Only fails when the sender has ended: nothing left to wait for.
+                // Fails only when the sender has ended: nothing is left to wait for.
                 let _ = wait.await;
             }
         };
         if timeout(at_most, flushed).await.is_err() {
-            tracing::warn!("the collector is too slow or unavailable: the last spans were not sent");
+            tracing::warn!(
+                "the collector is too slow or unavailable: the last spans were not sent"
+            );
         }
     }
 }
@@ -210,20 +213,21 @@ impl fmt::Debug for Traces {
     }
 }
 
-/// The span of a request that has begun.
+/// The span of a request in progress.
 #[derive(Debug)]
 pub struct RequestSpan {
-    /// Its trace, 32 hexadecimal digits.
+    /// Trace id, 32 hexadecimal digits.
     pub trace_id: String,
-    /// What the vendor is to be sent: this span is the parent of what it does.
+    /// The `traceparent` for the vendor: this span is the parent of its spans.
     pub traceparent: HeaderValue,
-    /// There was no usable `traceparent`, so what came as `tracestate` belongs to nothing.
+    /// `true` if there was no valid `traceparent`, so that a `tracestate` has no meaning.
     pub begins_trace: bool,
     span: opentelemetry_sdk::trace::Span,
 }
 
 impl RequestSpan {
-    /// Ends it. `host`: what the caller called us, without its port; `None`: not known to be valid.
+    /// Ends the span. `host`: the host that the caller addressed, without its port; `None`: not
+    /// known to be valid.
     pub fn end(&mut self, line: &Line<'_>, scheme: &'static str, host: Option<&str>) {
         if !self.span.is_recording() {
             return;
@@ -266,10 +270,10 @@ impl RequestSpan {
     }
 }
 
-/// The line's status when there was no answer.
+/// Status in the access log when the caller disconnected before a response.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// As the semantic conventions have it: the methods of RFC 9110 and PATCH, the others as one.
+/// Returns the method by the semantic conventions: those of RFC 9110 and PATCH; all others are one.
 fn known_method(method: &str) -> &'static str {
     const KNOWN: [&str; 9] = [
         "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
@@ -282,8 +286,8 @@ fn int(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// The trace of a request as its caller has it, 32 hexadecimal digits; `None`: no `traceparent`, or
-/// none that is valid.
+/// Returns the trace id that the caller sent, 32 hexadecimal digits; `None` without a valid
+/// `traceparent`.
 #[must_use]
 pub fn trace_id(headers: &HeaderMap) -> Option<&str> {
     Parent::of(headers).map(|parent| parent.trace_id)
@@ -313,7 +317,7 @@ impl<'a> Parent<'a> {
         let trace_id = next(32).filter(some)?;
         let span_id = next(16).filter(some)?;
         let flags = next(2)?;
-        // Later versions may say more after that, and are read as far as this one goes.
+        // Later versions may add fields, which are ignored.
         if version == "00" && parts.next().is_some() {
             return None;
         }
@@ -331,26 +335,26 @@ impl<'a> Parent<'a> {
             .filter_map(|state| state.to_str().ok())
             .collect();
         SpanContext::new(
-            // Both are digits that fit.
+            // Both have the right number of digits.
             TraceId::from_hex(self.trace_id).unwrap_or(TraceId::INVALID),
             SpanId::from_hex(self.span_id).unwrap_or(SpanId::INVALID),
-            // Sampled, and random (level 2); the others have no meaning yet.
+            // The flags "sampled" and "random" (level 2); the others are undefined.
             TraceFlags::new(self.flags & 0b11),
             true,
-            // It passes as it came; this copy is for the collector.
+            // The vendor gets the original; this copy is for the collector.
             states.join(",").parse::<TraceState>().unwrap_or_default(),
         )
     }
 }
 
-/// How much is kept for how long, OpenTelemetry's defaults.
+/// Limits of the queue, with the defaults of OpenTelemetry.
 #[derive(Clone, Copy, Debug)]
 struct Bounds {
-    /// Spans waiting.
+    /// Limit of waiting spans.
     queue: usize,
-    /// Spans sent at once.
+    /// Limit of spans sent at once.
     batch: usize,
-    /// How long a span may wait for others.
+    /// Time for which a span waits for others.
     delay: Duration,
 }
 
@@ -369,7 +373,7 @@ impl Bounds {
     }
 }
 
-/// Who we are: `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`, else our own name.
+/// Returns the resource: `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`, or our own name.
 fn resource() -> Resource {
     let name = opentelemetry::Key::from_static_str("service.name");
     let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
@@ -386,7 +390,7 @@ fn resource() -> Resource {
         .build()
 }
 
-/// Takes spans at their end, on the request path.
+/// The span processor, which queues spans when they end, on the request path.
 #[derive(Debug)]
 struct Queue {
     queue: mpsc::Sender<Message>,
@@ -419,7 +423,7 @@ impl SpanProcessor for Queue {
     }
 }
 
-/// Sends what ends, in batches, until nobody is left to end any.
+/// Sends ended spans in batches until all senders are dropped.
 async fn send(
     mut ended: mpsc::Receiver<Message>,
     exporter: &SpanExporter,
@@ -459,16 +463,16 @@ async fn send(
             warn_from = Instant::now() + WARN_INTERVAL;
         }
         if let Some(done) = flushing {
-            // Whoever waited may have stopped waiting.
+            // The waiter may have stopped waiting.
             let _ = done.send(());
         }
     }
 }
 
-/// Where spans are posted: without user information, which goes into a header. A URL for every
-/// signal gets the path of this one (OTLP/HTTP, "Endpoint URLs").
+/// Returns the URL for spans: without user information, which goes into a header. A base URL for
+/// all signals is completed with the path of this one (OTLP/HTTP, "Endpoint URLs").
 fn target(mut url: Url, is_base_url: bool) -> String {
-    // Both fail only for URLs that cannot hold any.
+    // Both fail only for URLs that cannot have user information.
     let _ = url.set_username("");
     let _ = url.set_password(None);
     if is_base_url && let Ok(mut path) = url.path_segments_mut() {
@@ -477,12 +481,12 @@ fn target(mut url: Url, is_base_url: bool) -> String {
     url.into()
 }
 
-/// The way to the collector: as for other servers, without redirects, which would take its key
-/// elsewhere.
+/// The HTTP client for the collector. It works as for other servers but follows no redirects, which
+/// would send its key elsewhere.
 #[derive(Debug)]
 struct Collector {
     client: reqwest::Client,
-    /// `Authorization`, where the URL has user information. Sensitive.
+    /// `Authorization`, if the URL has user information. Sensitive.
     authorization: Option<HeaderValue>,
 }
 
@@ -495,7 +499,7 @@ impl Collector {
         };
         let tls = match roots.client_config(None) {
             Ok(tls) => tls,
-            // A bare container image has no roots at all, and can still speak plaintext.
+            // A bare container image has no roots at all, but plaintext still works.
             Err(_) if url.scheme() == "http" => rustls::ClientConfig::builder()
                 .with_root_certificates(rustls::RootCertStore::empty())
                 .with_no_client_auth(),
@@ -525,7 +529,7 @@ impl HttpClient for Collector {
     ) -> Result<http::Response<Bytes>, HttpError> {
         let mut request = reqwest::Request::try_from(request)?;
         if let Some(authorization) = &self.authorization {
-            // What OTEL_EXPORTER_OTLP_HEADERS says wins.
+            // OTEL_EXPORTER_OTLP_HEADERS takes precedence.
             let fields = request.headers_mut();
             fields
                 .entry(AUTHORIZATION)

@@ -269,7 +269,10 @@ async fn a_browser_shows_it_on_a_desk_and_on_a_phone_and_complains_of_nothing() 
             ("banner", ""),
             ("main", ""),
             ("status", ""),
-            ("heading", if many { "need attention" } else { "is healthy" }),
+            (
+                "heading",
+                if many { "need attention" } else { "is healthy" },
+            ),
             ("table", "Each vendor"),
             ("columnheader", "State"),
             ("rowheader", "good-0"),

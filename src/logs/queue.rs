@@ -1,5 +1,5 @@
-//! The process's two output streams, each written by a thread of its own. Nobody else ever waits
-//! for a reader: one that is slow, or has stopped reading, costs lines, which are counted.
+//! Queues for the two output streams of the process, each written by a thread of its own. No other
+//! thread waits for a reader: if it is slow or has stopped, lines are dropped and counted.
 
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_queue::ArrayQueue;
 use prometheus::{IntCounter, IntCounterVec, Opts};
 
-/// Lines of stdout and stderr that were dropped, by `stream`. One of the whole process, as the
-/// streams are.
+/// Number of dropped lines of stdout and stderr, by `stream`. Global, as the streams are.
 pub(crate) static LINES_DROPPED: LazyLock<IntCounterVec> = LazyLock::new(|| {
     let options = Opts::new(
         "countersign_log_lines_dropped_total",
@@ -25,18 +24,18 @@ pub(crate) static LINES_DROPPED: LazyLock<IntCounterVec> = LazyLock::new(|| {
     dropped
 });
 
-/// What distinguishes one stream from the other.
+/// The settings of one stream.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StreamOptions {
-    /// The name of the stream, and of the series of its dropped lines.
+    /// Name of the stream and label of its dropped lines.
     pub(super) name: &'static str,
-    /// The most lines that wait to be written.
+    /// Limit of the queue in lines.
     pub(super) lines: usize,
-    /// The most bytes that wait to be written: a line may be as long as a request's target.
+    /// Limit of the queue in bytes, since a line may be as long as a request's target.
     pub(super) bytes: usize,
-    /// How much is written at once, bytes, unless one line alone is longer.
+    /// Bytes written at once, unless one line is longer.
     pub(super) batch: usize,
-    /// What the log says once lines were dropped.
+    /// Log message when lines were dropped.
     pub(super) dropped: &'static str,
 }
 
@@ -50,13 +49,13 @@ pub(super) struct LineQueue {
 #[derive(Debug)]
 struct Shared {
     options: StreamOptions,
-    /// Buffers of lines that have been written, for the next lines.
+    /// Buffers of written lines, for reuse.
     spare: ArrayQueue<Vec<u8>>,
     /// Bytes in the queue.
     queued_bytes: AtomicUsize,
-    /// Lines dropped since the log last said so.
+    /// Dropped lines since the last report in the log.
     unreported: AtomicU64,
-    /// The same since the start, of all queues of this name.
+    /// Dropped lines since the start, of all queues with this name.
     dropped: IntCounter,
 }
 
@@ -65,23 +64,23 @@ enum Message {
     Flush(SyncSender<()>),
 }
 
-/// How many buffers wait for their next line: as many lines as gather at 100,000 a second.
+/// Limit of spare buffers: the number of lines that gather at 100,000 per second.
 const SPARE_BUFFERS: usize = 1024;
-/// Longer buffers are given back to the system, bytes.
+/// Longer buffers are freed, bytes.
 const LONGEST_KEPT_BUFFER: usize = 4096;
-/// How long lines gather before they are written. While the writer sleeps, a request has nobody to
-/// wake, which costs more than its line.
+/// Time for which lines gather before they are written. While the writer sleeps, requests need not
+/// wake it, which costs more than a line.
 const GATHER_TIME: Duration = Duration::from_millis(10);
-/// How often the log says at most that lines were dropped.
+/// Minimum interval between reports of dropped lines.
 const WARN_INTERVAL: Duration = Duration::from_secs(1);
-/// How long the writer waits for a stream that is full and does not block.
+/// Pause of the writer when a nonblocking stream is full.
 const FULL_PAUSE: Duration = Duration::from_millis(10);
 
 impl LineQueue {
-    /// Starts the writer. It ends with the last clone of the queue.
+    /// Starts the writer thread, which ends with the last clone of the queue.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// When the system cannot create a thread.
     pub(super) fn start(
         options: StreamOptions,
         to: impl Write + Send + 'static,
@@ -125,12 +124,12 @@ impl LineQueue {
         shared.drop_lines(1);
     }
 
-    /// Waits until everything queued so far is written, `at_most` so long. Blocks.
+    /// Waits until everything queued so far is written, for `at_most`. Blocks.
     pub(super) fn flush(&self, at_most: Duration) {
         let (done, wait) = sync_channel(1);
         let deadline = Instant::now() + at_most;
         let mut message = Message::Flush(done);
-        // A full queue has room again soon, if anybody reads at all.
+        // A full queue soon has room again if the stream is read at all.
         while let Err(TrySendError::Full(again)) = self.queue.try_send(message) {
             if Instant::now() >= deadline {
                 return;
@@ -161,7 +160,7 @@ fn write_lines(lines: &Receiver<Message>, shared: &Shared, to: impl Write) {
         let first = match lines.recv_timeout(WARN_INTERVAL) {
             Ok(first) => Some(first),
             Err(RecvTimeoutError::Timeout) if shared.unreported.load(Ordering::Relaxed) > 0 => None,
-            // Nobody need be woken every second for nothing.
+            // Without unreported lines, there is no need to wake up every second.
             Err(RecvTimeoutError::Timeout) => match lines.recv() {
                 Ok(first) => Some(first),
                 Err(_) => return,
@@ -178,7 +177,7 @@ fn write_lines(lines: &Receiver<Message>, shared: &Shared, to: impl Write) {
                     out.add(&line);
                     if line.capacity() <= LONGEST_KEPT_BUFFER {
                         line.clear();
-                        // Enough of them are there already.
+                        // Fails when there are enough spare buffers.
                         let _ = shared.spare.push(line);
                     }
                 }
@@ -199,7 +198,7 @@ fn write_lines(lines: &Receiver<Message>, shared: &Shared, to: impl Write) {
     }
 }
 
-/// Whole lines that are written at once.
+/// A batch of whole lines that are written at once.
 struct Batch<'a, W> {
     bytes: Vec<u8>,
     lines: u64,
@@ -216,7 +215,7 @@ impl<W: Write> Batch<'_, W> {
         self.lines += 1;
     }
 
-    /// What cannot be written (a full disk, a reader that is gone) is dropped like the rest.
+    /// Writes the batch. Lines that cannot be written (full disk, closed pipe) count as dropped.
     fn write(&mut self) {
         if self.lines > 0 && self.to.write_all(&self.bytes).is_err() {
             self.shared.drop_lines(self.lines);
@@ -227,8 +226,8 @@ impl<W: Write> Batch<'_, W> {
     }
 }
 
-/// A stream as it is, without the standard library's buffer and lock: a thread that waits for a
-/// reader must not hold what others want.
+/// A stream without the buffer and lock of the standard library: a thread that waits for a reader
+/// must not hold a lock that others need.
 #[derive(Debug)]
 pub(super) struct RawStream<T>(pub(super) T);
 
@@ -236,7 +235,7 @@ impl<T: AsFd> Write for RawStream<T> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
             match rustix::io::write(&self.0, bytes).map_err(io::Error::from) {
-                // Whoever shares the stream with us may have set it so.
+                // A process that shares the stream may have made it nonblocking.
                 Err(full) if full.kind() == ErrorKind::WouldBlock => std::thread::sleep(FULL_PAUSE),
                 Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
                 written => return written,

@@ -1,9 +1,9 @@
-//! Taking connections in: a bound on their number, a limit for the TLS handshake and for every
-//! request head, and only then pingora.
+//! Accepts connections, with a limit on their number and time limits for the TLS handshake and
+//! every request head, and then passes them to pingora.
 //!
 //! pingora's own loop has none of these: a silent caller holds a connection for a minute, one that
-//! dribbles a head holds it for ever, and a plaintext listener that also speaks HTTP/2 waits
-//! without end for the first 24 bytes.
+//! sends a head slowly holds it for ever, and a plaintext listener that also speaks HTTP/2 waits
+//! without limit for the first 24 bytes.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -39,34 +39,35 @@ use crate::logs::{AccessLog, Line};
 use crate::request::{Proxy, Snapshot};
 use crate::wording::describe;
 
-/// A TLS handshake must be done within this time.
+/// Time limit for a TLS handshake.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
-/// A connection that ends is given this long to take the news.
+/// Time limit for telling a caller that its connection closes.
 const FAREWELL_TIME: Duration = Duration::from_secs(1);
-/// Between a failed accept and the next.
+/// Pause after a failed accept.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
-/// How long a connection over HTTP/2 may be without a request.
+/// Time for which a connection over HTTP/2 may be idle.
 const KEEPALIVE: Duration = Duration::from_secs(75);
-/// A connection over HTTP/2 with more malformed requests than this is closed, as pingora has it.
+/// Limit of malformed requests on a connection over HTTP/2, which is closed beyond it; pingora's
+/// value.
 const MALFORMED: usize = 32;
 
-/// One listener's way in.
+/// The settings and shared state of one listener.
 pub(super) struct ListenerContext {
-    /// Who serves.
+    /// The proxy that serves requests.
     pub(super) app: Arc<HttpProxy<Proxy>>,
-    /// `None`: plaintext.
+    /// TLS acceptor; `None` for plaintext.
     pub(super) tls: Option<Acceptor>,
-    /// Plaintext callers may speak HTTP/2 with prior knowledge.
+    /// `true` if plaintext callers may speak HTTP/2 with prior knowledge.
     pub(super) h2c: bool,
-    /// Connections from here begin with a PROXY protocol header.
+    /// Networks whose connections begin with a PROXY protocol header.
     pub(super) proxied_by: Vec<IpNet>,
-    /// What the heads of all connections may hold.
+    /// Memory budget for the heads of all connections.
     pub(super) head_budget: Arc<HeadBudget>,
-    /// Where heads are entered that never became a request.
+    /// Log of rejected heads, which never became requests.
     pub(super) rejections: RejectionLog,
 }
 
-/// Counts and logs what no hook of pingora's hears of.
+/// Counts and logs rejected heads, of which no hook of pingora is called.
 #[derive(Clone)]
 pub(super) struct RejectionLog {
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
@@ -93,16 +94,16 @@ impl RejectionLog {
 
 /// The bound of a listener's accept loop, and what the loop logs.
 pub(super) struct Bound {
-    /// Open connections at most; further ones wait.
+    /// Limit of open connections; further ones wait.
     pub(super) most: usize,
-    /// Logged once whenever all of them are taken.
+    /// Log message when the limit is reached.
     pub(super) when_full: Option<&'static str>,
-    /// Logged when the system gives no connection.
+    /// Log message when accept fails.
     pub(super) when_failed: &'static str,
 }
 
-/// Accepts connections within `bound` and serves each in a task of its own, until dropped. Those
-/// accepted go on.
+/// Accepts connections within `bound` and serves each in a task of its own, until dropped. Accepted
+/// connections continue.
 pub(super) async fn accept_within<S>(
     bound: Bound,
     listener: TcpListener,
@@ -140,7 +141,8 @@ pub(super) async fn accept_within<S>(
     }
 }
 
-/// Accepts callers' connections, at most `most` at a time, until `stop` says so; those accepted go on.
+/// Accepts callers' connections, at most `most` at a time, until `stop` is `true`. Accepted
+/// connections continue.
 pub(super) async fn accept(
     listener_context: Arc<ListenerContext>,
     listener: TcpListener,
@@ -182,11 +184,11 @@ async fn serve(
         }
     }
     let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
-    // A new cell takes its first value.
+    // Fails only for a cell that is already set.
     let _ = digest.peer_addr.set(Some(from.into()));
     socket.set_socket_digest(digest);
     if socket.set_nodelay().is_err() {
-        // Gone already.
+        // The caller is gone already.
         return;
     }
     let mut http2 = false;
@@ -200,7 +202,7 @@ async fn serve(
             }
             Box::new(socket)
         }
-        // In a box, so that connections do not go on holding the seven kilobytes that it takes.
+        // Boxed, so that connections do not keep the seven kilobytes of the handshake.
         Some(tls) => match timeout(HANDSHAKE_TIME, Box::pin(tls.tls_handshake(socket))).await {
             Ok(Ok(stream)) => Box::new(stream),
             Ok(Err(cause)) => {
@@ -228,8 +230,9 @@ async fn serve(
     }
 }
 
-/// Takes streams until there are no more. pingora's own loop starts a task for every one, however
-/// many there are and whatever their heads hold, and waits without end for a connection's preface.
+/// Serves streams until there are no more. pingora's own loop starts a task for each, without a
+/// limit on their number or the size of their heads, and waits without limit for a connection's
+/// preface.
 async fn serve_http2(
     listener_context: &ListenerContext,
     stream: Box<DownstreamStream>,
@@ -258,7 +261,7 @@ async fn serve_http2(
         let accepted = tokio::select! {
             biased;
             _ = stopping.wait_for(|stop| *stop), if !stopped => {
-                // What has been sent before the caller hears of it is still served.
+                // Requests that the caller sent before it learns of the shutdown are still served.
                 connection.graceful_shutdown();
                 stopped = true;
                 continue;
@@ -274,7 +277,7 @@ async fn serve_http2(
         match accepted {
             Ok(Some(H2Accept::Session(mut session))) => {
                 let Some(held) = head_memory.stream(&session.req_header().headers) else {
-                    // It may be sent again, here or elsewhere (RFC 9113 §8.7).
+                    // The request may be retried, here or elsewhere (RFC 9113 §8.7).
                     session.shutdown_with_reason(h2::Reason::REFUSED_STREAM);
                     listener_context
                         .rejections
@@ -307,11 +310,11 @@ async fn serve_http2(
         let closed = poll_fn(|cx| connection.poll_closed(cx));
         let _ = timeout(FAREWELL_TIME, closed).await;
     }
-    // Each finds out by itself that its connection is gone, and has its line to write.
+    // Each task notices by itself that its connection is gone, and has a line to log.
     serving.detach_all();
 }
 
-/// Serves requests until there are no more.
+/// Serves requests until the connection ends.
 async fn serve_http1(
     listener_context: &ListenerContext,
     mut stream: Box<DownstreamStream>,
@@ -322,19 +325,20 @@ async fn serve_http1(
     let mut stopped = pin!(stopping.wait_for(|stop| *stop));
     loop {
         let begins = tokio::select! {
-            // What has come is served.
+            // A request that has arrived is served.
             biased;
             begins = stream.begins() => begins,
             _ = &mut stopped => false,
         };
         if !begins {
-            // Of TLS, so that the caller knows that nothing was cut off (RFC 8446 §6.1).
+            // Sends close_notify, so that the caller knows that nothing was cut off (RFC 8446
+            // §6.1).
             let _ = timeout(FAREWELL_TIME, stream.shutdown()).await;
             return;
         }
         let mut session = ServerSession::new_http1(stream);
         match settings.take() {
-            // Zero: pingora needs no timer of its own for each request.
+            // Zero: pingora needs no timer per request.
             None => session.set_keepalive((!*stop.borrow()).then_some(0)),
             Some(settings) => HttpPersistentSettings::apply_to_session(settings, &mut session),
         }

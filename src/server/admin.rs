@@ -1,10 +1,11 @@
-//! The admin listener: probes, metrics, `/status`, the status page, forced renewals. Never a request
-//! of a caller.
+//! The admin listener: probes, metrics, `/status`, the status page, forced renewals. It never
+//! serves callers' requests.
 //!
-//! Whoever reaches it may look; nothing it shows is a secret. What must not reach it is a web page in
-//! an operator's browser. Another site's page cannot read what it fetches here (no CORS is granted),
-//! unless its own name is made to lead to this machine (DNS rebinding): so, where the listener is on
-//! loopback, every request but a probe must also name it by a loopback name.
+//! Anyone who can connect may read it; nothing it shows is a secret. The threat is a web page in an
+//! operator's browser. A page of another site cannot read what it fetches here (no CORS is
+//! granted), unless its host name is made to resolve to this machine (DNS rebinding). Therefore,
+//! when the listener is on loopback, every request but a probe must also use a loopback name as its
+//! host.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,29 +33,29 @@ use super::unix_seconds;
 use crate::request::caller::{host_of, is_loopback};
 use crate::tls::sha256;
 
-/// Open connections; further ones wait. More than the status pages that are kept up to date, and few
-/// enough for the files that callers leave.
+/// Limit of open connections; further ones wait. It is above the number of status pages that are
+/// updated live, and small enough to leave files for callers.
 const MAX_CONNECTIONS: usize = 128;
-/// A request's head must be here within this time, counted from the connection's start or the end
-/// of the request before it.
+/// Time limit for receiving a request's head, counted from the start of the connection or the end
+/// of the previous request.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 
-/// hyper would keep 400 KB of each connection's head, bytes.
+/// Limit of a request's head, bytes. hyper would buffer 400 KB per connection.
 const MAX_HEAD: usize = 32 * 1024;
 
 struct Admin {
     state: Arc<AdminState>,
-    /// What the page's plots show.
+    /// Samples for the plots of the page.
     history: History,
-    /// Whoever has the page open.
+    /// The open status pages.
     events: Arc<Events>,
-    /// Nobody else's names lead here.
+    /// `true` when the listener is bound to loopback, so that only loopback names are accepted.
     on_loopback: bool,
-    /// Once ready, a vendor's trouble never makes us unready.
+    /// Once `true`, an unavailable vendor never makes the process unready.
     was_ready: AtomicBool,
 }
 
-/// Serves until dropped.
+/// Serves until the future is dropped.
 pub(super) async fn serve(state: Arc<AdminState>, socket: tokio::net::TcpListener) {
     let admin = Arc::new(Admin {
         state,
@@ -83,8 +84,8 @@ pub(super) async fn serve(state: Arc<AdminState>, socket: tokio::net::TcpListene
     }
 }
 
-/// Axum's own loop has no bounds: whoever reaches the listener could open files until none are left
-/// for callers and vendors.
+/// Accepts connections within bounds, which axum's own loop lacks: anyone who reaches the listener
+/// could open files until none are left for callers and vendors.
 async fn accept(socket: tokio::net::TcpListener, app: Router) {
     let bound = Bound {
         most: MAX_CONNECTIONS,
@@ -94,7 +95,7 @@ async fn accept(socket: tokio::net::TcpListener, app: Router) {
     accept_within(bound, socket, |stream, from| {
         let service = TowerToHyperService::new(app.clone().layer(Extension(ConnectInfo(from))));
         async move {
-            // How it ends is nobody's concern.
+            // An error concerns only this connection.
             let _ = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIME)
@@ -106,14 +107,14 @@ async fn accept(socket: tokio::net::TcpListener, app: Router) {
     .await;
 }
 
-/// Lets pass what names this listener as nobody else could.
+/// Refuses requests whose host is not a loopback name, when the listener is on loopback.
 async fn check_host(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
     let authority = request
         .uri()
         .authority()
         .map(axum::http::uri::Authority::as_str);
     let host = authority.or_else(|| request.headers().get(header::HOST)?.to_str().ok());
-    // Browsers always send one.
+    // Browsers always send a Host; without one, the request is not from a browser.
     if admin.on_loopback && host.is_some_and(|host| !is_loopback(host_of(host))) {
         let hint = "this admin listener is on loopback and accepts loopback names only: use \
                     127.0.0.1 or localhost in the address, or bind `admin` to another address\n";
@@ -122,7 +123,7 @@ async fn check_host(State(admin): State<Arc<Admin>>, request: Request, next: Nex
     next.run(request).await
 }
 
-/// Nothing of this listener is for other sites, and nothing is what it does not say it is.
+/// Forbids browsers to share responses with other sites and to guess content types.
 async fn add_browser_headers(mut response: Response) -> Response {
     for (name, value) in [
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -241,7 +242,8 @@ async fn refresh(
         None => from.ip().to_canonical().is_loopback(),
     };
     if from_page || !permitted {
-        let hint = "only from loopback, or with admin.key as a bearer token; never from a web page\n";
+        let hint =
+            "only from loopback, or with admin.key as a bearer token; never from a web page\n";
         return (StatusCode::FORBIDDEN, hint).into_response();
     }
     let view = admin.state.runtime.view.load();
@@ -255,7 +257,8 @@ async fn refresh(
     (StatusCode::ACCEPTED, "renewal requested\n").into_response()
 }
 
-/// Compared by digest: how long that takes says nothing about the key.
+/// Tells whether the request carries the admin key. Digests are compared, so that timing reveals
+/// nothing about the key.
 fn has_key(headers: &HeaderMap, digest: [u8; 32]) -> bool {
     headers
         .get(header::AUTHORIZATION)

@@ -7,25 +7,26 @@ use std::time::{Duration, SystemTime};
 use super::runtime::Runtime;
 use crate::config::ReadyWhen;
 
-/// What the admin listener shows and moves.
+/// The state that the admin listener shows and changes.
 pub(super) struct AdminState {
-    /// What runs now.
+    /// The current runtime.
     pub(super) runtime: Arc<Runtime>,
-    /// A stop is under way.
+    /// `true` once a stop has begun.
     pub(super) draining: Arc<AtomicBool>,
-    /// When we count as ready.
+    /// The condition for readiness.
     pub(super) ready_when: ReadyWhen,
-    /// SHA-256 of the key for POSTs from elsewhere than loopback.
+    /// SHA-256 of the key for POST requests that do not come from loopback.
     pub(super) key: Option<[u8; 32]>,
-    /// When the process started.
+    /// The start time of the process.
     pub(super) started: SystemTime,
 }
 
-/// After this long a process is as settled as it gets.
+/// After this time a process counts as settled, whatever its vendors do.
 const SETTLED_AFTER: Duration = Duration::from_secs(30);
 
 impl AdminState {
-    /// The vendors that keep us from being ready.
+    /// Returns what the process still waits for before it is ready: vendors, issuers' keys, revoked
+    /// logins.
     pub(super) fn waiting_for(&self) -> Vec<String> {
         let waited = self.started.elapsed().unwrap_or_default();
         if self.ready_when == ReadyWhen::Settled && waited >= SETTLED_AFTER {
@@ -49,11 +50,11 @@ impl AdminState {
         if self.ready_when == ReadyWhen::Any && waiting.len() < view.vendors.len() {
             return Vec::new();
         }
-        // Callers with a token are refused until its issuer's keys are there.
+        // Without its issuer's keys, callers with a token are refused.
         if view.issuers.iter().any(|keys| !keys.settled()) {
             waiting.push("the keys of callers' token issuers".to_owned());
         }
-        // And so are tokens that another replica has given them.
+        // Until revoked logins are known, tokens that another replica has issued are refused, too.
         if !self.runtime.ended_logins_known() {
             waiting.push("the logins that the store says were ended".to_owned());
         }

@@ -1,4 +1,4 @@
-//! The ends of all certificates that are presented or served, as the gauge and the page show them.
+//! The expiry of all certificates that are presented or served, for the gauge and the page.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -11,12 +11,13 @@ use crate::content_digest;
 use crate::metrics::Metrics;
 use crate::tls::Identity;
 
-/// What the gauge shows: by place in proxy.yaml, the digest of the files it was read from.
+/// The certificates in the gauge: for each place in proxy.yaml, the digest of the files it was read
+/// from.
 #[derive(Debug, Default)]
 pub(super) struct CertificateExpiry(Mutex<HashMap<String, [u8; 32]>>);
 
 impl CertificateExpiry {
-    /// Shows exactly `presented`, as the files are now.
+    /// Updates the gauge to exactly `presented`, as the files are now.
     pub(super) fn set(&self, presented: &[PresentedCertificate], metrics: &Metrics) {
         let places: HashSet<&str> = presented
             .iter()
@@ -34,7 +35,7 @@ impl CertificateExpiry {
         }
     }
 
-    /// Looks again at those of `presented` that are read when they are used: no reload tells of
+    /// Updates those of `presented` that are read when they are used, because no reload reports
     /// them. `reloaded`: the files that a reload reads.
     pub(super) fn refresh(
         &self,
@@ -50,7 +51,8 @@ impl CertificateExpiry {
         }
     }
 
-    /// Files that cannot be used change nothing: the certificate before them goes on.
+    /// Updates one certificate. Files that cannot be used change nothing: the previous certificate
+    /// stays in use.
     fn update(&self, certificate: &PresentedCertificate, metrics: &Metrics) {
         let digest = content_digest::of_files([&certificate.files.cert, &certificate.files.key]);
         if self.0.lock().get(&certificate.place) == Some(&digest) {

@@ -1,13 +1,14 @@
-//! Listeners that outlive a process: taken over from a service manager or a predecessor, and
-//! handed to a successor.
+//! Listeners that outlive a process: inherited from a service manager or a predecessor, and passed
+//! to a successor.
 //!
-//! Both sides hold the very same sockets, so there is one queue of connections and none is lost in
-//! between. The protocol is the service managers' own (`LISTEN_FDS`, `sd_listen_fds(3)`), whoever
-//! starts us; a successor says that it is ready on its standard input, which is a socket then.
+//! Both processes hold the same sockets, so there is one queue of connections and none is lost
+//! during the handover. The protocol is that of service managers (`LISTEN_FDS`,
+//! `sd_listen_fds(3)`), no matter who starts the process. A successor reports that it is ready on
+//! its standard input, which is a socket in that case.
 //!
 //! ```text
 //! SIGUSR2 ─▶ old: starts its own program with its listeners ─▶ new: reads the configuration,
-//!            goes on serving                                        obtains credentials, is ready
+//!            keeps serving                                          obtains credentials, is ready
 //!            takes no more connections, drains, exits ◀─ "ready" ── takes connections
 //! ```
 
@@ -23,7 +24,7 @@ use listenfd::ListenFd;
 use tokio::io::AsyncReadExt;
 use tokio::process::Child;
 
-/// What a process was given at its start.
+/// The listeners and the predecessor that a process was started with.
 #[derive(Debug, Default)]
 pub struct InheritedListeners {
     listeners: Vec<TcpListener>,
@@ -34,32 +35,32 @@ pub struct InheritedListeners {
 #[derive(Debug)]
 pub struct Predecessor(UnixStream);
 
-/// A process of ours that is ready to take our place.
+/// A process started by this one that is ready to replace it.
 #[derive(Debug)]
 pub struct Successor {
     /// Its process id.
     pub id: u32,
 }
 
-/// In a successor's environment.
+/// Variable that marks a successor in its environment.
 const SUCCESSOR_VARIABLE: &str = "COUNTERSIGN_SUCCESSOR";
 /// The first inherited descriptor (`sd_listen_fds(3)`).
 const FIRST_FD: i32 = 3;
-/// What a ready successor says.
+/// The message of a successor that is ready.
 const READY_MESSAGE: &[u8] = b"ready\n";
-/// A successor is ready once every vendor's first token request has ended, within 30 s; reading
-/// its configuration may take a while on top.
+/// Time limit for a successor to become ready. Every vendor's first token request ends within 30 s;
+/// reading the configuration may take a while on top.
 const READY_TIMEOUT: Duration = Duration::from_mins(1);
 
 impl InheritedListeners {
-    /// Nothing.
+    /// Returns no listeners and no predecessor.
     #[must_use]
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// Takes what the environment announces. To be called before there is a second thread: what
-    /// has been taken is removed from the environment.
+    /// Takes the listeners that the environment announces. Must be called while the process has
+    /// only one thread, because the variables are removed from the environment.
     #[must_use]
     pub fn from_environment() -> Self {
         let mut announced = ListenFd::from_env();
@@ -81,7 +82,7 @@ impl InheritedListeners {
         }
     }
 
-    /// The inherited listener for this address; with port 0, one with any port.
+    /// Removes and returns the inherited listener for this address; with port 0, one with any port.
     pub(super) fn pick(&mut self, address: SocketAddr) -> Option<TcpListener> {
         let nth = self.listeners.iter().position(|listener| {
             listener.local_addr().is_ok_and(|bound| {
@@ -92,7 +93,7 @@ impl InheritedListeners {
         Some(self.listeners.remove(nth))
     }
 
-    /// Says what nobody has taken, and closes it.
+    /// Logs and closes the listeners that were not picked.
     pub(super) fn close_unused(&mut self) {
         for listener in self.listeners.drain(..) {
             let address = listener
@@ -105,16 +106,16 @@ impl InheritedListeners {
         }
     }
 
-    /// The process whose place this one is to take.
+    /// Returns the process that this one is to replace.
     pub fn predecessor(&mut self) -> Option<Predecessor> {
         self.predecessor.take()
     }
 }
 
 impl Predecessor {
-    /// Tells it that its work is over.
+    /// Tells the predecessor that this process serves, so that it stops.
     pub fn notify_ready(mut self) {
-        // Gone already: then there is nobody to relieve.
+        // Fails when the predecessor is gone already.
         let _ = self.0.write_all(READY_MESSAGE);
     }
 }
@@ -123,8 +124,7 @@ impl Predecessor {
 /// and waits until it is ready to serve.
 ///
 /// # Errors
-/// Why it did not come to that, for the log. Nothing has changed for this process then, and the
-/// other has ended.
+/// The reason for the log. Nothing has changed for this process, and the other one has ended.
 pub(super) async fn start_successor(listeners: &[TcpListener]) -> Result<Successor, String> {
     if std::process::id() == 1 {
         return Err("this is the first process of a container, which ends with it: replace the container instead".into());
@@ -134,11 +134,11 @@ pub(super) async fn start_successor(listeners: &[TcpListener]) -> Result<Success
     tracing::info!(pid = id, "a successor was started with our listeners");
     match tokio::time::timeout(READY_TIMEOUT, receive_ready(ours)).await {
         Ok(true) => {
-            // It is not ours to end any more.
+            // The successor must outlive this process.
             std::mem::forget(child);
             Ok(Successor { id })
         }
-        // Dropped, it is killed: so nobody is left half way.
+        // Dropping the child kills it, so that no half-started process is left.
         Ok(false) => {
             let left = tokio::time::timeout(Duration::from_secs(1), child.wait()).await;
             Err(match left {
@@ -155,7 +155,7 @@ pub(super) async fn start_successor(listeners: &[TcpListener]) -> Result<Success
 
 fn spawn(listeners: &[TcpListener]) -> std::io::Result<(Child, tokio::net::UnixStream)> {
     let mut arguments = std::env::args_os();
-    // Not the path of the running file, which a symbolic link may have left behind.
+    // The path of the running file would be wrong after a symbolic link was changed.
     let program = arguments.next().unwrap_or_else(|| "countersign".into());
     let (ours, theirs) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;
@@ -173,7 +173,7 @@ fn spawn(listeners: &[TcpListener]) -> std::io::Result<(Child, tokio::net::UnixS
     command
         .args(arguments)
         .env("LISTEN_FDS", listeners.len().to_string())
-        // Its process id is not known before it runs.
+        // Its process id is unknown before it runs.
         .env_remove("LISTEN_PID")
         .env_remove("LISTEN_FDNAMES")
         .env(SUCCESSOR_VARIABLE, "1")
@@ -181,30 +181,30 @@ fn spawn(listeners: &[TcpListener]) -> std::io::Result<(Child, tokio::net::UnixS
     command
         .fd_mappings(mappings)
         .map_err(std::io::Error::other)?;
-    // The end of the command closes our copy of what it was given.
+    // Dropping the command closes our copies of the descriptors.
     let child = tokio::process::Command::from(command)
         .kill_on_drop(true)
         .spawn()?;
     Ok((child, tokio::net::UnixStream::from_std(ours)?))
 }
 
-/// Whether the other side says that it is ready before it ends.
+/// Returns `true` when the other side reports that it is ready, `false` when it ends before that.
 async fn receive_ready(mut socket: tokio::net::UnixStream) -> bool {
     let mut said = [0; READY_MESSAGE.len()];
     socket.read_exact(&mut said).await.is_ok() && said == READY_MESSAGE
 }
 
-/// Tells the service manager, where there is one, that we serve (`Type=notify`).
+/// Notifies the service manager, if there is one, that this process serves (`Type=notify`).
 pub fn notify_ready() {
     notify(&[sd_notify::NotifyState::Ready]);
 }
 
-/// Tells it that we are about to end.
+/// Notifies the service manager that this process is about to end.
 pub fn notify_stopping() {
     notify(&[sd_notify::NotifyState::Stopping]);
 }
 
-/// Tells it who goes on in our place.
+/// Notifies the service manager of the process that replaces this one.
 pub fn notify_main_pid(by: &Successor) {
     notify(&[sd_notify::NotifyState::MainPid(by.id)]);
 }

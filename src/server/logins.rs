@@ -1,5 +1,5 @@
-//! Ended logins (`login: stub`) of processes that accept each other's caller tokens: told to the
-//! store, and learned from it, in the background. Requests look at what is known here.
+//! Revoked logins (`login: stub`), shared through the store in the background by processes that
+//! accept each other's caller tokens. Requests use only what is known in this process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,19 +14,19 @@ use crate::request::caller::token::Mint;
 use crate::secret::Secret;
 use crate::store::{Grant, Store, StoreError};
 
-/// Where they are in the store, among the vendors' grants: no vendor can be called so.
+/// Name of their entry in the store, beside the vendors' grants: no vendor can have this name.
 const ENTRY: &str = "none";
-/// What the entry is bound to.
+/// Binding of the entry.
 const BINDING: &str = "ended logins";
-/// How often the store is read. Promised is "known everywhere within 10 s".
+/// Interval between reads of the store. The documentation promises "known everywhere within 10 s".
 const EVERY: Duration = Duration::from_secs(5);
-/// After a failure; somebody waits for up to five seconds.
+/// Pause after a failure; a caller waits for up to five seconds.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How long the entry is locked, and how long another process's lock is waited for.
+/// Lease of the lock on the entry, and the time to wait for the lock of another process.
 const LEASE: Duration = Duration::from_secs(10);
 const LOCKED: Duration = Duration::from_secs(4);
 
-/// The task that shares ended logins with other processes, ended when this is dropped.
+/// The task that shares revoked logins with other processes. Dropping this ends it.
 #[derive(Debug)]
 pub(super) struct EndedLoginSync {
     task: AbortHandle,
@@ -34,7 +34,7 @@ pub(super) struct EndedLoginSync {
 }
 
 impl EndedLoginSync {
-    /// Whether the first attempt to read the store has ended, one way or the other.
+    /// Tells whether the first attempt to read the store has ended, in success or failure.
     pub(super) fn settled(&self) -> bool {
         self.settled.load(Ordering::Acquire)
     }
@@ -46,7 +46,7 @@ impl Drop for EndedLoginSync {
     }
 }
 
-/// Starts telling and learning. Must be called inside a tokio runtime, which the task then lives on.
+/// Starts the task. Must be called inside a tokio runtime, on which the task then runs.
 pub(super) fn start(mint: Arc<Mint>, store: Arc<dyn Store>) -> EndedLoginSync {
     let settled = Arc::new(AtomicBool::new(false));
     let task = tokio::spawn(keep_alike(mint, store, settled.clone()));
@@ -90,7 +90,7 @@ async fn keep_alike(mint: Arc<Mint>, store: Arc<dyn Store>, settled: Arc<AtomicB
     }
 }
 
-/// Learns what the store has, and tells it what it has not.
+/// Reads revoked logins from the store and writes those that the store lacks.
 async fn exchange(mint: &Mint, store: &dyn Store) -> Result<(), StoreError> {
     let ended = mint.ended();
     let here = ended.here();

@@ -1,8 +1,8 @@
-//! The status page: what an operator opens at 3 a.m. Worst first, in words, with what to do.
+//! The status page, for an operator woken at 3 a.m.: the worst first, in words, with what to do.
 //!
-//! One page that fetches nothing and needs no script; with one, [`events`] keeps it up to date. Every
-//! text in it goes through `html!`, which escapes: names, addresses and errors come from a file and
-//! from vendors. Nothing here can reach a secret: credentials are seen as [`crate::credential::Status`].
+//! The page fetches nothing and needs no script; with one, [`events`] keeps it up to date. Every
+//! text goes through `html!`, which escapes: names, addresses and errors come from a file and from
+//! vendors. Secrets cannot reach the page: credentials are seen as [`crate::credential::Status`].
 
 mod advice;
 pub(super) mod events;
@@ -25,32 +25,31 @@ use super::admin_state::AdminState;
 use crate::metrics::{COMMIT, ResponseCounts};
 use crate::tls::sha256;
 
-/// What the page shows, all of one moment.
+/// The data of the page, all of one moment.
 pub(super) struct PageData {
     now: SystemTime,
     started: SystemTime,
     draining: bool,
-    /// SHA-256 of the configuration in use, hex, and when it came into use.
+    /// SHA-256 of the current configuration, hex, and the time when it came into use.
     configuration: (String, SystemTime),
-    /// Why the last reload was refused.
+    /// The reason why the last reload was refused.
     reload_error: Option<String>,
-    /// Worst first, in the file's order otherwise.
+    /// All vendors, the worst first, otherwise in the configuration's order.
     vendors: Vec<Row>,
-    /// The next to end first.
+    /// Certificates, the first to expire first.
     certificates: Vec<(String, SystemTime)>,
-    /// Requests that reached no vendor.
+    /// Counts of requests that reached no vendor.
     unrouted: Vec<ResponseCounts>,
 }
 
-/// A certificate that expires sooner has been forgotten.
+/// Threshold for a warning: a certificate that expires sooner was probably forgotten.
 const EXPIRES_SOON: Duration = Duration::from_hours(14 * 24);
 
 const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str = include_str!("page/page.js");
 const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http:%2F%2Fwww.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Cpath d='M8 1l6 2v5c0 4-3 6-6 7-3-1-6-3-6-7V3z' fill='%23556'/%3E%3Cpath d='M5 8l2 2 4-4' stroke='%23fff' stroke-width='1.5' fill='none'/%3E%3C/svg%3E";
 
-/// The page may run and look like what is written here, ask its own listener for events, and
-/// nothing else.
+/// Content security policy: only this page's own style and script, and events of its own listener.
 pub(super) static POLICY: LazyLock<String> = LazyLock::new(|| {
     let hash = |text: &str| BASE64_STANDARD.encode(sha256(&[text.as_bytes()]));
     format!(
@@ -102,7 +101,7 @@ impl PageData {
         vendor.rows(advice::of(vendor, self.now), self.now)
     }
 
-    /// The whole page.
+    /// Renders the whole page.
     pub(super) fn page(&self) -> String {
         let page = html! {
             (DOCTYPE)
@@ -149,7 +148,7 @@ impl PageData {
         page.into_string()
     }
 
-    /// Everything that can change, by the id of its element; vendors in their order.
+    /// Returns everything that can change, by the id of its element; vendors in their order.
     fn parts(&self) -> Vec<(String, String)> {
         let mut parts = vec![
             ("verdict".to_owned(), self.verdict().into_string()),
@@ -188,7 +187,7 @@ impl PageData {
             .filter(move |(_, expires)| *expires < soon)
     }
 
-    /// All of it in one sentence, and who is concerned.
+    /// Renders the summary: one sentence, and the vendors that need attention.
     fn verdict(&self) -> Markup {
         let (all, unhealthy) = (self.vendors.len(), self.count_unhealthy());
         let pending = self.at(Level::Pending).count();
@@ -311,7 +310,7 @@ impl PageData {
                     div { dt { "Configuration loaded" } dd { (when(*loaded, self.now)) } }
                     div { dt { "Last reload" } dd {
                         @if self.reload_error.is_some() { "refused" }
-                        // The first configuration is older than the listeners.
+                        // The first configuration is loaded before the listeners start.
                         @else if *loaded < self.started { "none since start" }
                         @else { "in use" }
                     } }
@@ -355,7 +354,7 @@ mod tests {
         data.vendors[0].name = hostile.to_owned();
         data.vendors[0].upstream = hostile.to_owned();
         let page = data.page();
-        // The page's own one.
+        // The page's own script.
         assert_eq!(page.matches("<script>").count(), 1);
         assert_eq!(page.matches("</script>").count(), 1);
         assert!(page.contains("<code>&lt;i&gt;</code>"));

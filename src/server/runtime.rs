@@ -1,5 +1,5 @@
-//! What runs under one configuration, and how the next configuration takes over from it without a
-//! request noticing: whole or not at all, and every part that has not changed goes on as it is.
+//! The parts that run under one configuration, and their replacement by those of the next, whole or
+//! not at all. Requests do not notice, and every part that has not changed keeps running.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -35,29 +35,29 @@ use crate::tls::{CertFiles, sha256};
 use crate::upstream::Upstream;
 use crate::upstream::resolver::Resolver;
 
-/// The configuration in use and what it made run.
+/// The current configuration and everything that runs under it.
 pub(super) struct Runtime {
-    /// Tells the store which logins were ended, and learns it from there; since the first vendor
-    /// with logins.
+    /// The task that shares revoked logins through the store, started with the first vendor that
+    /// has logins.
     logins: OnceLock<EndedLoginSync>,
-    /// What requests begin with.
+    /// The configuration that new requests use.
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
-    /// What the admin listener shows.
+    /// The view of the admin listener.
     pub(super) view: ArcSwap<AdminView>,
-    /// Why the last reload was refused; `None` when it was not.
+    /// The reason why the last reload was refused; `None` when it was not.
     pub(super) last_error: ArcSwapOption<String>,
-    /// Every series.
+    /// All metrics.
     pub(super) metrics: Arc<Metrics>,
     certificates: Vec<Option<Arc<ListenerCertificates>>>,
-    /// Of all certificates that are shown to anybody.
+    /// Expiry of all certificates that are presented or served.
     certificate_expiry: Arc<CertificateExpiry>,
     resolver: Resolver,
     store: Arc<dyn Store>,
-    /// Of the files as they were when the first configuration was taken into use.
+    /// Digest of the files when the first configuration was loaded.
     read: [u8; 32],
-    /// Its tokens outlive reloads.
+    /// Issuer of caller tokens, which outlive reloads.
     mint: Arc<Mint>,
-    /// One reload at a time; requests never come here.
+    /// State that one reload at a time changes; requests never use it.
     state: tokio::sync::Mutex<State>,
 }
 
@@ -65,11 +65,11 @@ struct State {
     config: Config,
     vendors: HashMap<String, VendorRuntime>,
     issuers: Vec<Issuer>,
-    /// Tells connections of one configuration from those of the next.
+    /// Number of the configuration, which separates its connections from those of the next.
     generation: u64,
 }
 
-/// One source of keys that sign callers' tokens.
+/// A source of keys that verify callers' tokens.
 #[derive(Clone)]
 struct Issuer {
     source: KeySource,
@@ -78,36 +78,36 @@ struct Issuer {
     _task: Arc<KeyRefreshTask>,
 }
 
-/// What one vendor made run.
+/// The running parts of one vendor.
 #[derive(Clone)]
 struct VendorRuntime {
     config: ConfiguredVendor,
-    /// Of the certificate and CA files as they were read.
+    /// Digest of the certificate and CA files as they were read.
     trust: [u8; 32],
     route: Arc<Route>,
     view: Arc<VendorView>,
     refresh_task: Option<Arc<RefreshTask>>,
 }
 
-/// Why a new configuration was not taken into use. The one before goes on.
+/// The reason why a new configuration was not applied. The previous one stays in use.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
-    /// It has mistakes: all of them, a line each.
+    /// It has errors: all of them, one per line.
     #[error("the configuration has errors:\n{0}")]
     Invalid(String),
-    /// It changes what only a restart can change.
+    /// It changes a setting that needs a restart.
     #[error("{0} changed, which needs a restart; the new configuration is not in use")]
     NeedsRestart(&'static str),
-    /// It is valid and something it names cannot be used.
+    /// It is valid, but a resource that it specifies cannot be used.
     #[error(transparent)]
     Start(#[from] StartError),
 }
 
-/// How often files are looked at. Promised is "in use within 10 s".
+/// Interval between checks of the files. The documentation promises "in use within 10 s".
 const POLL_INTERVAL: Duration = Duration::from_secs(3);
 
 impl Runtime {
-    /// Makes everything of `config` run.
+    /// Starts everything that `config` specifies.
     pub(super) fn start(
         config: Config,
         metrics: Arc<Metrics>,
@@ -153,12 +153,12 @@ impl Runtime {
         })
     }
 
-    /// Whether it is known which caller tokens of other processes were ended, as far as it can be.
+    /// Tells whether the caller tokens that other processes revoked are known, as far as possible.
     pub(super) fn ended_logins_known(&self) -> bool {
         self.logins.get().is_none_or(EndedLoginSync::settled)
     }
 
-    /// Reads the file again and takes it into use, or says why not.
+    /// Reads the configuration again and applies it, or records why not.
     pub(super) async fn reload(&self) {
         let outcome = self.try_reload().await;
         self.metrics.count_reload(outcome.is_ok());
@@ -169,11 +169,14 @@ impl Runtime {
             }
             Err(cause) => {
                 let cause = cause.to_string();
-                tracing::error!(cause, "reload refused; the previous configuration stays in use");
+                tracing::error!(
+                    cause,
+                    "reload refused; the previous configuration stays in use"
+                );
                 self.last_error.store(Some(Arc::new(cause)));
             }
         }
-        // Refused or not: what a credential is made from may have changed as well.
+        // Even if the reload is refused, the secrets of credentials may have changed.
         for vendor in &self.view.load().vendors {
             if let Some(credential) = &vendor.credential {
                 credential.check_secrets_now();
@@ -184,7 +187,7 @@ impl Runtime {
         }
     }
 
-    /// For a clean stop: ends every refresh task, and the grants that are to end with the process.
+    /// Ends every refresh task for a clean stop, and revokes the grants that end with the process.
     pub(super) async fn stop(&self) {
         let mut stopping = JoinSet::new();
         for vendor_runtime in self.state.lock().await.vendors.values() {
@@ -195,7 +198,7 @@ impl Runtime {
         stopping.join_all().await;
     }
 
-    /// For a stop with a successor: ends every refresh task, and no grant.
+    /// Ends every refresh task and revokes no grant, for a stop after a handover.
     pub(super) async fn stop_without_revoking(&self) {
         for vendor_runtime in self.state.lock().await.vendors.values() {
             if let Some(refresh_task) = &vendor_runtime.refresh_task {
@@ -217,14 +220,14 @@ impl Runtime {
         run_blocking(|| self.adopt(&mut state, config))
     }
 
-    /// Takes `config` into use, whole or not at all.
+    /// Applies `config`, whole or not at all.
     fn adopt(&self, state: &mut State, config: Config) -> Result<String, ReloadError> {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
         needs_restart(&state.config, &config)?;
         let generation = state.generation + 1;
-        // Everything that can fail comes before the first that takes effect.
+        // Steps that can fail come before the first one that takes effect.
         let mut certificates = Vec::new();
         for (index, (listener, served)) in
             config.listeners.iter().zip(&self.certificates).enumerate()
@@ -277,15 +280,15 @@ impl Runtime {
         Ok(sha256)
     }
 
-    /// Reloads whenever a file that the configuration is made from changes. Contents are compared,
-    /// so that every way of changing a file is seen, the symlinks Kubernetes swaps included.
+    /// Reloads whenever a file of the configuration changes. Contents are compared, so that every
+    /// kind of change is noticed, including the symbolic links that Kubernetes swaps.
     pub(super) async fn watch(&self) {
         let mut known = self.read;
         loop {
             tokio::time::sleep(POLL_INTERVAL).await;
             let now = self.contents().await;
             if now != known {
-                // A change that is refused is not tried again until the next one.
+                // A refused change is not retried until the next change.
                 known = now;
                 self.reload().await;
             }
@@ -293,7 +296,7 @@ impl Runtime {
         }
     }
 
-    /// What logs in is read at each login and makes no reload: its gauge follows by itself.
+    /// Updates the gauge of client certificates that are read at each login, which cause no reload.
     async fn refresh_certificate_expiry(&self) {
         let (presented, reloaded) = {
             let state = self.state.lock().await;
@@ -301,7 +304,7 @@ impl Runtime {
         };
         let (expiry, metrics) = (self.certificate_expiry.clone(), self.metrics.clone());
         let refresh = move || expiry.refresh(&presented, &reloaded, &metrics);
-        // Fails only when it panics, and the next look is as good.
+        // Fails only if the task panics; the next check repeats it.
         let _ = tokio::task::spawn_blocking(refresh).await;
     }
 
@@ -313,7 +316,7 @@ impl Runtime {
     }
 }
 
-/// Does what takes long for many vendors without keeping the requests of this thread waiting.
+/// Runs work that takes long with many vendors without blocking the requests of this thread.
 fn run_blocking<T>(work: impl FnOnce() -> T) -> T {
     if Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread {
         tokio::task::block_in_place(work)
@@ -322,18 +325,18 @@ fn run_blocking<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
-/// What it takes to make the parts of a configuration run.
+/// The inputs for starting the parts of a configuration.
 struct Builder<'a> {
     metrics: &'a Metrics,
     resolver: &'a Resolver,
     store: &'a Arc<dyn Store>,
     mint: &'a Arc<Mint>,
-    /// Of callers' certificates.
+    /// Authorities of callers' certificates.
     authorities: HashSet<[u8; 8]>,
     generation: u64,
 }
 
-/// Everything that a configuration makes run.
+/// All running parts of a configuration.
 struct Built {
     snapshot: Snapshot,
     view: AdminView,
@@ -409,8 +412,8 @@ impl Builder<'_> {
         })
     }
 
-    /// One vendor: as it was when nothing of it changed, with the credential it had when that did
-    /// not change, new otherwise.
+    /// Returns the running parts of one vendor: the previous ones if nothing has changed, new ones
+    /// otherwise, with the previous credential if that has not changed.
     fn vendor_runtime(
         &self,
         vendor: &ConfiguredVendor,
@@ -493,8 +496,7 @@ impl Builder<'_> {
     }
 }
 
-/// Has ended logins shared from the first vendor on that has any: the store is touched only when it is
-/// needed.
+/// Starts to share revoked logins once a vendor has logins: the store is used only when needed.
 fn share_logins(
     config: &Config,
     sync: &OnceLock<EndedLoginSync>,
@@ -508,7 +510,8 @@ fn share_logins(
     }
 }
 
-/// Replicas share the store's key, and so accept each other's caller tokens.
+/// Returns the issuer of caller tokens. Replicas share the store's key, and so accept each other's
+/// caller tokens.
 fn mint(store: &config::Store) -> Mint {
     let key = match store {
         config::Store::File { encryption_key, .. } => encryption_key.as_ref(),
@@ -519,8 +522,8 @@ fn mint(store: &config::Store) -> Mint {
     Mint::new(key.as_ref().map(|key| key.as_slice()))
 }
 
-/// Whether `now` obtains its credential just as `before` did: from the same place, with the same
-/// proof, on the same way.
+/// Tells whether `now` obtains its credential as `before` did: from the same server, with the same
+/// client authentication, over the same route.
 fn is_obtained_alike(before: &ConfiguredVendor, now: &ConfiguredVendor) -> bool {
     before.auth == now.auth
         && before.ca == now.ca
@@ -532,8 +535,8 @@ fn is_obtained_alike(before: &ConfiguredVendor, now: &ConfiguredVendor) -> bool 
         && before.timeouts.connect == now.timeouts.connect
 }
 
-/// Whether a token issued under `before` may go on serving until `now` has brought one of its own:
-/// only for the same account at the same place.
+/// Tells whether a token issued under `before` may be used until `now` has obtained its own: only
+/// for the same account at the same vendor.
 fn same_account(before: &ConfiguredVendor, now: &ConfiguredVendor) -> bool {
     let (before_auth, now_auth) = (before.auth.as_ref(), now.auth.as_ref());
     before.upstream == now.upstream
@@ -555,7 +558,7 @@ fn needs_restart(before: &Config, now: &Config) -> Result<(), ReloadError> {
     }
 }
 
-/// The header fields that any vendor's credential uses.
+/// Returns the header fields that any vendor's credential uses.
 pub fn credential_fields(config: &Config) -> impl Iterator<Item = HeaderName> {
     config
         .vendors
@@ -571,8 +574,8 @@ pub fn credential_fields(config: &Config) -> impl Iterator<Item = HeaderName> {
         })
 }
 
-/// Every file a reload reads. Secrets of credentials are not among them: their own tasks watch
-/// those.
+/// Returns every file that a reload reads. Secrets of credentials are not among them: their own
+/// tasks watch those.
 fn files_of(config: &Config) -> Vec<PathBuf> {
     let mut files = vec![config.path.clone()];
     let listeners = config
@@ -605,23 +608,25 @@ fn pair(files: &CertFiles) -> [PathBuf; 2] {
     [files.cert.clone(), files.key.clone()]
 }
 
-/// Returns the digest of a configuration's files, the file itself as it was when it was read: a change
-/// since then must be noticed.
+/// Returns the digest of a configuration's files. The configuration file itself counts as it was
+/// when it was read, so that a change since then is noticed.
 fn loaded_digest(config: &Config) -> [u8; 32] {
     let mut config_file = [0; 32];
-    // Written by us as 64 hex digits.
+    // `sha256` always is 64 hex digits.
     let is_known = hex::decode_to_slice(&config.sha256, &mut config_file).is_ok();
     digest(is_known.then_some(config_file), &files_of(config))
 }
 
-/// Returns the digest of what `files` hold now, the first of them being the configuration itself.
+/// Returns the digest of the current contents of `files`, the first of which is the configuration
+/// file.
 fn current_digest(files: &[PathBuf]) -> [u8; 32] {
     let config_file = files.first().and_then(|path| std::fs::read(path).ok());
     let config_file = config_file.map(zeroize::Zeroizing::new);
     digest(config_file.map(|content| sha256(&[&content])), files)
 }
 
-/// `itself`: the SHA-256 of the first of `files`, which is not read.
+/// Combines the digests of `files`. `config_file`: the SHA-256 of the first of them, which is not
+/// read here.
 fn digest(config_file: Option<[u8; 32]>, files: &[PathBuf]) -> [u8; 32] {
     let others = content_digest::of_files(files.iter().skip(1));
     sha256(&[&config_file.unwrap_or_default(), &others])
@@ -631,7 +636,7 @@ fn digest(config_file: Option<[u8; 32]>, files: &[PathBuf]) -> [u8; 32] {
 mod tests {
     use super::*;
 
-    /// Of one worker, requests would otherwise wait for the work to end, and the work for them.
+    /// With one worker, requests would otherwise wait for the work to end, and the work for them.
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn what_is_done_aside_keeps_nobody_of_its_thread_waiting() {
         let (request, served) = std::sync::mpsc::channel();

@@ -1,4 +1,4 @@
-//! What operators see of a vendor: the model that `/status`, the page and `/metrics` render.
+//! The model of a vendor for operators, rendered by `/status`, the page and `/metrics`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,31 +15,31 @@ use crate::request::vendor::Vendor;
 use crate::upstream::Upstream;
 use crate::upstream::breaker::BreakerStatus;
 
-/// What the admin listener shows of a configuration.
+/// A configuration as the admin listener shows it.
 #[derive(Debug)]
 pub(super) struct AdminView {
-    /// Every vendor, in the file's order.
+    /// All vendors, in the configuration's order.
     pub vendors: Vec<Arc<VendorView>>,
     /// The keys that verify callers' tokens.
     pub issuers: Vec<Arc<Keys>>,
-    /// SHA-256 of the file's bytes, hex.
+    /// SHA-256 of the configuration file, hex.
     pub sha256: String,
-    /// When it came into use.
+    /// The time when it came into use.
     pub loaded: SystemTime,
 }
 
 /// One vendor as the admin listener sees it.
 #[derive(Debug)]
 pub(super) struct VendorView {
-    /// As the request path has it.
+    /// The vendor as the request path sees it.
     pub vendor: Arc<Vendor>,
-    /// Its `hosts:`.
+    /// Its configured `hosts`.
     pub hosts: Vec<String>,
     /// The kind of its credential, or `none`.
     pub auth: &'static str,
     /// Its credential.
     pub credential: Option<Arc<Credential>>,
-    /// The way to its servers.
+    /// Its servers.
     pub upstream: Arc<Upstream>,
 }
 
@@ -49,23 +49,23 @@ const NONE: &str = "none";
 /// The state word of vendors that do not accept their credential.
 pub(super) const REJECTED: &str = "rejected";
 
-/// Every state word.
+/// Returns every state word.
 pub(super) fn states() -> Vec<&'static str> {
     let known = CredentialState::ALL.iter().map(|state| state.word());
     known.chain([NONE, REJECTED]).collect()
 }
 
-/// One vendor's credential, and how the vendor receives it.
+/// A vendor's credential, and how the vendor responds to it.
 pub(super) struct CredentialView {
     /// The state word of `/status`, the page and the metrics.
     pub(super) word: &'static str,
-    /// `None`: nothing is injected.
+    /// Status of the credential; `None`: no credential is injected.
     pub(super) status: Option<Status>,
-    /// Requests are sent, not answered here for want of a credential.
+    /// `true` when requests are sent; `false` when they are refused for lack of a credential.
     pub(super) usable: bool,
-    /// The vendor's responses of the last ten minutes.
+    /// Counts of the vendor's responses in the last ten minutes.
     pub(super) responses: Responses,
-    /// Why requests have no connection to it.
+    /// The reason why requests get no connection to the vendor.
     pub(super) unreached: Option<Arc<String>>,
 }
 
@@ -88,7 +88,7 @@ impl CredentialView {
         }
     }
 
-    /// What went wrong last: what callers get first.
+    /// Returns the last error: first what callers get.
     fn last_error(&self) -> Option<String> {
         let of_credential = self.error_of_credential();
         let Some(why) = &self.unreached else {
@@ -100,7 +100,8 @@ impl CredentialView {
         })
     }
 
-    /// The vendor's own 401 first, because callers get them.
+    /// Returns the error of the credential. The vendor's own 401 comes first, because callers get
+    /// it.
     fn error_of_credential(&self) -> Option<String> {
         let of_renewal = self.status.as_ref().and_then(|it| it.last_error.clone());
         if self.word != REJECTED {
@@ -118,8 +119,8 @@ impl CredentialView {
     }
 }
 
-/// The state word. That a vendor rejects what requests carry says more than that it is there;
-/// where requests carry nothing, or only a person can help, that is said.
+/// Returns the state word. `rejected` replaces states in which a credential is present. It does not
+/// replace those in which requests are not sent or in which someone must act.
 pub(super) fn state_word(
     state: Option<CredentialState>,
     usable: bool,
@@ -164,12 +165,13 @@ pub(super) fn as_json(view: &VendorView) -> Value {
     })
 }
 
-/// Whether requests go to a vendor, or are answered here to spare it.
+/// State of a vendor's breaker and of its Retry-After hold: requests are sent, or refused here to
+/// spare the vendor.
 pub(super) struct CircuitView {
     pub(super) word: &'static str,
     reason: Option<String>,
     left: Option<Duration>,
-    /// What is left of the rest it asked for.
+    /// Remaining time of the hold that the vendor requested with Retry-After.
     held_back: Option<Duration>,
 }
 
@@ -179,7 +181,7 @@ impl CircuitView {
         let hold = vendor.hold.as_ref().and_then(RetryAfterHold::left);
         let held_back = hold.map(|(left, _)| left);
         match hold {
-            // Callers see the same reason.
+            // Callers get the same reason.
             Some((left, true)) if reason.is_none() => Self {
                 word: "open",
                 reason: Some("it answered 503 with Retry-After".to_owned()),
@@ -196,7 +198,7 @@ impl CircuitView {
     }
 }
 
-/// The breaker's word, and why it is not closed.
+/// Returns the breaker's state word and the reason why it is not closed.
 pub(super) fn breaker(view: &VendorView) -> (&'static str, Option<String>) {
     let circuit = CircuitView::of(&view.vendor);
     (circuit.word, circuit.reason)

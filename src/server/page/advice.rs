@@ -1,4 +1,4 @@
-//! What went wrong with a vendor, in plain words, and what to do about it. Whoever reads this was
+//! Advice for each vendor: what is wrong, in plain words, and what to do. The reader may have been
 //! asleep five minutes ago.
 
 use std::time::SystemTime;
@@ -9,7 +9,7 @@ use super::format::{counted, grouped, when};
 use super::row::Row;
 use crate::credential::State;
 
-/// `None`: nothing is wrong.
+/// Renders the advice on a vendor; `None` when nothing is wrong.
 pub(super) fn of(row: &Row, now: SystemTime) -> Option<Markup> {
     let error = row.last_error();
     let state = row.credential.as_ref().map(|status| status.state);
@@ -20,7 +20,7 @@ pub(super) fn of(row: &Row, now: SystemTime) -> Option<Markup> {
         }
     };
     let open = matches!(row.breaker, "open" | "half_open");
-    // Where callers are not served anyway, their errors are no news.
+    // If callers are not served anyway, their errors are no news.
     let rejected = row.rejected();
     let errors = row.too_many_errors() && row.usable && !open && !rejected;
     let unreached = row.unreached.as_deref();
@@ -41,7 +41,7 @@ pub(super) fn of(row: &Row, now: SystemTime) -> Option<Markup> {
                 @if let Some(error) = error { div { dt { "Error" } dd.error { (error) } } }
                 div { dt { "To do" } dd { (what_to_do(row, error.unwrap_or_default())) } }
             }
-            // What callers get is said above; this is why it does not get better.
+            // The line above tells what callers get; this tells why the renewal does not help.
             @if rejected && about_credential {
                 @if let Some(error) = error {
                     div { dt { "Last renewal" } dd.error { (error) } }
@@ -84,7 +84,7 @@ pub(super) fn of(row: &Row, now: SystemTime) -> Option<Markup> {
     })
 }
 
-/// Where to look when the vendor rejects what requests carry. What it was asked to accept decides.
+/// Renders advice on a vendor that rejects its credential, by the kind of credential.
 fn where_to_look(row: &Row) -> Markup {
     let name = &row.name;
     let place = html! { code { "vendors." (name) ".auth" } };
@@ -115,7 +115,7 @@ fn where_to_look(row: &Row) -> Markup {
     }
 }
 
-/// What callers have of it.
+/// Renders the consequence for callers.
 fn consequence(row: &Row, now: SystemTime) -> Markup {
     let end = row.credential.as_ref().and_then(|status| status.expires_at);
     html! {
@@ -129,10 +129,10 @@ fn consequence(row: &Row, now: SystemTime) -> Markup {
     }
 }
 
-/// The error says most; the state says the rest.
+/// Renders what to do, by the error first and by the state otherwise.
 fn what_to_do(row: &Row, error: &str) -> Markup {
     let name = &row.name;
-    // It begins with the address that was asked, in which any word may occur.
+    // The error begins with the URL of the request, in which any word may occur.
     let (_, said) = error
         .split_once(": ")
         .filter(|(address, _)| address.contains("://"))
@@ -197,8 +197,8 @@ fn what_to_do(row: &Row, error: &str) -> Markup {
     }
 }
 
-/// Whether asking again without a change will bring the same. Of the others, 408 and 425 are about the
-/// moment, and 429 has an advice of its own.
+/// Tells whether a retry without a change will have the same result. Of the other 4xx, 408 and 425
+/// are temporary, and 429 has advice of its own.
 fn is_refusal(status: &str) -> bool {
     status.len() == 3 && status.starts_with('4') && !matches!(status, "408" | "425")
 }
@@ -288,7 +288,7 @@ mod tests {
                 assert!(advice.contains(said), "{said}: {advice}");
             }
         }
-        // Why it is not renewed is said as well, and what to do about that.
+        // The reason of the failed renewal and the advice on it are shown as well.
         let mut refused = row(
             State::Failed,
             Some("https://v.example/t: 401 Unauthorized: invalid_client"),
@@ -303,7 +303,7 @@ mod tests {
             assert!(advice.contains(said), "{said}: {advice}");
         }
         assert!(!advice.contains("Served with"), "{advice}");
-        // Too few to be called rejected, and no reason to call the credential innocent.
+        // Too few for `rejected`, but the credential may still be the reason.
         let mut some = row(State::Static, None);
         some.responses = Responses {
             all: 10,

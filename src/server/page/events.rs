@@ -1,5 +1,5 @@
-//! The page's news as server-sent events: the parts that have changed, every other second, as long as
-//! somebody listens. With nobody there nothing is rendered.
+//! Updates of the page as server-sent events: the parts that have changed, every two seconds while
+//! a page is open. Without an open page nothing is rendered.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -20,31 +20,32 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::PageData;
 
-/// Open pages; more are told to come back. Each costs a connection and, in sum, one rendering every
-/// other second.
+/// Limit of open pages; further ones get 503. Each costs a connection, and all together one
+/// rendering every two seconds.
 const MAX_PAGES: usize = 32;
 
-/// How old news may be.
+/// Interval between updates.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// A page that hears nothing for longer takes the connection for dead; so do proxies in between.
+/// Interval between heartbeats. A page without events for longer takes the connection for dead, and
+/// so do proxies in between.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// Whoever reads nothing for so long makes room.
+/// Time limit for a client that reads nothing: its slot is freed.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Whoever has the page open.
+/// The open pages.
 pub(in crate::server) struct Events {
     slots: Arc<Semaphore>,
-    /// The newest rendering, for all who ask within [`INTERVAL`].
+    /// The newest rendering, shared by all pages that need one within [`INTERVAL`].
     newest: Mutex<Option<(Instant, Arc<Rendering>)>>,
 }
 
-/// Everything that can change, at one moment.
+/// All parts that can change, rendered at one moment.
 struct Rendering {
     title: String,
     draining: bool,
-    /// Ids of the vendors' parts.
+    /// Ids of the vendors' parts, in the order of the page.
     order: Vec<String>,
     parts: Vec<(String, String)>,
 }
@@ -57,7 +58,7 @@ impl Events {
         }
     }
 
-    /// Answers with a stream of what `look` sees, until the other side goes or a drain begins.
+    /// Returns a stream of updates from `data_now`, until the client disconnects or a drain begins.
     pub(in crate::server) fn stream(
         self: &Arc<Self>,
         data_now: impl Fn() -> PageData + Send + 'static,
@@ -66,7 +67,7 @@ impl Events {
             let text = "too many status pages are open; this one is not updated\n";
             return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
         };
-        // A page that reads slowly is not written ahead for.
+        // Capacity one: updates do not pile up for a slow client.
         let (sender, receiver) = mpsc::channel(1);
         let events = self.clone();
         tokio::spawn(async move {
@@ -106,7 +107,7 @@ impl Events {
             }
             if let Some(text) = text {
                 last = Instant::now();
-                // Also ends when nobody reads any more on a connection that stays open.
+                // Also ends when the client stops reading on an open connection.
                 if to.send_timeout(text.into(), WRITE_TIMEOUT).await.is_err() {
                     return;
                 }
@@ -136,7 +137,7 @@ impl Events {
     }
 }
 
-/// What one page has been sent.
+/// The parts that one page has received.
 #[derive(Default)]
 struct SentParts {
     order: Vec<String>,
@@ -144,7 +145,7 @@ struct SentParts {
 }
 
 impl SentParts {
-    /// What it has not been told yet, as JSON on one line.
+    /// Returns the changes since the last call, as JSON on one line; `None` if there are none.
     fn changes(&mut self, now: &Rendering) -> Option<Value> {
         let changed: serde_json::Map<String, Value> = now
             .parts
@@ -161,7 +162,7 @@ impl SentParts {
     }
 }
 
-/// The body of the answer.
+/// The body of the response.
 struct Stream(mpsc::Receiver<Bytes>);
 
 impl hyper::body::Body for Stream {

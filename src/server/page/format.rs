@@ -1,10 +1,10 @@
-//! Times and numbers as people say them.
+//! Formats times and numbers for people.
 
 use std::time::{Duration, SystemTime};
 
 use maud::{Markup, html};
 
-/// From now, with the moment itself for machines and for whoever points at it.
+/// Formats a time relative to `now`, with the exact time for machines and as a tooltip.
 pub(super) fn when(at: SystemTime, now: SystemTime) -> Markup {
     let words = match at.duration_since(now) {
         Ok(left) if left < Duration::from_secs(1) => "now".to_owned(),
@@ -16,7 +16,7 @@ pub(super) fn when(at: SystemTime, now: SystemTime) -> Markup {
     html! { time datetime=(exact) title=(exact) { (words) } }
 }
 
-/// As exact as it matters.
+/// Formats a duration, in the units that matter at its length.
 pub(super) fn span(span: Duration) -> String {
     let seconds = span.as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
@@ -30,7 +30,7 @@ pub(super) fn span(span: Duration) -> String {
     }
 }
 
-/// Hours, minutes and seconds, UTC.
+/// Formats the time of day in UTC, with seconds.
 pub(super) fn clock(at: SystemTime) -> String {
     let exact = humantime::format_rfc3339_seconds(at).to_string();
     exact.get(11..19).unwrap_or_default().to_owned()
@@ -46,7 +46,7 @@ pub(super) fn counted(number: u64, noun: &str) -> String {
     format!("{} {noun}{plural}", grouped(number))
 }
 
-/// `1234567` as `1,234,567`.
+/// Groups digits: `1234567` becomes `1,234,567`.
 pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();

@@ -1,5 +1,5 @@
-//! The last quarter of an hour, by vendor: what the plots of the status page show. Taken from the
-//! metrics every few seconds by a task of its own; requests know nothing of it.
+//! Samples of the last quarter of an hour for each vendor, for the plots of the status page. A task
+//! of its own reads the metrics every few seconds; requests are not involved.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -9,38 +9,38 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::metrics::{Metrics, ResponseCounts};
 
-/// How much time one sample covers.
+/// Time that one sample covers.
 pub(super) const STEP: Duration = Duration::from_secs(15);
 
-/// With the one that is under way, a quarter of an hour.
+/// Number of complete samples. With the current one they cover a quarter of an hour.
 pub(super) const SAMPLES: usize = 59;
 
-/// Samples of every vendor.
+/// The samples of every vendor.
 #[derive(Debug, Default)]
 pub(in crate::server) struct History(Mutex<Rings>);
 
 #[derive(Debug, Default)]
 struct Rings {
-    /// Samples taken, up to [`SAMPLES`].
+    /// Number of samples recorded, up to [`SAMPLES`].
     taken: usize,
     by_vendor: HashMap<String, Ring>,
 }
 
 #[derive(Debug, Default)]
 struct Ring {
-    /// The counters when the newest sample was taken.
+    /// The counters at the time of the newest sample.
     counted: ResponseCounts,
-    /// Oldest first.
+    /// Samples, oldest first.
     samples: VecDeque<ResponseCounts>,
 }
 
 impl History {
-    /// Takes samples until dropped.
+    /// Records samples until dropped.
     pub(in crate::server) async fn sample(&self, metrics: &Metrics) {
         let mut ticks = interval(STEP);
-        // After a pause of the whole machine one sample covers it.
+        // After a suspend of the machine, one sample covers the pause.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The first one is due at once.
+        // The first tick is immediate.
         ticks.tick().await;
         loop {
             ticks.tick().await;
@@ -48,7 +48,7 @@ impl History {
         }
     }
 
-    /// One sample: what was answered since the one before.
+    /// Records one sample: the responses since the previous one.
     fn record(&self, counted: &HashMap<String, ResponseCounts>) {
         let mut rings = self.0.lock();
         rings.taken = (rings.taken + 1).min(SAMPLES);
@@ -57,7 +57,7 @@ impl History {
             let ring = rings.by_vendor.entry(vendor.clone()).or_default();
             let sample = since(*counted, ring.counted);
             ring.counted = *counted;
-            // Vendors show up with their first request.
+            // Vendors appear with their first request: earlier samples are empty.
             while ring.samples.len() + 1 < taken {
                 ring.samples.push_back(ResponseCounts::default());
             }
@@ -68,8 +68,8 @@ impl History {
         }
     }
 
-    /// A vendor's samples, oldest first; the last one is under way. `counted` as the metrics have it
-    /// now.
+    /// Returns a vendor's samples, oldest first; the last one is still in progress. `counted`: the
+    /// current counters.
     pub(super) fn samples(&self, vendor: &str, counted: ResponseCounts) -> Vec<ResponseCounts> {
         let rings = self.0.lock();
         let Some(ring) = rings.by_vendor.get(vendor) else {

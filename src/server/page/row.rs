@@ -1,4 +1,4 @@
-//! One vendor on the page: how bad it is, what is left of its credential, its last quarter of an hour.
+//! One vendor on the page: its level, its credential, its last quarter of an hour.
 
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
@@ -13,44 +13,44 @@ use crate::metrics::ResponseCounts;
 use crate::request::auth_outcomes::Responses;
 use crate::server::status::{CredentialView, REJECTED, VendorView, breaker, state_word};
 
-/// One vendor.
+/// A vendor on the page.
 pub(super) struct Row {
     pub(super) name: String,
     pub(super) prefix: String,
     pub(super) hosts: Vec<String>,
     pub(super) upstream: String,
     pub(super) auth: &'static str,
-    /// `None`: nothing is injected.
+    /// Status of the credential; `None`: no credential is injected.
     pub(super) credential: Option<credential::Status>,
     pub(super) usable: bool,
-    /// The vendor's own, of the last ten minutes.
+    /// Counts of the vendor's responses in the last ten minutes.
     pub(super) responses: Responses,
-    /// Why requests have no connection to it.
+    /// The reason why requests get no connection to the vendor.
     pub(super) unreached: Option<String>,
     pub(super) in_flight: usize,
     pub(super) breaker: &'static str,
-    /// Why it is not closed.
+    /// The reason why the breaker is not closed.
     pub(super) breaker_reason: Option<String>,
     pub(super) samples: Vec<ResponseCounts>,
 }
 
-/// How bad it is; the order is that of the page.
+/// Severity of a vendor's state. The order is that of the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Level {
     /// Callers get errors.
     Down,
-    /// Callers are served, and will not be for long, or not well.
+    /// Callers are served, but soon may not be, or get too many errors.
     Risk,
-    /// The first attempt is under way.
+    /// The first attempt to obtain a credential is in progress.
     Pending,
-    /// Nothing to do.
+    /// Nothing needs to be done.
     Healthy,
 }
 
-/// Fewer errors in a quarter of an hour wake nobody.
+/// Minimum of errors in a quarter of an hour that counts as a problem.
 const MIN_ERRORS: u64 = 3;
 
-/// What stands above the columns.
+/// Titles of the columns.
 pub(super) const COLUMNS: [&str; 7] = [
     "Vendor",
     "State",
@@ -97,7 +97,7 @@ impl Row {
         state_word(state, self.usable, self.responses)
     }
 
-    /// Whether the vendor does not accept what requests carry.
+    /// Tells whether the vendor rejects its credential.
     pub(super) fn rejected(&self) -> bool {
         self.state() == REJECTED
     }
@@ -140,7 +140,7 @@ impl Row {
         errors >= MIN_ERRORS && errors * 10 >= requests
     }
 
-    /// The vendor's line, and beneath it what is wrong and what to do.
+    /// Renders the vendor's row and, beneath it, the advice.
     pub(super) fn rows(&self, advice: Option<Markup>, now: SystemTime) -> Markup {
         let level = self.level();
         html! {
@@ -169,7 +169,7 @@ impl Row {
         }
     }
 
-    /// What is left of the credential: a bar that empties, with a notch where it is renewed.
+    /// Renders the lifetime of the credential: a bar that shrinks, with a mark at the renewal.
     fn credential_cell(&self, now: SystemTime) -> Markup {
         use credential::State;
 
@@ -220,7 +220,7 @@ impl Row {
         }
     }
 
-    /// The plot, and the same in words.
+    /// Renders the plot and its description in words.
     fn traffic_cell(&self) -> Markup {
         let ResponseCounts { requests, errors } = self.totals();
         let most = self
@@ -274,7 +274,7 @@ impl Level {
         }
     }
 
-    /// The colour's shape, for those who do not see the colour.
+    /// Renders the level as a shape, for those who do not see the colour.
     pub(super) fn mark(self) -> Markup {
         let path = match self {
             Self::Down => "M2 2L10 10M10 2L2 10",
@@ -286,7 +286,7 @@ impl Level {
     }
 }
 
-/// One bar per sample, the newest at the right end of 180 by 24.
+/// Returns the path of a plot of 180 by 24: one bar per sample, the newest at the right.
 fn bars(samples: &[ResponseCounts], most: u64, height: fn(&ResponseCounts) -> u64) -> String {
     let mut path = String::new();
     let empty = (SAMPLES + 1).saturating_sub(samples.len());
@@ -303,7 +303,7 @@ fn bars(samples: &[ResponseCounts], most: u64, height: fn(&ResponseCounts) -> u6
     path
 }
 
-/// How long so many samples are: what the words say under the plot.
+/// Describes the time that `samples` cover, for the text under the plot.
 pub(super) fn covered(samples: usize) -> String {
     if samples > SAMPLES {
         return "the last 15 minutes".to_owned();
@@ -317,7 +317,7 @@ pub(super) mod tests {
     use super::*;
     use crate::credential::{State, Status};
 
-    /// A vendor whose credential is in this state.
+    /// Returns a vendor whose credential is in this state.
     pub(in crate::server::page) fn row(state: State, last_error: Option<&str>) -> Row {
         let now = SystemTime::now();
         Row {

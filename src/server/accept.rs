@@ -255,7 +255,7 @@ async fn serve_http2(
     let mut stopping = stop.clone();
     let mut stopped = false;
     let mut malformed = 0;
-    let mut calm = false;
+    let mut overloaded = false;
     let mut serving = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -268,7 +268,7 @@ async fn serve_http2(
             }
             accepted = HttpSession::from_h2_conn(&mut connection, digest.clone()) => accepted,
             () = too_much.notified() => {
-                calm = true;
+                overloaded = true;
                 break;
             }
             Some(_) = serving.join_next() => continue,
@@ -305,7 +305,7 @@ async fn serve_http2(
             }
         }
     }
-    if calm {
+    if overloaded {
         connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
         let closed = poll_fn(|cx| connection.poll_closed(cx));
         let _ = timeout(FAREWELL_TIME, closed).await;

@@ -257,7 +257,7 @@ fn nothing_is_printed_the_way_debug_prints_it() {
     let exceptions = [
         // RFC 7518 §3.1 has these names.
         ("config/auth/parse.rs", "{algorithm:?}"),
-        ("config/reference.rs", "{algorithm:?}"),
+        ("config/reader.rs", "{algorithm:?}"),
         // Quotes and escapes a key of the file.
         ("config/report.rs", "{key:?}"),
         // The same of words of the command line.

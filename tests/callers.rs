@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use countersign::tls::{CertFiles, Identity, Roots};
-use countersign_demo::MockServer;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -18,53 +17,8 @@ use rcgen::{
 };
 use serde_json::{Value, json};
 
+use crate::support::world::World;
 use crate::support::{Proxy, eventually, signal, status_of};
-
-/// The proxy in front of one echo, reached as vendor `v`, in a directory of its own.
-struct Setup {
-    _echo: MockServer,
-    proxy: Proxy,
-    dir: tempfile::TempDir,
-}
-
-impl Setup {
-    /// `head` is everything of the configuration but vendors; `more` goes below the vendor.
-    async fn new(dir: tempfile::TempDir, listener: &str, head: &str, more: &str) -> Self {
-        let echo = countersign_demo::echo().await.unwrap();
-        let yaml = format!(
-            "listeners: [ {listener} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\n{head}\nvendors:\n  v:\n    upstream: {}\n    allow_plaintext: true\n{more}",
-            echo.url()
-        );
-        let directory = dir.path().to_owned();
-        let proxy = tokio::task::spawn_blocking(move || {
-            Proxy::start_with(&directory, &yaml, &[("RUST_LOG", "trace")])
-        })
-        .await
-        .unwrap();
-        Self {
-            _echo: echo,
-            proxy,
-            dir,
-        }
-    }
-
-    /// The answer to `GET /v/x` with these fields.
-    fn get(&self, fields: &str) -> String {
-        self.proxy.raw(format!(
-            "GET /v/x HTTP/1.1\r\nHost: localhost\r\n{fields}Connection: close\r\n\r\n"
-        ))
-    }
-
-    fn with_token(&self, token: &str) -> u16 {
-        let status = status_of(&self.get(&format!("Authorization: Bearer {token}\r\n")));
-        // Good or bad, at trace level: no part of it is said.
-        let said = self.proxy.said() + &self.proxy.admin("/").1;
-        for part in token.split('.').filter(|part| part.len() > 16) {
-            assert!(!said.contains(part), "{said}");
-        }
-        status
-    }
-}
 
 const PLAIN: &str = "{ bind: 127.0.0.1:0 }";
 
@@ -130,6 +84,32 @@ pub async fn over_tls(to: SocketAddr, ca: PathBuf, files: Option<&CertFiles>, ke
     answer.map_or(0, |answer| answer.status().as_u16())
 }
 
+/// The vendor `v`; `head` has everything of the configuration but vendors. The log has every level.
+async fn start(dir: tempfile::TempDir, listener: &str, head: &str, more: &str) -> World {
+    World::with_vendor(more)
+        .within(dir)
+        .listener(listener)
+        .top(head)
+        .env("RUST_LOG", "trace")
+        .start()
+        .await
+}
+
+/// The response to `GET /v/x` with these headers.
+fn get(world: &World, fields: &str) -> String {
+    world.get_with("/v/x", fields)
+}
+
+fn with_token(world: &World, token: &str) -> u16 {
+    let status = status_of(&get(world, &format!("Authorization: Bearer {token}\r\n")));
+    // Good or bad, at trace level: no part of it is said.
+    let said = world.proxy.said() + &world.proxy.admin("/").1;
+    for part in token.split('.').filter(|part| part.len() > 16) {
+        assert!(!said.contains(part), "{said}");
+    }
+    status
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_gets_in_by_its_exact_name_and_type_under_our_ca() {
     countersign::tls::install_provider();
@@ -158,7 +138,7 @@ async fn a_certificate_gets_in_by_its_exact_name_and_type_under_our_ca() {
     );
     let stranger = issue(&at, "stranger", &foreign, "", &[dns("ci.corp")]);
     let digest = hex::encode(countersign::tls::sha256(&[b"the-key"]));
-    let setup = Setup::new(
+    let world = start(
         dir,
         "{ bind: 127.0.0.1:0, tls: { cert: server.crt, key: server.key, client_ca: ca.pem } }",
         &format!(
@@ -167,7 +147,7 @@ async fn a_certificate_gets_in_by_its_exact_name_and_type_under_our_ca() {
         "",
     )
     .await;
-    let to = setup.proxy.data;
+    let to = world.proxy.data;
     for (what, files, key, want) in [
         ("none", None, "", 401),
         ("none but a key", None, "the-key", 200),
@@ -196,7 +176,7 @@ async fn a_certificate_gets_in_by_its_exact_name_and_type_under_our_ca() {
     // The issuers are read again, and the listener goes on.
     let both = ours.pem() + &foreign.pem();
     fs::write(at.join("ca.pem"), &both).unwrap();
-    signal(setup.proxy.id(), "HUP");
+    signal(world.proxy.id(), "HUP");
     let mut last = 0;
     for _ in 0..100 {
         last = over_tls(to, at.join("ca.pem"), Some(&stranger), "").await;
@@ -205,9 +185,9 @@ async fn a_certificate_gets_in_by_its_exact_name_and_type_under_our_ca() {
         }
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
-    assert_eq!(last, 200, "{}", setup.proxy.stderr());
+    assert_eq!(last, 200, "{}", world.proxy.stderr());
     eventually("written", || {
-        let log = setup.proxy.stdout();
+        let log = world.proxy.stdout();
         log.contains("\"caller\":\"email\"").then_some(())
     });
 }
@@ -236,14 +216,14 @@ async fn a_kept_connection_ends_with_its_authority() {
     issue(&at, "server", &ours, "", &[dns("proxy.test")]);
     let files = issue(&at, "client", &other, "", &[dns("ci.corp")]);
     let stays = issue(&at, "stays", &ours, "", &[dns("ci.corp")]);
-    let setup = Setup::new(
+    let world = start(
         dir,
         "{ bind: 127.0.0.1:0, tls: { cert: server.crt, key: server.key, client_ca: ca.pem } }",
         "callers:\n  ci: { certificate: { san: ci.corp }, allow: [ v ] }",
         "",
     )
     .await;
-    let to = setup.proxy.data;
+    let to = world.proxy.data;
     let url = format!("https://proxy.test:{}/v/x", to.port());
     let trusted = at.join("ours.pem");
     let clients = [
@@ -259,7 +239,7 @@ async fn a_kept_connection_ends_with_its_authority() {
     }
     for (bundle, then) in [(ours.pem(), true), (both, false)] {
         fs::write(at.join("ca.pem"), bundle).unwrap();
-        signal(setup.proxy.id(), "HUP");
+        signal(world.proxy.id(), "HUP");
         for (client, gone) in &clients {
             let want = if then { *gone } else { 200 };
             let mut last = 0;
@@ -271,7 +251,7 @@ async fn a_kept_connection_ends_with_its_authority() {
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
             // A new connection would not come about: its handshake fails.
-            assert_eq!(last, want, "{}", setup.proxy.stderr());
+            assert_eq!(last, want, "{}", world.proxy.stderr());
         }
     }
 }
@@ -410,38 +390,38 @@ async fn a_token_gets_in_by_a_key_from_a_file_that_may_change() {
     let head = format!(
         "callers:\n  pods: {{ jwt: {{ {PODS}, jwks_file: jwks.json }}, allow: [ 'v GET' ] }}"
     );
-    let setup = Setup::new(dir, PLAIN, &head, "").await;
+    let world = start(dir, PLAIN, &head, "").await;
 
     let good = first.token("system:sa:apps:web");
     for _ in 0..2 {
-        assert_eq!(setup.with_token(&good), 200);
+        assert_eq!(with_token(&world, &good), 200);
     }
-    assert_eq!(setup.with_token(&first.token("system:sa:infra:web")), 401);
-    assert_eq!(setup.with_token(&second.token("system:sa:apps:web")), 401);
-    assert_eq!(setup.with_token(&good[..good.len() - 3]), 401);
-    let elsewhere = setup.get(&format!("X-Api-Key: {good}\r\n"));
+    assert_eq!(with_token(&world, &first.token("system:sa:infra:web")), 401);
+    assert_eq!(with_token(&world, &second.token("system:sa:apps:web")), 401);
+    assert_eq!(with_token(&world, &good[..good.len() - 3]), 401);
+    let elsewhere = get(&world, &format!("X-Api-Key: {good}\r\n"));
     assert_eq!(status_of(&elsewhere), 401, "{elsewhere}");
-    let proxied = setup.get(&format!("Proxy-Authorization: bearer {good}\r\n"));
+    let proxied = get(&world, &format!("Proxy-Authorization: bearer {good}\r\n"));
     assert_eq!(status_of(&proxied), 200, "{proxied}");
 
     // The key is gone: a token that was good, and was remembered, is not any more.
-    fs::write(setup.dir.path().join("next"), second.jwks()).unwrap();
-    fs::rename(setup.dir.path().join("next"), &file).unwrap();
+    fs::write(world.dir.path().join("next"), second.jwks()).unwrap();
+    fs::rename(world.dir.path().join("next"), &file).unwrap();
     eventually("the second key in use", || {
         let token = second.token("system:sa:apps:web");
-        (setup.with_token(&token) == 200).then_some(())
+        (with_token(&world, &token) == 200).then_some(())
     });
-    assert_eq!(setup.with_token(&good), 401);
+    assert_eq!(with_token(&world, &good), 401);
 
     // A broken file changes nothing.
     fs::write(&file, "{").unwrap();
     eventually("complaint", || {
-        let log = setup.proxy.stderr();
+        let log = world.proxy.stderr();
         log.contains("an issuer's keys cannot be read")
             .then_some(())
     });
-    assert_eq!(setup.with_token(&second.token("system:sa:apps:web")), 200);
-    let said = setup.proxy.said();
+    assert_eq!(with_token(&world, &second.token("system:sa:apps:web")), 200);
+    let said = world.proxy.said();
     assert!(!said.contains(&good), "{said}");
 }
 
@@ -455,7 +435,7 @@ async fn of_many_tokens_in_one_request_two_are_looked_at() {
     let head = format!(
         "callers:\n  pods: {{ jwt: {{ {PODS}, jwks_file: jwks.json }}, api_key: {{ sha256: {digest} }}, allow: [ v ] }}"
     );
-    let setup = Setup::new(dir, PLAIN, &head, "").await;
+    let world = start(dir, PLAIN, &head, "").await;
     let good = ours.token("system:sa:apps:web");
     let forged: Vec<String> = (0..3)
         .map(|_| Issuer::new("one").token("system:sa:apps:web"))
@@ -505,7 +485,7 @@ async fn of_many_tokens_in_one_request_two_are_looked_at() {
         ),
     ];
     for (what, fields, want) in ways {
-        let answer = setup.get(&fields);
+        let answer = get(&world, &fields);
         assert_eq!(status_of(&answer), want, "{what}: {answer}");
         if want == 401 {
             assert!(answer.contains("\"reason\":\"unknown_caller\""), "{answer}");
@@ -566,29 +546,29 @@ async fn a_token_of_a_new_key_makes_the_url_be_asked_and_an_outage_changes_nothi
     let head = format!(
         "callers:\n  pods:\n    jwt: {{ {PODS}, jwks_url: 'http://{address}/keys', jwks_token: {{ file: token }} }}\n    allow: [ v ]"
     );
-    let setup = Setup::new(dir, PLAIN, &head, "").await;
+    let world = start(dir, PLAIN, &head, "").await;
     let old = first.token("system:sa:apps:web");
     let new = second.token("system:sa:apps:web");
     // Ready means that the keys are there.
-    assert_eq!(setup.with_token(&old), 200);
+    assert_eq!(with_token(&world, &old), 200);
     assert_eq!(server.asked.load(Ordering::Relaxed), 1);
 
     *server.body.lock().unwrap() = Some(second.jwks());
-    assert_eq!(setup.with_token(&new), 401);
+    assert_eq!(with_token(&world, &new), 401);
     eventually("the new key", || {
-        (setup.with_token(&new) == 200).then_some(())
+        (with_token(&world, &new) == 200).then_some(())
     });
-    assert_eq!(setup.with_token(&old), 401);
+    assert_eq!(with_token(&world, &old), 401);
 
     // Whoever sends unknown keys makes it be asked once more in 30 s at most.
     *server.body.lock().unwrap() = None;
     let third = Issuer::new("three").token("system:sa:apps:web");
     for _ in 0..20 {
-        assert_eq!(setup.with_token(&third), 401);
+        assert_eq!(with_token(&world, &third), 401);
     }
-    assert_eq!(setup.with_token(&new), 200);
+    assert_eq!(with_token(&world, &new), 200);
     assert!(server.asked.load(Ordering::Relaxed) <= 3);
-    let said = setup.proxy.said();
+    let said = world.proxy.said();
     assert!(!said.contains("jwks-secret"), "{said}");
 }
 
@@ -634,9 +614,9 @@ async fn keys_are_fetched_over_tls_from_a_server_that_the_ca_vouches_for() {
         let head = format!(
             "callers:\n  pods:\n    jwt: {{ {PODS}, jwks_url: 'https://{address}/keys', ca: issuer-ca.pem }}\n    allow: [ v ]"
         );
-        let setup = Setup::new(dir, PLAIN, &head, "").await;
+        let world = start(dir, PLAIN, &head, "").await;
         assert_eq!(
-            setup.with_token(&issuer.token("system:sa:apps:web")),
+            with_token(&world, &issuer.token("system:sa:apps:web")),
             wanted
         );
         assert_eq!(asked.load(Ordering::Relaxed), 1);
@@ -652,14 +632,14 @@ async fn rates_hold_for_a_caller_and_for_a_vendor() {
         digest("free"),
     );
     let dir = tempfile::tempdir().unwrap();
-    let setup = Setup::new(
+    let world = start(
         dir,
         PLAIN,
         &head,
         "  w:\n    upstream: http://127.0.0.1:1\n    allow_plaintext: true\n    limits: { rate: { per_second: 1 } }\n",
     )
     .await;
-    let as_caller = |key: &str| setup.get(&format!("X-Countersign-Key: {key}\r\n"));
+    let as_caller = |key: &str| get(&world, &format!("X-Countersign-Key: {key}\r\n"));
     // However slow this machine is, twenty at once are more than one a second.
     let answers: Vec<String> = (0..20).map(|_| as_caller("slow")).collect();
     let statuses: Vec<u16> = answers.iter().map(|answer| status_of(answer)).collect();
@@ -671,7 +651,7 @@ async fn rates_hold_for_a_caller_and_for_a_vendor() {
     assert_eq!(status_of(&as_caller("free")), 200);
 
     let at_vendor = || {
-        let answer = setup.proxy.raw(
+        let answer = world.proxy.raw(
             "GET /w/x HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: free\r\nConnection: close\r\n\r\n",
         );
         status_of(&answer)
@@ -682,7 +662,7 @@ async fn rates_hold_for_a_caller_and_for_a_vendor() {
     eventually("filled again", || {
         (status_of(&as_caller("slow")) == 200).then_some(())
     });
-    let metrics = setup.proxy.admin("/metrics").1;
+    let metrics = world.proxy.admin("/metrics").1;
     assert!(
         metrics.contains("countersign_refused_total{reason=\"rate_limited\",vendor=\"w\"}"),
         "{metrics}"

@@ -4,53 +4,23 @@ use std::io::Read;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use countersign_demo::MockServer;
 use flate2::Compression;
 use flate2::read::{GzDecoder, GzEncoder};
 
 use crate::support::script::{Reply, Server};
+use crate::support::world::World;
 use crate::support::{Proxy, eventually, exchange_bytes, status_of};
 
 const TOKEN: &str = "the+token/of=ours-0123456789";
 
-/// The proxy in front of one echo, reached as vendor `v`, with [`TOKEN`] as its credential.
-struct Setup {
-    _echo: MockServer,
-    proxy: Proxy,
-    _dir: tempfile::TempDir,
+/// The vendor `v`, with [`TOKEN`] in its credential.
+async fn start(more: &str) -> World {
+    World::with_vendor(&format!("    {more}\n")).start().await
 }
 
-impl Setup {
-    async fn new(more: &str) -> Self {
-        let echo = countersign_demo::echo().await.unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let yaml = format!(
-            "listeners: [ {{ bind: 127.0.0.1:0 }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\nvendors:\n  v:\n    upstream: {}\n    allow_plaintext: true\n    {more}\n",
-            echo.url()
-        );
-        let directory = dir.path().to_owned();
-        let proxy = tokio::task::spawn_blocking(move || Proxy::start(&directory, &yaml))
-            .await
-            .unwrap();
-        Self {
-            _echo: echo,
-            proxy,
-            _dir: dir,
-        }
-    }
-
-    fn get(&self, path: &str) -> String {
-        self.proxy.raw(format!(
-            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-        ))
-    }
-
-    fn redacted(&self) -> String {
-        let metrics = self.proxy.admin("/metrics").1;
-        let series = "countersign_echo_redacted_total{vendor=\"v\"} ";
-        let line = metrics.lines().find_map(|line| line.strip_prefix(series));
-        line.unwrap_or("missing").to_owned()
-    }
+/// How often the credential was masked.
+fn redacted(world: &World) -> String {
+    world.metric("countersign_echo_redacted_total{vendor=\"v\"} ")
 }
 
 fn bearer() -> String {
@@ -59,12 +29,12 @@ fn bearer() -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_credential_is_masked_in_bodies_and_fields_at_its_length() {
-    let setup = Setup::new(&bearer()).await;
+    let world = start(&bearer()).await;
     let stars = "*".repeat(TOKEN.len());
 
-    let body = setup.get("/v/x?echo=Authorization");
+    let body = world.get("/v/x?echo=Authorization");
     assert!(body.ends_with(&format!("\r\n\r\nBearer {stars}")), "{body}");
-    let field = setup.get("/v/x?into=X-You-Sent:Authorization&header=X-You-Sent:two&body=ok");
+    let field = world.get("/v/x?into=X-You-Sent:Authorization&header=X-You-Sent:two&body=ok");
     assert!(
         field.contains(&format!(
             "X-You-Sent: Bearer {stars}\r\nX-You-Sent: two\r\n"
@@ -72,7 +42,7 @@ async fn the_credential_is_masked_in_bodies_and_fields_at_its_length() {
         "{field}"
     );
     assert!(field.ends_with("\r\n\r\nok"), "{field}");
-    let location = setup.get(&format!(
+    let location = world.get(&format!(
         "/v/x?body=ok&status=302&reason={}&header=Location:/next?t={}",
         TOKEN.replace('+', "%2B"),
         TOKEN
@@ -89,33 +59,33 @@ async fn the_credential_is_masked_in_bodies_and_fields_at_its_length() {
         "{location}"
     );
     assert!(!location.contains("0123456789"), "{location}");
-    assert_eq!(setup.redacted(), "4");
+    assert_eq!(redacted(&world), "4");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_halves_of_basic_are_masked() {
-    let setup = Setup::new(&format!(
+    let world = start(&format!(
         "auth: {{ basic: {{ username: someone, password: {{ value: \"{TOKEN}\" }} }} }}"
     ))
     .await;
-    let echoed = setup.get("/v/x?echo=Authorization");
+    let echoed = world.get("/v/x?echo=Authorization");
     let (_, body) = echoed.split_once("\r\n\r\n").unwrap();
     assert_eq!(body.trim_end_matches('*'), "Basic ", "{echoed}");
-    let plain = setup.get(&format!("/v/x?body=someone:{}", TOKEN.replace('+', "%2B")));
+    let plain = world.get(&format!("/v/x?body=someone:{}", TOKEN.replace('+', "%2B")));
     let (_, body) = plain.split_once("\r\n\r\n").unwrap();
     assert_eq!(body.trim_end_matches('*'), "", "{plain}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_secret_is_not_masked() {
-    let setup = Setup::new(
+    let world = start(
         "auth: { headers: { login: somebody, password: { value: hunter-22 }, customerUri: our-corp } }",
     )
     .await;
-    assert!(setup.get("/v/x?echo=login").ends_with("somebody"));
-    assert!(setup.get("/v/x?echo=customerUri").ends_with("our-corp"));
+    assert!(world.get("/v/x?echo=login").ends_with("somebody"));
+    assert!(world.get("/v/x?echo=customerUri").ends_with("our-corp"));
     assert!(
-        setup
+        world
             .get("/v/x?echo=password")
             .ends_with("\r\n\r\n*********")
     );
@@ -123,11 +93,11 @@ async fn what_is_no_secret_is_not_masked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_compressed_answer_that_repeats_the_credential_is_broken_off() {
-    let setup = Setup::new(&bearer()).await;
+    let world = start(&bearer()).await;
     let get = |query: &str| {
         let head =
             format!("GET /v/x?{query} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        let answer = exchange_bytes(setup.proxy.data, head.as_bytes());
+        let answer = exchange_bytes(world.proxy.data, head.as_bytes());
         let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
         let (head, body) = answer.split_at(end.unwrap() + 4);
         (String::from_utf8_lossy(head).into_owned(), body.to_vec())
@@ -150,7 +120,7 @@ async fn a_compressed_answer_that_repeats_the_credential_is_broken_off() {
     assert_eq!(status_of(&head), 502, "{head}");
     let body = String::from_utf8_lossy(&body);
     assert!(body.contains("\"reason\":\"credential_echoed\""), "{body}");
-    assert_eq!(setup.redacted(), "2");
+    assert_eq!(redacted(&world), "2");
 }
 
 /// The proxy before a vendor of the test's, with [`TOKEN`] as its credential.
@@ -281,6 +251,6 @@ async fn a_query_parameter_is_masked_as_it_was_sent_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn masking_can_be_turned_off() {
-    let setup = Setup::new(&format!("{}\n    redact_echo: false", bearer())).await;
-    assert!(setup.get("/v/x?echo=Authorization").ends_with(TOKEN));
+    let world = start(&format!("{}\n    redact_echo: false", bearer())).await;
+    assert!(world.get("/v/x?echo=Authorization").ends_with(TOKEN));
 }

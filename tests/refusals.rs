@@ -1,36 +1,20 @@
 //! What a refusal says, and to whom.
 
-use countersign_demo::MockServer;
 use http::Request;
 use serde_json::Value;
 
 use crate::support::origin::Caller;
-use crate::support::{Proxy, status_of};
+use crate::support::status_of;
+use crate::support::world::{ECHO, World};
 
 const KEY: &str = "key-of-the-one-caller";
 
-/// The proxy in front of one echo: vendor `v` refuses a path, `logs-in` answers logins itself.
-struct Setup {
-    echo: MockServer,
-    proxy: Proxy,
-    _dir: tempfile::TempDir,
-}
-
-impl Setup {
-    async fn new(more: &str) -> Self {
-        let echo = countersign_demo::echo().await.unwrap();
-        let url = echo.url();
-        let dir = tempfile::tempdir().unwrap();
-        let yaml = format!(
-            r#"
-listeners: [ {{ bind: 127.0.0.1:0, h2c: true }} ]
-admin: {{ bind: 127.0.0.1:0 }}
-drain: {{ delay: 0s }}
-callers:
-  app: {{ api_key: {{ env: CALLER }}, allow: [ "v /**", logs-in ] }}
-vendors:
+/// The vendor `v` refuses a path; `logs-in` answers logins itself.
+async fn start(more: &str) -> World {
+    let vendors = format!(
+        r#"
   v:
-    upstream: {url}
+    upstream: {ECHO}
     allow_plaintext: true
     hosts: [ v.internal ]
     refuse: [ "/secret/**" ]
@@ -38,34 +22,31 @@ vendors:
 {more}
   logs-in:
     preset: certn
-    upstream: {url}
+    upstream: {ECHO}
     allow_plaintext: true
     login: stub
     auth: {{ bearer: {{ token: {{ value: vendor-secret }} }} }}
 "#
-        );
-        let directory = dir.path().to_owned();
-        let proxy = tokio::task::spawn_blocking(move || {
-            Proxy::start_with(&directory, &yaml, &[("CALLER", KEY)])
-        });
-        Self {
-            echo,
-            proxy: proxy.await.unwrap(),
-            _dir: dir,
-        }
-    }
+    );
+    World::with_vendors(&vendors)
+        .listener("{ bind: 127.0.0.1:0, h2c: true }")
+        .top("callers: { app: { api_key: { env: CALLER }, allow: [ \"v /**\", logs-in ] } }")
+        .env("CALLER", KEY)
+        .start()
+        .await
+}
 
-    /// Sends one request by somebody without a key; `head` without the blank line.
-    fn unknown(&self, head: &str) -> String {
-        let head = head.replace('\n', "\r\n");
-        self.proxy
-            .raw(format!("{head}\r\nConnection: close\r\n\r\n"))
-    }
+/// Sends one request by somebody without a key; `head` without the blank line.
+fn unknown(world: &World, head: &str) -> String {
+    let head = head.replace('\n', "\r\n");
+    world
+        .proxy
+        .raw(format!("{head}\r\nConnection: close\r\n\r\n"))
+}
 
-    /// The same by the caller.
-    fn known(&self, head: &str) -> String {
-        self.unknown(&format!("{head}\nX-Countersign-Key: {KEY}"))
-    }
+/// The same by the caller.
+fn known(world: &World, head: &str) -> String {
+    unknown(world, &format!("{head}\nX-Countersign-Key: {KEY}"))
 }
 
 /// Its body.
@@ -89,8 +70,8 @@ fn alike(answer: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_not_known_learns_nothing_of_routes_and_vendors() {
-    let setup = Setup::new("").await;
-    let nowhere = setup.unknown("GET /nowhere HTTP/1.1\nHost: localhost");
+    let world = start("").await;
+    let nowhere = unknown(&world, "GET /nowhere HTTP/1.1\nHost: localhost");
     assert_eq!(status_of(&nowhere), 401, "{nowhere}");
     assert_eq!(problem(&nowhere)["reason"], "unknown_caller");
     for (method, path, host) in [
@@ -106,11 +87,11 @@ async fn whoever_is_not_known_learns_nothing_of_routes_and_vendors() {
         ("POST", "/nowhere/token/", "localhost"),
     ] {
         let head = format!("{method} {path} HTTP/1.1\nHost: {host}\nX-Api-Key: wrong");
-        let answer = setup.unknown(&head);
+        let answer = unknown(&world, &head);
         assert_eq!(problem(&answer)["vendor"], Value::Null, "{head}: {answer}");
         assert_eq!(alike(&answer), alike(&nowhere), "{head}");
 
-        let mut caller = Caller::connect(setup.proxy.data).await;
+        let mut caller = Caller::connect(world.proxy.data).await;
         let request = Request::builder()
             .method(method)
             .uri(format!("http://{host}{path}"));
@@ -120,25 +101,28 @@ async fn whoever_is_not_known_learns_nothing_of_routes_and_vendors() {
     }
     // Nor which vendor permits what.
     let odd = |path: &str| {
-        let answer = setup.unknown(&format!("GET {path} HTTP/1.1\nHost: localhost\nX_Odd: 1"));
+        let answer = unknown(
+            &world,
+            &format!("GET {path} HTTP/1.1\nHost: localhost\nX_Odd: 1"),
+        );
         assert_eq!(problem(&answer)["vendor"], Value::Null, "{answer}");
         alike(&answer)
     };
     assert!(odd("/v/x").starts_with("HTTP/1.1 400"), "{}", odd("/v/x"));
     assert_eq!(odd("/v/x"), odd("/nowhere"));
-    assert!(setup.echo.requests().is_empty());
+    assert!(world.echo.requests().is_empty());
 
     // The operator's lines still say whom it was about, and so does a refusal of somebody known.
-    let said = setup.proxy.said();
+    let said = world.proxy.said();
     assert!(said.contains("\"vendor\":\"v\""), "{said}");
-    let answer = setup.known("GET /v/secret/x HTTP/1.1\nHost: localhost");
+    let answer = known(&world, "GET /v/secret/x HTTP/1.1\nHost: localhost");
     assert_eq!(problem(&answer)["vendor"], "v", "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_asks_for_a_tunnel_is_refused_over_http_2_too() {
-    let setup = Setup::new("").await;
-    let mut caller = Caller::connect(setup.proxy.data).await;
+    let world = start("").await;
+    let mut caller = Caller::connect(world.proxy.data).await;
     let request = Request::builder()
         .method("CONNECT")
         .uri("vendor.example:443")
@@ -152,12 +136,12 @@ async fn a_call_that_asks_for_a_tunnel_is_refused_over_http_2_too() {
 /// What a rate of one in ten seconds lets through.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rate_may_be_a_fraction() {
-    let setup = Setup::new("    limits: { rate: { per_second: 0.1, burst: 2 } }").await;
+    let world = start("    limits: { rate: { per_second: 0.1, burst: 2 } }").await;
     let statuses: Vec<u16> = (0..3)
-        .map(|_| status_of(&setup.known("GET /v/x HTTP/1.1\nHost: localhost")))
+        .map(|_| status_of(&known(&world, "GET /v/x HTTP/1.1\nHost: localhost")))
         .collect();
     assert_eq!(statuses, [200, 200, 429]);
-    let refused = setup.known("GET /v/x HTTP/1.1\nHost: localhost");
+    let refused = known(&world, "GET /v/x HTTP/1.1\nHost: localhost");
     let seconds = refused
         .lines()
         .find_map(|line| line.strip_prefix("Retry-After: "))
@@ -167,32 +151,32 @@ async fn a_rate_may_be_a_fraction() {
 }
 
 /// A gRPC call of a caller with these fields, and what it got.
-async fn grpc(setup: &Setup, path: &str, fields: &[(&str, &str)]) -> crate::support::origin::Got {
+async fn grpc(world: &World, path: &str, fields: &[(&str, &str)]) -> crate::support::origin::Got {
     let mut request = Request::post(format!("http://localhost{path}"))
         .header("content-type", "application/grpc+proto")
         .header("te", "trailers");
     for (name, value) in fields {
         request = request.header(*name, *value);
     }
-    let mut caller = Caller::connect(setup.proxy.data).await;
+    let mut caller = Caller::connect(world.proxy.data).await;
     caller.ask(request, b"\0\0\0\0\0").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_grpc_call_gets_a_status_of_its_own_and_no_body() {
     let more = "    limits: { body: 4B }\n  dead:\n    upstream: http://127.0.0.1:1\n    allow_plaintext: true";
-    let setup = Setup::new(more).await;
-    let known = [("x-countersign-key", KEY)];
+    let world = start(more).await;
+    let key = [("x-countersign-key", KEY)];
     for (path, fields, code, reason, status) in [
         ("/v/x", &[][..], "16", "unknown_caller", 401),
         ("/nowhere/x", &[], "16", "unknown_caller", 401),
-        ("/nowhere/x", &known, "12", "no_vendor", 404),
-        ("/dead/x", &known, "7", "forbidden", 403),
-        ("/v/secret/x", &known, "7", "refused_path", 403),
-        ("/v//x", &known, "13", "bad_request", 400),
-        ("/v/x", &known, "8", "body_too_large", 413),
+        ("/nowhere/x", &key, "12", "no_vendor", 404),
+        ("/dead/x", &key, "7", "forbidden", 403),
+        ("/v/secret/x", &key, "7", "refused_path", 403),
+        ("/v//x", &key, "13", "bad_request", 400),
+        ("/v/x", &key, "8", "body_too_large", 413),
     ] {
-        let got = grpc(&setup, path, fields).await;
+        let got = grpc(&world, path, fields).await;
         let field = |name: &str| {
             let value = got.fields.get(name);
             value.map_or("", |value| value.to_str().unwrap())
@@ -214,9 +198,9 @@ async fn a_refused_grpc_call_gets_a_status_of_its_own_and_no_body() {
             fields.len()
         );
         let answer = if fields.is_empty() {
-            setup.unknown(&head)
+            unknown(&world, &head)
         } else {
-            setup.known(&head)
+            known(&world, &head)
         };
         let (told, body) = answer.split_once("\r\n\r\n").unwrap();
         assert_eq!((status_of(&answer), body), (200, ""), "{answer}");
@@ -227,7 +211,7 @@ async fn a_refused_grpc_call_gets_a_status_of_its_own_and_no_body() {
         ] {
             assert!(told.lines().any(|line| line == field), "{field} in {told}");
         }
-        let said = setup.proxy.said();
+        let said = world.proxy.said();
         let counted = said.lines().filter(|line| {
             line.contains(&format!("\"status\":{status},"))
                 && line.contains(&format!("\"reason\":\"{reason}\""))
@@ -235,11 +219,11 @@ async fn a_refused_grpc_call_gets_a_status_of_its_own_and_no_body() {
         });
         assert_eq!(counted.count(), 2, "{path} in {said}");
     }
-    let metrics = setup.proxy.admin("/metrics").1;
+    let metrics = world.proxy.admin("/metrics").1;
     assert!(
         metrics.lines().any(|line| line.contains("status=\"413\"")),
         "{metrics}"
     );
     assert!(!metrics.contains("status=\"200\""), "{metrics}");
-    assert!(setup.echo.requests().is_empty());
+    assert!(world.echo.requests().is_empty());
 }

@@ -1,55 +1,26 @@
 //! A new configuration is taken into use whole or not at all, and no request notices.
 
 use std::fs;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use countersign_demo::MockServer;
 use rcgen::{CertificateParams, KeyPair};
 
 use crate::support::origin::Caller;
+use crate::support::world::{ECHO, World};
 use crate::support::{Proxy, eventually, signal, status_of};
 
-struct Setup {
-    echo: MockServer,
-    proxy: Proxy,
-    dir: tempfile::TempDir,
+/// The vendor `v`, whose key is `one`.
+async fn start(listener: &str) -> World {
+    World::with_vendors(&vendor("v", ECHO, "one"))
+        .listener(listener)
+        .start()
+        .await
 }
 
-impl Setup {
-    async fn new(listener: &str) -> Self {
-        let echo = countersign_demo::echo().await.unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let yaml = yaml(listener, &vendor("v", &echo.url(), "one"));
-        let directory = dir.path().to_owned();
-        let proxy = tokio::task::spawn_blocking(move || Proxy::start(&directory, &yaml))
-            .await
-            .unwrap();
-        Self { echo, proxy, dir }
-    }
-
-    fn file(&self) -> PathBuf {
-        self.dir.path().join("proxy.yaml")
-    }
-
-    /// Writes a configuration and asks for it to be taken into use at once.
-    fn reload(&self, yaml: &str) {
-        fs::write(self.file(), yaml).unwrap();
-        signal(self.proxy.id(), "HUP");
-    }
-
-    fn get(&self, path: &str) -> String {
-        self.proxy.raw(format!(
-            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-        ))
-    }
-
-    fn reloads(&self, outcome: &str) -> String {
-        let series = format!("countersign_config_reloads_total{{outcome=\"{outcome}\"}} ");
-        let metrics = self.proxy.admin("/metrics").1;
-        let line = metrics.lines().find_map(|line| line.strip_prefix(&series));
-        line.unwrap_or("missing").to_owned()
-    }
+fn reloads(world: &World, outcome: &str) -> String {
+    world.metric(&format!(
+        "countersign_config_reloads_total{{outcome=\"{outcome}\"}} "
+    ))
 }
 
 fn yaml(listener: &str, vendors: &str) -> String {
@@ -68,27 +39,27 @@ const PLAIN: &str = "{ bind: 127.0.0.1:0 }";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_configuration_takes_effect_on_sighup() {
-    let setup = Setup::new(PLAIN).await;
-    assert!(setup.get("/v/x?echo=X-Key").ends_with("one"));
-    let url = setup.echo.url();
+    let world = start(PLAIN).await;
+    assert!(world.get("/v/x?echo=X-Key").ends_with("one"));
+    let url = world.echo.url();
     let both = vendor("v", &url, "two") + &vendor("w", &url, "three");
-    setup.reload(&yaml(PLAIN, &both));
-    eventually("reloaded", || (setup.reloads("ok") == "1").then_some(()));
-    assert!(setup.get("/v/x?echo=X-Key").ends_with("two"));
-    assert!(setup.get("/w/x?echo=X-Key").ends_with("three"));
-    assert!(setup.proxy.admin("/status").1.contains("\"name\":\"w\""));
+    world.reload(&yaml(PLAIN, &both));
+    eventually("reloaded", || (reloads(&world, "ok") == "1").then_some(()));
+    assert!(world.get("/v/x?echo=X-Key").ends_with("two"));
+    assert!(world.get("/w/x?echo=X-Key").ends_with("three"));
+    assert!(world.proxy.admin("/status").1.contains("\"name\":\"w\""));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_file_is_noticed_without_a_signal() {
-    let setup = Setup::new(PLAIN).await;
-    let changed = yaml(PLAIN, &vendor("v", &setup.echo.url(), "noticed"));
+    let world = start(PLAIN).await;
+    let changed = yaml(PLAIN, &vendor("v", &world.echo.url(), "noticed"));
     // As Kubernetes does it: the new content appears by a rename.
-    let beside = setup.dir.path().join("next.yaml");
+    let beside = world.dir.path().join("next.yaml");
     fs::write(&beside, changed).unwrap();
-    fs::rename(beside, setup.file()).unwrap();
+    fs::rename(beside, world.file()).unwrap();
     eventually("noticed", || {
-        setup
+        world
             .get("/v/x?echo=X-Key")
             .ends_with("noticed")
             .then_some(())
@@ -97,27 +68,31 @@ async fn a_changed_file_is_noticed_without_a_signal() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_configuration_changes_nothing_and_is_shown() {
-    let setup = Setup::new(PLAIN).await;
-    setup.reload(&yaml(PLAIN, "  v:\n    upsteam: https://a\n"));
-    eventually("refused", || (setup.reloads("error") == "1").then_some(()));
-    assert!(setup.get("/v/x?echo=X-Key").ends_with("one"));
-    let status = setup.proxy.admin("/status").1;
+    let world = start(PLAIN).await;
+    world.reload(&yaml(PLAIN, "  v:\n    upsteam: https://a\n"));
+    eventually("refused", || {
+        (reloads(&world, "error") == "1").then_some(())
+    });
+    assert!(world.get("/v/x?echo=X-Key").ends_with("one"));
+    let status = world.proxy.admin("/status").1;
     assert!(status.contains("upsteam"), "{status}");
     let last_reload = |was: u8| {
         let line = format!("\ncountersign_config_last_reload_successful {was}\n");
-        setup.proxy.admin("/metrics").1.contains(&line)
+        world.proxy.admin("/metrics").1.contains(&line)
     };
     assert!(last_reload(0));
 
     let elsewhere = "{ bind: 127.0.0.1:1 }";
-    setup.reload(&yaml(elsewhere, &vendor("v", &setup.echo.url(), "two")));
-    eventually("refused", || (setup.reloads("error") == "2").then_some(()));
-    assert!(setup.get("/v/x?echo=X-Key").ends_with("one"));
-    assert!(setup.proxy.admin("/status").1.contains("restart"));
+    world.reload(&yaml(elsewhere, &vendor("v", &world.echo.url(), "two")));
+    eventually("refused", || {
+        (reloads(&world, "error") == "2").then_some(())
+    });
+    assert!(world.get("/v/x?echo=X-Key").ends_with("one"));
+    assert!(world.proxy.admin("/status").1.contains("restart"));
 
-    setup.reload(&yaml(PLAIN, &vendor("v", &setup.echo.url(), "two")));
-    eventually("accepted", || (setup.reloads("ok") == "1").then_some(()));
-    let status: serde_json::Value = serde_json::from_str(&setup.proxy.admin("/status").1).unwrap();
+    world.reload(&yaml(PLAIN, &vendor("v", &world.echo.url(), "two")));
+    eventually("accepted", || (reloads(&world, "ok") == "1").then_some(()));
+    let status: serde_json::Value = serde_json::from_str(&world.proxy.admin("/status").1).unwrap();
     assert_eq!(status["config"]["last_error"], serde_json::Value::Null);
     assert!(last_reload(1));
 }
@@ -126,14 +101,14 @@ async fn a_bad_configuration_changes_nothing_and_is_shown() {
 async fn no_request_fails_in_a_hundred_reloads() {
     countersign::tls::install_provider();
     let listener = "{ bind: 127.0.0.1:0, h2c: true }";
-    let setup = Setup::new(listener).await;
-    let url = setup.echo.url();
+    let world = start(listener).await;
+    let url = world.echo.url();
     let (stop, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    let answer = setup.get("/v/x");
+                    let answer = world.get("/v/x");
                     assert_eq!(status_of(&answer), 200, "{answer}");
                     sent.fetch_add(1, Ordering::Relaxed);
                 }
@@ -144,7 +119,7 @@ async fn no_request_fails_in_a_hundred_reloads() {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             let client = reqwest::Client::builder().no_proxy().build().unwrap();
             while !stop.load(Ordering::Relaxed) {
-                let url = format!("http://{}/v/x", setup.proxy.data);
+                let url = format!("http://{}/v/x", world.proxy.data);
                 let answer = runtime.block_on(async { client.post(url).body("b").send().await });
                 assert_eq!(answer.unwrap().status(), 200);
             }
@@ -152,7 +127,7 @@ async fn no_request_fails_in_a_hundred_reloads() {
         scope.spawn(|| {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             runtime.block_on(async {
-                let mut caller = Caller::connect(setup.proxy.data).await;
+                let mut caller = Caller::connect(world.proxy.data).await;
                 while !stop.load(Ordering::Relaxed) {
                     let request = http::Request::post("http://localhost/v/x");
                     assert_eq!(caller.ask(request, b"b").await.status, 200);
@@ -161,9 +136,9 @@ async fn no_request_fails_in_a_hundred_reloads() {
         });
         for round in 1..=100 {
             let key = format!("key-{round}");
-            setup.reload(&yaml(listener, &vendor("v", &url, &key)));
+            world.reload(&yaml(listener, &vendor("v", &url, &key)));
             eventually("in use", || {
-                setup.get("/v/x?echo=X-Key").ends_with(&key).then_some(())
+                world.get("/v/x?echo=X-Key").ends_with(&key).then_some(())
             });
         }
         stop.store(true, Ordering::Relaxed);

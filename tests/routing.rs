@@ -2,55 +2,18 @@
 
 use std::io::{Read, Write};
 
-use countersign_demo::MockServer;
+use crate::support::status_of;
+use crate::support::world::World;
 
-use crate::support::{Proxy, status_of};
-
-/// The proxy in front of one echo, reached as vendor `v` below `/v` and by the host `v.internal`.
-struct Setup {
-    echo: MockServer,
-    proxy: Proxy,
-    _dir: tempfile::TempDir,
-}
-
-impl Setup {
-    async fn new(more: &str) -> Self {
-        let echo = countersign_demo::echo().await.unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let yaml = format!(
-            "listeners: [ {{ bind: 127.0.0.1:0 }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\nvendors:\n  v:\n    upstream: {}/base\n    allow_plaintext: true\n    hosts: [ v.internal ]\n{more}",
-            echo.url()
-        );
-        let directory = dir.path().to_owned();
-        let proxy = tokio::task::spawn_blocking(move || Proxy::start(&directory, &yaml))
-            .await
-            .unwrap();
-        Self {
-            echo,
-            proxy,
-            _dir: dir,
-        }
-    }
-
-    /// One request, the connection closed after it; `head` starts with the request line.
-    fn send(&self, head: &str, body: &str) -> String {
-        let mut head = head.replace('\n', "\r\n");
-        if !head.contains("Connection: ") {
-            head.push_str("\r\nConnection: close");
-        }
-        self.proxy.raw(format!("{head}\r\n\r\n{body}"))
-    }
-
-    /// What the upstream read of the last request.
-    fn arrived(&self) -> String {
-        let requests = self.echo.requests();
-        String::from_utf8_lossy(&requests.last().unwrap().raw).into_owned()
-    }
+/// The vendor `v` below `/v` and by the host `v.internal`, with the base path `/base`.
+async fn start(more: &str) -> World {
+    let more = format!("    hosts: [ v.internal ]\n{more}");
+    World::with_vendor_at("/base", &more).start().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_prefix_becomes_the_base_path_and_the_rest_stays_byte_for_byte() {
-    let setup = Setup::new("  longer:\n    prefix: /v/longer\n    upstream: http://127.0.0.1:1\n    allow_plaintext: true\n").await;
+    let world = start("  longer:\n    prefix: /v/longer\n    upstream: http://127.0.0.1:1\n    allow_plaintext: true\n").await;
     for (sent, arrives) in [
         ("/v", "/base"),
         ("/v/", "/base/"),
@@ -62,7 +25,7 @@ async fn the_prefix_becomes_the_base_path_and_the_rest_stays_byte_for_byte() {
         ("/v/x?", "/base/x?"),
         ("/v/Voucher/*/CODE", "/base/Voucher/*/CODE"),
     ] {
-        let answer = setup.send(&format!("GET {sent} HTTP/1.1\nHost: localhost"), "");
+        let answer = world.send(&format!("GET {sent} HTTP/1.1\nHost: localhost"), "");
         if arrives.is_empty() {
             assert_eq!(status_of(&answer), 400, "{sent}: {answer}");
         } else {
@@ -72,11 +35,11 @@ async fn the_prefix_becomes_the_base_path_and_the_rest_stays_byte_for_byte() {
             );
         }
     }
-    let by_host = setup.send("GET /v/x HTTP/1.1\nHost: V.internal:81", "");
+    let by_host = world.send("GET /v/x HTTP/1.1\nHost: V.internal:81", "");
     assert!(by_host.ends_with("GET /base/v/x"), "{by_host}");
-    let nobody = setup.send("GET /vx HTTP/1.1\nHost: localhost", "");
+    let nobody = world.send("GET /vx HTTP/1.1\nHost: localhost", "");
     assert!(nobody.contains("\"reason\":\"no_vendor\""), "{nobody}");
-    let longest = setup.send("GET /v/longer/x HTTP/1.1\nHost: localhost", "");
+    let longest = world.send("GET /v/longer/x HTTP/1.1\nHost: localhost", "");
     assert!(
         longest.contains("\"reason\":\"upstream_unreachable\""),
         "{longest}"
@@ -86,13 +49,13 @@ async fn the_prefix_becomes_the_base_path_and_the_rest_stays_byte_for_byte() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn method_body_and_fields_of_one_name_arrive_in_order() {
-    let setup = Setup::new("").await;
-    let answer = setup.send(
+    let world = start("").await;
+    let answer = world.send(
         "BREW /v/pot HTTP/1.1\nHost: localhost\nX-One: a\nX-CamelCase: kept\nX-One: b\nX-One: c\nContent-Length: 5",
         "h\0llo",
     );
     assert_eq!(status_of(&answer), 200, "{answer}");
-    let arrived = setup.arrived();
+    let arrived = world.arrived();
     assert!(
         arrived.starts_with("BREW /base/pot HTTP/1.1\r\n"),
         "{arrived}"
@@ -104,29 +67,29 @@ async fn method_body_and_fields_of_one_name_arrive_in_order() {
     assert_eq!(ones, ["a", "b", "c"]);
     assert!(arrived.contains("X-CamelCase: kept\r\n"), "{arrived}");
     assert!(arrived.ends_with("\r\n\r\nh\0llo"), "{arrived}");
-    let host = setup.echo.address().to_string();
+    let host = world.echo.address().to_string();
     assert!(arrived.contains(&format!("Host: {host}\r\n")), "{arrived}");
 
-    let chunked = setup.send(
+    let chunked = world.send(
         "POST /v/c HTTP/1.1\nHost: localhost\nTransfer-Encoding: chunked",
         "3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
     );
     assert_eq!(status_of(&chunked), 200, "{chunked}");
-    assert_eq!(setup.echo.requests().last().unwrap().body, b"abcde");
+    assert_eq!(world.echo.requests().last().unwrap().body, b"abcde");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_credentials_and_overrides_never_reach_the_vendor() {
-    let setup = Setup::new(
+    let world = start(
         "    auth: { headers: { login: us, password: { value: ours }, customerUri: corp } }\n",
     )
     .await;
-    let answer = setup.send(
+    let answer = world.send(
         "GET /v/x HTTP/1.1\nHost: localhost\nAuthorization: Bearer theirs\nPROXY-AUTHORIZATION: Basic theirs\nCookie: theirs\nX-Api-Key: theirs\nX-Venafi-Api-Key: theirs\nLOGIN: theirs\nPassword: theirs\nCUSTOMERURI: theirs\nX-Countersign-Key: theirs\nX-Forwarded-For: theirs\nForwarded: theirs\nX-Original-URL: /theirs\nX-Rewrite-URL: /theirs\nX-HTTP-Method-Override: theirs\nX-Real-IP: theirs\nTrue-Client-IP: theirs\nCF-Connecting-IP: theirs\nX-Client-IP: theirs\nClient-IP: theirs\nX-Original-Host: theirs\nX-Host: theirs\nX-HTTP-Host-Override: theirs\nX-HTTP-Path-Override: theirs\nRemote-User: theirs\nX-Remote-User: theirs\nX-ARR-ClientCert: theirs\nX-SSL-Client-Cert: theirs\nX-SSL-Client-S-DN: theirs\nX-Client-Cert: theirs\nX-Forwarded-Client-Cert: theirs\nX-Private: theirs-too\nTE: theirs\nAccept: kept\nConnection: close, X-Private, Password",
         "",
     );
     assert_eq!(status_of(&answer), 200, "{answer}");
-    let arrived = setup.arrived();
+    let arrived = world.arrived();
     assert!(!arrived.contains("theirs"), "{arrived}");
     for ours in [
         "login: us\r\n",
@@ -140,10 +103,9 @@ async fn callers_credentials_and_overrides_never_reach_the_vendor() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_query_credential_replaces_the_callers_parameter_of_its_name() {
-    let setup = Setup::new(
-        "    auth: { query: { api_key: { value: \"o&r s\" } } }\n    redact_echo: false\n",
-    )
-    .await;
+    let world =
+        start("    auth: { query: { api_key: { value: \"o&r s\" } } }\n    redact_echo: false\n")
+            .await;
     for (sent, arrives) in [
         ("/v/x", "/base/x?api_key=o%26r%20s"),
         (
@@ -151,14 +113,14 @@ async fn a_query_credential_replaces_the_callers_parameter_of_its_name() {
             "/base/x?a=1&b&api_key=o%26r%20s",
         ),
     ] {
-        let answer = setup.send(&format!("GET {sent} HTTP/1.1\nHost: localhost"), "");
+        let answer = world.send(&format!("GET {sent} HTTP/1.1\nHost: localhost"), "");
         assert!(answer.ends_with(&format!("GET {arrives}")), "{answer}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn heads_that_can_be_read_in_two_ways_are_refused_and_reach_nobody() {
-    let setup = Setup::new("").await;
+    let world = start("").await;
     for head in [
         "GET /v/../x HTTP/1.1\nHost: localhost",
         "GET /v/%2e%2e/x HTTP/1.1\nHost: localhost",
@@ -183,23 +145,23 @@ async fn heads_that_can_be_read_in_two_ways_are_refused_and_reach_nobody() {
         "POST /v/x HTTP/1.1\nHost: localhost\nContent-Length: 1\nTransfer-Encoding: chunked",
         "POST /v/x HTTP/1.1\nHost: localhost\nTransfer-Encoding: gzip, chunked",
     ] {
-        let answer = setup.send(head, "");
+        let answer = world.send(head, "");
         assert_eq!(status_of(&answer), 400, "{head}: {answer}");
     }
-    let bare = setup
+    let bare = world
         .proxy
         .raw("GET /v/x HTTP/1.1\nHost: localhost\r\n\r\n");
     assert!(bare.contains("\"reason\":\"bad_request\""), "{bare}");
     let long = format!("GET /v/{} HTTP/1.1\nHost: localhost", "a".repeat(17 * 1024));
-    assert_eq!(status_of(&setup.send(&long, "")), 414);
+    assert_eq!(status_of(&world.send(&long, "")), 414);
     let large = format!(
         "GET /v/x HTTP/1.1\nHost: localhost\nA: {}",
         "a".repeat(65 * 1024)
     );
-    assert_eq!(status_of(&setup.send(&large, "")), 431);
-    assert!(setup.echo.requests().is_empty());
+    assert_eq!(status_of(&world.send(&large, "")), 431);
+    assert!(world.echo.requests().is_empty());
 
-    let absolute = setup.send("GET http://localhost/v/x HTTP/1.1\nHost: localhost", "");
+    let absolute = world.send("GET http://localhost/v/x HTTP/1.1\nHost: localhost", "");
     assert!(absolute.ends_with("GET /base/x"), "{absolute}");
     for (method, target, host) in [
         ("TRACE", "/v/x", "localhost"),
@@ -211,7 +173,7 @@ async fn heads_that_can_be_read_in_two_ways_are_refused_and_reach_nobody() {
         ("CONNECT", "vendor.example:443", "localhost"),
         ("CONNECT", "vendor.example", "localhost"),
     ] {
-        let answer = setup.send(&format!("{method} {target} HTTP/1.1\nHost: {host}"), "");
+        let answer = world.send(&format!("{method} {target} HTTP/1.1\nHost: {host}"), "");
         assert_eq!(status_of(&answer), 405, "{method} {target}: {answer}");
         assert!(answer.contains("\"method_not_allowed\""), "{answer}");
     }
@@ -220,13 +182,13 @@ async fn heads_that_can_be_read_in_two_ways_are_refused_and_reach_nobody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_field_with_an_odd_name_passes_to_the_vendor_that_permits_it_alone() {
     let more = "    header_names: [ X_Account, x.trace.id, X_Real_IP, X_Api_Key ]\n  w:\n    upstream: http://127.0.0.1:1\n    allow_plaintext: true\n";
-    let setup = Setup::new(more).await;
-    let answer = setup.send(
+    let world = start(more).await;
+    let answer = world.send(
         "GET /v/x HTTP/1.1\nHost: localhost\nx_account: kept\nX.Trace.Id: kept\nX_Real_IP: theirs\nX_API_KEY: theirs",
         "",
     );
     assert_eq!(status_of(&answer), 200, "{answer}");
-    let arrived = setup.arrived();
+    let arrived = world.arrived();
     assert_eq!(arrived.matches(": kept").count(), 2, "{arrived}");
     // Permitted or not: no vendor is to take it for what it could be taken for.
     assert!(!arrived.contains("theirs"), "{arrived}");
@@ -242,33 +204,33 @@ async fn a_field_with_an_odd_name_passes_to_the_vendor_that_permits_it_alone() {
         ]
         .map(|name| ("/v/x", name)),
     ) {
-        let answer = setup.send(
+        let answer = world.send(
             &format!("GET {path} HTTP/1.1\nHost: localhost\n{field}: 1"),
             "",
         );
         assert_eq!(status_of(&answer), 400, "{path}, {field}: {answer}");
         assert!(answer.contains("\"bad_request\""), "{field}: {answer}");
     }
-    assert_eq!(setup.echo.requests().len(), 1);
+    assert_eq!(world.echo.requests().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_path_that_no_rule_is_asked_about_does_not_pass() {
-    let setup = Setup::new("").await;
+    let world = start("").await;
     for method in ["COPY", "MOVE"] {
         let head = format!("{method} /v/a HTTP/1.1\nHost: localhost");
-        let answer = setup.send(&format!("{head}\nDestination: http://localhost/v/b"), "");
+        let answer = world.send(&format!("{head}\nDestination: http://localhost/v/b"), "");
         assert_eq!(status_of(&answer), 403, "{answer}");
         assert!(answer.contains("\"refused_path\""), "{answer}");
-        assert!(setup.echo.requests().is_empty());
+        assert!(world.echo.requests().is_empty());
     }
-    let answer = setup.send("GET /v/a HTTP/1.1\nHost: localhost\nDestination: Rome", "");
+    let answer = world.send("GET /v/a HTTP/1.1\nHost: localhost\nDestination: Rome", "");
     assert_eq!(status_of(&answer), 200, "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_connection_may_not_name_is_the_callers_fault_alone() {
-    let setup = Setup::new("").await;
+    let world = start("").await;
     for options in [
         "host",
         "Keep-Alive, Host",
@@ -277,21 +239,21 @@ async fn what_a_connection_may_not_name_is_the_callers_fault_alone() {
         "\"close\"",
         "a, b, c, d, e, f, g, h, i",
     ] {
-        let answer = setup.send(
+        let answer = world.send(
             &format!("GET /v/x HTTP/1.1\nHost: localhost\nConnection: close, {options}"),
             "",
         );
         assert_eq!(status_of(&answer), 400, "{options}: {answer}");
         assert!(answer.contains("\"bad_request\""), "{options}: {answer}");
     }
-    assert!(setup.echo.requests().is_empty());
-    let said = setup.proxy.said();
+    assert!(world.echo.requests().is_empty());
+    let said = world.proxy.said();
     assert!(!said.contains("request failed"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_paths_are_refused_in_every_spelling_and_allow_lists_exclude_the_rest() {
-    let setup = Setup::new(
+    let world = start(
         "    refuse: [ \"/base/token*\", \"!GET /base/token/info\" ]\n    allow: [ \"/base/token/**\", \"/base/api/**\" ]\n",
     )
     .await;
@@ -312,16 +274,16 @@ async fn refused_paths_are_refused_in_every_spelling_and_allow_lists_exclude_the
         ("GET", "/v/api/x", 200),
         ("GET", "/v/other", 403),
     ] {
-        let answer = setup.send(&format!("{method} {path} HTTP/1.1\nHost: localhost"), "");
+        let answer = world.send(&format!("{method} {path} HTTP/1.1\nHost: localhost"), "");
         assert_eq!(status_of(&answer), status, "{method} {path}: {answer}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_pass_untouched_but_for_what_belongs_to_a_connection_or_a_session() {
-    let setup = Setup::new("").await;
-    let origin = setup.echo.url();
-    let answer = setup.send(
+    let world = start("").await;
+    let origin = world.echo.url();
+    let answer = world.send(
         &format!(
             "GET /v/x?status=202&reason=Well%20Done&header=Set-Cookie:s%3D1&header=Keep-Alive:timeout%3D1&header=Location:{origin}/base/next&header=Content-Location:{origin}/base/this&header=Link:%3C{origin}/base/x%3Fpage=2%3E%3B%20rel=next,%20%3Chttps://other.example/y%3E%3B%20rel=up&header=Link:%3C/base/z%3E&header=Proxy-Status:countersign;%20error%3Dx&body=hello HTTP/1.1\nHost: localhost"
         ),
@@ -344,7 +306,7 @@ async fn answers_pass_untouched_but_for_what_belongs_to_a_connection_or_a_sessio
     for gone in ["set-cookie", "keep-alive: timeout", "proxy-status"] {
         assert!(!lower.contains(gone), "{gone} in {head}");
     }
-    let relative = setup.send(
+    let relative = world.send(
         "GET /v/x?status=302&header=Location:/base/y HTTP/1.1\nHost: localhost",
         "",
     );
@@ -361,7 +323,7 @@ async fn answers_pass_untouched_but_for_what_belongs_to_a_connection_or_a_sessio
             "https://other.example/base/y",
         ),
     ] {
-        let by_host = setup.send(
+        let by_host = world.send(
             &format!("GET /x?status=302&header=Location:{said} HTTP/1.1\nHost: v.internal"),
             "",
         );
@@ -372,26 +334,26 @@ async fn answers_pass_untouched_but_for_what_belongs_to_a_connection_or_a_sessio
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_with_the_dot_that_ends_whole_names_is_the_same_host() {
-    let setup = Setup::new("").await;
+    let world = start("").await;
     for host in ["v.internal.", "V.INTERNAL.:8080", "v.internal"] {
-        let answer = setup.send(&format!("GET /x HTTP/1.1\nHost: {host}"), "");
+        let answer = world.send(&format!("GET /x HTTP/1.1\nHost: {host}"), "");
         assert_eq!(status_of(&answer), 200, "{host}: {answer}");
-        assert!(setup.arrived().starts_with("GET /base/x "), "{host}");
+        assert!(world.arrived().starts_with("GET /base/x "), "{host}");
     }
-    let other = setup.send("GET /x HTTP/1.1\nHost: v.internal..", "");
+    let other = world.send("GET /x HTTP/1.1\nHost: v.internal..", "");
     assert_ne!(status_of(&other), 200, "{other}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_credentials_field_with_an_underscore_has_no_double_with_a_dash() {
     let more = "    auth: { headers: { X-Se_cret: { value: ours } } }\n  w:\n    upstream: http://127.0.0.1:1\n    allow_plaintext: true\n    auth: { headers: { other_one: { value: theirs } } }\n";
-    let setup = Setup::new(more).await;
-    let answer = setup.send(
+    let world = start(more).await;
+    let answer = world.send(
         "GET /v/x HTTP/1.1\nHost: localhost\nX-Se-Cret: evil\nOther-One: evil\nX-Fine: yes",
         "",
     );
     assert_eq!(status_of(&answer), 200, "{answer}");
-    let arrived = setup.arrived();
+    let arrived = world.arrived();
     assert!(!arrived.contains("evil"), "{arrived}");
     assert!(
         arrived.contains("X-Se_cret: ours") && arrived.contains("X-Fine: yes"),
@@ -401,8 +363,8 @@ async fn a_credentials_field_with_an_underscore_has_no_double_with_a_dash() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_of_our_own_is_a_problem_and_keeps_the_connection_for_the_next_request() {
-    let setup = Setup::new("").await;
-    let mut kept = std::net::TcpStream::connect(setup.proxy.data).unwrap();
+    let world = start("").await;
+    let mut kept = std::net::TcpStream::connect(world.proxy.data).unwrap();
     for _ in 0..2 {
         let request = "GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n";
         kept.write_all(request.as_bytes()).unwrap();
@@ -415,7 +377,7 @@ async fn an_answer_of_our_own_is_a_problem_and_keeps_the_connection_for_the_next
         }
         assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
     }
-    let answer = setup.send(
+    let answer = world.send(
         "GET /nowhere?secret=1 HTTP/1.1\nHost: localhost\nX-Request-Id: my-id.1",
         "",
     );
@@ -441,25 +403,25 @@ async fn an_answer_of_our_own_is_a_problem_and_keeps_the_connection_for_the_next
 
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_hold() {
-    let setup = Setup::new("    limits: { body: 4B, in_flight: 1 }\n").await;
-    let announced = setup.send(
+    let world = start("    limits: { body: 4B, in_flight: 1 }\n").await;
+    let announced = world.send(
         "POST /v/x HTTP/1.1\nHost: localhost\nContent-Length: 5",
         "12345",
     );
     assert_eq!(status_of(&announced), 413, "{announced}");
-    let chunked = setup.send(
+    let chunked = world.send(
         "POST /v/x HTTP/1.1\nHost: localhost\nTransfer-Encoding: chunked",
         "3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
     );
     assert_eq!(status_of(&chunked), 413, "{chunked}");
 
     std::thread::scope(|scope| {
-        let slow = scope.spawn(|| setup.send("GET /v/x?wait=1500 HTTP/1.1\nHost: localhost", ""));
+        let slow = scope.spawn(|| world.send("GET /v/x?wait=1500 HTTP/1.1\nHost: localhost", ""));
         crate::support::eventually("in flight", || {
-            let status = setup.proxy.admin("/status").1;
+            let status = world.proxy.admin("/status").1;
             status.contains("\"in_flight\":1").then_some(())
         });
-        let refused = setup.send("GET /v/x HTTP/1.1\nHost: localhost", "");
+        let refused = world.send("GET /v/x HTTP/1.1\nHost: localhost", "");
         assert_eq!(status_of(&refused), 503, "{refused}");
         assert!(refused.contains("\"reason\":\"overloaded\""), "{refused}");
         assert_eq!(status_of(&slow.join().unwrap()), 200);
@@ -468,8 +430,8 @@ async fn limits_hold() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_breaks_off_is_not_ended_cleanly() {
-    let setup = Setup::new("").await;
-    let cut = setup.send("GET /v/x?size=1000&cut=10 HTTP/1.1\nHost: localhost", "");
+    let world = start("").await;
+    let cut = world.send("GET /v/x?size=1000&cut=10 HTTP/1.1\nHost: localhost", "");
     let (head, body) = cut.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     assert!(body.len() < 1000 && !body.ends_with("0\r\n\r\n"), "{body}");
@@ -477,7 +439,7 @@ async fn an_answer_that_breaks_off_is_not_ended_cleanly() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_byte_and_the_whole_have_limits_of_their_own() {
-    let setup = Setup::new("    timeouts: { first_byte: 400ms, idle: 30s }\n").await;
+    let world = start("    timeouts: { first_byte: 400ms, idle: 30s }\n").await;
     let late = std::time::Instant::now();
     for (head, body) in [
         ("GET /v/x?wait=5000 HTTP/1.1\nHost: localhost", ""),
@@ -486,7 +448,7 @@ async fn the_first_byte_and_the_whole_have_limits_of_their_own() {
             "abc",
         ),
     ] {
-        let answer = setup.send(head, body);
+        let answer = world.send(head, body);
         assert_eq!(status_of(&answer), 504, "{answer}");
         assert!(
             answer.contains("\"reason\":\"upstream_timeout\""),
@@ -494,25 +456,25 @@ async fn the_first_byte_and_the_whole_have_limits_of_their_own() {
         );
     }
     assert!(late.elapsed() < std::time::Duration::from_secs(4));
-    let in_time = setup.send("GET /v/x?wait=50 HTTP/1.1\nHost: localhost", "");
+    let in_time = world.send("GET /v/x?wait=50 HTTP/1.1\nHost: localhost", "");
     assert_eq!(status_of(&in_time), 200, "{in_time}");
 
-    let setup = Setup::new("    timeouts: { total: 500ms }\n").await;
-    let answer = setup.send("GET /v/x?wait=5000 HTTP/1.1\nHost: localhost", "");
+    let world = start("    timeouts: { total: 500ms }\n").await;
+    let answer = world.send("GET /v/x?wait=5000 HTTP/1.1\nHost: localhost", "");
     assert_eq!(status_of(&answer), 504, "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_vendor_is_a_504_and_one_that_is_not_there_a_502() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let setup = Setup::new(&format!(
+    let world = start(&format!(
         "  silent:\n    upstream: https://{}\n    timeouts: {{ connect: 300ms }}\n  slow:\n    upstream: http://{}\n    allow_plaintext: true\n    timeouts: {{ first_byte: 300ms, idle: 300ms }}\n",
         silent.local_addr().unwrap(),
         silent.local_addr().unwrap(),
     ))
     .await;
     for vendor in ["silent", "slow"] {
-        let answer = setup.send(&format!("GET /{vendor}/x HTTP/1.1\nHost: localhost"), "");
+        let answer = world.send(&format!("GET /{vendor}/x HTTP/1.1\nHost: localhost"), "");
         assert_eq!(status_of(&answer), 504, "{vendor}: {answer}");
         assert!(
             answer.contains("\"reason\":\"upstream_timeout\""),

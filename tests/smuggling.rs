@@ -6,59 +6,42 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use countersign_demo::MockServer;
-
 use crate::floods::http2::{DATA, END_HEADERS, END_STREAM, Frames, HEADERS, literal};
-use crate::support::{PATIENCE, Proxy, eventually, status_of};
-
-struct Setup {
-    echo: MockServer,
-    proxy: Proxy,
-    _dir: tempfile::TempDir,
-}
-
-impl Setup {
-    async fn new(more: &str) -> Self {
-        let echo = countersign_demo::echo().await.unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let yaml = format!(
-            "listeners: [ {{ bind: 127.0.0.1:0, h2c: true }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\ncallers: {{ app: {{ api_key: {{ env: CALLER }}, allow: [ \"*\" ] }} }}\nvendors:\n  v:\n    upstream: {}\n    allow_plaintext: true\n    auth: {{ headers: {{ Authorization: {{ value: Bearer ours }} }} }}\n    refuse: [ \"/smuggled*\" ]\n    redact_echo: false\n    timeouts: {{ idle: 2s }}\n{more}",
-            echo.url()
-        );
-        let directory = dir.path().to_owned();
-        let proxy = tokio::task::spawn_blocking(move || {
-            Proxy::start_with(&directory, &yaml, &[("CALLER", KEY)])
-        });
-        Self {
-            echo,
-            proxy: proxy.await.unwrap(),
-            _dir: dir,
-        }
-    }
-
-    /// Nothing of what the attacks hide, and every request with our credential alone.
-    fn nothing_was_smuggled(&self) {
-        for seen in self.echo.requests() {
-            let raw = String::from_utf8_lossy(&seen.raw).into_owned();
-            assert!(!seen.target.contains("smuggled"), "{raw}");
-            assert_eq!(seen.field("authorization"), Some("Bearer ours"), "{raw}");
-            let (head, _) = raw.split_once("\r\n\r\n").unwrap();
-            let head = head.to_lowercase();
-            assert!(!head.contains(KEY) && !head.contains("theirs"), "{raw}");
-            let framed = head.matches("\r\ncontent-length:").count()
-                + head.matches("\r\ntransfer-encoding:").count();
-            assert!(framed <= 1, "{raw}");
-        }
-    }
-}
+use crate::support::world::World;
+use crate::support::{PATIENCE, eventually, status_of};
 
 const KEY: &str = "key-of-the-caller";
 const INNER: &str = "GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
+/// The vendor `v` for one caller; it must never see what the attacks hide.
+async fn start(more: &str) -> World {
+    let stanza = "    auth: { headers: { Authorization: { value: Bearer ours } } }\n    refuse: [ \"/smuggled*\" ]\n    redact_echo: false\n    timeouts: { idle: 2s }\n";
+    World::with_vendor(&format!("{stanza}{more}"))
+        .listener("{ bind: 127.0.0.1:0, h2c: true }")
+        .caller(KEY)
+        .start()
+        .await
+}
+
+/// Nothing of what the attacks hide, and every request with our credential alone.
+fn nothing_was_smuggled(world: &World) {
+    for seen in world.echo.requests() {
+        let raw = String::from_utf8_lossy(&seen.raw).into_owned();
+        assert!(!seen.target.contains("smuggled"), "{raw}");
+        assert_eq!(seen.field("authorization"), Some("Bearer ours"), "{raw}");
+        let (head, _) = raw.split_once("\r\n\r\n").unwrap();
+        let head = head.to_lowercase();
+        assert!(!head.contains(KEY) && !head.contains("theirs"), "{raw}");
+        let framed = head.matches("\r\ncontent-length:").count()
+            + head.matches("\r\ntransfer-encoding:").count();
+        assert!(framed <= 1, "{raw}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[allow(clippy::too_many_lines, reason = "one table")]
 async fn no_framing_makes_two_requests_of_one() {
-    let setup = Setup::new("").await;
+    let world = start("").await;
     let chunked = format!("{:x}\r\n{INNER}\r\n0\r\n\r\n", INNER.len());
     let length = INNER.len();
     let long_chunked = format!("0\r\n\r\n{INNER}");
@@ -312,12 +295,12 @@ async fn no_framing_makes_two_requests_of_one() {
         ),
         ("GET /v/x", String::new(), INNER),
     ] {
-        let before = setup.echo.requests().len();
+        let before = world.echo.requests().len();
         let fields = fields.replace('\n', "\r\n");
         let attack = format!(
             "{start}\r\nHost: localhost\r\nX-Countersign-Key: {KEY}\r\n{fields}\r\n\r\n{body}GET /v/second HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: {KEY}\r\nConnection: close\r\n\r\n"
         );
-        let mut stream = TcpStream::connect(setup.proxy.data).unwrap();
+        let mut stream = TcpStream::connect(world.proxy.data).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let _ = stream.write_all(attack.as_bytes());
         let mut answer = Vec::new();
@@ -326,11 +309,11 @@ async fn no_framing_makes_two_requests_of_one() {
         // What is hidden would be refused, or be nobody's: its answer is told by what it says.
         let answers = answer.matches("HTTP/1.1 ").count();
         assert!(answers <= 4, "{start}, {fields}: {answer}");
-        let arrived = setup.echo.requests().len() - before;
+        let arrived = world.echo.requests().len() - before;
         if status_of(&answer) == 200 && body == INNER {
             // As what it is: a body.
             assert_eq!(
-                setup.echo.requests()[before].body,
+                world.echo.requests()[before].body,
                 INNER.as_bytes(),
                 "{fields}"
             );
@@ -339,14 +322,14 @@ async fn no_framing_makes_two_requests_of_one() {
             arrived <= 2,
             "{start}, {fields}: {arrived} arrived, {answer}"
         );
-        setup.nothing_was_smuggled();
+        nothing_was_smuggled(&world);
         println!("{start} | {fields:?} | {} | {arrived}", status_of(&answer));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_connections_options_take_none_of_our_own_fields_away() {
-    let setup = Setup::new("").await;
+    let world = start("").await;
     for options in [
         "authorization",
         "Authorization, X-Countersign-Key",
@@ -356,29 +339,29 @@ async fn the_connections_options_take_none_of_our_own_fields_away() {
         "\"authorization\"",
         "via",
     ] {
-        let answer = setup.proxy.raw(format!(
+        let answer = world.proxy.raw(format!(
             "GET /v/x HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: {KEY}\r\nAuthorization: Bearer theirs\r\nTE: trailers\r\nConnection: close, {options}\r\n\r\n"
         ));
         assert!(
             [200, 400].contains(&status_of(&answer)),
             "{options}: {answer}"
         );
-        setup.nothing_was_smuggled();
+        nothing_was_smuggled(&world);
     }
-    assert!(setup.echo.requests().len() >= 4);
+    assert!(world.echo.requests().len() >= 4);
 
     // Fields behind a body are fields no less.
-    let trailers = setup.proxy.raw(format!(
+    let trailers = world.proxy.raw(format!(
         "POST /v/x HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: {KEY}\r\nTrailer: Authorization\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n3\r\nabc\r\n0\r\nAuthorization: Bearer theirs\r\nX-Api-Key: theirs\r\n\r\n"
     ));
     assert_eq!(status_of(&trailers), 200, "{trailers}");
-    let last = setup.echo.requests().pop().unwrap();
+    let last = world.echo.requests().pop().unwrap();
     assert!(!String::from_utf8_lossy(&last.raw).contains("theirs"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_authority_or_protocol_cannot_be_asked_for() {
-    let setup = Setup::new("    hosts: [ v.internal ]\n").await;
+    let world = start("    hosts: [ v.internal ]\n").await;
     for (target, host, wanted) in [
         ("http://localhost/v/x", "localhost", 200),
         ("http://v.internal/x", "v.internal", 200),
@@ -399,29 +382,29 @@ async fn another_authority_or_protocol_cannot_be_asked_for() {
         ("/v/x", "localhost\t", 200),
         ("/v/x", "", 400),
     ] {
-        let answer = setup.proxy.raw(format!(
+        let answer = world.proxy.raw(format!(
             "GET {target} HTTP/1.1\r\nHost: {host}\r\nX-Countersign-Key: {KEY}\r\nConnection: close\r\n\r\n"
         ));
         assert_eq!(status_of(&answer), wanted, "{target}, {host}: {answer}");
     }
-    let seen = setup.echo.requests();
-    let own = setup.echo.address().to_string();
+    let seen = world.echo.requests();
+    let own = world.echo.address().to_string();
     assert!(seen.iter().all(|one| one.field("host") == Some(&own)));
 
     // Plaintext HTTP/2 at the vendor would leave our rules behind.
     for upgrade in ["h2c", "h2c, websocket", "TLS/1.0", "HTTP/2.0"] {
-        let answer = setup.proxy.raw(format!(
+        let answer = world.proxy.raw(format!(
             "GET /v/x HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: {KEY}\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: {upgrade}\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
         ));
         assert_eq!(status_of(&answer), 200, "{upgrade}: {answer}");
-        let last = setup.echo.requests().pop().unwrap();
+        let last = world.echo.requests().pop().unwrap();
         for gone in ["upgrade", "http2-settings"] {
             assert_eq!(last.field(gone), None, "{upgrade}");
         }
         let options = last.field("connection").unwrap_or_default();
         assert!(!options.to_lowercase().contains("upgrade"), "{options}");
     }
-    setup.nothing_was_smuggled();
+    nothing_was_smuggled(&world);
 }
 
 /// A vendor that answers every connection with these bytes, once it has read a head.
@@ -455,15 +438,15 @@ async fn hints_before_an_answer_are_filtered_like_it() {
     let more = format!(
         "  w:\n    upstream: http://{vendor}\n    allow_plaintext: true\n  u:\n    upstream: http://{unasked}\n    allow_plaintext: true\n"
     );
-    let setup = Setup::new(&more).await;
-    let answer = setup.proxy.raw(format!(
+    let world = start(&more).await;
+    let answer = world.proxy.raw(format!(
         "GET /w/x HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: {KEY}\r\nConnection: close\r\n\r\n"
     ));
     assert!(answer.ends_with("ok"), "{answer}");
     for gone in ["theirs", "error=x", "Keep-Alive"] {
         assert!(!answer.contains(gone), "{gone} in {answer}");
     }
-    let unasked = setup.proxy.raw(format!(
+    let unasked = world.proxy.raw(format!(
         "GET /u/x HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: {KEY}\r\nConnection: close\r\n\r\n"
     ));
     assert_eq!(status_of(&unasked), 502, "{unasked}");
@@ -471,7 +454,7 @@ async fn hints_before_an_answer_are_filtered_like_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_in_chunks_that_are_none_is_refused() {
-    let setup = Setup::new("").await;
+    let world = start("").await;
     for odd in [
         "\r\n\r\n",
         ";x\r\n\r\n",
@@ -480,7 +463,7 @@ async fn a_body_in_chunks_that_are_none_is_refused() {
         "0\r\nno trailer\r\n\r\n",
         "0\r\nA: b\r\n c: d\r\n\r\n",
     ] {
-        let answer = setup.proxy.raw(format!(
+        let answer = world.proxy.raw(format!(
             "POST /v/x HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: {KEY}\r\nTransfer-Encoding: chunked\r\n\r\n{odd}{INNER}"
         ));
         assert_eq!(status_of(&answer), 400, "{odd:?}: {answer}");
@@ -488,7 +471,7 @@ async fn a_body_in_chunks_that_are_none_is_refused() {
         // What follows cannot be read any more.
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
     }
-    setup.nothing_was_smuggled();
+    nothing_was_smuggled(&world);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -527,9 +510,9 @@ async fn an_answer_that_leaves_its_end_to_be_guessed_is_refused() {
             "  a{number}:\n    upstream: http://{url}\n    allow_plaintext: true\n"
         );
     }
-    let setup = Setup::new(&vendors).await;
+    let world = start(&vendors).await;
     for (number, (bytes, status)) in answers.into_iter().enumerate() {
-        let answer = setup.proxy.raw(format!(
+        let answer = world.proxy.raw(format!(
             "GET /a{number}/x HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: {KEY}\r\nConnection: close\r\n\r\n"
         ));
         assert_eq!(status_of(&answer), status, "{bytes}: {answer}");
@@ -538,14 +521,14 @@ async fn an_answer_that_leaves_its_end_to_be_guessed_is_refused() {
             assert!(!answer.contains("Content-Length"), "{answer}");
         }
     }
-    let said = setup.proxy.said();
+    let said = world.proxy.said();
     assert!(said.contains("invalid http header"), "{said}");
     assert!(!said.contains("Bearer ours"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn http2_carries_no_request_within_a_request() {
-    let setup = Setup::new("").await;
+    let world = start("").await;
     let ordinary = [
         (":method", "POST"),
         (":scheme", "http"),
@@ -602,7 +585,7 @@ async fn http2_carries_no_request_within_a_request() {
         again(":method", "GET"),
     ];
     for fields in attacks {
-        let mut frames = Frames::new(setup.proxy.data, &[]);
+        let mut frames = Frames::new(world.proxy.data, &[]);
         let block: Vec<u8> = fields
             .iter()
             .flat_map(|(name, value)| literal(name, value))
@@ -614,12 +597,12 @@ async fn http2_carries_no_request_within_a_request() {
         let _ = frames.send(HEADERS, END_HEADERS | END_STREAM, 1, &trailers);
         let ended = frames.until_ended(1);
         println!("{:?}: {ended}", fields.last());
-        setup.nothing_was_smuggled();
+        nothing_was_smuggled(&world);
     }
     // A rule for DELETE says nothing of `delete`, which some servers take for it.
-    let seen = setup.echo.requests().len();
+    let seen = world.echo.requests().len();
     for method in ["delete", "Delete", "trace", "connect"] {
-        let mut frames = Frames::new(setup.proxy.data, &[]);
+        let mut frames = Frames::new(world.proxy.data, &[]);
         let block: Vec<u8> = with(":method", method)
             .iter()
             .flat_map(|(name, value)| literal(name, value))
@@ -628,14 +611,14 @@ async fn http2_carries_no_request_within_a_request() {
             .send(HEADERS, END_HEADERS | END_STREAM, 1, &block)
             .unwrap();
         frames.until_ended(1);
-        assert_eq!(setup.echo.requests().len(), seen, "{method}");
+        assert_eq!(world.echo.requests().len(), seen, "{method}");
     }
-    let answer = setup.proxy.raw(format!(
+    let answer = world.proxy.raw(format!(
         "GET /v/x HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: {KEY}\r\nConnection: close\r\n\r\n"
     ));
     assert_eq!(status_of(&answer), 200);
     eventually("all over", || {
-        setup
+        world
             .proxy
             .admin("/status")
             .1

@@ -3,10 +3,9 @@
 
 use std::fmt::Write as _;
 
-use countersign_demo::MockServer;
-
 use crate::fuzzing::path::{ALLOW, VENDORS, forbidden_interpretation};
-use crate::support::{Proxy, status_of};
+use crate::support::status_of;
+use crate::support::world::{ECHO, World};
 
 /// `path` in every way that we know to have meant the same to one server or another, and in many
 /// that never did.
@@ -239,79 +238,7 @@ pub fn of(path: &str) -> Vec<String> {
     all
 }
 
-struct Setup {
-    echo: MockServer,
-    proxy: Proxy,
-    _dir: tempfile::TempDir,
-}
-
 const KEY: &str = "key-of-the-one-caller";
-
-impl Setup {
-    async fn new() -> Self {
-        let echo = countersign_demo::echo().await.unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let upstream = format!("{}/base\n    allow_plaintext: true", echo.url());
-        let yaml = format!(
-            "listeners: [ {{ bind: 127.0.0.1:0 }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\ncallers: {{ app: {{ api_key: {{ env: CALLER }}, allow: {ALLOW} }} }}\nvendors:{}",
-            VENDORS.replace("https://vendor.example/base", &upstream)
-        );
-        let directory = dir.path().to_owned();
-        let proxy = tokio::task::spawn_blocking(move || {
-            Proxy::start_with(&directory, &yaml, &[("CALLER", KEY)])
-        })
-        .await
-        .unwrap();
-        Self {
-            echo,
-            proxy,
-            _dir: dir,
-        }
-    }
-
-    /// Sends it, and checks what became of it. The status.
-    fn tries(&self, vendor: &str, prefix: &str, spelling: &str) -> u16 {
-        let target = if spelling.starts_with("http:") {
-            spelling.replacen("localhost/", &format!("localhost{prefix}/"), 1)
-        } else {
-            format!("{prefix}{spelling}")
-        };
-        let answer = self.proxy.raw(format!(
-            "GET {target} HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: {KEY}\r\nConnection: close\r\n\r\n"
-        ));
-        let status = status_of(&answer);
-        match status {
-            200 => {
-                let inner = target.strip_prefix("http://localhost").unwrap_or(&target);
-                // `/v/grantedx` is below `/v`, and another vendor's.
-                let ends = inner[prefix.len()..].chars().next();
-                let (vendor, prefix) = match ends {
-                    None | Some('/' | '?') => (vendor, prefix),
-                    Some(_) => ("plain", "/v"),
-                };
-                let arrived = format!("GET /base{}", &inner[prefix.len()..]);
-                let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-                assert_eq!(body, arrived, "{vendor}: {target}");
-                let path = body[4..].split('?').next().unwrap();
-                if let Some(found) = forbidden_interpretation(vendor, "GET", path) {
-                    panic!("{target} reached {vendor}, which may interpret it as {found}");
-                }
-            }
-            400 => {
-                // What pingora's parser refuses has no body.
-                let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-                assert!(
-                    body.is_empty() || body.contains("\"bad_request\""),
-                    "{answer}"
-                );
-            }
-            403 => {}
-            404 => assert!(answer.contains("\"no_vendor\""), "{target}: {answer}"),
-            _ => panic!("{vendor}: {target}: {answer}"),
-        }
-        status
-    }
-}
 
 const PREFIXES: [(&str, &str); 5] = [
     ("plain", "/v"),
@@ -321,9 +248,63 @@ const PREFIXES: [(&str, &str); 5] = [
     ("granted", "/v/granted"),
 ];
 
+async fn start() -> World {
+    let upstream = format!("{ECHO}/base\n    allow_plaintext: true");
+    let vendors = VENDORS.replace("https://vendor.example/base", &upstream);
+    let caller = format!("callers: {{ app: {{ api_key: {{ env: CALLER }}, allow: {ALLOW} }} }}");
+    World::with_vendors(&vendors)
+        .top(&caller)
+        .env("CALLER", KEY)
+        .start()
+        .await
+}
+
+/// Sends it, and checks what became of it. The status.
+fn tries(world: &World, vendor: &str, prefix: &str, spelling: &str) -> u16 {
+    let target = if spelling.starts_with("http:") {
+        spelling.replacen("localhost/", &format!("localhost{prefix}/"), 1)
+    } else {
+        format!("{prefix}{spelling}")
+    };
+    let answer = world.proxy.raw(format!(
+        "GET {target} HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: {KEY}\r\nConnection: close\r\n\r\n"
+    ));
+    let status = status_of(&answer);
+    match status {
+        200 => {
+            let inner = target.strip_prefix("http://localhost").unwrap_or(&target);
+            // `/v/grantedx` is below `/v`, and another vendor's.
+            let ends = inner[prefix.len()..].chars().next();
+            let (vendor, prefix) = match ends {
+                None | Some('/' | '?') => (vendor, prefix),
+                Some(_) => ("plain", "/v"),
+            };
+            let arrived = format!("GET /base{}", &inner[prefix.len()..]);
+            let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+            assert_eq!(body, arrived, "{vendor}: {target}");
+            let path = body[4..].split('?').next().unwrap();
+            if let Some(found) = forbidden_interpretation(vendor, "GET", path) {
+                panic!("{target} reached {vendor}, which may interpret it as {found}");
+            }
+        }
+        400 => {
+            // What pingora's parser refuses has no body.
+            let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+            assert!(
+                body.is_empty() || body.contains("\"bad_request\""),
+                "{answer}"
+            );
+        }
+        403 => {}
+        404 => assert!(answer.contains("\"no_vendor\""), "{target}: {answer}"),
+        _ => panic!("{vendor}: {target}: {answer}"),
+    }
+    status
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_bytes_that_are_authorised_are_the_bytes_that_are_forwarded() {
-    let setup = Setup::new().await;
+    let world = start().await;
     let mut passed = 0;
     for line in include_str!("spellings.txt").lines() {
         if line.starts_with('#') {
@@ -331,7 +312,7 @@ async fn the_bytes_that_are_authorised_are_the_bytes_that_are_forwarded() {
         }
         let (verdict, spelling) = line.split_once(' ').unwrap_or((line, ""));
         for (vendor, prefix) in PREFIXES {
-            let status = setup.tries(vendor, prefix, spelling);
+            let status = tries(&world, vendor, prefix, spelling);
             passed += usize::from(status == 200);
             let wanted = match verdict {
                 "pass" if vendor == "plain" => Some(200),
@@ -354,10 +335,10 @@ async fn the_bytes_that_are_authorised_are_the_bytes_that_are_forwarded() {
     ] {
         for spelling in of(path) {
             for (vendor, prefix) in PREFIXES {
-                passed += usize::from(setup.tries(vendor, prefix, &spelling) == 200);
+                passed += usize::from(tries(&world, vendor, prefix, &spelling) == 200);
             }
         }
     }
-    assert_eq!(setup.echo.requests().len(), passed);
+    assert_eq!(world.echo.requests().len(), passed);
     assert!(passed > 500, "only {passed} passed: nothing was shown");
 }

@@ -7,6 +7,7 @@ pub mod origin;
 pub mod peers;
 pub mod redis;
 pub mod script;
+pub mod world;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -9,63 +9,23 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use countersign_demo::MockServer;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::support::{PATIENCE, Proxy, eventually, status_of};
-
-/// A proxy in front of an echo, as vendor `v`.
-struct Setup {
-    proxy: Proxy,
-    _echo: MockServer,
-    _dir: tempfile::TempDir,
-}
-
-impl Setup {
-    /// `more`: below the vendor.
-    async fn new(more: &str) -> Self {
-        Self::with(more, Proxy::start).await
-    }
-
-    async fn with(
-        more: &str,
-        start: impl FnOnce(&std::path::Path, &str) -> Proxy + Send + 'static,
-    ) -> Self {
-        let echo = countersign_demo::echo().await.unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let yaml = format!(
-            "listeners: [ {{ bind: 127.0.0.1:0, h2c: true }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\nvendors:\n  v:\n    upstream: {}\n    allow_plaintext: true\n{more}",
-            echo.url()
-        );
-        let directory = dir.path().to_owned();
-        let proxy = tokio::task::spawn_blocking(move || start(&directory, &yaml));
-        Self {
-            proxy: proxy.await.unwrap(),
-            _echo: echo,
-            _dir: dir,
-        }
-    }
-
-    fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.proxy.data).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream
-    }
-
-    /// A caller like any other is served.
-    fn serves(&self) {
-        assert_eq!(status_of(&self.proxy.raw(CLOSED)), 200);
-    }
-
-    fn in_flight(&self) -> u64 {
-        let status: serde_json::Value =
-            serde_json::from_str(&self.proxy.admin("/status").1).unwrap();
-        status["vendors"][0]["in_flight"].as_u64().unwrap()
-    }
-}
+use crate::support::world::{Builder, World};
+use crate::support::{PATIENCE, eventually, status_of};
 
 const HEAD: &str = "GET /v/x HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const CLOSED: &str = "GET /v/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+
+/// The vendor `v`, with HTTP/2 in plaintext.
+fn world(more: &str) -> Builder {
+    World::with_vendor(more).listener("{ bind: 127.0.0.1:0, h2c: true }")
+}
+
+/// A caller like any other is served.
+fn serves(world: &World) {
+    assert_eq!(status_of(&world.proxy.raw(CLOSED)), 200);
+}
 
 /// All that comes until the other side closes, whatever way.
 fn rest_of(stream: &mut TcpStream) -> String {
@@ -92,13 +52,13 @@ async fn five_thousand_idle_and_dribbling_callers_are_bearable() {
         many >= 500,
         "only {permitted} open files are permitted here"
     );
-    let setup = Setup::new("").await;
-    setup.serves();
-    let before = setup.proxy.resident();
+    let world = world("").start().await;
+    serves(&world);
+    let before = world.proxy.resident();
 
     let mut held = Vec::with_capacity(many);
     for nth in 0..many {
-        let mut stream = setup.connect();
+        let mut stream = world.connect();
         match nth % 3 {
             0 => {}
             1 => stream.write_all(&HEAD.as_bytes()[..30]).unwrap(),
@@ -109,7 +69,7 @@ async fn five_thousand_idle_and_dribbling_callers_are_bearable() {
         }
         held.push(stream);
         if nth % 500 == 0 {
-            setup.serves();
+            serves(&world);
         }
     }
     for stream in held.iter_mut().skip(1).step_by(3) {
@@ -117,29 +77,29 @@ async fn five_thousand_idle_and_dribbling_callers_are_bearable() {
         let _ = stream.write_all(b"x");
     }
     for _ in 0..20 {
-        setup.serves();
+        serves(&world);
     }
-    let each = setup.proxy.resident().saturating_sub(before) / many;
+    let each = world.proxy.resident().saturating_sub(before) / many;
     println!("{many} connections, {each} bytes each");
     assert!(each < 48 * 1024, "{each} bytes for each connection");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_beyond_the_bound_wait_and_are_served_once_there_is_room() {
-    let setup = Setup::with("", |dir, yaml| Proxy::start_limited(dir, yaml, 128)).await;
+    let world = world("").open_files(128).start().await;
     // (128 - 64) / 4 * 3.
     let held: Vec<TcpStream> = (0..48)
         .map(|_| {
-            let mut stream = setup.connect();
+            let mut stream = world.connect();
             stream.write_all(HEAD.as_bytes()).unwrap();
             assert_ne!(stream.read(&mut [0; 1024]).unwrap(), 0);
             stream
         })
         .collect();
-    let mut waiting = setup.connect();
+    let mut waiting = world.connect();
     waiting.write_all(CLOSED.as_bytes()).unwrap();
     eventually("said", || {
-        let said = setup.proxy.stderr();
+        let said = world.proxy.stderr();
         said.contains("further callers wait").then_some(())
     });
     waiting
@@ -151,34 +111,34 @@ async fn callers_beyond_the_bound_wait_and_are_served_once_there_is_room() {
     drop(held);
     waiting.set_read_timeout(Some(PATIENCE)).unwrap();
     assert_eq!(status_of(&rest_of(&mut waiting)), 200);
-    setup.serves();
+    serves(&world);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_connections_to_the_admin_listener_are_bounded_and_end() {
-    let setup = Setup::new("").await;
+    let world = world("").start().await;
     let silent: Vec<_> = (0..200)
-        .map(|_| TcpStream::connect(setup.proxy.admin).unwrap())
+        .map(|_| TcpStream::connect(world.proxy.admin).unwrap())
         .collect();
-    setup.serves();
-    let open = std::fs::read_dir(format!("/proc/{}/fd", setup.proxy.id())).unwrap();
+    serves(&world);
+    let open = std::fs::read_dir(format!("/proc/{}/fd", world.proxy.id())).unwrap();
     let open = open.count();
     assert!(open < 200, "{open} files are open");
     // A probe waits until the silent ones are closed.
-    assert_eq!(setup.proxy.admin("/livez").0, 200);
+    assert_eq!(world.proxy.admin("/livez").0, 200);
     drop(silent);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_dribbles_is_a_408_however_it_is_framed() {
-    let setup = Setup::new("    timeouts: { idle: 1s }\n").await;
+    let world = world("    timeouts: { idle: 1s }\n").start().await;
     for (framing, drop) in [
         ("Content-Length: 100000", "x"),
         ("Transfer-Encoding: chunked", "1\r\nx\r\n"),
         // No byte of the body, and yet never silent.
         ("Transfer-Encoding: chunked", ";x=1"),
     ] {
-        let mut stream = setup.connect();
+        let mut stream = world.connect();
         let head = format!("POST /v/x HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n");
         stream.write_all(head.as_bytes()).unwrap();
         let mut dribbling = stream.try_clone().unwrap();
@@ -198,11 +158,11 @@ async fn a_body_that_dribbles_is_a_408_however_it_is_framed() {
         let _ = stream.shutdown(Shutdown::Both);
         dribbler.join().unwrap();
     }
-    eventually("given up", || (setup.in_flight() == 0).then_some(()));
-    setup.serves();
+    eventually("given up", || (world.in_flight() == 0).then_some(()));
+    serves(&world);
 
     // Slow is not dribbling.
-    let mut stream = setup.connect();
+    let mut stream = world.connect();
     let head = "POST /v/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 8000\r\n\r\n";
     stream.write_all(head.as_bytes()).unwrap();
     for _ in 0..8 {
@@ -239,8 +199,8 @@ async fn whoever_is_being_answered_may_go_on_sending_slowly() {
     let more = format!(
         "  stream:\n    upstream: http://{address}\n    allow_plaintext: true\n    timeouts: {{ idle: 1s }}\n"
     );
-    let setup = Setup::new(&more).await;
-    let mut stream = setup.connect();
+    let world = world(&more).start().await;
+    let mut stream = world.connect();
     let head = "POST /stream/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
     stream.write_all(head.as_bytes()).unwrap();
     for _ in 0..15 {
@@ -255,12 +215,12 @@ async fn whoever_is_being_answered_may_go_on_sending_slowly() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_does_not_take_its_answer_is_given_up() {
-    let setup = Setup::new("    timeouts: { idle: 1s }\n").await;
-    let mut stream = setup.connect();
+    let world = world("    timeouts: { idle: 1s }\n").start().await;
+    let mut stream = world.connect();
     let head = "GET /v/x?size=50000000 HTTP/1.1\r\nHost: localhost\r\n\r\n";
     stream.write_all(head.as_bytes()).unwrap();
-    eventually("begun", || (setup.in_flight() == 1).then_some(()));
-    eventually("given up", || (setup.in_flight() == 0).then_some(()));
+    eventually("begun", || (world.in_flight() == 1).then_some(()));
+    eventually("given up", || (world.in_flight() == 0).then_some(()));
     // Cut off, not ended.
     let mut taken = 0;
     let mut some = vec![0; 1 << 20];
@@ -268,5 +228,5 @@ async fn whoever_does_not_take_its_answer_is_given_up() {
         taken += read;
     }
     assert!(taken < 50_000_000);
-    setup.serves();
+    serves(&world);
 }

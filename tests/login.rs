@@ -6,103 +6,80 @@ mod bounds;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use countersign_demo::MockServer;
 use serde_json::{Value, json};
 
-use crate::support::{Proxy, status_of};
-
-/// The proxy in front of one echo that plays every vendor: `v` has the API, the others the logins.
-struct Setup {
-    echo: MockServer,
-    proxy: Proxy,
-    _dir: tempfile::TempDir,
-}
+use crate::support::status_of;
+use crate::support::world::{ECHO, World};
 
 const KEY: &str = "the-key-of-ci";
 const OTHER: &str = "the-key-of-other";
 
-impl Setup {
-    async fn new() -> Self {
-        let echo = countersign_demo::echo().await.unwrap();
-        let url = echo.url();
-        let digest = |key: &str| hex::encode(countersign::tls::sha256(&[key.as_bytes()]));
-        let dir = tempfile::tempdir().unwrap();
-        let yaml = format!(
-            r#"
-listeners: [ {{ bind: 127.0.0.1:0 }} ]
-admin: {{ bind: 127.0.0.1:0 }}
-drain: {{ delay: 0s }}
-callers:
-  ci: {{ api_key: {{ sha256: {} }}, allow: [ v, c, t, "o GET /x" ] }}
-  other: {{ api_key: {{ sha256: {} }}, allow: [ v ] }}
-vendors:
-  v:
-    upstream: {url}
+/// An echo that plays every vendor: `v` has the API, the others the logins.
+async fn start() -> World {
+    let digest = |key: &str| hex::encode(countersign::tls::sha256(&[key.as_bytes()]));
+    let callers = format!(
+        "callers:\n  ci: {{ api_key: {{ sha256: {} }}, allow: [ v, c, t, \"o GET /x\" ] }}\n  other: {{ api_key: {{ sha256: {} }}, allow: [ v ] }}",
+        digest(KEY),
+        digest(OTHER)
+    );
+    World::with_vendors(VENDORS)
+        .top(&callers)
+        .env("RUST_LOG", "trace")
+        .start()
+        .await
+}
+
+const VENDORS: &str = r#"  v:
+    upstream: ECHO
     allow_plaintext: true
   c:
     preset: certn
-    upstream: {url}
+    upstream: ECHO
     allow_plaintext: true
     login: stub
-    auth: {{ client_credentials: {{ token_url: "{url}/token/", client_id: us, client_secret: {{ value: vendor-secret }} }} }}
+    auth: { client_credentials: { token_url: "ECHO/token/", client_id: us, client_secret: { value: vendor-secret } } }
   t:
     preset: venafi
-    upstream: {url}/tpp
+    upstream: ECHO/tpp
     allow_plaintext: true
     login: stub
-    auth: {{ vedauth: {{ client_id: us, username: us, password: {{ value: vendor-secret }} }} }}
+    auth: { vedauth: { client_id: us, username: us, password: { value: vendor-secret } } }
   o:
-    upstream: {url}
+    upstream: ECHO
     allow_plaintext: true
     login: stub
-    auth: {{ client_credentials: {{ token_url: "http://127.0.0.1:1/elsewhere/token", client_id: us, client_secret: {{ value: vendor-secret }} }} }}
+    auth: { client_credentials: { token_url: "http://127.0.0.1:1/elsewhere/token", client_id: us, client_secret: { value: vendor-secret } } }
   refusing:
     preset: certn
-    upstream: {url}
+    upstream: ECHO
     allow_plaintext: true
-    auth: {{ bearer: {{ token: {{ value: vendor-secret }} }} }}
-"#,
-            digest(KEY),
-            digest(OTHER),
-        );
-        let directory = dir.path().to_owned();
-        let proxy = tokio::task::spawn_blocking(move || {
-            Proxy::start_with(&directory, &yaml, &[("RUST_LOG", "trace")])
-        })
-        .await
-        .unwrap();
-        Self {
-            echo,
-            proxy,
-            _dir: dir,
-        }
-    }
+    auth: { bearer: { token: { value: vendor-secret } } }
+"#;
 
-    /// Status, head and JSON body (`Null` when it is none).
-    fn send(&self, line: &str, fields: &str, body: &str) -> (u16, String, Value) {
-        let length = body.len();
-        let answer = self.proxy.raw(format!(
-            "{line} HTTP/1.1\r\nHost: localhost\r\n{fields}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-        ));
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        let body = serde_json::from_str(body).unwrap_or_default();
-        (status_of(&answer), head.to_owned(), body)
-    }
+/// Status, head and JSON body (`Null` when it is none).
+fn send(world: &World, line: &str, fields: &str, body: &str) -> (u16, String, Value) {
+    let length = body.len();
+    let answer = world.proxy.raw(format!(
+        "{line} HTTP/1.1\r\nHost: localhost\r\n{fields}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    ));
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let body = serde_json::from_str(body).unwrap_or_default();
+    (status_of(&answer), head.to_owned(), body)
+}
 
-    fn form(&self, path: &str, body: &str) -> (u16, String, Value) {
-        let fields = "Content-Type: application/x-www-form-urlencoded\r\n";
-        self.send(&format!("POST {path}"), fields, body)
-    }
+fn post_form(world: &World, path: &str, body: &str) -> (u16, String, Value) {
+    let fields = "Content-Type: application/x-www-form-urlencoded\r\n";
+    send(world, &format!("POST {path}"), fields, body)
+}
 
-    fn json(&self, path: &str, body: &Value) -> (u16, String, Value) {
-        let fields = "Content-Type: application/json\r\n";
-        self.send(&format!("POST {path}"), fields, &body.to_string())
-    }
+fn post_json(world: &World, path: &str, body: &Value) -> (u16, String, Value) {
+    let fields = "Content-Type: application/json\r\n";
+    send(world, &format!("POST {path}"), fields, &body.to_string())
+}
 
-    /// What a call of the API gets with this field.
-    fn call(&self, field: &str) -> u16 {
-        self.send("GET /v/x", &format!("{field}\r\n"), "").0
-    }
+/// What a call of the API gets with this field.
+fn call(world: &World, field: &str) -> u16 {
+    send(world, "GET /v/x", &format!("{field}\r\n"), "").0
 }
 
 fn text(body: &Value, name: &str) -> String {
@@ -111,7 +88,7 @@ fn text(body: &Value, name: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_in_place_of_the_client_secret_gets_a_token_that_calls() {
-    let setup = Setup::new().await;
+    let world = start().await;
     let basic = format!(
         "Authorization: Basic {}\r\n",
         STANDARD.encode(format!("any:{KEY}"))
@@ -119,11 +96,11 @@ async fn a_key_in_place_of_the_client_secret_gets_a_token_that_calls() {
     let form = format!("grant_type=client_credentials&client_id=any&client_secret={KEY}&scope=a+b");
     let object = json!({ "grant_type": "client_credentials", "client_secret": KEY });
     for (how, (status, head, body)) in [
-        ("form", setup.form("/c/token/", &form)),
-        ("without the slash", setup.form("/c/token", &form)),
-        ("JSON", setup.json("/c/token/", &object)),
-        ("Basic", setup.send("POST /c/token/", &basic, "")),
-        ("elsewhere", setup.form("/o/elsewhere/token", &form)),
+        ("form", post_form(&world, "/c/token/", &form)),
+        ("without the slash", post_form(&world, "/c/token", &form)),
+        ("JSON", post_json(&world, "/c/token/", &object)),
+        ("Basic", send(&world, "POST /c/token/", &basic, "")),
+        ("elsewhere", post_form(&world, "/o/elsewhere/token", &form)),
     ] {
         assert_eq!(status, 200, "{how}: {head}");
         assert!(head.contains("Cache-Control: no-store"), "{head}");
@@ -132,13 +109,13 @@ async fn a_key_in_place_of_the_client_secret_gets_a_token_that_calls() {
         assert!(body.get("refresh_token").is_none(), "{how}");
         let token = text(&body, "access_token");
         assert_eq!(
-            setup.call(&format!("Authorization: Bearer {token}")),
+            call(&world, &format!("Authorization: Bearer {token}")),
             200,
             "{how}"
         );
-        assert_eq!(setup.call(&format!("X-Api-Key: {token}")), 200, "{how}");
+        assert_eq!(call(&world, &format!("X-Api-Key: {token}")), 200, "{how}");
     }
-    let (_, _, body) = setup.form("/c/token/", &form);
+    let (_, _, body) = post_form(&world, "/c/token/", &form);
     assert_eq!(body["scope"], "a b");
 
     for (what, body, want) in [
@@ -148,77 +125,89 @@ async fn a_key_in_place_of_the_client_secret_gets_a_token_that_calls() {
         ("nothing open there", format!("client_secret={OTHER}"), 403),
         ("too long", format!("x={}", "a".repeat(70_000)), 413),
     ] {
-        assert_eq!(setup.form("/c/token/", &body).0, want, "{what}");
+        assert_eq!(post_form(&world, "/c/token/", &body).0, want, "{what}");
     }
-    let (status, _, body) = setup.form("/refusing/token/", &form);
+    let (status, _, body) = post_form(&world, "/refusing/token/", &form);
     assert_eq!((status, &body["reason"]), (401, &json!("unknown_caller")));
-    assert_eq!(setup.send("GET /c/token/", &basic, "").0, 403);
-    assert!(!setup.echo.has_read(KEY));
+    assert_eq!(send(&world, "GET /c/token/", &basic, "").0, 403);
+    assert!(!world.echo.has_read(KEY));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_vendors_own_login_is_answered_in_its_shape() {
-    let setup = Setup::new().await;
+    let world = start().await;
     let login = json!({ "client_id": "any", "username": "any", "password": KEY, "scope": "certificate:manage" });
-    let (status, head, body) = setup.json("/t/vedauth/Authorize/OAuth", &login);
+    let (status, head, body) = post_json(&world, "/t/vedauth/Authorize/OAuth", &login);
     assert_eq!(status, 200, "{head}");
     assert_eq!(body["scope"], "certificate:manage");
     assert_eq!(body["expires_in"], 3600);
     assert!(body["refresh_until"].as_u64() > body["expires"].as_u64());
     let refresh = text(&body, "refresh_token");
     let token = text(&body, "access_token");
-    assert_eq!(setup.call(&format!("Authorization: Bearer {token}")), 200);
-    assert_eq!(setup.call(&format!("Authorization: Bearer {refresh}")), 401);
+    assert_eq!(call(&world, &format!("Authorization: Bearer {token}")), 200);
+    assert_eq!(
+        call(&world, &format!("Authorization: Bearer {refresh}")),
+        401
+    );
 
     let again = json!({ "client_id": "any", "refresh_token": refresh });
-    let (status, head, body) = setup.json("/t/vedauth/authorize/token", &again);
+    let (status, head, body) = post_json(&world, "/t/vedauth/authorize/token", &again);
     assert_eq!(status, 200, "{head}");
     let second = text(&body, "access_token");
     assert_ne!(second, token);
-    assert_eq!(setup.call(&format!("Authorization: Bearer {second}")), 200);
+    assert_eq!(
+        call(&world, &format!("Authorization: Bearer {second}")),
+        200
+    );
 
     // A token that calls is no key: whoever has got hold of one cannot make it last.
     let exchange = json!({ "client_id": "any", "password": token });
-    let (status, _, body) = setup.json("/t/vedauth/authorize/oauth", &exchange);
+    let (status, _, body) = post_json(&world, "/t/vedauth/authorize/oauth", &exchange);
     assert_eq!((status, &body["reason"]), (401, &json!("unknown_caller")));
-    let (_, _, body) = setup.json("/t/vedauth/authorize/oauth", &login);
+    let (_, _, body) = post_json(&world, "/t/vedauth/authorize/oauth", &login);
     let other = text(&body, "access_token");
 
     // Revoking ends what came of that login, no other, and never the vendor's.
     let bearer = format!("Authorization: Bearer {token}\r\n");
     assert_eq!(
-        setup.send("GET /t/vedauth/revoke/token", &bearer, "").0,
+        send(&world, "GET /t/vedauth/revoke/token", &bearer, "").0,
         200
     );
-    assert_eq!(setup.call(bearer.trim_end()), 401);
-    assert_eq!(setup.call(&format!("Authorization: Bearer {second}")), 401);
-    assert_eq!(setup.json("/t/vedauth/authorize/token", &again).0, 401);
-    assert_eq!(setup.call(&format!("Authorization: Bearer {other}")), 200);
+    assert_eq!(call(&world, bearer.trim_end()), 401);
+    assert_eq!(
+        call(&world, &format!("Authorization: Bearer {second}")),
+        401
+    );
+    assert_eq!(
+        post_json(&world, "/t/vedauth/authorize/token", &again).0,
+        401
+    );
+    assert_eq!(call(&world, &format!("Authorization: Bearer {other}")), 200);
 
     let old = json!({ "Username": "any", "Password": KEY });
-    let (status, head, body) = setup.json("/t/vedsdk/authorize/", &old);
+    let (status, head, body) = post_json(&world, "/t/vedsdk/authorize/", &old);
     assert_eq!(status, 200, "{head}");
     assert!(text(&body, "ValidUntil").starts_with("/Date("), "{body}");
     let key = text(&body, "APIKey");
-    assert_eq!(setup.call(&format!("X-Venafi-Api-Key: {key}")), 200);
+    assert_eq!(call(&world, &format!("X-Venafi-Api-Key: {key}")), 200);
 
     let basic = format!(
         "Authorization: Basic {}\r\n",
         STANDARD.encode(format!("any:{KEY}"))
     );
     for path in ["/c/api/v1/authenticate/", "/c/api/v2/login/"] {
-        let (status, head, body) = setup.send(&format!("POST {path}"), &basic, "");
+        let (status, head, body) = send(&world, &format!("POST {path}"), &basic, "");
         assert_eq!(status, 200, "{head}");
         assert_eq!(body["user_id"], "ci");
         let token = format!("Authorization: Token {}\r\n", text(&body, "token"));
-        assert_eq!(setup.call(token.trim_end()), 200);
-        assert_eq!(setup.send("POST /c/api/v1/logout/", &token, "").0, 204);
-        assert_eq!(setup.call(token.trim_end()), 401);
+        assert_eq!(call(&world, token.trim_end()), 200);
+        assert_eq!(send(&world, "POST /c/api/v1/logout/", &token, "").0, 204);
+        assert_eq!(call(&world, token.trim_end()), 401);
     }
-    assert!(!setup.echo.has_read(KEY));
-    assert!(!setup.echo.has_read(&token));
-    let admin = ["/status", "/metrics", "/"].map(|path| setup.proxy.admin(path).1);
-    let said = setup.proxy.said() + &admin.concat();
+    assert!(!world.echo.has_read(KEY));
+    assert!(!world.echo.has_read(&token));
+    let admin = ["/status", "/metrics", "/"].map(|path| world.proxy.admin(path).1);
+    let said = world.proxy.said() + &admin.concat();
     for secret in [&token, &second, &refresh, &key, KEY, "vendor-secret"] {
         // Its beginning is the same in whatever it is put.
         assert!(!said.contains(&secret[..12]), "{said}");
@@ -227,8 +216,7 @@ async fn each_vendors_own_login_is_answered_in_its_shape() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_kind_of_auth_leaves_the_presets_logins() {
-    let echo = countersign_demo::echo().await.unwrap();
-    let url = echo.url();
+    let url = ECHO;
     let digest = hex::encode(countersign::tls::sha256(&[KEY.as_bytes()]));
     let presets = [
         ("venafi", "/vedauth/authorize/oauth"),
@@ -258,38 +246,29 @@ async fn another_kind_of_auth_leaves_the_presets_logins() {
         )
     })
     .concat();
-    let yaml = format!(
-        "listeners: [ {{ bind: 127.0.0.1:0 }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\ncallers: {{ ci: {{ api_key: {{ sha256: {digest} }}, allow: [ '*' ] }} }}\nvendors:\n{vendors}"
-    );
-    let dir = tempfile::tempdir().unwrap();
-    let directory = dir.path().to_owned();
-    let proxy = tokio::task::spawn_blocking(move || Proxy::start(&directory, &yaml))
-        .await
-        .unwrap();
-    let setup = Setup {
-        echo,
-        proxy,
-        _dir: dir,
-    };
+    let callers =
+        format!("callers: {{ ci: {{ api_key: {{ sha256: {digest} }}, allow: [ '*' ] }} }}");
+    let world = World::with_vendors(&vendors).top(&callers).start().await;
     let login = json!({ "grant_type": "password", "client_secret": KEY, "username": "any" });
     for (preset, path) in presets {
-        let (status, head, body) = setup.json(&format!("/{preset}{path}"), &login);
+        let (status, head, body) = post_json(&world, &format!("/{preset}{path}"), &login);
         assert_eq!(status, 200, "{preset} {path}: {head}");
         let token = ["access_token", "APIKey", "token"]
             .map(|name| text(&body, name))
             .concat();
-        let called = setup.send(
+        let called = send(
+            &world,
             "GET /certn/x",
             &format!("Authorization: Bearer {token}\r\n"),
             "",
         );
         assert_eq!(called.0, 200, "{preset} {path}: {body}");
     }
-    let (_, _, bought) = setup.json("/venafi/vedauth/authorize/oauth", &login);
+    let (_, _, bought) = post_json(&world, "/venafi/vedauth/authorize/oauth", &login);
     let token = text(&bought, "access_token");
     let bearer = format!("Authorization: Bearer {token}\r\n");
-    let revoked = setup.send("GET /venafi/vedauth/revoke/token", &bearer, "");
+    let revoked = send(&world, "GET /venafi/vedauth/revoke/token", &bearer, "");
     assert_eq!(revoked.0, 200);
-    assert_eq!(setup.send("GET /certn/x", &bearer, "").0, 401);
-    assert!(!setup.echo.has_read(KEY));
+    assert_eq!(send(&world, "GET /certn/x", &bearer, "").0, 401);
+    assert!(!world.echo.has_read(KEY));
 }

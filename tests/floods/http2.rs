@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use super::{PATIENCE, Setup, eventually};
+use super::{PATIENCE, eventually, serves, world};
 
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
@@ -138,8 +138,8 @@ const BOUND: usize = 48 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_has_so_many_streams_and_fields_and_no_more() {
-    let setup = Setup::new("").await;
-    let mut frames = Frames::new(setup.proxy.data, &[]);
+    let world = world("").start().await;
+    let mut frames = Frames::new(world.proxy.data, &[]);
     let settings = frames.next(SETTINGS).unwrap();
     let value = |identifier: u16| {
         let pairs = settings.payload.chunks_exact(6);
@@ -162,11 +162,11 @@ async fn a_connection_has_so_many_streams_and_fields_and_no_more() {
         assert_eq!(error_code(&reset), REFUSED_STREAM);
         assert_eq!(reset.stream, 201 + 2 * refused);
     }
-    setup.serves();
+    serves(&world);
     drop(frames);
 
     // Fields without end, each block valid.
-    let mut frames = Frames::new(setup.proxy.data, &[]);
+    let mut frames = Frames::new(world.proxy.data, &[]);
     let mut block = request("/v/x");
     for _ in 0..40 {
         block.extend(b"\0\x01a\x7f\x81\x0f");
@@ -194,16 +194,16 @@ async fn a_connection_has_so_many_streams_and_fields_and_no_more() {
         // `:status: 431`, its digits in Huffman's code (RFC 7541 §5.2).
         assert!(payload.starts_with(b"\x48\x83\x69\x90\xff"), "{refused:?}");
     }
-    setup.serves();
+    serves(&world);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_resets_or_continuations_ends_its_connection() {
-    let setup = Setup::new("").await;
-    let before = setup.proxy.resident();
+    let world = world("").start().await;
+    let before = world.proxy.resident();
 
     // CVE-2023-44487.
-    let mut frames = Frames::new(setup.proxy.data, &[]);
+    let mut frames = Frames::new(world.proxy.data, &[]);
     let reset = 8_u32.to_be_bytes();
     let mut flood = Vec::new();
     for nth in 0..20_000 {
@@ -217,10 +217,10 @@ async fn a_flood_of_resets_or_continuations_ends_its_connection() {
     }
     let ended = frames.0.write_all(&flood).is_err() || frames.next(GOAWAY).is_some();
     assert!(ended, "the flood was borne");
-    setup.serves();
+    serves(&world);
 
     // CVE-2024-27316: a head that never ends.
-    let mut frames = Frames::new(setup.proxy.data, &[]);
+    let mut frames = Frames::new(world.proxy.data, &[]);
     frames
         .send(HEADERS, END_STREAM, 1, &request("/v/x"))
         .unwrap();
@@ -235,18 +235,18 @@ async fn a_flood_of_resets_or_continuations_ends_its_connection() {
         ended || frames.next(GOAWAY).is_some(),
         "the flood was borne"
     );
-    setup.serves();
-    eventually("given up", || (setup.in_flight() == 0).then_some(()));
-    let more = setup.proxy.resident().saturating_sub(before);
+    serves(&world);
+    eventually("given up", || (world.in_flight() == 0).then_some(()));
+    let more = world.proxy.resident().saturating_sub(before);
     assert!(more < BOUND, "{more} bytes more");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_pings_and_settings_that_nobody_reads_the_answers_of_costs_no_memory() {
-    let setup = Setup::new("").await;
-    let before = setup.proxy.resident();
+    let world = world("").start().await;
+    let before = world.proxy.resident();
     for (kind, payload) in [(PING, &[0; 8][..]), (SETTINGS, &[])] {
-        let mut frames = Frames::new(setup.proxy.data, &[]);
+        let mut frames = Frames::new(world.proxy.data, &[]);
         frames
             .0
             .set_write_timeout(Some(Duration::from_secs(2)))
@@ -260,36 +260,36 @@ async fn a_flood_of_pings_and_settings_that_nobody_reads_the_answers_of_costs_no
                 break;
             }
         }
-        setup.serves();
-        let more = setup.proxy.resident().saturating_sub(before);
+        serves(&world);
+        let more = world.proxy.resident().saturating_sub(before);
         assert!(more < BOUND, "{more} bytes more");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_window_that_never_opens_does_not_hold_an_answer() {
-    let setup = Setup::new("    timeouts: { idle: 1s }\n").await;
+    let world = world("    timeouts: { idle: 1s }\n").start().await;
     // SETTINGS_INITIAL_WINDOW_SIZE.
-    let mut frames = Frames::new(setup.proxy.data, &[(4, 0)]);
-    let before = setup.proxy.resident();
+    let mut frames = Frames::new(world.proxy.data, &[(4, 0)]);
+    let before = world.proxy.resident();
     for nth in 0..20 {
         let block = request("/v/x?size=5000000");
         frames
             .send(HEADERS, END_HEADERS | END_STREAM, 2 * nth + 1, &block)
             .unwrap();
     }
-    eventually("begun", || (setup.in_flight() > 0).then_some(()));
-    eventually("given up", || (setup.in_flight() == 0).then_some(()));
-    let more = setup.proxy.resident().saturating_sub(before);
+    eventually("begun", || (world.in_flight() > 0).then_some(()));
+    eventually("given up", || (world.in_flight() == 0).then_some(()));
+    let more = world.proxy.resident().saturating_sub(before);
     assert!(more < BOUND, "{more} bytes more");
     assert!(frames.next(RST_STREAM).is_some());
-    setup.serves();
+    serves(&world);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_dribbles_over_http2_is_a_408() {
-    let setup = Setup::new("    timeouts: { idle: 1s }\n").await;
-    let mut frames = Frames::new(setup.proxy.data, &[]);
+    let world = world("    timeouts: { idle: 1s }\n").start().await;
+    let mut frames = Frames::new(world.proxy.data, &[]);
     frames
         .0
         .set_read_timeout(Some(Duration::from_millis(200)))

@@ -7,26 +7,31 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign::tls::{CertFiles, Identity, Roots};
-use countersign_demo::MockServer;
 use serde_json::{Value, json};
 
 use crate::callers::{Issuer, PODS, authority, dns, issue};
+use crate::support::world::World;
 use crate::support::{Proxy, eventually, signal, status_of};
 
 const KEY: &str = "the-key-of-ci";
 
-/// A proxy with the logins of vendor `t` in front of an echo.
-struct Setup {
-    _echo: MockServer,
-    proxy: Proxy,
-    dir: tempfile::TempDir,
+/// The logins of the vendors `t` and `c`.
+async fn start(dir: tempfile::TempDir, listener: &str, head: &str) -> World {
+    World::with_vendors(VENDORS)
+        .within(dir)
+        .listener(listener)
+        .top(head)
+        .start()
+        .await
 }
 
-fn yaml(url: &str, listener: &str, head: &str) -> String {
-    format!(
-        "listeners: [ {listener} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\n{head}\nvendors:\n  t:\n    preset: venafi\n    upstream: {url}\n    allow_plaintext: true\n    login: stub\n    auth: {{ bearer: {{ token: {{ value: vendor-secret }} }} }}\n  c:\n    preset: certn\n    upstream: {url}\n    allow_plaintext: true\n    login: stub\n    auth: {{ bearer: {{ token: {{ value: vendor-secret }} }} }}\n"
-    )
+/// Logs in with these headers.
+fn buy(world: &World, field: &str) -> (u16, Value) {
+    let login = json!({ "client_id": "any", "scope": "x" });
+    log_in(&world.proxy, field, &login)
 }
+
+const VENDORS: &str = "  t:\n    preset: venafi\n    upstream: ECHO\n    allow_plaintext: true\n    login: stub\n    auth: { bearer: { token: { value: vendor-secret } } }\n  c:\n    preset: certn\n    upstream: ECHO\n    allow_plaintext: true\n    login: stub\n    auth: { bearer: { token: { value: vendor-secret } } }\n";
 
 fn keyed() -> String {
     let digest = hex::encode(countersign::tls::sha256(&[KEY.as_bytes()]));
@@ -34,29 +39,6 @@ fn keyed() -> String {
 }
 
 const PLAIN: &str = "{ bind: 127.0.0.1:0 }";
-
-impl Setup {
-    async fn new(dir: tempfile::TempDir, listener: &str, head: &str) -> Self {
-        countersign::tls::install_provider();
-        let echo = countersign_demo::echo().await.unwrap();
-        let text = yaml(&echo.url(), listener, head);
-        let directory = dir.path().to_owned();
-        let proxy = tokio::task::spawn_blocking(move || Proxy::start(&directory, &text));
-        Self {
-            _echo: echo,
-            proxy: proxy.await.unwrap(),
-            dir,
-        }
-    }
-
-    fn log_in(&self, field: &str) -> (u16, Value) {
-        log_in(
-            &self.proxy,
-            field,
-            &json!({ "client_id": "any", "scope": "x" }),
-        )
-    }
-}
 
 fn log_in(proxy: &Proxy, field: &str, body: &Value) -> (u16, Value) {
     send(
@@ -115,11 +97,11 @@ async fn nothing_that_a_token_of_four_seconds_buys_lasts_longer() {
     fs::write(dir.path().join("jwks.json"), issuer.jwks()).unwrap();
     let head =
         format!("callers:\n  pods: {{ jwt: {{ {PODS}, jwks_file: jwks.json }}, allow: [ t, c ] }}");
-    let setup = Setup::new(dir, PLAIN, &head).await;
+    let world = start(dir, PLAIN, &head).await;
     let end = now() + 4;
     let jwt = issuer.token_for("system:sa:apps:web", 4);
     let field = format!("Authorization: Bearer {jwt}\r\n");
-    let (status, bought) = setup.log_in(&field);
+    let (status, bought) = buy(&world, &field);
     assert_eq!(status, 200, "{bought}");
     assert!(bought["expires_in"].as_u64().unwrap() <= 4, "{bought}");
     assert!(bought["expires"].as_u64().unwrap() <= end + 1, "{bought}");
@@ -129,21 +111,21 @@ async fn nothing_that_a_token_of_four_seconds_buys_lasts_longer() {
     );
     let mut newest = bought;
     while now() < end - 1 {
-        assert_eq!(call(&setup.proxy, &text(&newest, "access_token")), 200);
-        let (status, renewed) = renew(&setup.proxy, &text(&newest, "refresh_token"));
+        assert_eq!(call(&world.proxy, &text(&newest, "access_token")), 200);
+        let (status, renewed) = renew(&world.proxy, &text(&newest, "refresh_token"));
         assert_eq!(status, 200, "{renewed}");
         assert!(renewed["refresh_until"].as_u64().unwrap() <= end + 1);
         newest = renewed;
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     eventually("the end", || {
-        let over = call(&setup.proxy, &text(&newest, "access_token")) == 401;
-        (over && renew(&setup.proxy, &text(&newest, "refresh_token")).0 == 401).then_some(())
+        let over = call(&world.proxy, &text(&newest, "access_token")) == 401;
+        (over && renew(&world.proxy, &text(&newest, "refresh_token")).0 == 401).then_some(())
     });
     // Within the leeway for clocks it still calls, and buys nothing any more.
-    let (status, answer) = setup.log_in(&field);
+    let (status, answer) = buy(&world, &field);
     assert_eq!((status, &answer["reason"]), (401, &json!("unknown_caller")));
-    assert_eq!(call(&setup.proxy, &jwt), 200);
+    assert_eq!(call(&world.proxy, &jwt), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -159,10 +141,10 @@ async fn a_key_or_a_rule_that_is_taken_away_ends_what_it_bought() {
             "callers:\n  pods: {{ jwt: {{ {pods}, jwks_file: jwks.json }}, allow: [ t, c ] }}\n  keyed: {{ api_key: {{ sha256: {digest} }}, allow: [ t, c ] }}"
         )
     };
-    let setup = Setup::new(dir, PLAIN, &head(&digest, "countersign")).await;
-    let proxy = &setup.proxy;
+    let world = start(dir, PLAIN, &head(&digest, "countersign")).await;
+    let proxy = &world.proxy;
     let buy = |field: String| {
-        let (status, bought) = setup.log_in(&field);
+        let (status, bought) = buy(&world, &field);
         assert_eq!(status, 200, "{bought}");
         (
             text(&bought, "access_token"),
@@ -179,7 +161,7 @@ async fn a_key_or_a_rule_that_is_taken_away_ends_what_it_bought() {
         assert_eq!(call(proxy, token), 200);
     }
 
-    fs::write(setup.dir.path().join("jwks.json"), second.jwks()).unwrap();
+    fs::write(world.dir.path().join("jwks.json"), second.jwks()).unwrap();
     eventually("the first key gone", || {
         (call(proxy, &by_first.0) == 401).then_some(())
     });
@@ -189,7 +171,7 @@ async fn a_key_or_a_rule_that_is_taken_away_ends_what_it_bought() {
         assert_eq!(renew(proxy, refresh).0, 200);
     }
 
-    let configured = setup.dir.path().join("proxy.yaml");
+    let configured = world.dir.path().join("proxy.yaml");
     let before = fs::read_to_string(&configured).unwrap();
     let other = hex::encode(countersign::tls::sha256(&[b"another"]));
     for (what, from, to, gone) in [
@@ -261,7 +243,7 @@ async fn an_authority_that_is_taken_away_ends_what_its_certificates_bought() {
     issue(&at, "server", &one, "", &[dns("proxy.test")]);
     let by_one = issue(&at, "by-one", &one, "", &[dns("ci.corp")]);
     let by_two = issue(&at, "by-two", &two, "", &[dns("ci.corp")]);
-    let setup = Setup::new(
+    let world = start(
         dir,
         "{ bind: 127.0.0.1:0, tls: { cert: server.crt, key: server.key, client_ca: ca.pem } }",
         "callers:\n  ci: { certificate: { san: ci.corp }, allow: [ t, c ] }",
@@ -270,32 +252,32 @@ async fn an_authority_that_is_taken_away_ends_what_its_certificates_bought() {
     let trusted = at.join("one.pem");
     let mut tokens = Vec::new();
     for files in [&by_one, &by_two] {
-        let (status, bought) = certified(&setup.proxy, &trusted, files).await;
+        let (status, bought) = certified(&world.proxy, &trusted, files).await;
         assert_eq!(status, 200, "{bought}");
         tokens.push(text(&bought, "access_token"));
     }
     for token in &tokens {
-        assert_eq!(over_tls(&setup.proxy, &trusted, token).await, 200);
+        assert_eq!(over_tls(&world.proxy, &trusted, token).await, 200);
     }
     fs::write(at.join("ca.pem"), one.pem()).unwrap();
-    signal(setup.proxy.id(), "HUP");
+    signal(world.proxy.id(), "HUP");
     let mut last = 0;
     for _ in 0..100 {
-        last = over_tls(&setup.proxy, &trusted, &tokens[1]).await;
+        last = over_tls(&world.proxy, &trusted, &tokens[1]).await;
         if last == 401 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert_eq!(last, 401, "{}", setup.proxy.stderr());
-    assert_eq!(over_tls(&setup.proxy, &trusted, &tokens[0]).await, 200);
+    assert_eq!(last, 401, "{}", world.proxy.stderr());
+    assert_eq!(over_tls(&world.proxy, &trusted, &tokens[0]).await, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_ends_too_many_logins_is_told_so_and_none_comes_back() {
     let dir = tempfile::tempdir().unwrap();
-    let setup = Setup::new(dir, PLAIN, &keyed()).await;
-    let proxy = &setup.proxy;
+    let world = start(dir, PLAIN, &keyed()).await;
+    let proxy = &world.proxy;
     let basic = format!(
         "Authorization: Basic {}\r\n",
         STANDARD.encode(format!("any:{KEY}"))
@@ -326,7 +308,7 @@ async fn a_caller_that_ends_too_many_logins_is_told_so_and_none_comes_back() {
         assert_eq!(call(token), 401);
     }
     // Grants that can be renewed are counted apart.
-    let (status, bought) = setup.log_in(&format!("X-Countersign-Key: {KEY}\r\n"));
+    let (status, bought) = buy(&world, &format!("X-Countersign-Key: {KEY}\r\n"));
     assert_eq!(status, 200, "{bought}");
     assert_eq!(revoke(proxy, &text(&bought, "access_token")).0, 200);
     assert_eq!(renew(proxy, &text(&bought, "refresh_token")).0, 401);
@@ -342,11 +324,11 @@ async fn a_token_that_was_revoked_is_dead_at_every_replica_and_after_a_restart()
         keyed(),
         shared.display()
     );
-    let one = Setup::new(dir, PLAIN, &head).await;
-    let two = Setup::new(tempfile::tempdir().unwrap(), PLAIN, &head).await;
+    let one = start(dir, PLAIN, &head).await;
+    let two = start(tempfile::tempdir().unwrap(), PLAIN, &head).await;
     let field = format!("X-Countersign-Key: {KEY}\r\n");
-    let (_, dead) = one.log_in(&field);
-    let (_, alive) = one.log_in(&field);
+    let (_, dead) = buy(&one, &field);
+    let (_, alive) = buy(&one, &field);
     let token = |bought: &Value| text(bought, "access_token");
     for bought in [&dead, &alive] {
         assert_eq!(
@@ -364,7 +346,7 @@ async fn a_token_that_was_revoked_is_dead_at_every_replica_and_after_a_restart()
     assert_eq!(call(&two.proxy, &token(&alive)), 200);
 
     // A process that begins knows it before it is ready.
-    let three = Setup::new(tempfile::tempdir().unwrap(), PLAIN, &head).await;
+    let three = start(tempfile::tempdir().unwrap(), PLAIN, &head).await;
     assert_eq!(call(&three.proxy, &token(&dead)), 401);
     assert_eq!(renew(&three.proxy, &text(&dead, "refresh_token")).0, 401);
     assert_eq!(call(&three.proxy, &token(&alive)), 200);
@@ -375,8 +357,8 @@ async fn a_token_that_was_revoked_is_dead_at_every_replica_and_after_a_restart()
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_lasting_key_tokens_end_with_their_process() {
     let head = keyed();
-    let one = Setup::new(tempfile::tempdir().unwrap(), PLAIN, &head).await;
-    let (_, bought) = one.log_in(&format!("X-Countersign-Key: {KEY}\r\n"));
+    let one = start(tempfile::tempdir().unwrap(), PLAIN, &head).await;
+    let (_, bought) = buy(&one, &format!("X-Countersign-Key: {KEY}\r\n"));
     let token = text(&bought, "access_token");
     assert_eq!(call(&one.proxy, &token), 200);
     assert_eq!(revoke(&one.proxy, &token).0, 200);

@@ -2,50 +2,22 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use countersign_demo::MockServer;
 
 use super::{HEAD, get, yaml};
-use crate::support::front::Answer;
+use crate::support::world::{Builder, ECHO, World};
 use crate::support::{Proxy, eventually, run};
 
-/// Two vendors, `v` and `w`, in front of one echo.
-struct Setup {
-    echo: MockServer,
-    proxy: Proxy,
-    _dir: tempfile::TempDir,
-}
-
-impl Setup {
-    /// `callers`: what stands under that key.
-    async fn new(callers: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        Self::within(dir, callers, &[]).await
-    }
-
-    async fn within(dir: tempfile::TempDir, callers: &str, environment: &[(&str, &str)]) -> Self {
-        let echo = countersign_demo::echo().await.unwrap();
-        let head = format!("{HEAD}callers:\n{callers}");
-        let w = format!(
-            "  w:\n    upstream: {}/w\n    allow_plaintext: true\n",
-            echo.url()
-        );
-        let text = yaml(&head, &echo.url(), &w);
-        let proxy = Proxy::start_with(dir.path(), &text, environment);
-        Self {
-            echo,
-            proxy,
-            _dir: dir,
-        }
-    }
-
-    async fn get(&self, target: &str, fields: &[(&str, &str)]) -> Answer {
-        get(&self.proxy, target, fields).await
-    }
+/// Two vendors, `v` and `w`, in front of one echo. `callers`: the content of that key.
+fn world(callers: &str) -> Builder {
+    let w = format!("  w:\n    upstream: {ECHO}/w\n    allow_plaintext: true\n");
+    World::with_vendor(&w).top(&format!("callers:\n{callers}"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_found_wherever_a_vendors_own_client_puts_its_secret_and_never_passes() {
-    let setup = Setup::new("  app: { api_key: { value: the-key }, allow: [ v ] }\n").await;
+    let world = world("  app: { api_key: { value: the-key }, allow: [ v ] }\n")
+        .start()
+        .await;
     let basic = format!("Basic {}", STANDARD.encode("whoever:the-key"));
     let slots = [
         ("X-Countersign-Key", "the-key"),
@@ -59,16 +31,16 @@ async fn a_key_is_found_wherever_a_vendors_own_client_puts_its_secret_and_never_
         ("Proxy-Authorization", &basic),
     ];
     for slot in slots {
-        let answered = setup.get("/v/x", &[slot]).await;
+        let answered = get(&world.proxy, "/v/x", &[slot]).await;
         assert_eq!(answered.body, "GET /x", "{slot:?}: {answered:?}");
         // One valid key suffices; whatever else is shown counts for nothing.
         let other = ("X-Api-Key", "a placeholder");
         if !slot.0.eq_ignore_ascii_case(other.0) {
-            let answered = setup.get("/v/x", &[slot, other]).await;
+            let answered = get(&world.proxy, "/v/x", &[slot, other]).await;
             assert_eq!(answered.status, 200, "{slot:?}: {answered:?}");
         }
     }
-    for seen in setup.echo.requests() {
+    for seen in world.echo.requests() {
         let raw = String::from_utf8_lossy(&seen.raw).to_lowercase();
         for gone in [
             "the-key",
@@ -83,9 +55,10 @@ async fn a_key_is_found_wherever_a_vendors_own_client_puts_its_secret_and_never_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_key_a_wrong_one_or_two_callers_at_once_are_nobody() {
-    let setup = Setup::new(
+    let world = world(
         "  a: { api_key: { value: key-a }, allow: [ \"*\" ] }\n  b: { api_key: { value: key-b }, allow: [ \"*\" ] }\n",
     )
+    .start()
     .await;
     for fields in [
         &[][..],
@@ -103,7 +76,7 @@ async fn no_key_a_wrong_one_or_two_callers_at_once_are_nobody() {
         &[("Host", "localhost")],
     ] {
         for target in ["/v/x", "/nowhere"] {
-            let answered = setup.get(target, fields).await;
+            let answered = get(&world.proxy, target, fields).await;
             assert_eq!(answered.status, 401, "{fields:?}: {answered:?}");
             assert_eq!(
                 answered.header("www-authenticate"),
@@ -112,20 +85,21 @@ async fn no_key_a_wrong_one_or_two_callers_at_once_are_nobody() {
             assert_eq!(answered.json()["reason"], "unknown_caller");
         }
     }
-    assert!(setup.echo.requests().is_empty());
+    assert!(world.echo.requests().is_empty());
     let twice = [("X-Countersign-Key", "key-a"), ("X-Api-Key", "key-a")];
-    assert_eq!(setup.get("/v/x", &twice).await.status, 200);
+    assert_eq!(get(&world.proxy, "/v/x", &twice).await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_may_do_what_their_allow_list_says_and_nothing_else() {
-    let setup = Setup::new(
+    let world = world(
         "  all: { api_key: { value: all }, allow: [ \"*\" ] }
   one: { api_key: { value: one }, allow: [ w ] }
   some: { api_key: { value: some }, allow: [ \"v GET /vedsdk/**\", \"v POST,PUT /hr/*/new\" ] }
   none: { api_key: { value: none } }
 ",
     )
+    .start()
     .await;
     let client = super::client();
     for (key, method, target, wanted) in [
@@ -146,15 +120,15 @@ async fn callers_may_do_what_their_allow_list_says_and_nothing_else() {
         ("some", "GET", "/w/vedsdk/x", 403),
         ("none", "GET", "/v/x", 403),
     ] {
-        let before = setup.echo.requests().len();
+        let before = world.echo.requests().len();
         let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
-        let url = format!("http://{}{target}", setup.proxy.data);
+        let url = format!("http://{}{target}", world.proxy.data);
         let request = client
             .request(method.clone(), url)
             .header("X-Countersign-Key", key);
         let answered = crate::support::front::answer(request).await;
         assert_eq!(answered.status, wanted, "{key} {method} {target}");
-        let passed = setup.echo.requests().len() - before;
+        let passed = world.echo.requests().len() - before;
         assert_eq!(
             passed,
             usize::from(wanted == 200),
@@ -183,12 +157,12 @@ async fn what_caller_new_prints_works_as_it_is() {
     assert!(!again.stdout.contains(key), "a new one each time");
     assert_eq!(run(dir.path(), &["caller", "new", "no good"]).code, Some(1));
 
-    let setup = Setup::new(&stanza).await;
+    let world = world(&stanza).start().await;
     let shown = [("Authorization", &*format!("Bearer {key}"))];
-    assert_eq!(setup.get("/v/x", &shown).await.status, 200);
-    assert_eq!(setup.get("/w/x", &shown).await.status, 403);
+    assert_eq!(get(&world.proxy, "/v/x", &shown).await.status, 200);
+    assert_eq!(get(&world.proxy, "/w/x", &shown).await.status, 403);
     eventually("written", || {
-        let lines = setup.proxy.stdout();
+        let lines = world.proxy.stdout();
         lines.contains("\"caller\":\"my-app\"").then_some(())
     });
 }
@@ -197,18 +171,19 @@ async fn what_caller_new_prints_works_as_it_is() {
 async fn keys_may_stand_in_a_file_or_in_the_environment() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("key"), "  from-the-file \n").unwrap();
-    let setup = Setup::within(
-        dir,
+    let world = world(
         "  filed: { api_key: { file: key }, allow: [ v ] }\n  set: { api_key: { env: CALLER_KEY }, allow: [ v ] }\n",
-        &[("CALLER_KEY", "from-the-environment")],
     )
+    .within(dir)
+    .env("CALLER_KEY", "from-the-environment")
+    .start()
     .await;
     for (key, wanted) in [
         ("from-the-file", 200),
         ("from-the-environment", 200),
         ("CALLER_KEY", 401),
     ] {
-        let answered = setup.get("/v/x", &[("X-Countersign-Key", key)]).await;
+        let answered = get(&world.proxy, "/v/x", &[("X-Countersign-Key", key)]).await;
         assert_eq!(answered.status, wanted, "{key}: {answered:?}");
     }
 }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign::tls::Roots;
-use countersign_demo::MockServer;
 use http::Request;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -21,45 +20,45 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::yaml;
+use crate::support::eventually;
 use crate::support::front::{Answer, answer};
-use crate::support::{Proxy, eventually};
+use crate::support::world::World;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn http_1_and_2_are_chosen_by_alpn() {
-    let setup = Setup::new("").await;
-    let answered = setup
+    let world = Tls::new("").await;
+    let answered = world
         .over_h1("localhost", "localhost", "/v/x?body=one")
         .await;
     assert_eq!((answered.status, answered.body.as_str()), (200, "one"));
 
-    let (status, body) = setup
+    let (status, body) = world
         .over_h2("localhost", "localhost", "/v/x?body=two")
         .await;
     assert_eq!((status, body.as_str()), (200, "two"));
     // The vendor is spoken to as always.
-    let requests = setup.echo.requests();
+    let requests = world.echo.requests();
     for seen in &requests {
         assert!(String::from_utf8_lossy(&seen.raw).contains(" HTTP/1.1\r\n"));
-        let host = setup.echo.address().to_string();
+        let host = world.echo.address().to_string();
         assert_eq!(seen.field("host"), Some(host.as_str()));
     }
     assert_eq!(requests.len(), 2);
 
-    let stream = setup.connect("localhost", &[b"h2", b"http/1.1"]).await;
+    let stream = world.connect("localhost", &[b"h2", b"http/1.1"]).await;
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-    let stream = setup.connect("localhost", &[]).await;
+    let stream = world.connect("localhost", &[]).await;
     assert_eq!(stream.get_ref().1.alpn_protocol(), None);
     eventually("written", || {
-        let lines = setup.proxy.stdout();
+        let lines = world.proxy.stdout();
         lines.contains("\"method\":\"GET\"").then_some(())
     });
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rules_of_paths_headers_and_callers_hold_over_http_2_too() {
-    let setup = Setup::new("  app: { api_key: { value: the-key }, allow: [ v ] }\n").await;
-    let (status, body) = setup.over_h2("localhost", "localhost", "/v/x").await;
+    let world = Tls::new("  app: { api_key: { value: the-key }, allow: [ v ] }\n").await;
+    let (status, body) = world.over_h2("localhost", "localhost", "/v/x").await;
     assert_eq!(status, 401, "{body}");
     assert!(body.contains("unknown_caller"), "{body}");
 
@@ -68,41 +67,41 @@ async fn rules_of_paths_headers_and_callers_hold_over_http_2_too() {
         ("login", "theirs"),
         ("cookie", "theirs"),
     ];
-    let (status, body) = setup
+    let (status, body) = world
         .h2("localhost", "localhost", "/v/x?echo=host", &key)
         .await;
-    assert_eq!((status, body), (200, setup.echo.address().to_string()));
-    assert!(!setup.echo.has_read("theirs") && !setup.echo.has_read("the-key"));
+    assert_eq!((status, body), (200, world.echo.address().to_string()));
+    assert!(!world.echo.has_read("theirs") && !world.echo.has_read("the-key"));
     for (target, wanted) in [("/v/../x", 400), ("/w/x", 404), ("/v//x", 400)] {
-        let (status, body) = setup.h2("localhost", "localhost", target, &key).await;
+        let (status, body) = world.h2("localhost", "localhost", target, &key).await;
         assert_eq!(status, wanted, "{target}: {body}");
     }
-    assert_eq!(setup.echo.requests().len(), 1);
+    assert_eq!(world.echo.requests().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_are_chosen_by_the_name_asked_for() {
-    let setup = Setup::new("").await;
+    let world = Tls::new("").await;
     for (name, shown) in [
         ("localhost", "localhost"),
         ("one.test", "one.test"),
         ("TWO.test", "two.test"),
         ("any.wild.test", "*.wild.test"),
     ] {
-        let stream = setup.connect(name, &[]).await;
+        let stream = world.connect(name, &[]).await;
         assert_eq!(names_of(&stream), [shown], "{name}");
     }
     // An unknown name gets the first, which does not convince a careful caller.
-    let refused = setup.try_connect("three.test", &[]).await;
+    let refused = world.try_connect("three.test", &[]).await;
     assert!(refused.is_err());
     // One label only.
-    assert!(setup.try_connect("a.b.wild.test", &[]).await.is_err());
+    assert!(world.try_connect("a.b.wild.test", &[]).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_other_than_the_name_asked_for_is_misdirected_when_either_is_a_vendors() {
     // `v` is reached by host one.test as well; two.test is nobody's.
-    let setup = Setup::new(" anyone\n").await;
+    let world = Tls::new(" anyone\n").await;
     for (name, host, wanted) in [
         ("one.test", "one.test", 200),
         ("one.test", "ONE.test:443", 200),
@@ -114,9 +113,9 @@ async fn a_host_other_than_the_name_asked_for_is_misdirected_when_either_is_a_ve
         ("two.test", "localhost", 404),
     ] {
         let target = "/no-prefix?body=by-host";
-        let h1 = setup.over_h1(name, host, target).await;
+        let h1 = world.over_h1(name, host, target).await;
         assert_eq!(h1.status, wanted, "h1 {name} {host}: {h1:?}");
-        let (status, body) = setup.over_h2(name, host, target).await;
+        let (status, body) = world.over_h2(name, host, target).await;
         assert_eq!(status, wanted, "h2 {name} {host}: {body}");
         match wanted {
             200 => assert_eq!((h1.body.as_str(), body.as_str()), ("by-host", "by-host")),
@@ -127,22 +126,22 @@ async fn a_host_other_than_the_name_asked_for_is_misdirected_when_either_is_a_ve
             _ => assert_eq!(h1.json()["reason"], "no_vendor"),
         }
     }
-    assert_eq!(setup.echo.requests().len(), 4);
+    assert_eq!(world.echo.requests().len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn which_names_are_vendors_is_nothing_for_whoever_is_not_known() {
-    let setup = Setup::new("  app: { api_key: { value: the-key }, allow: [ v ] }\n").await;
+    let world = Tls::new("  app: { api_key: { value: the-key }, allow: [ v ] }\n").await;
     for (name, host) in [
         ("one.test", "one.test"),
         ("one.test", "two.test"),
         ("two.test", "one.test"),
         ("two.test", "two.test"),
     ] {
-        let h1 = setup.over_h1(name, host, "/no-prefix").await;
+        let h1 = world.over_h1(name, host, "/no-prefix").await;
         assert_eq!(h1.status, 401, "{name} {host}: {h1:?}");
         assert!(h1.json()["vendor"].is_null(), "{name} {host}: {h1:?}");
-        let (status, body) = setup.over_h2(name, host, "/no-prefix").await;
+        let (status, body) = world.over_h2(name, host, "/no-prefix").await;
         assert_eq!(status, 401, "{name} {host}: {body}");
         assert!(body.contains("\"vendor\":null"), "{name} {host}: {body}");
     }
@@ -152,11 +151,11 @@ async fn which_names_are_vendors_is_nothing_for_whoever_is_not_known() {
 async fn a_handshake_that_never_ends_is_ended_and_nobody_waits_for_it() {
     use std::io::{Read, Write};
 
-    let setup = Setup::new("").await;
+    let world = Tls::new("").await;
     let started = std::time::Instant::now();
     let unfinished: Vec<_> = [true, false]
         .map(|dribbles| {
-            let to = setup.proxy.data;
+            let to = world.proxy.data;
             std::thread::spawn(move || {
                 let mut stream = std::net::TcpStream::connect(to).unwrap();
                 stream
@@ -181,7 +180,7 @@ async fn a_handshake_that_never_ends_is_ended_and_nobody_waits_for_it() {
         })
         .into();
     for _ in 0..5 {
-        let answered = setup.over_h1("localhost", "localhost", "/v/x").await;
+        let answered = world.over_h1("localhost", "localhost", "/v/x").await;
         assert_eq!(answered.status, 200);
     }
     for waited in unfinished {
@@ -197,9 +196,9 @@ async fn tls_1_2_and_1_3_are_spoken_with_a_hybrid_key_exchange_where_it_is_offer
     use rustls::version::{TLS12, TLS13};
     use rustls::{NamedGroup, ProtocolVersion, RootCertStore};
 
-    let setup = Setup::new("").await;
+    let world = Tls::new("").await;
     let mut roots = RootCertStore::empty();
-    let ca = CertificateDer::from_pem_file(setup.dir.path().join("ca.pem")).unwrap();
+    let ca = CertificateDer::from_pem_file(world.dir.path().join("ca.pem")).unwrap();
     roots.add(ca).unwrap();
     for (version, groups, wanted) in [
         (
@@ -225,7 +224,7 @@ async fn tls_1_2_and_1_3_are_spoken_with_a_hybrid_key_exchange_where_it_is_offer
             .unwrap()
             .with_root_certificates(roots.clone())
             .with_no_client_auth();
-        let tcp = TcpStream::connect(setup.proxy.data).await.unwrap();
+        let tcp = TcpStream::connect(world.proxy.data).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();
         let stream = TlsConnector::from(Arc::new(config)).connect(name, tcp);
         let stream = stream.await.unwrap();
@@ -234,10 +233,10 @@ async fn tls_1_2_and_1_3_are_spoken_with_a_hybrid_key_exchange_where_it_is_offer
         assert_eq!((session.protocol_version().unwrap(), group), wanted);
     }
 
-    assert_eq!(hello(setup.proxy.data, 3).await.0, HANDSHAKE);
+    assert_eq!(hello(world.proxy.data, 3).await.0, HANDSHAKE);
     // TLS 1.1 and 1.0: a fatal protocol_version (RFC 5246 §7.2).
-    assert_eq!(hello(setup.proxy.data, 2).await, (ALERT, [2, 70]));
-    assert_eq!(hello(setup.proxy.data, 1).await, (ALERT, [2, 70]));
+    assert_eq!(hello(world.proxy.data, 2).await, (ALERT, [2, 70]));
+    assert_eq!(hello(world.proxy.data, 1).await, (ALERT, [2, 70]));
 }
 
 /// Types of records (RFC 5246 §6.2.1).
@@ -265,46 +264,43 @@ async fn hello(to: SocketAddr, minor: u8) -> (u8, [u8; 2]) {
 
 /// A TLS listener with four certificates in front of an echo, which is vendor `v`, by its prefix
 /// and by the host one.test.
-struct Setup {
-    echo: MockServer,
-    proxy: Proxy,
+struct Tls {
+    world: World,
     roots: Roots,
-    dir: tempfile::TempDir,
 }
 
-impl Setup {
+impl std::ops::Deref for Tls {
+    type Target = World;
+
+    fn deref(&self) -> &World {
+        &self.world
+    }
+}
+
+impl Tls {
     /// `callers`: what follows that key; nothing: no such key.
     async fn new(callers: &str) -> Self {
-        countersign::tls::install_provider();
         let dir = tempfile::tempdir().unwrap();
         certificates(dir.path());
-        let echo = countersign_demo::echo().await.unwrap();
+        let roots = Roots::load(&dir.path().join("ca.pem")).unwrap();
         let callers = match callers {
             "" => String::new(),
             inline if inline.starts_with(" anyone") => format!("callers:{inline}"),
             entries => format!("callers:\n{entries}"),
         };
-        let head = format!(
-            "drain: {{ delay: 0s }}
-listeners:
-  - bind: 127.0.0.1:0
-    tls:
-      certificates:
-        - {{ cert: localhost.pem, key: localhost.key }}
-        - {{ cert: one.pem, key: one.key }}
-        - {{ cert: two.pem, key: two.key }}
-        - {{ cert: wild.pem, key: wild.key }}
-{callers}"
+        let pairs = ["localhost", "one", "two", "wild"];
+        let pairs = pairs.map(|name| format!("{{ cert: {name}.pem, key: {name}.key }}"));
+        let listener = format!(
+            "{{ bind: 127.0.0.1:0, tls: {{ certificates: [ {} ] }} }}",
+            pairs.join(", ")
         );
-        let text = yaml(&head, &echo.url(), "    hosts: [ one.test ]\n");
-        let proxy = Proxy::start(dir.path(), &text);
-        let roots = Roots::load(&dir.path().join("ca.pem")).unwrap();
-        Self {
-            echo,
-            proxy,
-            roots,
-            dir,
-        }
+        let world = World::with_vendor("    hosts: [ one.test ]\n")
+            .within(dir)
+            .listener(&listener)
+            .top(&callers)
+            .start()
+            .await;
+        Self { world, roots }
     }
 
     async fn over_h1(&self, name: &str, host: &str, target: &str) -> Answer {

@@ -6,12 +6,13 @@
 //! assert_eq!(world.arrived(), "");
 //! ```
 
+use std::net::TcpStream;
 use std::path::PathBuf;
 
 use countersign_demo::MockServer;
 use tempfile::TempDir;
 
-use super::{Proxy, signal};
+use super::{PATIENCE, Proxy, signal};
 
 /// A proxy, the mock vendor behind it, and the directory of its files.
 pub struct World {
@@ -97,6 +98,20 @@ impl World {
         line.map_or("missing", str::trim).to_owned()
     }
 
+    /// A new connection to the listener, which waits for a response as long as tests do.
+    pub fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.proxy.data).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// The first vendor's requests in flight.
+    pub fn in_flight(&self) -> u64 {
+        let status = self.proxy.admin("/status").1;
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        status["vendors"][0]["in_flight"].as_u64().unwrap()
+    }
+
     /// The path of proxy.yaml.
     pub fn file(&self) -> PathBuf {
         self.dir.path().join("proxy.yaml")
@@ -157,12 +172,12 @@ impl Builder {
         let yaml = yaml.replace(ECHO, &echo.url());
         let dir = self.dir.path().to_owned();
         let (environment, open_files) = (self.environment, self.open_files);
-        let starting = tokio::task::spawn_blocking(move || match open_files {
-            Some(most) => Proxy::start_limited(&dir, &yaml, most),
-            None => {
-                let environment = environment.iter().map(|(name, value)| (*name, &**value));
-                Proxy::start_with(&dir, &yaml, &environment.collect::<Vec<_>>())
+        let starting = tokio::task::spawn_blocking(move || {
+            if let Some(most) = open_files {
+                return Proxy::start_limited(&dir, &yaml, most);
             }
+            let environment = environment.iter().map(|(name, value)| (*name, &**value));
+            Proxy::start_with(&dir, &yaml, &environment.collect::<Vec<_>>())
         });
         World {
             echo,

@@ -2,11 +2,11 @@
 //!
 //! The schema made from these types is the one that checks a file ([`super::schema_check`]) and the one
 //! `countersign schema` prints, so the two cannot disagree. Every field may be absent here, because
-//! a preset may fill it and because a wrong value is taken out once it has been reported; what
-//! must be there is checked where it is used.
+//! a preset may supply it and because a value with an error is removed once it has been reported;
+//! required fields are checked where they are used.
 //!
-//! Beyond JSON Schema, `x-hint` is what to tell whoever got it wrong, and `title` names the thing in
-//! a sentence.
+//! Beyond JSON Schema, `x-hint` is the advice after an error, and `title` names the value in a
+//! sentence.
 
 mod auth;
 mod values;
@@ -32,8 +32,8 @@ pub(super) static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
     schema
 });
 
-/// Every field is optional in Rust, which schemars takes for "may be null". A key without a value
-/// is a mistake in proxy.yaml.
+/// Removes null from the schema. Every field is optional in Rust, which schemars takes for "may be
+/// null"; a key without a value is an error in proxy.yaml.
 fn forbid_null(schema: &mut Value) {
     let null = json!({ "type": "null" });
     match schema {
@@ -61,7 +61,7 @@ fn forbid_null(schema: &mut Value) {
     }
 }
 
-/// A list; an element that was wrong is `None`, so that the others keep their numbers.
+/// A list; an element with an error is `None`, so that the others keep their numbers.
 pub(super) type List<T> = Vec<Option<T>>;
 
 /// Configuration of Countersign, an authenticating reverse proxy. Relative paths are relative to
@@ -70,29 +70,30 @@ pub(super) type List<T> = Vec<Option<T>>;
 #[serde(deny_unknown_fields)]
 #[schemars(title = "proxy.yaml")]
 pub(super) struct File {
-    /// Where callers connect. Default: plain HTTP on 127.0.0.1:8080.
+    /// The listeners for callers. Default: plain HTTP on 127.0.0.1:8080.
     #[schemars(length(min = 1))]
     pub(super) listeners: Option<List<Listener>>,
-    /// Where operators, probes and scrapers connect.
+    /// The listener for operators, probes and scrapers.
     pub(super) admin: Option<Admin>,
     /// Worker threads. Default: the cores this process may use.
     #[schemars(range(min = 1, max = 1024))]
     pub(super) threads: Option<usize>,
-    /// One JSON line per request on stdout.
+    /// Writes one JSON line per request to stdout.
     #[schemars(extend("default" = true))]
     pub(super) access_log: Option<bool>,
-    /// What happens between SIGTERM and the exit.
+    /// The times between SIGTERM and the exit.
     pub(super) drain: Option<Drain>,
-    /// Who may call: `anyone`, or callers by name. Absent: only loopback listeners may start.
+    /// The permitted callers: `anyone`, or callers by name. Absent: only loopback listeners may
+    /// start.
     pub(super) callers: Option<Callers>,
-    /// Where rotating refresh tokens live.
+    /// The store of rotating refresh tokens.
     pub(super) store: Option<Store>,
     /// The vendors by name. Names are letters, digits, `.`, `_` and `-`.
     #[schemars(required, extend("minProperties" = 1))]
     pub(super) vendors: Option<Entries<Vendor>>,
 }
 
-/// One place callers connect to.
+/// One listener for callers.
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Listener {
@@ -104,20 +105,20 @@ pub(super) struct Listener {
     /// HTTP/2 with prior knowledge on a plain listener.
     #[schemars(extend("default" = false))]
     pub(super) h2c: Option<bool>,
-    /// PROXY protocol, version 1 or 2, in front of connections from these load balancers.
+    /// PROXY protocol, version 1 or 2, on connections from these load balancers.
     pub(super) proxy_protocol: Option<ProxyProtocol>,
-    /// Connections at a time; further ones wait in the system's queue. Default: all listeners
-    /// together take what open files and the memory limit of the control group leave room for,
-    /// 16384 at most.
+    /// Most concurrent connections; further ones wait in the system's queue. Default: all listeners
+    /// together accept as many as open files and the memory limit of the control group permit, at
+    /// most 16384.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub(super) max_connections: Option<usize>,
 }
 
-/// Whose PROXY protocol headers are believed.
+/// The load balancers whose PROXY protocol headers are trusted.
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ProxyProtocol {
-    /// Networks of load balancers. Connections from elsewhere are taken as they are.
+    /// Networks of load balancers. Connections from other addresses have no such header.
     pub(super) trusted: Option<List<String>>,
 }
 
@@ -129,11 +130,11 @@ pub(super) struct ListenerTls {
     pub(super) cert: Option<String>,
     /// PEM file with the private key.
     pub(super) key: Option<String>,
-    /// Several certificates, chosen by SNI; the first when none fits.
+    /// Several certificates, chosen by SNI; the first when none matches.
     #[schemars(length(min = 1))]
     pub(super) certificates: Option<List<CertFiles>>,
-    /// PEM bundle of issuers of callers' certificates: makes the listener ask for one, not demand
-    /// it. Read again when it changes.
+    /// PEM bundle of issuers of callers' certificates. The listener then requests a certificate,
+    /// but does not require one. Read again when it changes.
     pub(super) client_ca: Option<String>,
 }
 
@@ -156,15 +157,16 @@ pub(super) struct Admin {
     /// IP address and port; port 0 lets the system choose.
     #[schemars(extend("format" = "socket-address", "default" = "127.0.0.1:9090"))]
     pub(super) bind: Option<String>,
-    /// When `/readyz` first turns 200: every vendor's first attempt has ended (`settled`), every
-    /// vendor has had a usable credential (`all`), or one has (`any`).
+    /// The condition for `/readyz` to return 200 for the first time: every vendor's first attempt
+    /// has finished (`settled`), every vendor has had a usable credential (`all`), or one has
+    /// (`any`).
     #[schemars(extend("default" = "settled"))]
     pub(super) ready_when: Option<ReadyWhen>,
-    /// The key that POSTs from elsewhere than loopback must show.
+    /// The key for POSTs from other addresses than loopback.
     pub(super) key: Option<AdminKey>,
 }
 
-/// When a started proxy counts as ready.
+/// The condition under which a started proxy is ready.
 #[derive(Clone, Copy, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ReadyWhen {
@@ -182,11 +184,11 @@ pub(super) struct AdminKey {
     pub(super) sha256: Option<String>,
 }
 
-/// The end of a process.
+/// The times of a stop.
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Drain {
-    /// How long new connections are still taken after SIGTERM.
+    /// How long new connections are accepted after SIGTERM.
     #[schemars(extend("default" = "5s"))]
     pub(super) delay: Option<Span>,
     /// How long requests in flight may take after that.
@@ -203,7 +205,7 @@ pub(super) enum Callers {
     Known(Entries<Caller>),
 }
 
-/// No caller needs to prove anything.
+/// No authentication of callers.
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(title = "`anyone`")]
@@ -221,10 +223,10 @@ pub(super) struct Caller {
     pub(super) certificate: Option<Certificate>,
     /// A token signed by an issuer, sent as `Authorization: Bearer …`.
     pub(super) jwt: Option<Jwt>,
-    /// What it may do: `VENDOR`, `VENDOR METHOD[,METHOD] /path/glob` (the path after the prefix;
-    /// case counts; `/v1/**` also matches `/v1`), or `*` for every vendor. Default: nothing.
+    /// Its permissions: `VENDOR`, `VENDOR METHOD[,METHOD] /path/glob` (the path after the prefix,
+    /// case-sensitive; `/v1/**` also matches `/v1`), or `*` for every vendor. Default: none.
     pub(super) allow: Option<List<String>>,
-    /// How much it may do.
+    /// Its rate limit.
     pub(super) rate: Option<Rate>,
 }
 
@@ -238,30 +240,30 @@ pub(super) struct Certificate {
     pub(super) san: Option<String>,
 }
 
-/// A token and who signed it (RFC 7519): RS, PS and ES 256 and 384, RS and PS 512, `EdDSA`. `exp` is
+/// A token and its issuer (RFC 7519): RS, PS and ES 256 and 384, RS and PS 512, `EdDSA`. `exp` is
 /// required.
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Jwt {
-    /// `iss`, exactly.
+    /// The `iss`, exactly.
     #[schemars(required)]
     pub(super) issuer: Option<String>,
-    /// `aud`, or one of several.
+    /// The `aud`, or one of several.
     #[schemars(required)]
     pub(super) audience: Option<String>,
-    /// `sub`; `*` stands for any characters. Absent: any.
+    /// The `sub`; `*` matches any characters. Absent: any.
     pub(super) subject: Option<String>,
-    /// Where the issuer publishes its keys (RFC 7517 §5).
+    /// The URL of the issuer's keys (RFC 7517 §5).
     pub(super) jwks_url: Option<String>,
-    /// The same as a file, read again when it changes.
+    /// A file with the issuer's keys, read again when it changes.
     pub(super) jwks_file: Option<String>,
-    /// PEM bundle that is trusted instead of the system's roots, for `jwks_url`.
+    /// PEM bundle used instead of the system's roots, for `jwks_url`.
     pub(super) ca: Option<String>,
     /// Bearer token for `jwks_url`.
     pub(super) jwks_token: Option<Secret>,
 }
 
-/// A caller's key. `countersign caller new NAME` makes one.
+/// A caller's key. `countersign caller new NAME` creates one.
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(
@@ -286,7 +288,7 @@ pub(super) struct ApiKey {
     pub(super) value: Option<String>,
 }
 
-/// Where rotating refresh tokens live: `file`, `redis` or `kubernetes`. Default: `file`.
+/// The store of rotating refresh tokens: `file`, `redis` or `kubernetes`. Default: `file`.
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Store {
@@ -296,8 +298,8 @@ pub(super) struct Store {
     pub(super) redis: Option<RedisStore>,
     /// A Kubernetes Secret, shared by replicas.
     pub(super) kubernetes: Option<KubernetesStore>,
-    /// 32 bytes as base64, hex or raw. Required for `redis` and `kubernetes`; absent, `file` makes
-    /// a key inside its directory.
+    /// The encryption key: 32 bytes as base64, hex or raw. Required for `redis` and `kubernetes`.
+    /// Without it, `file` creates a key inside its directory.
     pub(super) encryption_key: Option<Secret>,
 }
 
@@ -305,7 +307,7 @@ pub(super) struct Store {
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FileStore {
-    /// The directory; made when absent.
+    /// The directory; created when absent.
     #[schemars(extend("default" = "./state"))]
     pub(super) dir: Option<String>,
 }
@@ -318,7 +320,7 @@ pub(super) struct RedisStore {
     /// percent-encoded: `@` is `%40`, `/` is `%2F`.
     #[schemars(required)]
     pub(super) url: Option<Secret>,
-    /// PEM bundle to trust instead of the system roots, for `rediss://`.
+    /// PEM bundle used instead of the system's roots, for `rediss://`.
     pub(super) ca: Option<String>,
 }
 
@@ -326,7 +328,7 @@ pub(super) struct RedisStore {
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct KubernetesStore {
-    /// Name of the Secret; made when absent. Beside it, each vendor has a Lease.
+    /// Name of the Secret; created when absent. Each vendor also has a Lease.
     #[schemars(required, extend("format" = "object-name"))]
     pub(super) secret: Option<String>,
     /// Its namespace. Default: the service account's, or the context's.
@@ -334,7 +336,7 @@ pub(super) struct KubernetesStore {
     pub(super) namespace: Option<String>,
 }
 
-/// A secret, never bare text: where it is to be found.
+/// A reference to a secret, never bare text.
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(
@@ -347,8 +349,8 @@ pub(super) struct KubernetesStore {
     )
 )]
 pub(super) struct Secret {
-    /// Name of the environment variable that holds it; taken as it is, with a warning of white space
-    /// around it.
+    /// Name of the environment variable that holds it; used as it is, with a warning about
+    /// surrounding white space.
     #[schemars(extend("format" = "environment-variable"))]
     pub(super) env: Option<String>,
     /// File that holds it, read again when it changes; surrounding white space is trimmed.
@@ -357,7 +359,7 @@ pub(super) struct Secret {
     pub(super) value: Option<String>,
 }
 
-/// Text, or a reference to where it is found.
+/// Text, or a reference to a secret.
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub(super) enum PlainOrSecret {
@@ -365,108 +367,110 @@ pub(super) enum PlainOrSecret {
     Secret(Secret),
 }
 
-/// One vendor: a way in, an upstream, what may pass, one credential.
+/// One vendor: a route, an upstream, path rules, one credential.
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Vendor {
-    /// Fills whatever is not given here.
+    /// The preset, which supplies the settings that are absent here.
     pub(super) preset: Option<String>,
-    /// Path prefix that leads here; the longest whole-segment match wins. Default: `/` and the
+    /// Path prefix that routes here; the longest match of whole segments wins. Default: `/` and the
     /// vendor's name.
     pub(super) prefix: Option<String>,
-    /// Host names (without port) that lead here with their full path; a host match wins.
+    /// Host names (without port) that route here with their full path; a host match wins.
     pub(super) hosts: Option<List<String>>,
-    /// `https://host[:port][/base]`; the prefix is replaced by the base.
+    /// `https://host[:port][/base]`; the base path replaces the prefix.
     pub(super) upstream: Option<String>,
     /// Accepts `http://` for the upstream and for token URLs, with a warning.
     #[schemars(extend("default" = false))]
     pub(super) allow_plaintext: Option<bool>,
-    /// What is shown to the vendor. Absent, and no preset: nothing.
+    /// The credential. Absent, and no preset: none.
     pub(super) auth: Option<Auth>,
-    /// Presented to the upstream in the TLS handshake; reloaded when the files change.
+    /// Client certificate for the upstream; reloaded when the files change.
     pub(super) client_cert: Option<CertFiles>,
-    /// PEM bundle that is trusted instead of the system's roots, for the upstream and for token
-    /// URLs: issuers, or the vendor's own certificate. A self-signed one with `CA:TRUE` is accepted
-    /// when the vendor shows exactly it, over HTTP/1.1.
+    /// PEM bundle used instead of the system's roots, for the upstream and for token URLs: issuers,
+    /// or the vendor's own certificate. A self-signed one with `CA:TRUE` is accepted when the
+    /// vendor presents exactly it, over HTTP/1.1.
     pub(super) ca: Option<String>,
-    /// How TLS to the upstream is spoken.
+    /// TLS settings of the upstream.
     pub(super) tls: Option<VendorTls>,
-    /// How long anything may take; `0s`: no limit.
+    /// Time limits; `0s`: no limit.
     pub(super) timeouts: Option<Timeouts>,
-    /// How much anything may take; 0: no limit.
+    /// Size and rate limits; 0: no limit.
     pub(super) limits: Option<Limits>,
     /// `http://host:port` of an outbound CONNECT proxy, for the upstream and for token URLs.
     /// Default: `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` of the environment, in either case, as curl
     /// reads them.
     pub(super) proxy: Option<String>,
-    /// Accepts link-local addresses (169.254.0.0/16 and the like), and others where clouds keep their
-    /// metadata services, as upstream and in token URLs.
+    /// Accepts link-local addresses (169.254.0.0/16, fe80::/10), and others of clouds' metadata
+    /// services, as upstream and in token URLs.
     #[schemars(extend("default" = false))]
     pub(super) allow_link_local: Option<bool>,
-    /// Whether Cookie and Set-Cookie pass; the vendor's session would be the caller's.
+    /// Whether Cookie and Set-Cookie pass. If they do, the caller holds the vendor's session.
     #[schemars(extend("default" = "strip"))]
     pub(super) cookies: Option<Cookies>,
-    /// When a failing vendor is given a rest.
+    /// The circuit breaker.
     pub(super) breaker: Option<Breaker>,
-    /// A vendor's 401 renews the credential and replays the request once.
+    /// Renews the credential after a vendor's 401 and replays the request once.
     #[schemars(extend("default" = true))]
     pub(super) retry_on_401: Option<bool>,
-    /// Paths that never pass, added to the preset's: `[!][METHOD[,METHOD]] /pattern`. The path as
-    /// sent upstream (base included), case-insensitive; `*` within a segment, `**` across; `!` an
-    /// exception.
+    /// Paths that never pass, in addition to the preset's: `[!][METHOD[,METHOD]] /pattern`. The
+    /// pattern is matched with the path as sent upstream (base path included), case-insensitively.
+    /// `*` matches within a segment, `**` across segments; `!` makes an exception.
     pub(super) refuse: Option<List<String>>,
-    /// When given, nothing else passes; same form. May only narrow a preset's.
+    /// The only paths that pass, in the same form. May only narrow a preset's.
     #[schemars(length(min = 1))]
     pub(super) allow: Option<List<String>>,
-    /// What a caller's own login call gets: refused, or answered here with a token of the proxy's
-    /// own when it shows a caller's key.
+    /// The treatment of a caller's own login call: refused, or answered with a token of the proxy
+    /// when it presents a caller's key.
     #[schemars(extend("default" = "refuse"))]
     pub(super) login: Option<Login>,
     /// Whether %2F and %5C may occur in a path.
     #[schemars(extend("default" = "refuse"))]
     pub(super) encoded_slash: Option<EncodedSlash>,
-    /// Names of header fields that callers may send though they hold more than letters, digits and
-    /// `-`, for example `X_Account`. Any other such name is refused: servers take `_` and the like
-    /// for `-`. Whatever a credential could be taken for is removed still.
+    /// Names of headers that callers may send although they hold more than letters, digits and `-`,
+    /// for example `X_Account`. Any other name of this kind is refused, because servers take `_`
+    /// and other characters for `-`. A header that could be taken for a credential is still
+    /// removed.
     pub(super) header_names: Option<List<String>>,
-    /// Masks our own credential where the vendor's answer repeats it: raw, base64, URL-encoded,
-    /// JSON-escaped or escaped for HTML or XML, at the same length. A compressed answer is broken off
-    /// instead, and so is one that decompresses to too much to be searched.
+    /// Masks the credential that the proxy added where the vendor's response repeats it: raw,
+    /// base64, URL-encoded, JSON-escaped or escaped for HTML or XML, at the same length. A
+    /// compressed response is cut off instead, and so is one that decompresses to too much to be
+    /// searched.
     #[schemars(extend("default" = true))]
     pub(super) redact_echo: Option<bool>,
 }
 
-/// How TLS to the upstream is spoken.
+/// TLS settings of the upstream.
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct VendorTls {
-    /// For servers that ask for the client certificate only after reading the path, by TLS 1.2
+    /// For servers that request the client certificate only after reading the path, by TLS 1.2
     /// renegotiation or TLS 1.3 post-handshake authentication: IIS, per-location rules of Apache.
-    /// OpenSSL speaks TLS 1.2 or 1.3 to the upstream and the token URLs then, trusting and showing
-    /// what is configured here as ever, over HTTP/1.1. Such a server holds back a request's body
-    /// while it asks, and answers 413 when it is longer than its buffer (Apache
-    /// `SSLRenegBufferSize`, 128 KiB; IIS `uploadReadAheadSize`, 48 KiB).
+    /// OpenSSL then speaks TLS 1.2 or 1.3 to the upstream and the token URLs, with the same trust
+    /// and certificates, over HTTP/1.1. These servers buffer a request's body meanwhile, and
+    /// respond with 413 when it is longer than their buffer (Apache `SSLRenegBufferSize`, 128 KiB;
+    /// IIS `uploadReadAheadSize`, 48 KiB).
     #[schemars(extend("default" = false))]
     pub(super) late_client_auth: Option<bool>,
 }
 
-/// How long anything may take; `0s`: no limit.
+/// Time limits; `0s`: no limit.
 #[derive(serde::Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Timeouts {
-    /// TCP connect, and again the TLS handshake.
+    /// Of the TCP connect, and again of the TLS handshake.
     #[schemars(extend("default" = "5s"))]
     pub(super) connect: Option<Span>,
-    /// From the request's end to the answer's first byte.
+    /// From the end of the request to the first byte of the response.
     #[schemars(extend("default" = "60s"))]
     pub(super) first_byte: Option<Span>,
-    /// No byte either way. WebSocket and gRPC have 5m unless it is given.
+    /// Longest silence in both directions. WebSocket and gRPC have 5m unless it is set.
     #[schemars(extend("default" = "60s"))]
     pub(super) idle: Option<Span>,
-    /// The whole exchange.
+    /// Of the whole exchange.
     #[schemars(extend("default" = "0s"))]
     pub(super) total: Option<Span>,
-    /// An unused pooled connection.
+    /// How long an unused pooled connection is kept.
     #[schemars(extend("default" = "30s"))]
     pub(super) keepalive: Option<Span>,
     /// How long a request waits for a credential.
@@ -474,46 +478,46 @@ pub(super) struct Timeouts {
     pub(super) token_wait: Option<Span>,
 }
 
-/// How much anything may take; 0: no limit.
+/// Size and rate limits; 0: no limit.
 #[derive(serde::Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Limits {
-    /// Requests of this vendor at a time.
+    /// Concurrent requests to this vendor.
     #[schemars(extend("default" = 1024))]
     pub(super) in_flight: Option<usize>,
-    /// Request body.
+    /// Size of a request body.
     #[schemars(extend("default" = "100MiB"))]
     pub(super) body: Option<Size>,
-    /// Requests over time.
+    /// The rate of requests.
     pub(super) rate: Option<Rate>,
-    /// Whether a 429 or 503 of the vendor with Retry-After holds back further requests: until
-    /// then, and for at most 10 minutes, they are answered here with the same status.
+    /// Whether a 429 or 503 of the vendor with Retry-After holds further requests back: until then,
+    /// and for at most 10 minutes, they are refused with the same status.
     #[schemars(extend("default" = false))]
     pub(super) honour_retry_after: Option<bool>,
 }
 
-/// When a failing vendor is given a rest: requests are answered here with 503, then one at a time
-/// is let through until the vendor gives it an answer.
+/// The circuit breaker: while it is open, requests are refused with 503. Then one at a time is let
+/// through as a probe, until one gets a response.
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Breaker {
-    /// Requests in a row that end in 502, 503 or 504, by the vendor's answer or for want of one
-    /// (no connection, a timeout); 0: never.
+    /// Requests in a row that end in 502, 503 or 504, whether the vendor sends it or does not
+    /// respond (no connection, a timeout); 0: never.
     #[schemars(extend("default" = 10))]
     pub(super) failures: Option<u32>,
-    /// The first rest. Each further one is twice as long, up to 5 minutes.
+    /// The first open period. Each further one is twice as long, up to 5 minutes.
     #[schemars(extend("default" = "10s"))]
     pub(super) open_for: Option<Span>,
 }
 
-/// Requests over time.
+/// The rate of requests.
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Rate {
     /// Requests per second, fractions included: `0.2` is one in five seconds. 0: no limit.
     #[schemars(extend("default" = 0, "format" = "rate", "minimum" = 0))]
     pub(super) per_second: Option<f64>,
-    /// How many may come at once. Default: as many as in a second, and at least 1.
+    /// Requests that may come at once. Default: as many as in a second, and at least 1.
     #[schemars(range(min = 1))]
     pub(super) burst: Option<u32>,
 }

@@ -22,7 +22,7 @@ const HEAD: &str = "\
 # Configuration reference
 
 <!-- Made by `countersign schema --markdown` from the schema that checks every file; `make generated`
-writes it anew. Corrections belong into the descriptions in src/config/file.rs and beside it. -->
+writes it anew. Corrections belong in the descriptions in src/config/file.rs and beside it. -->
 
 One YAML file says everything; [proxy.yaml](../proxy.yaml) is a commented sample, and editors that know
 `yaml-language-server` complete and check it by [proxy.schema.json](../proxy.schema.json).

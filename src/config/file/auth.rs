@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 
 use super::{CertFiles, Entries, PlainOrSecret, Secret, Span};
 
-/// What is shown to the vendor: exactly one kind.
+/// The credential: exactly one kind.
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(
@@ -16,7 +16,7 @@ pub(in crate::config) struct Auth {
     pub(in crate::config) bearer: Option<Bearer>,
     /// User name and password: `Authorization: Basic …`.
     pub(in crate::config) basic: Option<Basic>,
-    /// Header fields by name; the spelling is kept on HTTP/1.1.
+    /// Headers by name; the spelling is kept on HTTP/1.1.
     #[schemars(extend("minProperties" = 1))]
     pub(in crate::config) headers: Option<Entries<PlainOrSecret>>,
     /// Query parameters by name.
@@ -53,13 +53,13 @@ pub(in crate::config) struct Basic {
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct ClientCredentials {
-    /// Where tokens are issued.
+    /// The URL that issues tokens.
     pub(in crate::config) token_url: Option<String>,
     /// The client's name.
     pub(in crate::config) client_id: Option<PlainOrSecret>,
     /// The client's secret, for `client_auth` `basic`, `post` and `json`.
     pub(in crate::config) client_secret: Option<Secret>,
-    /// How the client proves itself.
+    /// Client authentication.
     #[schemars(extend("default" = "basic"))]
     pub(in crate::config) client_auth: Option<ClientAuth>,
     /// Sent when present and not empty.
@@ -74,23 +74,23 @@ pub(in crate::config) struct ClientCredentials {
     pub(in crate::config) private_key: Option<Secret>,
     /// `kid` of the assertion.
     pub(in crate::config) key_id: Option<String>,
-    /// How the assertion is signed.
+    /// The algorithm of the assertion's signature.
     #[schemars(extend("default" = "RS256"))]
     pub(in crate::config) algorithm: Option<Algorithm>,
     /// `aud` of the assertion. Default: the token URL.
     pub(in crate::config) assertion_audience: Option<String>,
-    /// Shown at the token endpoint when it asks for a certificate; with `client_auth: tls` the proof
-    /// itself. Default: the vendor's `client_cert`.
+    /// The certificate for the token endpoint when it requests one; with `client_auth: tls` it
+    /// authenticates the client. Default: the vendor's `client_cert`.
     pub(in crate::config) client_cert: Option<CertFiles>,
-    /// One token for all replicas, through the `store`, encrypted: for vendors that keep only one token
-    /// of a client alive. A token is asked for by one replica at a time, and the others take it from
-    /// there.
+    /// One token for all replicas, through the `store`, encrypted: for vendors that keep only one
+    /// token of a client valid. One replica at a time requests a token, and the others read it from
+    /// the store.
     #[schemars(extend("default" = false))]
     pub(in crate::config) share: Option<bool>,
-    /// Assumed when the answer names no lifetime or an unreadable one.
+    /// Lifetime of a token whose response has none, or an unreadable one.
     #[schemars(extend("default" = "300s"))]
     pub(in crate::config) default_lifetime: Option<Span>,
-    /// One token request, body included.
+    /// Time of one token request, the body included.
     #[schemars(extend("default" = "10s"))]
     pub(in crate::config) request_timeout: Option<Span>,
 }
@@ -99,61 +99,61 @@ pub(in crate::config) struct ClientCredentials {
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct AuthorizationCode {
-    /// Where a person consents.
+    /// The URL where a person consents.
     pub(in crate::config) authorize_url: Option<String>,
-    /// Where codes and refresh tokens are exchanged.
+    /// The URL where codes and refresh tokens are exchanged.
     pub(in crate::config) token_url: Option<String>,
     /// The client's name.
     pub(in crate::config) client_id: Option<PlainOrSecret>,
     /// The client's secret. Absent, with no `client_auth`: a public client.
     pub(in crate::config) client_secret: Option<Secret>,
-    /// How the client proves itself.
+    /// Client authentication.
     #[schemars(extend("default" = "post"))]
     pub(in crate::config) client_auth: Option<ClientAuth>,
-    /// Asked for at the authorize URL.
+    /// Requested at the authorize URL.
     pub(in crate::config) scope: Option<String>,
-    /// Where the browser is sent back to, as registered with the vendor; sent byte for byte as it is
-    /// written here.
+    /// The URL to which the browser is sent back, as registered with the vendor; sent byte for byte
+    /// as it is written here.
     pub(in crate::config) redirect_uri: Option<String>,
-    /// Whether the exchange repeats `redirect_uri`, as RFC 6749 §4.1.3 wants.
+    /// Whether the exchange repeats `redirect_uri`, as RFC 6749 §4.1.3 requires.
     #[schemars(extend("default" = true))]
     pub(in crate::config) send_redirect_uri: Option<bool>,
     /// Proof key for code exchange, method S256 (RFC 7636).
     #[schemars(extend("default" = true))]
     pub(in crate::config) pkce: Option<bool>,
-    /// The server's issuer identifier, which its redirects must then name as `iss` (RFC 9207).
-    /// Default: the origin of `authorize_url`, for redirects that name one.
+    /// The server's issuer identifier, which its redirects must then have as `iss` (RFC 9207).
+    /// Default: the origin of `authorize_url`, for redirects with an `iss`.
     pub(in crate::config) issuer: Option<String>,
     /// The key that signs assertions, PEM, for `client_auth: private_key_jwt`.
     pub(in crate::config) private_key: Option<Secret>,
     /// `kid` of the assertion.
     pub(in crate::config) key_id: Option<String>,
-    /// How the assertion is signed.
+    /// The algorithm of the assertion's signature.
     #[schemars(extend("default" = "RS256"))]
     pub(in crate::config) algorithm: Option<Algorithm>,
     /// `aud` of the assertion. Default: the token URL.
     pub(in crate::config) assertion_audience: Option<String>,
-    /// Shown at the token endpoint when it asks for a certificate; with `client_auth: tls` the proof
-    /// itself. Default: the vendor's `client_cert`.
+    /// The certificate for the token endpoint when it requests one; with `client_auth: tls` it
+    /// authenticates the client. Default: the vendor's `client_cert`.
     pub(in crate::config) client_cert: Option<CertFiles>,
-    /// One token for all replicas, through the `store`: always so with refresh tokens.
+    /// One token for all replicas, through the `store`: always the case with refresh tokens.
     #[schemars(extend("default" = true))]
     pub(in crate::config) share: Option<bool>,
-    /// Assumed when the answer names no lifetime or an unreadable one.
+    /// Lifetime of a token whose response has none, or an unreadable one.
     #[schemars(extend("default" = "300s"))]
     pub(in crate::config) default_lifetime: Option<Span>,
-    /// One token request, body included.
+    /// Time of one token request, the body included.
     #[schemars(extend("default" = "10s"))]
     pub(in crate::config) request_timeout: Option<Span>,
 }
 
-/// A grant from a vedauth server, by exactly one of `certificate`, `username` with `password`, or
-/// `jwt`.
+/// A grant of a vedauth server, obtained by exactly one of `certificate`, `username` with
+/// `password`, or `jwt`.
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct Vedauth {
-    /// The server; `/vedauth` is added unless the path already ends so. Default: the upstream's
-    /// origin.
+    /// The server; `/vedauth` is added unless the path already ends with it. Default: the
+    /// upstream's origin.
     pub(in crate::config) url: Option<String>,
     /// The API integration's id; case-sensitive.
     pub(in crate::config) client_id: Option<PlainOrSecret>,
@@ -170,23 +170,23 @@ pub(in crate::config) struct Vedauth {
     /// Whether refresh tokens are used.
     #[schemars(extend("default" = true))]
     pub(in crate::config) refresh: Option<bool>,
-    /// Whether the grant is revoked when the process is stopped; that ends it for every process
-    /// that shares the store.
+    /// Whether the grant is revoked when the process is stopped, for every process that shares the
+    /// store.
     #[schemars(extend("default" = false))]
     pub(in crate::config) revoke_on_exit: Option<bool>,
-    /// One token for all replicas, through the `store`, encrypted: always so with refresh tokens, and
-    /// with `refresh: false` for servers that keep only one token of a client alive.
+    /// One token for all replicas, through the `store`, encrypted: always the case with refresh
+    /// tokens. With `refresh: false` for servers that keep only one token of a client valid.
     #[schemars(extend("default" = false))]
     pub(in crate::config) share: Option<bool>,
-    /// Assumed when the answer names no lifetime or an unreadable one.
+    /// Lifetime of a token whose response has none, or an unreadable one.
     #[schemars(extend("default" = "300s"))]
     pub(in crate::config) default_lifetime: Option<Span>,
-    /// One token request, body included.
+    /// Time of one token request, the body included.
     #[schemars(extend("default" = "10s"))]
     pub(in crate::config) request_timeout: Option<Span>,
 }
 
-/// How a client proves itself at the token endpoint.
+/// Client authentication at the token endpoint.
 #[derive(Clone, Copy, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(in crate::config) enum ClientAuth {
@@ -197,7 +197,7 @@ pub(in crate::config) enum ClientAuth {
     Tls,
 }
 
-/// How an assertion is signed.
+/// The algorithm of an assertion's signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 pub(in crate::config) enum Algorithm {
     RS256,

@@ -11,7 +11,8 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 
 use crate::config::units;
 
-/// A mapping from names the user chooses, in the file's order; an entry that was wrong is `None`.
+/// A mapping from names of the user's choice, in the file's order; an entry with an error is
+/// `None`.
 pub(in crate::config) struct Entries<T>(pub(in crate::config) Vec<(String, Option<T>)>);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {

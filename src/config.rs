@@ -109,7 +109,7 @@ impl Config {
             Ok(bytes) => Zeroizing::new(bytes),
             Err(error) => {
                 let hint = if error.kind() == std::io::ErrorKind::NotFound {
-                    "name another file with `--config` or COUNTERSIGN_CONFIG"
+                    "specify another file with `--config` or COUNTERSIGN_CONFIG"
                 } else {
                     ""
                 };

@@ -92,14 +92,14 @@ impl fmt::Display for InvalidUrl {
                  `#`"
             }
             Self::NotUrl => "is not a URL with a host",
-            Self::NotRedis => "is no URL of a Redis",
+            Self::NotRedis => "is not the URL of a Redis",
             Self::RedisFragment => "has a `#` part",
             Self::NotProxy => "is not the address of an outbound proxy",
             Self::TlsProxy => {
                 "names an outbound proxy that speaks TLS (https://), which is not \
                                supported"
             }
-            Self::SocksProxy => "names a SOCKS proxy, which is not supported",
+            Self::SocksProxy => "specifies a SOCKS proxy, which is not supported",
         })
     }
 }

@@ -257,7 +257,7 @@ impl Keys {
         }
         set.generation = before.generation + 1;
         if set.keys.is_empty() {
-            warn!("an issuer has no keys any more: nobody gets in by its tokens");
+            warn!("an issuer has withdrawn its keys: its tokens are refused");
         } else {
             info!(keys = set.keys.len(), "an issuer's keys are read");
         }
@@ -354,13 +354,14 @@ async fn keep_current(keys: Arc<Keys>, source: KeySource) {
                     let source = source_name(&source);
                     warn!(
                         source,
-                        cause, "an issuer's keys cannot be read; those at hand go on for a day"
+                        cause,
+                        "an issuer's keys cannot be read; the last ones stay in use for a day"
                     );
                 }
                 if read_last.elapsed() >= KEPT_FOR && !keys.current().keys.is_empty() {
                     warn!(
                         source = source_name(&source),
-                        "an issuer's keys could not be read for a day: they are used no longer"
+                        "an issuer's keys could not be read for a day: they are no longer used"
                     );
                     keys.publish(KeySet::gone("too old"));
                 }

@@ -324,7 +324,7 @@ impl Via {
                 break;
             }
             if read == 0 || answer.len() > MAX_ANSWER {
-                return Err(TunnelError::Garbled("did not answer the CONNECT"));
+                return Err(TunnelError::Garbled("did not respond to the CONNECT"));
             }
         }
         let status = answer.get(9..12).unwrap_or_default();
@@ -457,7 +457,7 @@ mod tests {
             (
                 "ALL_PROXY",
                 "socks5h://us:hunter2@p:1",
-                "ALL_PROXY names a SOCKS proxy",
+                "ALL_PROXY specifies a SOCKS proxy",
             ),
             (
                 "all_proxy",

@@ -309,7 +309,7 @@ fn a_file_that_cannot_be_read_is_named() {
         missing.starts_with(&format!("{name}: cannot be read: No such file")),
         "{missing}"
     );
-    assert!(missing.ends_with("; name another file with `--config` or COUNTERSIGN_CONFIG"));
+    assert!(missing.ends_with("; specify another file with `--config` or COUNTERSIGN_CONFIG"));
     std::fs::write(&path, b"vendors:\n  \xc3\xa4\xff: {}\n").unwrap();
     assert_eq!(
         load(),
@@ -389,7 +389,7 @@ fn a_shared_store_without_a_key_or_beside_another_is_a_mistake() {
         (
             format!("{{ redis: {{ url: {{ value: 'http://hunter2' }} }}, {key} }}"),
             vec![
-                "1:24: store.redis.url: is no URL of a Redis; it reads \
+                "1:24: store.redis.url: is not the URL of a Redis; it reads \
                  `redis://[USER:PASSWORD@]HOST[:PORT][/DB]`, `rediss://` for TLS",
             ],
         ),
@@ -428,7 +428,7 @@ fn each_mistake_has_its_place() {
         // Rests.
         (
             "upstream: https://x.example\nbreaker: { open_for: 0s }",
-            "4:26: vendors.a.breaker.open_for: is no time at all",
+            "4:26: vendors.a.breaker.open_for: must not be zero",
         ),
         // Ways in.
         (
@@ -682,7 +682,7 @@ fn a_token_login_is_complete_and_consistent() {
         (
             &format!("{base}client_secret: {{ env: S }}\nparams: {{ client_secret: x, a: 1 }}"),
             vec![
-                format!("9:19: {at}.params.client_secret: is a parameter of our own"),
+                format!("9:19: {at}.params.client_secret: is set by the proxy"),
                 format!("9:40: {at}.params.a: must be text, not a number; put it in quotes"),
             ],
         ),
@@ -718,7 +718,7 @@ fn a_vedauth_grant_is_obtained_in_exactly_one_way() {
         ),
         (
             "username: u, password: { env: P }, jwt: { env: J }",
-            "4:22: vendors.a.auth.vedauth: says more than one way to obtain the grant",
+            "4:22: vendors.a.auth.vedauth: has more than one way to obtain the grant",
         ),
     ] {
         let found = mistakes(&vedauth(fields));
@@ -842,7 +842,7 @@ vendors: {{ acme: {{ upstream: 'https://a.example' }} }}
     for (found, want) in found.iter().zip([
         "2:104: callers.a.allow[0]: names no vendor of this file; did you mean `acme`?".to_owned(),
         "2:110: callers.a.allow[1]: names an unknown method; did you mean `GET`?".to_owned(),
-        "2:122: callers.a.allow[2]: says more than vendor, methods and path".to_owned(),
+        "2:122: callers.a.allow[2]: has more than vendor, methods and path".to_owned(),
         format!("3:17: callers.b.api_key: {own} `a`"),
         format!("5:17: callers.d.api_key: {own} `c`"),
         "6:27: callers.e.api_key.sha256: is the digest of an empty key".to_owned(),
@@ -1235,7 +1235,7 @@ fn allow_of_the_file_only_narrows_the_presets() {
     assert_eq!(
         mistakes(&private("/private/api/**, /api/**")),
         [
-            "6:31: vendors.a.allow[1]: passes more than the preset does; \
+            "6:31: vendors.a.allow[1]: permits more than the preset does; \
           the preset allows `/private/**`, and can only be narrowed"
         ]
     );
@@ -1496,8 +1496,8 @@ vendors:
         flat_found,
         [
             "1:26: store.encryption_key: does not hold 32 bytes; as base64, hex or raw; `openssl rand -base64 32` makes one",
-            "6:38: vendors.a.client_cert.key: D/flat.key is PEM that has lost its line breaks: everything stands on one line; \
-             copy it anew with its line breaks; the BEGIN and END lines stand alone",
+            "6:38: vendors.a.client_cert.key: D/flat.key is PEM without its line breaks: everything is on one line; \
+             copy it again with its line breaks; the BEGIN and END lines stand alone",
             "7:30: vendors.a.auth.bearer.token: holds a character that no header field may hold; \
              line breaks and control characters are not allowed inside it",
         ]
@@ -1528,7 +1528,7 @@ vendors:
     };
     assert_eq!(check(&signed("ES256")), [""; 0]);
     assert!(check(&signed("RS256"))[0].starts_with(
-        "9:22: vendors.a.auth.client_credentials.private_key: is no key for `algorithm: RS256`"
+        "9:22: vendors.a.auth.client_credentials.private_key: is not a key for `algorithm: RS256`"
     ));
 }
 

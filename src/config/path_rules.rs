@@ -101,8 +101,11 @@ pub(super) fn answered(
         }));
     }
     if logins.is_empty() {
-        let hint = "a kind that fetches tokens or a preset has login calls; this vendor has none";
-        reader.report.warn(at, "there is nothing to answer", hint);
+        let hint =
+            "login calls come from a preset or a kind that fetches tokens; this vendor has neither";
+        reader
+            .report
+            .warn(at, "there is no login call to answer", hint);
     }
     logins
 }
@@ -182,8 +185,8 @@ pub(super) fn rules(
         if rule.exception && never.any(|path| glob(&pattern, &path.to_ascii_lowercase())) {
             reader.report.error(
                 &refuse_at.index(nth),
-                "opens the path where this vendor's tokens are handed out",
-                "it stays refused: whoever calls it could take the credential along",
+                "opens the path where this vendor's tokens are issued",
+                "it stays refused: a caller could obtain the credential there",
             );
         }
         refuse.push(rule);
@@ -206,7 +209,7 @@ pub(super) fn rules(
     };
     let own = read(written, &allow_at, reader);
     if !own.is_empty() && own.iter().all(|(_, rule)| rule.exception) {
-        let hint = "add what may pass, for example `/**`";
+        let hint = "add paths that may pass, for example `/**`";
         reader
             .report
             .error(&allow_at, "has only exceptions, so nothing passes", hint);
@@ -216,7 +219,7 @@ pub(super) fn rules(
             let known: Vec<&str> = widest.iter().map(|rule| rule.pattern.as_str()).collect();
             reader.report.error(
                 &allow_at.index(*nth),
-                "passes more than the preset does",
+                "permits more than the preset does",
                 format!(
                     "the preset allows {}, and can only be narrowed",
                     list(&known)

@@ -55,8 +55,8 @@ impl Reader<'_> {
     /// perhaps, which no message may repeat; that has been reported.
     fn file(&mut self, written: &str, at: &KeyPath) -> Option<PathBuf> {
         if is_content(written) {
-            let message = "is the content of a file, and the name of one belongs here";
-            let hint = "write it to a file that only this program can read, and name that";
+            let message = "is the content of a file; the file's name belongs here";
+            let hint = "write it to a file that only this program can read, and give its name here";
             self.report.error(at, message, hint);
             return None;
         }
@@ -424,7 +424,7 @@ impl Reader<'_> {
         if signer.algorithm() != wanted {
             self.report.error(
                 at,
-                format!("is no key for `algorithm: {algorithm:?}`"),
+                format!("is not a key for `algorithm: {algorithm:?}`"),
                 "RS… and PS… take an RSA key, ES… an elliptic curve key, EdDSA an Ed25519 key",
             );
         }

@@ -89,7 +89,7 @@ pub(super) fn grant(text: &str) -> Result<Permission, InvalidRule> {
         check_pattern(path).map_err(|message| (message, GRANTS.to_owned()))?;
     }
     if words.next().is_some() {
-        return Err(("says more than vendor, methods and path", GRANTS.into()));
+        return Err(("has more than vendor, methods and path", GRANTS.into()));
     }
     Ok(Permission {
         vendor,
@@ -175,7 +175,7 @@ fn escapes(path: &str) -> impl Iterator<Item = Option<u8>> {
 const RULES: &str = "rules are written `/path`, `GET /path` or `!GET /path`; `*` stands for any \
                      characters of one segment, `**` for several segments";
 
-const GRANTS: &str = "grants are written `VENDOR`, `VENDOR GET,HEAD /path/**` or `*`";
+const GRANTS: &str = "permissions are written `VENDOR`, `VENDOR GET,HEAD /path/**` or `*`";
 
 /// The methods of RFC 9110 and RFC 5789, QUERY, and those of `WebDAV` (RFC 4918, 3253, 5323, 2068).
 const METHODS: [&str; 19] = [

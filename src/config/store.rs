@@ -139,7 +139,7 @@ pub(super) fn warn_of_shared_ends(store: &Store, vendors: &[Vendor], reader: &mu
                 .key("auth");
             reader.report.warn(
                 &at.key(kind.name).key("revoke_on_exit"),
-                "the grant is shared: each replica that stops, in a rolling update too, revokes it for all",
+                "the grant is shared: each replica that stops, also in a rolling update, revokes it for all",
                 "leave it out, or give every replica a store of its own",
             );
         }

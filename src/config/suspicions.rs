@@ -14,12 +14,12 @@ pub(super) fn suspicions(secret: &SecretRef, bytes: &[u8]) -> Vec<(&'static str,
     if without.len() < text.len() {
         found.push(if is_file {
             (
-                "begins with a byte order mark, which is left out",
+                "begins with a byte order mark, which is removed",
                 "save it as UTF-8 without one",
             )
         } else {
             (
-                "begins with a byte order mark, which is part of it",
+                "begins with a byte order mark, which is part of the secret",
                 "set it without one",
             )
         });
@@ -42,13 +42,13 @@ pub(super) fn suspicions(secret: &SecretRef, bytes: &[u8]) -> Vec<(&'static str,
     if is_assignment(trimmed) {
         found.push((
             "looks like `NAME=value`, and the name is part of it",
-            "leave the secret alone in there, unless it is meant so",
+            "leave only the secret in it, unless this is intended",
         ));
     }
     if trimmed.contains('\n') {
         found.push((
-            "holds several lines, which are all part of it",
-            "leave the secret alone in there",
+            "holds several lines, which are all part of the secret",
+            "leave only the secret in it",
         ));
     }
     if is_placeholder(trimmed) {
@@ -171,6 +171,6 @@ mod tests {
         let bytes = secret.resolve_bytes().unwrap();
         let found = suspicions(&secret, &bytes);
         assert_eq!(found.len(), 1, "{found:?}");
-        assert!(found[0].0.contains("left out"), "{found:?}");
+        assert!(found[0].0.contains("removed"), "{found:?}");
     }
 }

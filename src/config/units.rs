@@ -40,9 +40,7 @@ pub(super) fn size(text: &str) -> Result<u64, &'static str> {
         "GiB" => 1 << 30,
         _ => return Err("is not a size"),
     };
-    number
-        .checked_mul(factor)
-        .ok_or("is more than 64 bits can count")
+    number.checked_mul(factor).ok_or("is larger than 64 bits")
 }
 
 fn split(text: &str) -> (&str, &str) {
@@ -100,7 +98,7 @@ mod tests {
             ("64KiB", Ok(65_536)),
             ("10MiB", Ok(10_485_760)),
             ("1GiB", Ok(1_073_741_824)),
-            ("17179869184GiB", Err("is more than 64 bits can count")),
+            ("17179869184GiB", Err("is larger than 64 bits")),
             ("10", Err("is not a size")),
             ("10MB", Err("is not a size")),
             ("10mib", Err("is not a size")),

@@ -141,7 +141,7 @@ pub(super) fn vendors(
                 .report
                 .error_at_key(&at, "is not a vendor's name", hint);
         } else if name == "none" {
-            let hint = "metrics call requests `none` that reached no vendor";
+            let hint = "`none` is the metrics' name for requests without a vendor";
             reader
                 .report
                 .error_at_key(&at, "is not a vendor's name", hint);
@@ -493,7 +493,7 @@ fn breaker(written: Option<&file::Breaker>, at: &KeyPath, reader: &mut Reader<'_
     if open_for.is_some_and(|span| span.0.is_zero()) {
         reader.report.error(
             &at.key("open_for"),
-            "is no time at all",
+            "must not be zero",
             "`failures: 0` turns the breaker off",
         );
     }

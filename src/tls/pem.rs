@@ -278,8 +278,8 @@ const ESCAPED: Fault = Fault {
     cure: "write real line breaks: `printf '%b' \"$TEXT\"` makes them",
 };
 const ONE_LINE: Fault = Fault {
-    what: "is PEM that has lost its line breaks: everything stands on one line",
-    cure: "copy it anew with its line breaks; the BEGIN and END lines stand alone",
+    what: "is PEM without its line breaks: everything is on one line",
+    cure: "copy it again with its line breaks; the BEGIN and END lines stand alone",
 };
 const HEADER: Fault = Fault {
     what: "is PEM with a damaged BEGIN line",
@@ -287,15 +287,15 @@ const HEADER: Fault = Fault {
 };
 const CUT: Fault = Fault {
     what: "is PEM that is cut off: an END line is missing or does not fit its BEGIN line",
-    cure: "copy it anew, whole",
+    cure: "copy it again, complete",
 };
 const DAMAGED: Fault = Fault {
-    what: "is damaged PEM: what stands between BEGIN and END is no base64",
-    cure: "copy it anew",
+    what: "is damaged PEM: the lines between BEGIN and END are not base64",
+    cure: "copy it again",
 };
 const HEADLESS: Fault = Fault {
     what: "is base64 without the BEGIN and END lines of PEM",
-    cure: "copy it anew with them",
+    cure: "copy it again with them",
 };
 const TWICE: Fault = Fault {
     what: "is PEM that was encoded in base64 once more",
@@ -303,11 +303,11 @@ const TWICE: Fault = Fault {
 };
 const PFX: Fault = Fault {
     what: "is a PFX (PKCS#12) file, not PEM",
-    cure: "`openssl pkcs12 -in FILE -clcerts -nokeys -out CERT` and `openssl pkcs12 -in FILE -nocerts -nodes -out KEY` take it apart",
+    cure: "`openssl pkcs12 -in FILE -clcerts -nokeys -out CERT` and `openssl pkcs12 -in FILE -nocerts -nodes -out KEY` split it",
 };
 const PFX_BASE64: Fault = Fault {
     what: "is a PFX (PKCS#12) file in base64, not PEM",
-    cure: "`base64 -d` decodes it, `openssl pkcs12` takes it apart into certificate and key",
+    cure: "`base64 -d` decodes it, `openssl pkcs12` splits it into certificate and key",
 };
 const PKCS7: Fault = Fault {
     what: "is PKCS#7 (.p7b), not PEM certificates",
@@ -315,7 +315,7 @@ const PKCS7: Fault = Fault {
 };
 const JAVA: Fault = Fault {
     what: "is a Java key store, not PEM",
-    cure: "`keytool -importkeystore -deststoretype PKCS12` makes a PFX of it, `openssl pkcs12` takes that apart",
+    cure: "`keytool -importkeystore -deststoretype PKCS12` makes a PFX of it, which `openssl pkcs12` splits",
 };
 const JWK: Fault = Fault {
     what: "is a JSON Web Key, not PEM",
@@ -369,7 +369,7 @@ pub(crate) const UNUSABLE_KEY: Fault = Fault {
 /// PEM by its form, without a certificate inside.
 pub(crate) const NOT_X509: Fault = Fault {
     what: "holds a damaged certificate, or something else under the label CERTIFICATE",
-    cure: "copy it anew",
+    cure: "copy it again",
 };
 /// PEM by its form, with a key inside.
 pub(crate) const KEY_AS_CERTIFICATE: Fault = Fault {

@@ -199,11 +199,11 @@ impl Pair {
             ),
             ("pfx-text", text(STANDARD.encode(&pfx)), "PFX (PKCS#12)"),
             ("pfx", pfx, "PFX (PKCS#12)"),
-            ("flat", text(flat), "lost its line breaks"),
+            ("flat", text(flat), "without its line breaks"),
             (
                 "blanks",
                 text(pem.replace('\n', " ")),
-                "lost its line breaks",
+                "without its line breaks",
             ),
             (
                 "escaped",

@@ -199,9 +199,9 @@ fn client_credentials(
         if OWN_PARAMETERS.contains(&name.as_str()) {
             reader.report.error_at_key(
                 &at.key("params").key(name),
-                "is a parameter of our own",
+                "is set by the proxy",
                 format!(
-                    "further parameters only; ours are {}",
+                    "only further parameters; the proxy sets {}",
                     list(&OWN_PARAMETERS)
                 ),
             );
@@ -293,8 +293,7 @@ fn authorization_code(
         reader.report.error(
             &at.key("share"),
             "cannot be false",
-            "replicas share what a refresh token brings, or they would end each other's grant; leave \
-             it out",
+            "replicas share what a refresh token brings, or they would revoke each other's grant; leave it out",
         );
     }
     let times = times(
@@ -390,7 +389,7 @@ fn vedauth(
         [_, _, _] => {
             reader.report.error(
                 at,
-                "says more than one way to obtain the grant",
+                "has more than one way to obtain the grant",
                 "give exactly one of `certificate`, `username` with `password`, and `jwt`",
             );
             None

@@ -247,7 +247,7 @@ async fn a_vendor_that_fails_gets_a_rest_a_probe_and_its_callers_back() {
         "{refused}"
     );
     assert!(
-        refused.contains("answered 502, 503 or 504 several times"),
+        refused.contains("responded with 502, 503 or 504 several times"),
         "{refused}"
     );
     assert_eq!(setup.metric("countersign_breaker_open{vendor=\"v\"}"), 1);

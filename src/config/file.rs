@@ -401,7 +401,7 @@ pub(super) struct Vendor {
     /// Default: `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` of the environment, in either case, as curl
     /// reads them.
     pub(super) proxy: Option<String>,
-    /// Accepts link-local addresses (169.254.0.0/16, fe80::/10), and others of clouds' metadata
+    /// Accepts link-local addresses (169.254.0.0/16, `fe80::/10`), and others of clouds' metadata
     /// services, as upstream and in token URLs.
     #[schemars(extend("default" = false))]
     pub(super) allow_link_local: Option<bool>,

@@ -108,7 +108,7 @@ impl Breaker {
             if taken.is_err() {
                 return Err(refused(Duration::ZERO));
             }
-            tracing::info!(vendor = %self.vendor, "circuit breaker half open: one request is let through");
+            tracing::info!(vendor = %self.vendor, "circuit breaker half open: one request probes the vendor");
         }
         Ok(Permit {
             breaker: self.clone(),
@@ -181,7 +181,7 @@ impl Permit {
         breaker.failures.store(0, Ordering::Relaxed);
         breaker.periods.store(0, Ordering::Relaxed);
         if breaker.state.swap(0, Ordering::AcqRel) != 0 {
-            tracing::info!(vendor = %breaker.vendor, "circuit breaker closed: the vendor answers");
+            tracing::info!(vendor = %breaker.vendor, "circuit breaker closed: the vendor responds");
         }
     }
 
@@ -216,7 +216,7 @@ impl Permit {
                 reason = breaker.reason(fault),
                 open_for = %humantime::format_duration(open_for),
                 again = probe != 0,
-                "circuit breaker open: requests are answered here"
+                "circuit breaker open: requests are refused"
             );
         }
     }

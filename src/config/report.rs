@@ -119,13 +119,13 @@ impl Positions {
         if let Some(position) = map.get(at) {
             return *position;
         }
-        let mut auth_context = at.clone();
-        while let Some(parent) = auth_context.parent() {
+        let mut ancestor = at.clone();
+        while let Some(parent) = ancestor.parent() {
             let position = self.keys.get(&parent).or_else(|| self.values.get(&parent));
             if let Some(position) = position {
                 return *position;
             }
-            auth_context = parent;
+            ancestor = parent;
         }
         Position { line: 1, column: 1 }
     }

@@ -168,11 +168,12 @@ impl Proxy {
 #[derive(Debug, Default)]
 struct Direct {
     all: bool,
-    entries: Vec<(Place, Option<u16>)>,
+    entries: Vec<(NoProxyHost, Option<u16>)>,
 }
 
+/// A host, or a network of hosts, that is reached without the proxy.
 #[derive(Debug)]
-enum Place {
+enum NoProxyHost {
     Network(IpNet),
     /// Lower-case, without dots at its ends.
     Name(String),
@@ -186,18 +187,18 @@ impl Direct {
             if word == "*" {
                 direct.all = true;
             } else if let Some(network) = network(word) {
-                direct.entries.push((Place::Network(network), None));
+                direct.entries.push((NoProxyHost::Network(network), None));
             } else {
-                let (place, port) = match word.rsplit_once(':') {
-                    Some((place, port)) => match port.parse() {
-                        Ok(port) => (place, Some(port)),
+                let (host, port) = match word.rsplit_once(':') {
+                    Some((host, port)) => match port.parse() {
+                        Ok(port) => (host, Some(port)),
                         Err(_) => continue,
                     },
                     None => (word, None),
                 };
-                let place =
-                    network(place).map_or_else(|| name(place), |it| Some(Place::Network(it)));
-                direct.entries.extend(place.map(|place| (place, port)));
+                let entry =
+                    network(host).map_or_else(|| name(host), |it| Some(NoProxyHost::Network(it)));
+                direct.entries.extend(entry.map(|entry| (entry, port)));
             }
         }
         direct
@@ -210,9 +211,9 @@ impl Direct {
             _ if self.all => return true,
             Some(Host::Domain(name)) => {
                 let host = name.trim_end_matches('.');
-                return self.entries.iter().any(|(place, port)| match place {
-                    Place::Network(_) => false,
-                    Place::Name(name) => {
+                return self.entries.iter().any(|(entry, port)| match entry {
+                    NoProxyHost::Network(_) => false,
+                    NoProxyHost::Name(name) => {
                         let above = host.strip_suffix(name.as_str());
                         on(port) && above.is_some_and(|it| it.is_empty() || it.ends_with('.'))
                     }
@@ -222,9 +223,9 @@ impl Direct {
             Some(Host::Ipv6(address)) => IpAddr::V6(address).to_canonical(),
             None => return false,
         };
-        self.entries.iter().any(|(place, port)| match place {
-            Place::Network(network) => on(port) && network.contains(&address),
-            Place::Name(_) => false,
+        self.entries.iter().any(|(entry, port)| match entry {
+            NoProxyHost::Network(network) => on(port) && network.contains(&address),
+            NoProxyHost::Name(_) => false,
         })
     }
 }
@@ -240,10 +241,10 @@ fn network(word: &str) -> Option<IpNet> {
 }
 
 /// Reads a host name in ASCII, as URLs have it.
-fn name(word: &str) -> Option<Place> {
+fn name(word: &str) -> Option<NoProxyHost> {
     let word = word.strip_prefix('*').unwrap_or(word).trim_matches('.');
     match Host::parse(word) {
-        Ok(Host::Domain(name)) => Some(Place::Name(name)),
+        Ok(Host::Domain(name)) => Some(NoProxyHost::Name(name)),
         Ok(Host::Ipv4(_) | Host::Ipv6(_)) | Err(_) => None,
     }
 }

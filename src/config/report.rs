@@ -200,8 +200,8 @@ impl<'a> Report<'a> {
         message: impl fmt::Display,
         hint: impl Into<String>,
     ) {
-        let mistake = self.record(position, at, message, hint.into());
-        self.errors.push((at.clone(), mistake));
+        let error = self.record(position, at, message, hint.into());
+        self.errors.push((at.clone(), error));
     }
 
     /// Warns of the value at `at`, which is accepted.
@@ -219,23 +219,23 @@ impl<'a> Report<'a> {
     /// Reports an expired certificate at `at`: a warning, and an error for `check`.
     pub(super) fn expired(&mut self, at: &KeyPath, message: impl fmt::Display, hint: &str) {
         let position = self.positions.nearest(&self.positions.values, at);
-        let mistake = self.record(position, at, message, hint.to_owned());
-        self.warnings.push(mistake.clone());
-        self.expired.push(mistake);
+        let error = self.record(position, at, message, hint.to_owned());
+        self.warnings.push(error.clone());
+        self.expired.push(error);
     }
 
     /// Returns the warnings and the expired certificates, each in the file's order; or the errors
     /// when there are any, with the expired certificates.
     pub(super) fn finish(self) -> Result<(Vec<ConfigError>, Vec<ConfigError>), Vec<ConfigError>> {
         let sorted = |mut list: Vec<ConfigError>| {
-            list.sort_by_key(|mistake| (mistake.line, mistake.column));
+            list.sort_by_key(|error| (error.line, error.column));
             list.dedup();
             list
         };
         if self.errors.is_empty() {
             Ok((sorted(self.warnings), sorted(self.expired)))
         } else {
-            let errors = self.errors.into_iter().map(|(_, mistake)| mistake);
+            let errors = self.errors.into_iter().map(|(_, error)| error);
             Err(sorted(errors.chain(self.expired).collect()))
         }
     }
@@ -325,7 +325,7 @@ mod tests {
             .finish()
             .unwrap_err()
             .into_iter()
-            .map(|mistake| mistake.message)
+            .map(|error| error.message)
             .collect();
         assert_eq!(messages, ["auth.token: is odd", "auth.other: is missing"]);
     }

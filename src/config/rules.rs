@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_that_cannot_match_is_a_mistake() {
+    fn a_pattern_that_cannot_match_is_an_error() {
         for text in [
             "",
             "!",

@@ -59,9 +59,9 @@ fn certificate(variant: &str) -> String {
             "it has a critical extension that is not understood".to_owned()
         }
         "UnknownIssuer" => {
-            "it was issued by nobody who is trusted here (`ca:` names whom to trust)".to_owned()
+            "its issuer is not trusted (`ca:` specifies the trusted issuers)".to_owned()
         }
-        "UnknownRevocationStatus" => "nobody says whether it was revoked".to_owned(),
+        "UnknownRevocationStatus" => "its revocation status is unknown".to_owned(),
         "UnsupportedCertVersion" => {
             "it is of X.509 version 1 or 2, and must be of version 3".to_owned()
         }
@@ -266,7 +266,7 @@ mod tests {
         for (error, words) in [
             (
                 Error::InvalidCertificate(CertificateError::UnknownIssuer),
-                "invalid peer certificate: it was issued by nobody who is trusted here (`ca:` names whom to trust)",
+                "invalid peer certificate: its issuer is not trusted (`ca:` specifies the trusted issuers)",
             ),
             (
                 Error::InvalidCertificate(other),
@@ -333,12 +333,12 @@ mod tests {
             (
                 "https://v.example/t: error sending request: client error (Connect): invalid peer \
                  certificate: UnknownIssuer",
-                "https://v.example/t: invalid peer certificate: it was issued by nobody who is trusted here (`ca:` names whom to trust)",
+                "https://v.example/t: invalid peer certificate: its issuer is not trusted (`ca:` specifies the trusted issuers)",
             ),
             (
                 "TLS connect() failed:  TLSHandshakeFailure context: tls connect error cause: invalid \
                  peer certificate: UnknownIssuer, SNI: v.example",
-                "invalid peer certificate: it was issued by nobody who is trusted here (`ca:` names whom to trust), SNI: v.example",
+                "invalid peer certificate: its issuer is not trusted (`ca:` specifies the trusted issuers), SNI: v.example",
             ),
             (
                 "DNS error: no records found for Query { name: Name(\"v.example.\"), query_type: AAAA, \

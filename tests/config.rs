@@ -514,7 +514,7 @@ fn each_mistake_has_its_place() {
         ),
         (
             "upstream: http://x.example\nallow_plaintext: true\nclient_cert: { cert: c, key: k }",
-            "5:5: vendors.a.client_cert: is never shown to an `http://` upstream",
+            "5:5: vendors.a.client_cert: is never presented to an `http://` upstream",
         ),
         (
             "upstream: http://x.example\nallow_plaintext: true\ntls: { late_client_auth: true }",
@@ -534,7 +534,7 @@ fn each_mistake_has_its_place() {
         ),
         (
             "upstream: http://x.example\nallow_plaintext: true\nauth: { vedauth: { client_id: a, certificate: { cert: c, key: k } } }",
-            "5:38: vendors.a.auth.vedauth.certificate: a client certificate is never shown to",
+            "5:38: vendors.a.auth.vedauth.certificate: a client certificate is never presented to",
         ),
         // Rules.
         (
@@ -1033,7 +1033,7 @@ fn what_is_wrong_with_a_callers_proof_has_its_place() {
         ),
         (
             "jwt: { JWT, jwks_url: 'http://i/keys' }",
-            "2:60: callers.a.jwt.jwks_url: is not an https:// URL; whoever can change the keys",
+            "2:60: callers.a.jwt.jwks_url: is not an https:// URL; anyone who can change the keys",
         ),
         (
             "api_key: { env: K }, rate: { burst: 2 }",

@@ -293,7 +293,6 @@ async fn a_client_certificate_is_shown_at_the_token_endpoint_whatever_else_prove
     assert_eq!(plain("").code, Some(0));
     let meant = plain("client_cert: { cert: kind.crt, key: kind.key },");
     assert_eq!(meant.code, Some(2));
-    let what =
-        "client_credentials.client_cert: a client certificate is never shown to an `http://` URL";
+    let what = "client_credentials.client_cert: a client certificate is never presented to an `http://` URL";
     assert!(meant.stderr.contains(what), "{meant:?}");
 }

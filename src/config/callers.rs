@@ -90,7 +90,7 @@ pub(super) fn callers(
     if entries.is_empty() {
         reader.report.warn(
             &at,
-            "nobody is listed, so nobody may call",
+            "lists no caller, so every request is refused",
             "`countersign caller new NAME` makes a key",
         );
     }
@@ -313,7 +313,7 @@ fn jwks_url(
         None => false,
     });
     if !is_local && url.is_some_and(|url| url.scheme() == "http") {
-        let hint = "whoever can change the keys on their way can be any caller";
+        let hint = "anyone who can change the keys in transit can impersonate any caller";
         reader.report.error(&at, "is not an https:// URL", hint);
         return None;
     }

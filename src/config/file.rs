@@ -118,7 +118,7 @@ pub(super) struct Listener {
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ProxyProtocol {
-    /// Networks of load balancers. Connections from other addresses have no such header.
+    /// Networks of load balancers. No header is read on connections from other addresses.
     pub(super) trusted: Option<List<String>>,
 }
 

@@ -177,7 +177,7 @@ fn vendor<'f>(
     if client_cert.is_some() && upstream.as_ref().is_some_and(|upstream| !upstream.tls) {
         reader.report.error_at_key(
             &at.key("client_cert"),
-            "is never shown to an `http://` upstream",
+            "is never presented to an `http://` upstream",
             "a certificate is part of the TLS handshake: use https://, or remove it",
         );
     }

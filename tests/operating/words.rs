@@ -68,7 +68,7 @@ async fn failures_are_told_in_words_and_not_as_debug_prints_them() {
         let (shown, _) = shown.split_once("<script>").unwrap();
         let text = proxy.stderr() + &status + shown;
         let all = [
-            "it was issued by nobody who is trusted here",
+            "its issuer is not trusted",
             "what answers does not speak TLS",
             "Connection refused",
             "outcome=\"rejected\"",

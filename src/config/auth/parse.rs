@@ -440,7 +440,7 @@ fn login_url(
 /// Reports a client certificate for a URL without TLS.
 fn requires_https(url: Option<&Url>, at: &KeyPath, reader: &mut Reader<'_>) {
     if url.is_some_and(|url| url.scheme() != "https") {
-        let message = "a client certificate is never shown to an `http://` URL";
+        let message = "a client certificate is never presented to an `http://` URL";
         let hint = "a certificate is part of the TLS handshake: use https://";
         reader.report.error_at_key(at, message, hint);
     }

@@ -53,7 +53,7 @@ pub(crate) const USAGE: &str = "[--tls CERT KEY] LISTEN UPSTREAM [SERVER-NAME CA
 /// [`USAGE`].
 ///
 /// # Panics
-/// When a file cannot be read, an address is invalid or a port cannot be bound.
+/// Panics if a file cannot be read, an address is invalid or a port cannot be bound.
 pub(crate) fn run(arguments: &[String]) {
     countersign::tls::install_provider();
     let (tls, arguments) = match arguments {

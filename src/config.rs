@@ -71,7 +71,7 @@ pub struct Config {
     pub admin: Admin,
     /// Number of worker threads.
     pub threads: usize,
-    /// Whether each request gets one JSON line on stdout.
+    /// `true` if each request gets one JSON line on stdout.
     pub access_log: bool,
     /// The times between SIGTERM and the exit.
     pub drain: Drain,
@@ -234,8 +234,8 @@ pub fn reference_doc() -> String {
 /// The times of a stop.
 #[derive(Clone, Copy, Debug)]
 pub struct Drain {
-    /// How long new connections are accepted after SIGTERM.
+    /// Time after SIGTERM during which new connections are accepted.
     pub delay: Duration,
-    /// How long requests in flight may take after that.
+    /// Time that requests in flight may take after that.
     pub timeout: Duration,
 }

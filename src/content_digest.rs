@@ -27,7 +27,7 @@ impl ContentDigest {
     /// Adds what the file of this path holds now.
     ///
     /// # Errors
-    /// When it cannot be read. It is added all the same, as one that cannot be read.
+    /// Fails if it cannot be read. It is added all the same, as one that cannot be read.
     pub(crate) fn add_file(&mut self, path: &Path) -> io::Result<()> {
         let content = std::fs::read(path).map(Zeroizing::new);
         self.add(content.as_deref().ok().map(Vec::as_slice));

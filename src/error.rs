@@ -87,7 +87,7 @@ pub struct Verdict {
     pub status: StatusCode,
     /// The `reason` in the body, the access log and `countersign_refused_total`. A bounded set.
     pub reason: &'static str,
-    /// What happened and what to do, for the person who reads the body.
+    /// Event and remedy, for the person who reads the body.
     pub detail: &'static str,
     /// The proxy error type (RFC 9209 §2.3).
     pub proxy_error: &'static str,

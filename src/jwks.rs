@@ -58,7 +58,7 @@ pub struct Key {
 }
 
 impl Key {
-    /// `None`: of a kind that verifies no token here. Symmetric keys never do: whoever knows one
+    /// `None`: of a kind that verifies no token here. Symmetric keys never do: anyone who knows one
     /// could sign with it.
     #[expect(
         clippy::wildcard_enum_match_arm,
@@ -310,7 +310,7 @@ const EVERY: Duration = Duration::from_mins(5);
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// Shortest interval in which unknown key ids of tokens cause a read: anyone can send them.
 const AT_MOST_EVERY: Duration = Duration::from_secs(30);
-/// How long the keys of an unreadable source are used.
+/// Time for which the keys of an unreadable source are used.
 const KEPT_FOR: Duration = Duration::from_hours(24);
 /// The error of an empty source, which may be about to be written.
 const BLANK: &str = "is empty";

@@ -3,10 +3,10 @@
 //! rustls knows neither, so this is OpenSSL's business, and this the only place that knows OpenSSL.
 //! Requests get here by [`crate::upstream`], token calls by themselves.
 //!
-//! What is trusted and what is shown is as everywhere else: the same roots, the same identity, names
-//! always verified, nothing below TLS 1.2. A server may renegotiate by RFC 5746 alone, and is
-//! verified anew each time. HTTP/1.1 only, because HTTP/2 forbids both ways of asking late (RFC 9113
-//! §9.2.1, §9.2.3).
+//! Trust anchors and identity are the same as everywhere else: the same roots, the same identity,
+//! names always verified, nothing below TLS 1.2. A server may renegotiate by RFC 5746 alone, and is
+//! verified again each time. HTTP/1.1 only, because HTTP/2 forbids both ways of asking late (RFC
+//! 9113 §9.2.1, §9.2.3).
 
 use std::io;
 use std::pin::Pin;
@@ -75,7 +75,7 @@ impl LateClientAuth {
     /// Trusts `roots`, and presents `identity` whenever a certificate is requested.
     ///
     /// # Errors
-    /// When OpenSSL cannot use the identity: its key is too short by now, say.
+    /// Fails if OpenSSL cannot use the identity: its key is too short by now, say.
     pub fn new(roots: &Roots, identity: Option<&Identity>) -> Result<Self, tls::Error> {
         let connector = connector(roots, identity);
         let connector = connector.map_err(|cause| tls::Error::OpenSsl(reasons(&cause)))?;
@@ -89,7 +89,7 @@ impl LateClientAuth {
     /// at the other end.
     ///
     /// # Errors
-    /// When it is not, or TLS fails.
+    /// Fails if another server is there, or if TLS fails.
     pub async fn handshake(&self, host: &str, stream: TcpStream) -> Result<Stream, Error> {
         let prepare = || {
             let mut ssl = self.connector.configure()?.into_ssl(host)?;
@@ -124,7 +124,7 @@ impl LateClientAuth {
     /// leads there; each has `limit`, zero being none.
     ///
     /// # Errors
-    /// When none does: the most telling error.
+    /// Returns the most telling error if no address leads there.
     pub async fn open(
         &self,
         url: &Url,
@@ -220,7 +220,7 @@ impl AsyncWrite for Stream {
 /// followed.
 ///
 /// # Errors
-/// When no response comes. The outcome of the request is unknown.
+/// Fails if no response comes. The outcome of the request is unknown.
 pub async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     mut request: Request<reqwest::Body>,

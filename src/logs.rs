@@ -201,7 +201,7 @@ impl AccessLog {
     /// Starts the writer thread, which ends with the last clone of the log.
     ///
     /// # Errors
-    /// When the system cannot create a thread.
+    /// Fails if the system cannot create a thread.
     pub fn to_stdout() -> std::io::Result<Self> {
         LineQueue::start(STDOUT, RawStream(std::io::stdout())).map(Self)
     }

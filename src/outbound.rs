@@ -116,7 +116,7 @@ impl Outbound {
     /// Returns the proxy that leads to `destination`; `None`: a direct connection.
     ///
     /// # Errors
-    /// When the environment specifies an unusable proxy for it.
+    /// Fails if the environment specifies an unusable proxy for it.
     pub fn via(&self, destination: &Url) -> Result<Option<Via>, Unusable> {
         Ok(self.proxy(destination)?.map(|proxy| proxy.via.clone()))
     }
@@ -274,7 +274,7 @@ impl Via {
     /// leads there; each has `limit`, zero being none.
     ///
     /// # Errors
-    /// When none does: the last one's error.
+    /// Returns the last address's error if none leads there.
     pub async fn open(&self, target: &str, limit: Duration) -> Result<TcpStream, TunnelError> {
         let addresses = tokio::net::lookup_host((self.host.as_str(), self.port)).await?;
         let mut last = TunnelError::Garbled("has a name without an address");
@@ -303,7 +303,7 @@ impl Via {
     /// 9110 §9.3.6). After that the target is at the other end.
     ///
     /// # Errors
-    /// When the proxy does not lead there.
+    /// Fails if the proxy does not lead there.
     pub async fn tunnel(&self, stream: &mut TcpStream, target: &str) -> Result<(), TunnelError> {
         let mut head = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n").into_bytes();
         if let Some(authorization) = &self.authorization {

@@ -11,8 +11,8 @@
 //! logging                 one log line, one metrics update
 //! ```
 //!
-//! This file and `phase/*` handle pingora's session. Decisions are plain functions in the other files
-//! of `request/`.
+//! This file and `phase/*` handle pingora's session. Decisions are plain functions in the other
+//! files of `request/`.
 
 pub mod auth_outcomes;
 pub mod caller;
@@ -82,7 +82,7 @@ pub struct Snapshot {
     pub stripped: StrippedHeaders,
     /// The metrics of requests that reach no vendor.
     pub unrouted: VendorMetrics,
-    /// Whether each request gets a line in the access log.
+    /// `true` if each request gets a line in the access log.
     pub access_log: bool,
 }
 
@@ -193,7 +193,7 @@ impl Drop for Serving {
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 /// Longest pause of a caller within a body, and while it reads a response.
 const CALLER_IDLE: Duration = Duration::from_mins(1);
-/// How long an unwanted rest of a body is read, so that a reset does not cost the caller the
+/// Time for which an unwanted rest of a body is read, so that a reset does not cost the caller the
 /// response.
 const DRAIN: Duration = Duration::from_secs(2);
 /// Largest body that can be replayed, bytes: what pingora buffers.

@@ -46,7 +46,7 @@ impl Secret {
     /// print it nor put it in an HPACK dynamic table (RFC 7541 §7.1.3).
     ///
     /// # Errors
-    /// When the secret holds a byte that may not occur in a header value (RFC 9110 §5.5).
+    /// Fails if the secret holds a byte that may not occur in a header value (RFC 9110 §5.5).
     pub fn to_header(&self, prefix: &str) -> Result<HeaderValue, InvalidHeaderValue> {
         let joined = Zeroizing::new(format!("{prefix}{}", self.expose()));
         let mut value = HeaderValue::from_str(&joined)?;

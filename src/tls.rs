@@ -74,7 +74,7 @@ pub enum Error {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         cause: std::io::Error,
     },
     /// Readable, but not what it should be.
@@ -82,7 +82,7 @@ pub enum Error {
     Unusable {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The defect of the file.
         fault: Fault,
     },
     /// Readable, but unusable as a pair: another key's certificate, an unknown key type.
@@ -92,7 +92,7 @@ pub enum Error {
         cert: PathBuf,
         /// The key file.
         key: PathBuf,
-        /// What is wrong with the pair.
+        /// The defect of the pair.
         cause: &'static str,
     },
     /// A listener's settings that TLS rejects.
@@ -129,7 +129,7 @@ impl Identity {
     /// Reads and checks a certificate chain and its key.
     ///
     /// # Errors
-    /// When a file is unreadable or not PEM, or the key is not the leaf's.
+    /// Fails if a file is unreadable or not PEM, or the key is not the leaf's.
     pub fn load(files: &CertFiles) -> Result<Self, Error> {
         let chain = certificates(&files.cert)?;
         let (key, signer) = signing_key(&files.key)?;
@@ -167,7 +167,7 @@ impl Identity {
     /// or an unknown extension.
     ///
     /// # Errors
-    /// When the key is of an unknown type; never after [`Identity::load`].
+    /// Fails if the key is of an unknown type; never after [`Identity::load`].
     pub fn certified(&self) -> Result<Arc<CertifiedKey>, rustls::Error> {
         let key = provider()
             .key_provider
@@ -200,7 +200,7 @@ impl Roots {
     /// Reads a PEM bundle.
     ///
     /// # Errors
-    /// When the file is unreadable or holds no certificate that can be an issuer.
+    /// Fails if the file is unreadable or holds no certificate that can be an issuer.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let mut found = pem_certificates(path)?;
         // Bundles may hold unusable certificates.
@@ -243,7 +243,7 @@ impl Roots {
     /// Returns the form for rustls.
     ///
     /// # Errors
-    /// When no certificate can be an issuer.
+    /// Fails if no certificate can be an issuer.
     pub fn store(&self) -> Result<RootCertStore, rustls::Error> {
         let mut store = RootCertStore::empty();
         let (added, _) = store.add_parsable_certificates(self.certificates.iter().cloned());
@@ -286,7 +286,7 @@ impl Roots {
     /// Returns a verifier of clients' certificates; a client may have none.
     ///
     /// # Errors
-    /// When there is no usable root.
+    /// Fails if there is no usable root.
     pub fn client_verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, rustls::Error> {
         WebPkiClientVerifier::builder_with_provider(Arc::new(self.store()?), Arc::new(provider()))
             .allow_unauthenticated()
@@ -298,7 +298,7 @@ impl Roots {
     /// requests one. TLS 1.2 and 1.3, names always verified.
     ///
     /// # Errors
-    /// When there is no usable root, or the identity's key cannot be used.
+    /// Fails if there is no usable root, or the identity's key cannot be used.
     pub fn client_config(
         &self,
         identity: Option<&Identity>,
@@ -464,7 +464,7 @@ fn unusable(path: &Path, fault: Fault) -> Error {
 /// Returns the subject alternative names of a certificate, of the types that callers may have.
 ///
 /// # Errors
-/// When it cannot be parsed, or holds the extension twice (RFC 5280 §4.2).
+/// Fails if it cannot be parsed, or holds the extension twice (RFC 5280 §4.2).
 pub fn names(certificate: &CertificateDer<'_>) -> Result<Vec<San>, Fault> {
     let parsed = parsed(certificate)?;
     let names = parsed
@@ -489,7 +489,7 @@ pub fn names(certificate: &CertificateDer<'_>) -> Result<Vec<San>, Fault> {
 /// Returns the end of a certificate's validity.
 ///
 /// # Errors
-/// When it cannot be parsed.
+/// Fails if it cannot be parsed.
 pub fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, Fault> {
     parsed(certificate).map(|parsed| end_of(&parsed))
 }

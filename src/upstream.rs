@@ -66,7 +66,7 @@ impl Upstream {
     /// configuration's connections from those of an earlier one.
     ///
     /// # Errors
-    /// When the client certificate, the CA file or the environment's proxy cannot be used.
+    /// Fails if the client certificate, the CA file or the environment's proxy cannot be used.
     ///
     /// # Panics
     /// Outside a tokio runtime.

@@ -149,7 +149,7 @@ impl MockVendors {
     /// row for the token request behind each call, where there is one, and a row for the call.
     ///
     /// # Errors
-    /// When the HTTP client cannot be created. Every other failure is reported in its row.
+    /// Fails if the HTTP client cannot be created. Every other failure is reported in its row.
     pub async fn call_all(&self, proxy: SocketAddr) -> Result<Vec<Row>, reqwest::Error> {
         let client = reqwest::Client::builder()
             .no_proxy()

@@ -64,7 +64,7 @@ impl MockVendors {
     /// [`MockVendors::stanzas`] refers to.
     ///
     /// # Errors
-    /// When no port is free or `dir` cannot be written.
+    /// Fails if no port is free or `dir` cannot be written.
     pub async fn start(dir: &Path) -> io::Result<Self> {
         let logins = Logins::new();
         let (files, tls) = certificates::generate(dir).map_err(io::Error::other)?;
@@ -137,7 +137,7 @@ impl MockVendors {
 /// `code=gzip`, `cut`, `wait` (milliseconds).
 ///
 /// # Errors
-/// When no port of 127.0.0.1 is free.
+/// Fails if no port of 127.0.0.1 is free.
 pub async fn echo() -> io::Result<MockServer> {
     MockServer::start(echo::Echo, Arc::new(Tokens::new(Duration::ZERO)), None).await
 }

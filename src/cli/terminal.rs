@@ -28,7 +28,7 @@ impl Input {
     /// Starts to read stdin. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// When signal handlers cannot be installed. The terminal is unchanged in this case.
+    /// Fails if signal handlers cannot be installed. The terminal is unchanged in this case.
     pub(super) fn start() -> io::Result<Self> {
         let stdin = io::stdin();
         let terminal = stdin

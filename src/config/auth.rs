@@ -46,7 +46,7 @@ pub struct TokenTimes {
     pub request_timeout: Duration,
 }
 
-/// How a client authenticates at the token endpoint.
+/// Method by which a client authenticates at the token endpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ClientAuth {
     /// HTTP Basic, both halves form-encoded (RFC 6749 §2.3.1).
@@ -90,7 +90,7 @@ pub struct ClientCredentials {
     pub resource: Option<String>,
     /// Further parameters, sent as they are.
     pub params: Vec<(String, String)>,
-    /// Whether all replicas share one token through the store.
+    /// `true` if all replicas share one token through the store.
     pub share: bool,
     /// Lifetimes and limits.
     pub times: TokenTimes,
@@ -114,7 +114,7 @@ pub struct AuthorizationCode {
     pub scope: Option<String>,
     /// The URL to which the browser is sent back.
     pub redirect_uri: RedirectUri,
-    /// Whether the exchange repeats `redirect_uri` (RFC 6749 §4.1.3 requires it; some vendors
+    /// `true` if the exchange repeats `redirect_uri` (RFC 6749 §4.1.3 requires it; some vendors
     /// reject it).
     pub send_redirect_uri: bool,
     /// RFC 7636, method S256.
@@ -186,11 +186,11 @@ pub struct Vedauth {
     pub scope: Option<String>,
     /// The way in which the grant is obtained.
     pub grant: VedauthGrant,
-    /// Whether refresh tokens are used.
+    /// `true` if refresh tokens are used.
     pub refresh: bool,
-    /// Whether all replicas share one token through the store, even without refresh tokens.
+    /// `true` if all replicas share one token through the store, even without refresh tokens.
     pub share: bool,
-    /// Whether a clean stop revokes the grant.
+    /// `true` if a clean stop revokes the grant.
     pub revoke_on_exit: bool,
     /// Lifetimes and limits.
     pub times: TokenTimes,

@@ -1,9 +1,9 @@
 //! proxy.yaml as it is written: the shape of the file, which is also its JSON Schema.
 //!
-//! The schema made from these types is the one that checks a file ([`super::schema_check`]) and the one
-//! `countersign schema` prints, so the two cannot disagree. Every field may be absent here, because
-//! a preset may supply it and because a value with an error is removed once it has been reported;
-//! required fields are checked where they are used.
+//! The schema made from these types is the one that checks a file ([`super::schema_check`]) and the
+//! one `countersign schema` prints, so the two cannot disagree. Every field may be absent here,
+//! because a preset may supply it and because a value with an error is removed once it has been
+//! reported; required fields are checked where they are used.
 //!
 //! Beyond JSON Schema, `x-hint` is the advice after an error, and `title` names the value in a
 //! sentence.
@@ -188,10 +188,10 @@ pub(super) struct AdminKey {
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Drain {
-    /// How long new connections are accepted after SIGTERM.
+    /// Time after SIGTERM during which new connections are accepted.
     #[schemars(extend("default" = "5s"))]
     pub(super) delay: Option<Span>,
-    /// How long requests in flight may take after that.
+    /// Time that requests in flight may take after that.
     #[schemars(extend("default" = "30s"))]
     pub(super) timeout: Option<Span>,
 }
@@ -398,14 +398,14 @@ pub(super) struct Vendor {
     /// Size and rate limits; 0: no limit.
     pub(super) limits: Option<Limits>,
     /// `http://host:port` of an outbound CONNECT proxy, for the upstream and for token URLs.
-    /// Default: `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` of the environment, in either case, as curl
-    /// reads them.
+    /// Default: `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` of the environment, in either case, as
+    /// curl reads them.
     pub(super) proxy: Option<String>,
     /// Accepts link-local addresses (169.254.0.0/16, `fe80::/10`), and others of clouds' metadata
     /// services, as upstream and in token URLs.
     #[schemars(extend("default" = false))]
     pub(super) allow_link_local: Option<bool>,
-    /// Whether Cookie and Set-Cookie pass. If they do, the caller holds the vendor's session.
+    /// Treatment of Cookie and Set-Cookie. If they pass, the caller holds the vendor's session.
     #[schemars(extend("default" = "strip"))]
     pub(super) cookies: Option<Cookies>,
     /// The circuit breaker.
@@ -424,7 +424,7 @@ pub(super) struct Vendor {
     /// when it presents a caller's key.
     #[schemars(extend("default" = "refuse"))]
     pub(super) login: Option<Login>,
-    /// Whether %2F and %5C may occur in a path.
+    /// Treatment of %2F and %5C in a path.
     #[schemars(extend("default" = "refuse"))]
     pub(super) encoded_slash: Option<EncodedSlash>,
     /// Names of headers that callers may send although they hold more than letters, digits and `-`,
@@ -458,7 +458,7 @@ pub(super) struct VendorTls {
 #[derive(serde::Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Timeouts {
-    /// Of the TCP connect, and again of the TLS handshake.
+    /// Limit of the TCP connect, and again of the TLS handshake.
     #[schemars(extend("default" = "5s"))]
     pub(super) connect: Option<Span>,
     /// From the end of the request to the first byte of the response.
@@ -467,13 +467,13 @@ pub(super) struct Timeouts {
     /// Longest silence in both directions. WebSocket and gRPC have 5m unless it is set.
     #[schemars(extend("default" = "60s"))]
     pub(super) idle: Option<Span>,
-    /// Of the whole exchange.
+    /// Limit of the whole exchange.
     #[schemars(extend("default" = "0s"))]
     pub(super) total: Option<Span>,
-    /// How long an unused pooled connection is kept.
+    /// Time for which an unused pooled connection is kept.
     #[schemars(extend("default" = "30s"))]
     pub(super) keepalive: Option<Span>,
-    /// How long a request waits for a credential.
+    /// Time for which a request waits for a credential.
     #[schemars(extend("default" = "5s"))]
     pub(super) token_wait: Option<Span>,
 }
@@ -490,8 +490,8 @@ pub(super) struct Limits {
     pub(super) body: Option<Size>,
     /// The rate of requests.
     pub(super) rate: Option<Rate>,
-    /// Whether a 429 or 503 of the vendor with Retry-After holds further requests back: until then,
-    /// and for at most 10 minutes, they are refused with the same status.
+    /// `true` if a 429 or 503 of the vendor with Retry-After holds further requests back: until
+    /// then, and for at most 10 minutes, they are refused with the same status.
     #[schemars(extend("default" = false))]
     pub(super) honour_retry_after: Option<bool>,
 }

@@ -21,7 +21,7 @@ pub struct Listener {
     pub tls: Option<Vec<CertFiles>>,
     /// Issuers of callers' certificates, which are requested then.
     pub client_ca: Option<PathBuf>,
-    /// Whether plaintext callers may speak HTTP/2 with prior knowledge (RFC 9113 §3.3).
+    /// `true` if plaintext callers may speak HTTP/2 with prior knowledge (RFC 9113 §3.3).
     pub h2c: bool,
     /// Load balancers whose connections begin with a PROXY protocol header.
     pub proxied_by: Vec<ipnet::IpNet>,

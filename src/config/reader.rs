@@ -26,7 +26,7 @@ pub struct PresentedCertificate {
     pub files: CertFiles,
 }
 
-/// Whether secrets and key files are read or only checked for form.
+/// Selects whether secrets and key files are read, or only checked for form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Secrets {
     /// They are read, and must be usable.

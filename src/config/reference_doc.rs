@@ -22,11 +22,11 @@ const HEAD: &str = "\
 # Configuration reference
 
 <!-- Made by `countersign schema --markdown` from the schema that checks every file; `make generated`
-writes it anew. Corrections belong in the descriptions in src/config/file.rs and beside it. -->
+regenerates it. Corrections belong in the descriptions in src/config/file.rs and beside it. -->
 
 One YAML file says everything; [proxy.yaml](../proxy.yaml) is a commented sample, and editors that know
 `yaml-language-server` complete and check it by [proxy.schema.json](../proxy.schema.json).
-`countersign check` reports every mistake of a file at once. Every command that reads one takes it as
+`countersign check` reports every error of a file at once. Every command that reads one takes it as
 `--config FILE`, `-c FILE` or as an argument (`countersign serve FILE`); else the environment variable `COUNTERSIGN_CONFIG` names it, else it is `proxy.yaml`.
 
 * Unknown keys, keys that occur twice and keys without a value are errors.

@@ -188,7 +188,7 @@ pub(crate) struct Exposed {
 /// is left to its user.
 ///
 /// # Errors
-/// When others can write: they could replace our files.
+/// Fails if others can write: they could replace our files.
 pub(crate) fn kept_from_others(dir: &Path) -> Result<(), Exposed> {
     let Ok(found) = std::fs::metadata(dir) else {
         return Ok(());

@@ -60,21 +60,21 @@ pub struct Vendor {
     pub breaker: Breaker,
     /// `true`: Cookie and Set-Cookie pass.
     pub cookies_pass: bool,
-    /// Whether a vendor's 401 renews the credential and replays the request once.
+    /// `true` if a vendor's 401 renews the credential and replays the request once.
     pub retry_on_401: bool,
     /// Paths (as sent upstream) that never pass; the preset's, then the file's.
     pub refuse: Vec<PathRule>,
     /// Paths that pass; when empty, all that are not refused.
     pub allow: Vec<PathRule>,
-    /// Whether `%2F` and `%5C` may occur in a path.
+    /// `true` if `%2F` and `%5C` may occur in a path.
     pub encoded_slash_pass: bool,
     /// Names of headers that callers may send although they hold more than letters, digits and `-`.
     pub header_names: Vec<http::HeaderName>,
     /// Login calls that are answered here instead of refused; empty for `login: refuse`.
     pub logins: Vec<LoginPath>,
-    /// Whether our own credential is masked where a response repeats it.
+    /// `true` if our own credential is masked where a response repeats it.
     pub redact_echo: bool,
-    /// Whether trailing dots and blanks of a segment are ignored when rules are compared, as the
+    /// `true` if trailing dots and blanks of a segment are ignored when rules are compared, as the
     /// vendor's server ignores them (Windows).
     pub trailing_dots_ignored: bool,
 }
@@ -82,7 +82,7 @@ pub struct Vendor {
 /// The time limits; zero: no limit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Timeouts {
-    /// Of the TCP connect, and again of the TLS handshake.
+    /// Limit of the TCP connect, and again of the TLS handshake.
     pub connect: Duration,
     /// From the end of the request to the first byte of the response.
     pub first_byte: Duration,
@@ -90,11 +90,11 @@ pub struct Timeouts {
     pub idle: Duration,
     /// Longest silence of connections that are meant to be silent: WebSocket and gRPC.
     pub idle_stream: Duration,
-    /// Of the whole exchange.
+    /// Limit of the whole exchange.
     pub total: Duration,
-    /// How long an unused pooled connection is kept.
+    /// Time for which an unused pooled connection is kept.
     pub keepalive: Duration,
-    /// How long a request waits for a credential.
+    /// Time for which a request waits for a credential.
     pub token_wait: Duration,
 }
 
@@ -107,7 +107,7 @@ pub struct Limits {
     pub body: u64,
     /// The rate of requests.
     pub rate: Option<Rate>,
-    /// Whether a vendor's Retry-After holds further requests back.
+    /// `true` if a vendor's Retry-After holds further requests back.
     pub honour_retry_after: bool,
 }
 

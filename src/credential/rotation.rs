@@ -743,7 +743,7 @@ pub(super) fn lease(request_timeout: Duration) -> Duration {
     request_timeout + Duration::from_secs(5)
 }
 
-/// How often the store is polled for writes by other replicas or by `authorize`.
+/// Interval at which the store is polled for writes by other replicas or by `authorize`.
 const STORE_POLL: Duration = Duration::from_secs(2);
 
 /// Number of responses that may be lost after the first, before a server that grants without a

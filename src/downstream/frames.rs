@@ -11,11 +11,11 @@ pub(super) struct Frames {
     /// The part of the next frame's header that has come.
     head: [u8; HEAD],
     have: usize,
-    /// Whether the current frame is the last of a field block.
+    /// `true` if the current frame is the last of a field block.
     is_last: bool,
-    /// Whether a field block has begun and is incomplete.
+    /// `true` if a field block has begun and is incomplete.
     within: bool,
-    /// Whether it has more than one frame.
+    /// `true` if it has more than one frame.
     is_split: bool,
     /// The streams that the caller has reset since [`Self::take_resets`].
     resets: u32,

@@ -14,7 +14,7 @@ pub(super) struct Head {
     /// Blanks in the first line.
     blanks: AtomicU8,
     odd_line: AtomicBool,
-    /// Whether its method is CONNECT.
+    /// `true` if its method is CONNECT.
     connect: AtomicBool,
     /// Bytes passed on, and the last three of them.
     length: usize,

@@ -28,7 +28,7 @@ pub(crate) fn is_trusted(trusted: &[IpNet], from: SocketAddr) -> bool {
 /// load balancer's own connection (a health check), or has no address.
 ///
 /// # Errors
-/// When the connection does not begin with a header.
+/// Fails if the connection does not begin with a header.
 pub(crate) async fn proxied_for(stream: &mut Stream) -> io::Result<Option<SocketAddr>> {
     let mut bytes = Vec::with_capacity(256);
     loop {

@@ -52,8 +52,8 @@ const RESETS: f64 = 500.0;
 const RESETS_A_SECOND: f64 = 100.0;
 /// Interval of checks whether the caller was removed from the configuration.
 const REMOVAL_CHECK: Duration = Duration::from_secs(2);
-/// How long a connection may idle between requests. Longer than common clients keep a connection,
-/// so that the client is the one to close.
+/// Time for which a connection may idle between requests. Longer than common clients keep a
+/// connection, so that the client is the one to close.
 const KEEPALIVE: Duration = Duration::from_secs(75);
 
 /// A connection with the limits of its current phase, and with the characters of its last request
@@ -69,7 +69,7 @@ pub struct DownstreamStream {
     ended: AtomicBool,
     /// Bytes of its body that have not been passed on; `u64::MAX`: unknown.
     body_left: AtomicU64,
-    /// Whether the body comes in chunks, which are followed here.
+    /// `true` if the body comes in chunks, which are followed here.
     chunked: AtomicBool,
     chunks: Chunks,
     head: Head,
@@ -97,7 +97,8 @@ pub struct DownstreamStream {
     response_by: AtomicU64,
     /// While the rest of a response is awaited: the longest silence, milliseconds; 0: no limit.
     longest_silence: AtomicU64,
-    /// When some of it last came, or could last be passed on, in milliseconds since `born`.
+    /// Time at which some of it last came, or could last be passed on, in milliseconds since
+    /// `born`.
     heard: AtomicU64,
     /// One of these two limits was exceeded.
     late: AtomicBool,
@@ -111,7 +112,7 @@ pub struct DownstreamStream {
     /// The longest time in which the caller reads nothing of what is written, milliseconds; 0: no
     /// limit.
     longest_stall: AtomicU64,
-    /// When the caller stopped reading.
+    /// Time at which the caller stopped reading.
     stalled: Option<Instant>,
     /// The time left for a body, and when the current wait began.
     body_rate: Option<BodyRate>,

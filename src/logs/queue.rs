@@ -80,7 +80,7 @@ impl LineQueue {
     /// Starts the writer thread, which ends with the last clone of the queue.
     ///
     /// # Errors
-    /// When the system cannot create a thread.
+    /// Fails if the system cannot create a thread.
     pub(super) fn start(
         options: StreamOptions,
         to: impl Write + Send + 'static,

@@ -223,7 +223,7 @@ pub struct Presented<'a> {
     pub certificate: Option<&'a Certificate>,
     /// Host and port, checked.
     pub authority: &'a str,
-    /// Whether the host is one of a vendor's `hosts:`.
+    /// `true` if the host is one of a vendor's `hosts:`.
     pub known_host: bool,
 }
 
@@ -233,7 +233,7 @@ impl Callers {
     /// certificates. Rates go on from the counts of `before`.
     ///
     /// # Errors
-    /// When a key cannot be read, with the caller's name.
+    /// Fails if a key cannot be read, with the caller's name.
     pub fn new(
         callers: &config::Callers,
         before: Option<&Self>,

@@ -14,7 +14,7 @@ pub struct Target<'a> {
     pub path: &'a str,
     /// The query after the `?`; `Some("")` for an empty one.
     pub query: Option<&'a str>,
-    /// Whether the path holds `%2F` or `%5C`, which only vendors with `encoded_slash: pass` take.
+    /// `true` if the path holds `%2F` or `%5C`, which only vendors with `encoded_slash: pass` take.
     pub encoded_slash: bool,
 }
 

@@ -1,4 +1,4 @@
-//! How a credential goes onto a request.
+//! The placement of a credential on a request.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -21,7 +21,7 @@ pub enum Placement {
     Headers {
         /// The names, spelled as configured.
         names: Vec<Bytes>,
-        /// Whether each value is secret.
+        /// `true` for each value that is secret.
         secret: Vec<bool>,
     },
     /// One value, already `name=value&…`, appended to the query. Parameters of these names that the
@@ -51,12 +51,12 @@ impl Placement {
         }
     }
 
-    /// Puts the credential on `request`, last of all that is added. Each header replaces every value
-    /// under its name; a query parameter replaces the caller's own of that name.
+    /// Puts the credential on `request`, last of all that is added. Each header replaces every
+    /// value under its name; a query parameter replaces the caller's own of that name.
     ///
     /// # Errors
-    /// When `request` cannot take a header or the query. Held values are valid, so only a defect here
-    /// causes it.
+    /// Fails if `request` cannot take a header or the query. Held values are valid, so only a
+    /// defect here causes it.
     pub fn apply(&self, held: &Held, request: &mut RequestHeader) -> pingora::Result<()> {
         for (name, value) in self.headers(held) {
             request.insert_header(name, value.clone())?;

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 /// The problem of a file, and the advice. Contains nothing of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// What the file is, or what is wrong with it: continues "the file … ".
+    /// Description or defect of the file: continues "the file … ".
     pub what: &'static str,
     /// The advice; empty where `what` contains it.
     pub cure: &'static str,
@@ -40,7 +40,7 @@ enum Wanted {
 /// Byte order marks, CR LF, indentation, other blocks and text between the blocks are skipped.
 ///
 /// # Errors
-/// When there is none, or a block is damaged.
+/// Fails if there is none, or a block is damaged.
 pub(crate) fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, Fault> {
     let text = unadorned(bytes);
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
@@ -55,7 +55,7 @@ pub(crate) fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>,
 /// It skips what [`certificates`] skips.
 ///
 /// # Errors
-/// When there is none, it is encrypted, or a block before it is damaged.
+/// Fails if there is none, it is encrypted, or a block before it is damaged.
 pub(crate) fn private_key(bytes: &[u8]) -> Result<PrivateKeyDer<'static>, Fault> {
     let text = unadorned(bytes);
     // A traditional encrypted key has the label of a plain one.

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::http2::Offer;
 
-/// How long an unreachable address is tried last.
+/// Time for which an unreachable address is tried last.
 const SET_BACK: Duration = Duration::from_mins(1);
 
 /// The addresses that the resolving task publishes.

@@ -1,5 +1,5 @@
-//! Connections of our own TLS ([`OwnTls`]) that pingora uses as its own, through one end of a socket
-//! pair.
+//! Connections of our own TLS ([`OwnTls`]) that pingora uses as its own, through one end of a
+//! socket pair.
 //!
 //! pingora pools sockets whose peer it can ask for. A stream of our own (`custom_l4` with a virtual
 //! socket) is none; a pair of connected Unix sockets is. It has no name, so nothing else on the
@@ -51,7 +51,7 @@ struct BridgeConnector {
     address: SocketAddr,
 }
 
-/// How long the vendor may take to receive our close.
+/// Time that the vendor may take to receive our close.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 impl Bridge {

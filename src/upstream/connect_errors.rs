@@ -15,7 +15,7 @@ use crate::wording::describe;
 #[derive(Debug, Default)]
 pub struct ConnectErrors(Vec<(Weight, String)>);
 
-/// How much a cause says, the least first.
+/// Causes of a failed connect, the least telling first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Weight {
     /// Connection refused, or no route: what a second address often says.

@@ -35,15 +35,16 @@ const PING: Duration = Duration::from_secs(20);
 const GRPC_PING: Duration = Duration::from_secs(305);
 /// Keeps gRPC's connections, which are pinged less often, apart from the others.
 const GRPC_POOL: u64 = 0x6772_7063;
-/// How long a connection made for one request alone is kept: other requests would not find it.
+/// Time for which a connection made for one request alone is kept: other requests would not find
+/// it.
 const FRESH_IDLE: Duration = Duration::from_millis(100);
 /// Slowest upload that is waited for, bytes a second.
 const SLOWEST: u64 = 64 * 1024;
 /// Assumed size of an upload of unknown length, bytes.
 const UNKNOWN_UPLOAD: u64 = 100 * 1024 * 1024;
-/// How long a server that demands HTTP/1.1 gets it.
+/// Time for which a server that requires HTTP/1.1 gets it.
 pub(super) const DEMANDED_FOR: Duration = Duration::from_mins(10);
-/// How long a server that broke HTTP/2 is offered nothing else: see [`Versions`].
+/// Time for which a server that broke HTTP/2 is offered HTTP/1.1 only: see [`Versions`].
 const INSISTED_FOR: Duration = Duration::from_mins(10);
 
 /// The kind of a request, as far as its connection is concerned.
@@ -267,7 +268,7 @@ impl Versions {
 /// Odd, so that no two epochs have the same product, and large, so that it reaches every bit.
 const EPOCH: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// What a failed HTTP/2 exchange says about its request.
+/// Conclusion from a failed HTTP/2 exchange about its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The server says that it has not processed the request: its stream lies beyond those of a

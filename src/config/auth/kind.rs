@@ -41,7 +41,7 @@ pub struct TokenFacts<'a> {
     pub account: Account<'a>,
     /// The place where replicas find the token.
     pub storage: Storage,
-    /// Whether a clean stop revokes the grant.
+    /// `true` if a clean stop revokes the grant.
     pub revoke_on_exit: bool,
 }
 

@@ -115,7 +115,7 @@ pub(in crate::config) struct AuthorizationCode {
     /// The URL to which the browser is sent back, as registered with the vendor; sent byte for byte
     /// as it is written here.
     pub(in crate::config) redirect_uri: Option<String>,
-    /// Whether the exchange repeats `redirect_uri`, as RFC 6749 §4.1.3 requires.
+    /// `true` if the exchange repeats `redirect_uri`, as RFC 6749 §4.1.3 requires.
     #[schemars(extend("default" = true))]
     pub(in crate::config) send_redirect_uri: Option<bool>,
     /// Proof key for code exchange, method S256 (RFC 7636).
@@ -167,11 +167,11 @@ pub(in crate::config) struct Vedauth {
     pub(in crate::config) password: Option<Secret>,
     /// Signed token that obtains the grant.
     pub(in crate::config) jwt: Option<Secret>,
-    /// Whether refresh tokens are used.
+    /// `true` if refresh tokens are used.
     #[schemars(extend("default" = true))]
     pub(in crate::config) refresh: Option<bool>,
-    /// Whether the grant is revoked when the process is stopped, for every process that shares the
-    /// store.
+    /// `true` if the grant is revoked when the process is stopped, for every process that shares
+    /// the store.
     #[schemars(extend("default" = false))]
     pub(in crate::config) revoke_on_exit: Option<bool>,
     /// One token for all replicas, through the `store`, encrypted: always the case with refresh

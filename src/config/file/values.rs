@@ -1,4 +1,4 @@
-//! What stands at the leaves of the file: durations, sizes, and mappings with names of the user's
+//! The values at the leaves of the file: durations, sizes, and mappings with names of the user's
 //! own.
 
 use std::borrow::Cow;

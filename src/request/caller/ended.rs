@@ -14,7 +14,7 @@ use crate::tls::sha256;
 pub const MOST_EACH: usize = 512;
 /// Most revoked logins of all callers, of either kind.
 pub const MOST: usize = 16 * 1024;
-/// How long a caller waits for its revocation to be stored.
+/// Time for which a caller waits for its revocation to be stored.
 const STORED_WITHIN: Duration = Duration::from_secs(5);
 /// Size of a stored entry, bytes.
 const ENTRY: usize = 17;
@@ -30,7 +30,7 @@ pub struct Ended {
     here: watch::Sender<u64>,
     /// The number of those that the store has; unused where there is none.
     stored: watch::Sender<u64>,
-    /// Whether the store has been read once.
+    /// `true` if the store has been read once.
     heard: watch::Sender<bool>,
     /// Notified by each revocation.
     more: Notify,
@@ -44,7 +44,7 @@ struct Entry {
     until: u32,
     /// The beginning of the SHA-256 of the caller's name. Callers that share it share a bound.
     caller: [u8; 4],
-    /// Whether the login had refresh tokens.
+    /// `true` if the login had refresh tokens.
     renewable: bool,
 }
 

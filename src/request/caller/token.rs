@@ -29,7 +29,7 @@ pub struct Mint {
     /// A key of this process is made for its first token: few configurations need one, and the
     /// first random byte costs a start tens of milliseconds.
     key: OnceLock<hmac::Key>,
-    /// Whether other processes have the same key, and the store has the revocations.
+    /// `true` if other processes have the same key, and the store has the revocations.
     shared: bool,
     /// Tells tokens of this process from those of others.
     process: [u8; 4],
@@ -42,7 +42,7 @@ pub struct Login {
     id: [u8; 8],
     /// Expiry of its last token, seconds since 1970.
     until: u64,
-    /// Whether it has refresh tokens.
+    /// `true` if it has refresh tokens.
     renewable: bool,
     basis: Basis,
 }
@@ -243,7 +243,7 @@ impl Mint {
     /// Issues a token of `login` for `caller`.
     ///
     /// # Panics
-    /// When the system has no randomness.
+    /// Panics if the system has no randomness.
     #[must_use]
     pub fn issue(&self, caller: &Caller, purpose: Purpose, login: &Login) -> Secret {
         let mut sealed = vec![purpose as u8];

@@ -8,7 +8,7 @@ use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use tokio::time::timeout;
 
-/// How long to wait for the first piece of a body over HTTP/2, so that its absence can be
+/// Time to wait for the first piece of a body over HTTP/2, so that its absence can be
 /// announced. Most clients send it with the head.
 const FIRST_PIECE: Duration = Duration::from_millis(5);
 

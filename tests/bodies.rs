@@ -657,8 +657,8 @@ async fn an_answer_that_breaks_off_is_never_ended_cleanly() {
     assert!(body.data().await.unwrap().unwrap_err().is_reset());
 }
 
-/// Vendors that take the head of a request and nothing of its body: over HTTP/1.1 in plaintext, with
-/// TLS, with OpenSSL's TLS, and over HTTP/2 without a window.
+/// Vendors that take the head of a request and nothing of its body: over HTTP/1.1 in plaintext,
+/// with TLS, with OpenSSL's TLS, and over HTTP/2 without a window.
 struct Deaf {
     origins: [Origin; 2],
     plaintext: String,
@@ -794,7 +794,7 @@ async fn a_caller_that_leaves_an_upload_of_which_the_vendor_takes_nothing_frees_
     std::thread::sleep(Duration::from_secs(2));
     for upload in uploads {
         // An end in good order would wait behind what is not read: they are killed. The first wakes
-        // whoever is writing, and fails where something else has ended the connection.
+        // the writer, and fails where something else has ended the connection.
         let _ = upload.shutdown(std::net::Shutdown::Both);
         upload.set_nonblocking(true).unwrap();
         let upload = tokio::net::TcpStream::from_std(upload).unwrap();

@@ -155,7 +155,7 @@ vendors:
             assert_eq!(login, Some("Bearer what-the-vendor-wants"), "{client}");
         }
         assert!(!self.echo.has_read(KEY), "{client}");
-        // Two ends of one body are the beginning of a request that nobody sent.
+        // Two ends of one body are the beginning of a request that the client did not send.
         assert!(!self.echo.has_read("0\r\n\r\n0\r\n\r\n"), "{client}");
     }
 }

@@ -170,7 +170,7 @@ fn a_preset_may_know_that_the_certificate_is_asked_for_late() {
     }
     let config = valid(&vendor("upstream: https://a.example"));
     assert!(!config.vendors[0].late_client_auth);
-    // A stand-in for such a server may speak in clear.
+    // A mock of such a server may use plaintext.
     valid(
         "vendors:
   venafi:

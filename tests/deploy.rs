@@ -449,7 +449,7 @@ vendors: { v: { upstream: \"https://127.0.0.1:1\" } }
     let asked = format!("GET /livez HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
     let answer = exchange(admin.parse().unwrap(), asked.as_bytes());
     assert_eq!(status_of(&answer), 200, "{answer}");
-    // Whoever runs it, for the kernel it is nobody.
+    // It runs as the user `nobody`, no matter who starts it.
     let nobody = fs::read_dir("/proc").unwrap().flatten().any(|process| {
         let file = |name: &str| fs::read_to_string(process.path().join(name)).unwrap_or_default();
         file("cmdline").starts_with("/countersign\0serve")

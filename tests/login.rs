@@ -160,7 +160,7 @@ async fn each_vendors_own_login_is_answered_in_its_shape() {
         200
     );
 
-    // A token that calls is no key: whoever has got hold of one cannot make it last.
+    // An access token is not a key: somebody who stole one cannot extend it.
     let exchange = json!({ "client_id": "any", "password": token });
     let (status, _, body) = post_json(&world, "/t/vedauth/authorize/oauth", &exchange);
     assert_eq!((status, &body["reason"]), (401, &json!("unknown_caller")));

@@ -1,5 +1,5 @@
-//! The status page: what it says, that it says it safely, that it keeps itself up to date, and how a
-//! browser shows it.
+//! The status page: what it says, that it says it safely, that it keeps itself up to date, and how
+//! a browser shows it.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -471,7 +471,7 @@ vendors:
         assert_eq!(status_of(&exchange(self.proxy.admin, head.as_bytes())), 202);
     }
 
-    /// Requests, some of which fail.
+    /// Requests; some fail.
     async fn calls(&self) {
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         for nth in 0..40 {

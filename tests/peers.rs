@@ -1,4 +1,4 @@
-//! Logins against servers nobody here wrote: what they accept is not our reading of an RFC.
+//! Logins against third-party servers: what they accept is not our reading of an RFC.
 
 mod late;
 mod rotating;

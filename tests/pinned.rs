@@ -1,5 +1,5 @@
-//! Certificates that webpki has something against: a vendor's own one that is pinned in `ca:`, and ones
-//! of ours that only the vendor need understand.
+//! Certificates that webpki has something against: a vendor's own one that is pinned in `ca:`, and
+//! ones of ours that only the vendor need understand.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -31,7 +31,7 @@ enum Kind {
     Common,
     /// X.509 version 1.
     First,
-    /// With a critical extension that nobody knows.
+    /// With an unknown critical extension.
     Odd,
 }
 
@@ -185,7 +185,7 @@ async fn a_vendors_own_certificate_in_ca_is_accepted_when_it_shows_exactly_that(
                 let auth = format!(
                     "    timeouts: {{ token_wait: 100ms }}\n    auth: {{ client_credentials: {{ token_url: '{url}/token', client_id: us, client_secret: {{ value: s }} }} }}\n"
                 );
-                // Requests alone, too: no token is had where the server is refused.
+                // Requests alone, too: there is no token where the server is refused.
                 write!(yaml, "  {vendor}{auth}  bare-{vendor}").unwrap();
                 wanted.push((name.clone(), good));
                 wanted.push((format!("bare-{name}"), good));

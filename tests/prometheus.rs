@@ -311,7 +311,7 @@ impl Prometheus {
         self.get(&format!("/api/v1/query?query={query}"))["result"].clone()
     }
 
-    /// The answer's `data`; null while nobody answers.
+    /// The response's `data`; null while there is none.
     fn get(&self, target: &str) -> Value {
         let head = format!("GET {target} HTTP/1.0\r\nHost: localhost\r\n\r\n");
         let answer = exchange(([127, 0, 0, 1], self.port).into(), head.as_bytes());

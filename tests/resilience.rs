@@ -154,7 +154,8 @@ async fn an_address_that_cannot_be_reached_is_told_and_the_next_one_tried() {
     assert!(lines[2].contains(&both), "{lines:?}");
 }
 
-/// `localhost` is 127.0.0.1, whose certificate nobody trusts, and then `::1`, where nobody is.
+/// `localhost` is 127.0.0.1, whose certificate is not trusted, and then `::1`, where nothing
+/// listens.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_certificate_is_told_before_the_refused_connection_that_was_tried_afterwards() {
     let pki = Pki::new();

@@ -306,7 +306,8 @@ async fn no_framing_makes_two_requests_of_one() {
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
         let answer = String::from_utf8_lossy(&answer).into_owned();
-        // What is hidden would be refused, or be nobody's: its answer is told by what it says.
+        // The hidden request would be refused, or match no vendor: its response is recognised by
+        // its text.
         let answers = answer.matches("HTTP/1.1 ").count();
         assert!(answers <= 4, "{start}, {fields}: {answer}");
         let arrived = world.echo.requests().len() - before;

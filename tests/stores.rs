@@ -197,7 +197,7 @@ async fn another_key_neither_reads_nor_overwrites_what_is_in_redis() {
 
 // ---- replicas ---------------------------------------------------------------------------------
 
-/// The stand-ins, and what every replica in front of them is started with.
+/// The mock vendors, and the arguments with which every replica in front of them is started.
 struct Stage {
     stands: MockVendors,
     dir: TempDir,
@@ -385,7 +385,7 @@ fn last_error(replica: &Proxy) -> String {
         .to_owned()
 }
 
-/// The refresh tokens that the consent's stand-in was shown, and how it answered.
+/// The refresh tokens that the mock consent server received, and its responses.
 fn refreshes(stage: &Stage) -> Vec<(String, u16)> {
     let calls = stage.stands.maxmd_auth.token_calls();
     calls
@@ -427,7 +427,7 @@ async fn replicas_that_share_a_kubernetes_secret_spend_one_grant_and_never_fight
     }
 }
 
-/// Three replicas, one of them late, and a stand-in that ends the grant when a refresh token is
+/// Three replicas, one of them late, and a mock server that ends the grant when a refresh token is
 /// shown twice.
 async fn share_one_grant(stage: &Stage) {
     stage.stands.maxmd_auth.set_lifetime(Duration::from_secs(4));
@@ -623,7 +623,7 @@ fn seconds(usual: u64) -> Duration {
     Duration::from_secs(asked.and_then(|text| text.parse().ok()).unwrap_or(usual))
 }
 
-/// Two replicas of which one or the other is always being disturbed, in front of a server whose
+/// Two replicas, one of which is always being disturbed, in front of a server whose
 /// tokens live for two seconds and take a fifth of one to get.
 async fn disturbed_at_random(
     stage: &Stage,
@@ -692,7 +692,7 @@ async fn disturbed_at_random(
         "{disturbances} disturbances, {} refreshes, {extra} extra",
         calls.len()
     );
-    // A lock outlives its dead or paused holder by 6 s, and meanwhile nobody renews.
+    // A lock outlives its dead or paused holder by 6 s, and meanwhile no replica renews.
     let least = usize::try_from(long.as_secs()).unwrap() / 6;
     assert!(
         times.len() >= least,

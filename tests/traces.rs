@@ -136,7 +136,7 @@ fn attributes(pairs: Vec<KeyValue>) -> BTreeMap<String, String> {
 
 /// One vendor, and spans for a collector at this address, sent within `delay` milliseconds.
 async fn traced(address: SocketAddr, delay: &'static str) -> Plan {
-    // Once for each test: the environment of a process is not made anew.
+    // Once for each test: the environment of a process is set once.
     let url = Box::leak(format!("http://{address}").into_boxed_str());
     Plan::new()
         .await

@@ -1,4 +1,4 @@
-//! Every login of every vendor, seen from the vendor: the real binary in front of stand-ins that
+//! Every login of every vendor, seen from the vendor: the real binary in front of mocks that
 //! refuse a wrong login as the real ones do and keep every byte they are sent.
 
 mod logins;

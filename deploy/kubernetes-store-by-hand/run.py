@@ -429,7 +429,7 @@ class Run:
             self.kubectl("delete", "namespace", NAMESPACE, "--wait=false", fails=True)
 
     def record(self):
-        """What the API server says to requests like ours, right and wrong, for the stand-in in
+        """What the API server says to requests like ours, right and wrong, for the mock server in
         tests/support/kubernetes.rs to be compared with. `$VERSION` is the `resourceVersion` that
         the object has then."""
         self.prepare()

@@ -167,7 +167,7 @@ async fn a_vendor_that_takes_no_token_is_asked_twice_at_most_and_costs_a_fetch_p
     let fetches = setup.token_calls("v");
     assert_eq!(fetches.len(), 3, "{fetches:?}");
     assert!(fetches[2] - fetches[1] > Duration::from_millis(9_900));
-    // Only whoever met a 401 shortly before a new token came was sent again.
+    // Only a request that got a 401 shortly before a new token came was sent again.
     let (replayed, passed) = setup.replayed_and_passed("v");
     assert!(replayed <= 2 && passed == calls, "{replayed} {passed}");
     let asked = i64::try_from(setup.api.asked().len()).unwrap();

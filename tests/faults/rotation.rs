@@ -266,8 +266,8 @@ async fn a_proxy_killed_at_any_instant_never_shows_a_refresh_token_whose_answer_
     );
     assert!(times.values().all(|times| *times <= 2), "{times:?}");
     assert!(again <= kills);
-    // The one that came second; or, when the server was slow with the one of a dead process and came
-    // to it last, that one and then what the other had bought. Nothing else costs a grant.
+    // The one that came second; or, when the server was slow with the one of a dead process and
+    // came to it last, that one and then what the other had bought. Nothing else costs a grant.
     let twice = |token: &String| times[token] == 2;
     let after_two = |token: &String| {
         let bought = Outcome::Bought(token.clone());
@@ -429,7 +429,7 @@ async fn nothing_is_spent_while_the_store_cannot_be_written() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refresh_token_whose_answers_keep_getting_lost_is_shown_twice_and_then_when_asked() {
     countersign::tls::install_provider();
-    // As through a gateway that breaks: what the server behind it has done, nobody knows.
+    // As through a gateway that breaks: what the server behind it has done is unknown.
     for broken in [true, false] {
         let well = Arc::new(AtomicBool::new(false));
         let health = well.clone();

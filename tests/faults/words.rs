@@ -300,7 +300,7 @@ async fn a_dead_refresh_token_asks_for_a_person_in_whatever_words_it_is_refused(
     }
 }
 
-/// A proxy with a vendor for each of [`DEATHS`], to all of which a person has consented.
+/// A proxy with a vendor for each of [`DEATHS`]; a person has consented to all of them.
 async fn start_consented(dir: &Path, server: &Server) -> Proxy {
     use std::fmt::Write as _;
 

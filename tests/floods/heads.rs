@@ -1,5 +1,5 @@
-//! Heads that are never finished, and heads of nobody: what strangers make the proxy keep before
-//! anybody is known has a bound, and it is the one that SECURITY.md names.
+//! Heads that are never finished, and heads without a sender: what strangers make the proxy keep
+//! before anybody is known has a bound, and it is the one that SECURITY.md names.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

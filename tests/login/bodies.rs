@@ -153,7 +153,7 @@ async fn only_somebody_who_may_log_in_gets_a_100() {
     let (first, rest) = expecting(&proxy, &field(KEY), "{}");
     assert!(first.starts_with("HTTP/1.1 100"), "{first}");
     assert_eq!(status_of(&rest), 200, "{rest}");
-    // The key is in the body: whoever sends it without being asked is served.
+    // The key is in the body: a caller that sends it without waiting is served.
     let (first, rest) = expecting(&proxy, "", &in_body);
     assert_eq!(first, "");
     assert_eq!(status_of(&rest), 200, "{rest}");

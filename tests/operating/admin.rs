@@ -225,7 +225,7 @@ async fn status_names_each_state_a_credential_can_be_in() {
 async fn metrics_have_the_promised_names_types_and_labels() {
     let plan = Plan::new().await.vendor("certn").vendor("sectigo-private");
     let front = plan.start();
-    // Before any request, so that nobody has to wait for one to write an alert.
+    // Before any request, so that an alert can be written without one.
     let fresh = parse(&front.proxy.admin("/metrics").1);
     assert_eq!(front.answer("/certn/hr/v1/applicants/").await.status, 200);
     assert_eq!(front.answer("/certn/token/").await.status, 403);

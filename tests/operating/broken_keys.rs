@@ -115,7 +115,7 @@ fn a_secret_is_found_however_it_is_written() {
     assert!(!found(b"illegal section start") && !found(&secret[..7]));
 }
 
-/// A key, its certificate, and the bytes of the key that nobody may see.
+/// A key, its certificate, and the bytes of the key that must not be shown.
 struct Pair {
     key: String,
     certificate: String,
@@ -159,8 +159,8 @@ impl Pair {
         Canary::of(&[&self.scalar, self.text.as_bytes()])
     }
 
-    /// What may become of the key's file: a name, the content, and what must be said of it; nothing:
-    /// it works.
+    /// What may become of the key's file: a name, the content, and what must be said of it;
+    /// nothing: it works.
     #[allow(clippy::too_many_lines, reason = "one of each kind")]
     fn broken(&self) -> Vec<(&'static str, Vec<u8>, &'static str)> {
         let pem = &self.key;
@@ -418,7 +418,7 @@ fn a_broken_key_is_named_as_what_it_is_and_never_shown_when_it_breaks_while_runn
             .lines()
             .filter(|line| names_file(line, &format!("{name}.key")));
         let told: Vec<_> = told.collect();
-        // In the listener and with five vendors, two of which name it twice or as a secret.
+        // In the listener and with five vendors; two name it twice or as a secret.
         assert!(told.len() >= 5, "{name}: {told:#?}");
         assert!(
             told.iter().all(|line| line.contains(what)),

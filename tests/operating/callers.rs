@@ -1,4 +1,4 @@
-//! Who may call, and what: keys in every slot, allow lists, and the rules where nobody is listed.
+//! Who may call, and what: keys in every slot, allow lists, and the rules without listed callers.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

@@ -166,7 +166,7 @@ fn check_refuses_what_has_expired_and_warns_of_what_soon_will_and_serve_starts()
         put(dir, &format!("c{nth}"), now + 30 * DAY);
     }
 
-    // One vendor's certificate keeps nobody from the others.
+    // One vendor's certificate does not affect the other vendors.
     put(dir, "c7", now - DAY);
     let proxy = Proxy::launch(dir, &yaml(), &[]);
     let said = proxy.stderr();

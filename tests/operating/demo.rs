@@ -23,7 +23,7 @@ const VENDORS: [&str; 9] = [
 #[test]
 fn once_calls_every_vendor_and_prints_what_each_saw() {
     let dir = tempfile::tempdir().unwrap();
-    // Nothing of it is meant for a company's proxy, and nobody listens there.
+    // Nothing of it is meant for a company's proxy, where nothing listens.
     let shown = run_with(
         dir.path(),
         &["demo", "--once"],

@@ -14,7 +14,7 @@ use crate::support::front::{Front, Plan};
 use crate::support::script::{Asked, Reply, Server};
 use crate::support::{Proxy, countersign, eventually, exchange, signal, status_of};
 
-/// A process that is nobody's child any more. Ended when dropped.
+/// A process whose parent has ended. Ended when dropped.
 struct Successor(u32);
 
 impl Successor {
@@ -109,7 +109,7 @@ async fn no_request_fails_while_a_new_process_takes_over() {
         signal(proxy.id(), "USR2");
         let first = Successor::of(&proxy, 1);
         let ended = proxy.ended();
-        // And once more, from the one that nobody is a parent of.
+        // And once more, from the one without a parent.
         let middle = started(&proxy);
         signal(first.0, "USR2");
         let second = Successor::of(&proxy, 2);
@@ -148,7 +148,7 @@ async fn a_successor_that_cannot_start_changes_nothing() {
     assert!(log.contains("did you mean `vendors`"), "{log}");
     assert_eq!(status_of(&proxy.raw(get)), 200);
 
-    // It reads its configuration anew: what a reload refuses can change here.
+    // It reads its configuration again: what a reload refuses can change here.
     let head = "threads: 1\nlisteners: [ { bind: 127.0.0.1:0 }, { bind: 127.0.0.2:0 } ]\ndrain: { delay: 0s }\n";
     std::fs::write(dir.path().join("proxy.yaml"), yaml(head, &echo.url(), "")).unwrap();
     signal(proxy.id(), "USR2");
@@ -245,7 +245,7 @@ async fn listeners_of_a_service_manager_are_taken_over() {
         log.contains(&unknown_at.to_string()) && log.contains("not among"),
         "{log}"
     );
-    // Still open, though nobody answers: the service manager's next process will.
+    // Still open, although nothing accepts: the service manager's next process will.
     assert!(std::net::TcpStream::connect(at).is_ok());
 }
 

@@ -340,7 +340,7 @@ impl Unread {
                 for _ in 0..4 {
                     scope.spawn(|| {
                         for _ in 0..300 {
-                            // Each is a line of its own: nobody is at the vendor's address.
+                            // Each is a line of its own: nothing listens at the vendor's address.
                             let answer = ask(self.data, "/v/x");
                             assert_eq!(status_of(&answer), 502, "{answer}");
                         }

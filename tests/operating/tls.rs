@@ -100,7 +100,7 @@ async fn certificates_are_chosen_by_the_name_asked_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_other_than_the_name_asked_for_is_misdirected_when_either_is_a_vendors() {
-    // `v` is reached by host one.test as well; two.test is nobody's.
+    // `v` is reached by host one.test as well; two.test belongs to no vendor.
     let world = Tls::new(" anyone\n").await;
     for (name, host, wanted) in [
         ("one.test", "one.test", 200),

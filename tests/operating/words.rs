@@ -33,7 +33,7 @@ async fn failures_are_told_in_words_and_not_as_debug_prints_them() {
     let nobody = "https://127.0.0.1:1";
     let mut yaml = format!("{HEAD}admin: {{ bind: 127.0.0.1:0 }}\nvendors:\n");
     for (name, upstream, token_url) in [
-        // Its issuer is nobody whom this machine trusts.
+        // This machine does not trust its issuer.
         ("untrusted", &*certn, format!("{certn}/token/")),
         ("closed", nobody, format!("{nobody}/token")),
         ("no-tls", &*talks, talks.clone()),

@@ -123,7 +123,7 @@ async fn without_late_client_auth_the_same_request_fails() {
     for (protocol, version) in VERSIONS {
         let pki = Pki::new();
         let apache = Apache::start_late(&pki, protocol);
-        // Over TLS 1.2 nobody says anything more.
+        // Over TLS 1.2 there is no further message.
         let impatient = format!("{WITHOUT}    timeouts: {{ first_byte: 1s, idle: 1s }}\n");
         let proxy = Proxy::start(pki.dir(), &yaml(&apache.origin, &impatient));
 

@@ -80,7 +80,8 @@ async fn glewlwyd_sees_every_refresh_token_once_across_a_killed_proxy() {
         scope: "openid",
         whoami: "/orders/api/oidc/userinfo",
         cookie: glewlwyd.cookie.clone(),
-        // What its own login page adds, and what OpenID demands of whoever asks for an identity.
+        // What its own login page adds, and what OpenID requires of clients that request an
+        // identity.
         addition: "&g_continue&nonce=n",
     };
     server.survives_kills(&pki, origin).await;

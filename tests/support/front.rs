@@ -1,4 +1,4 @@
-//! The real binary in front of the stand-in vendors, and a caller of it who holds no vendor's
+//! The real binary in front of the mock vendors, and a caller of it that holds no vendor's
 //! secret but tries logins of its own.
 
 use std::process::Stdio;
@@ -29,7 +29,7 @@ const DECOYS: [&str; 9] = [
     "X-Forwarded-For",
 ];
 
-/// The stand-ins run, the proxy does not yet.
+/// The mock vendors run; the proxy does not run yet.
 pub struct Plan {
     /// What the proxy will be in front of.
     pub stands: MockVendors,
@@ -40,8 +40,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Starts the stand-ins. One caller is known, by the key of [`MockVendors::logins`], and may do
-    /// everything.
+    /// Starts the mock vendors. One caller is known, by the key of [`MockVendors::logins`], and may
+    /// do everything.
     pub async fn new() -> Self {
         countersign::tls::install_provider();
         let dir = tempfile::tempdir().unwrap();

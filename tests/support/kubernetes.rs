@@ -117,7 +117,7 @@ impl Kubernetes {
         self.server.lock().unwrap().objects.get(&key).cloned()
     }
 
-    /// What it answers to `account` or `nobody` else: status and body.
+    /// Its response to `account`, or to anybody else: status and body.
     pub fn ask(&self, who: &str, method: &str, path: &str, body: Value) -> (u16, Value) {
         let known = (who == "account").then_some(true);
         let (_, answer) = self

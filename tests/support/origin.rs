@@ -232,7 +232,8 @@ async fn serve(stream: TlsStream<TcpStream>, nth: usize, conduct: Conduct, scrip
             respond,
         }));
         if let Conduct::VanishAfterOne = conduct {
-            // The answer is sent by whoever drives the connection: for as long as that takes.
+            // The response is sent by the task that drives the connection, for as long as that
+            // takes.
             tokio::select! {
                 _ = connection.accept() => {}
                 () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}

@@ -1,4 +1,4 @@
-//! Servers nobody here wrote, started for one test each and gone with it.
+//! Third-party servers, each started for one test and stopped with it.
 //!
 //! A missing one fails the test with the name of its Debian package: `make test` installs them.
 
@@ -112,7 +112,7 @@ impl Drop for Oidc {
 /// to get Basic wrong (RFC 6749 §2.3.1).
 pub const SECRET: &str = "a+b/c:d e%f&g=h%20";
 
-/// A redirect address where nobody listens: its owner reads the code off the browser.
+/// A redirect address where nothing listens: the person copies the code from the browser.
 pub const PASTED: &str = "https://app.example/callback";
 
 /// apache2 demanding a client certificate; see `peers/apache.conf` and `peers/apache-late.conf`.
@@ -247,7 +247,7 @@ fn give_to_nobody(path: &Path) {
     }
 }
 
-/// A port nobody listened on a moment ago, for programs that cannot be told to choose.
+/// A port that was free a moment ago, for programs that cannot be told to choose.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     listener.local_addr().unwrap().port()

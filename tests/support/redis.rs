@@ -66,7 +66,7 @@ impl Redis {
         Self::with(settings, &login, "rediss")
     }
 
-    /// A replica of `primary`, which lets nobody write.
+    /// A replica of `primary`, which permits no writes.
     pub fn replica_of(primary: &Self) -> Self {
         let primary = primary.port.to_string();
         let settings = [

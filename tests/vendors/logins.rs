@@ -226,7 +226,7 @@ async fn a_consent_with_a_foreign_state_is_exchanged_for_nothing() {
     let (code, said) = plan.authorize(foreign).await;
     assert_eq!(code, Some(1), "{said}");
     assert_eq!(exchanged(), 0);
-    // The vendor's own page shows none: whoever pastes it has to say that it is theirs.
+    // The vendor's own page shows none: the person who pastes it must confirm that it is theirs.
     let bare = |redirect: &str| redirect.split("&state=").next().unwrap().to_owned();
     let (code, said) = plan.authorize(|redirect| bare(redirect) + "\nno").await;
     assert_eq!(code, Some(1), "{said}");

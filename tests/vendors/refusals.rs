@@ -78,7 +78,7 @@ async fn what_a_lax_server_takes_for_a_login_path_is_not_forwarded() {
                 if ours {
                     continue;
                 }
-                // Forwarded, because it is another path, whoever reads it.
+                // Forwarded, because it is another path by every interpretation.
                 for mut read in
                     crate::fuzzing::path::interpretations(spelling.split('?').next().unwrap())
                 {
@@ -274,7 +274,7 @@ fn spellings(path: &str, trailing_dots: bool) -> Vec<String> {
     all
 }
 
-/// How many requests each stand-in has seen.
+/// Number of requests that each mock server has seen.
 fn requests(front: &Front) -> Vec<usize> {
     let stands = front.stands.all();
     stands.iter().map(|stand| stand.requests().len()).collect()

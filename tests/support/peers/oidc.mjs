@@ -1,4 +1,4 @@
-// A token server that nobody here wrote (oidc-provider) in front of a small API that accepts only
+// A third-party token server (oidc-provider) in front of a small API that accepts only
 // its tokens. Started by a test as `node oidc.mjs '{"cert": …}'`; settings below.
 //
 // stdout: one JSON line per event. The first is {"event":"listening","port":N}; then one "token"
@@ -30,7 +30,7 @@ const server = createServer({
   cert: readFileSync(cert),
   key: readFileSync(key),
   ca: readFileSync(clientCa),
-  // Asked of everyone, demanded of nobody: each client's own method decides.
+  // Requested of every client, required of none: each client's own method decides.
   requestCert: true,
   rejectUnauthorized: false,
 });

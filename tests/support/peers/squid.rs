@@ -6,7 +6,7 @@ use super::{
 };
 use std::os::unix::process::CommandExt;
 
-/// Lets its user and nobody else CONNECT to any port of 127.0.0.1.
+/// Lets only its user CONNECT to any port of 127.0.0.1.
 pub struct Squid {
     /// Where it listens, on 127.0.0.1.
     pub port: u16,
@@ -39,7 +39,7 @@ impl Squid {
         let home = tempfile::tempdir().unwrap();
         let file = |name: &str| home.path().join(name);
         std::fs::write(file("passwords"), LOGIN).unwrap();
-        // Whoever it runs as may not be allowed to look where this repository is.
+        // Its user may not be allowed to read this repository's directory.
         let copied = Command::new("cp")
             .arg("-R")
             .args([&root.join("usr"), home.path()])

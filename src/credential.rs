@@ -15,8 +15,6 @@ mod evictions;
 mod explanation;
 #[cfg(test)]
 pub(crate) mod fakes;
-#[cfg(test)]
-mod fleet;
 mod inputs;
 mod issuer;
 mod oauth2;

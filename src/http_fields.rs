@@ -1,9 +1,9 @@
-//! Values of HTTP fields that both the request path and the refresh path read.
+//! Values of HTTP fields that several modules read.
 
 use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
-use http::header::{CONTENT_LENGTH, DATE, RETRY_AFTER};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE, RETRY_AFTER};
 
 /// Returns the stated length of the body; `None` when there is none, or it is not a number.
 pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
@@ -25,6 +25,27 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let until = httpdate::parse_http_date(text).ok()?;
     let now = date(headers).unwrap_or_else(SystemTime::now);
     Some(until.duration_since(now).unwrap_or_default())
+}
+
+/// Media type of gRPC, and the beginning of those of its messages' formats and of gRPC-Web.
+const GRPC: &[u8] = b"application/grpc";
+
+/// Tells whether these are the headers of a gRPC call. Not of gRPC-Web, whose clients read the HTTP
+/// status.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| {
+        let kind = kind.as_bytes();
+        kind.get(..GRPC.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(GRPC))
+            && matches!(kind.get(GRPC.len()), None | Some(b'+' | b';' | b' '))
+    })
+}
+
+/// Tells whether these headers belong to a stream of messages: gRPC or gRPC-Web, whose receiver
+/// reads each message as it comes.
+pub(crate) fn is_grpc_stream(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(GRPC))
 }
 
 #[cfg(test)]
@@ -60,6 +81,22 @@ mod tests {
         assert!((60..=120).contains(&asked.as_secs()), "{asked:?}");
         for odd in ["soon", "-3", ""] {
             assert_eq!(retry_after(&headers(&[("retry-after", odd)])), None);
+        }
+    }
+
+    #[test]
+    fn grpc_is_told_by_its_whole_media_type() {
+        for (kind, grpc, stream) in [
+            ("application/grpc", true, true),
+            ("application/grpc+proto", true, true),
+            ("Application/gRPC", true, false),
+            ("application/grpc; charset=utf-8", true, true),
+            ("application/grpc-web+proto", false, true),
+            ("application/json", false, false),
+        ] {
+            let headers = headers(&[("content-type", kind)]);
+            assert_eq!(is_grpc(&headers), grpc, "{kind}");
+            assert_eq!(is_grpc_stream(&headers), stream, "{kind}");
         }
     }
 }

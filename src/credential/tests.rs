@@ -1,5 +1,6 @@
 //! The refresh path as the request path sees it, mostly on paused time.
 
+mod fleet;
 mod random_events;
 
 use std::collections::{HashMap, VecDeque};

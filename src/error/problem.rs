@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use http::header::HeaderValue;
 use percent_encoding::{AsciiSet, CONTROLS};
 
 use super::Error;
@@ -116,18 +116,6 @@ fn fields(
     fields
 }
 
-/// Tells whether a request is a gRPC call. Not gRPC-Web, whose clients read the HTTP status.
-#[must_use]
-pub fn is_grpc(headers: &HeaderMap) -> bool {
-    const KIND: &[u8] = b"application/grpc";
-    headers.get(CONTENT_TYPE).is_some_and(|kind| {
-        let kind = kind.as_bytes();
-        kind.get(..KIND.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(KIND))
-            && matches!(kind.get(KIND.len()), None | Some(b'+' | b';' | b' '))
-    })
-}
-
 /// The bytes that `grpc-message` escapes: all but printable ASCII, and the escape itself.
 const IN_MESSAGES: &AsciiSet = &CONTROLS.add(b'%');
 
@@ -209,22 +197,6 @@ mod tests {
                 let message = "bad_request: 100 %25 wrong, %C3%A9";
                 assert_eq!(field("grpc-message"), Some(message));
             }
-        }
-    }
-
-    #[test]
-    fn grpc_is_told_by_its_whole_media_type() {
-        for (kind, grpc) in [
-            ("application/grpc", true),
-            ("Application/gRPC+proto", true),
-            ("application/grpc; charset=utf-8", true),
-            ("application/grpc-web+proto", false),
-            ("application/grpcx", false),
-            ("application/json", false),
-        ] {
-            let mut headers = HeaderMap::new();
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-            assert_eq!(is_grpc(&headers), grpc, "{kind}");
         }
     }
 }

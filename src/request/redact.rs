@@ -26,12 +26,13 @@ use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use brotli_decompressor::DecompressorWriter;
 use bytes::{Bytes, BytesMut};
 use flate2::write::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::CONTENT_ENCODING;
 use http::{HeaderMap, HeaderValue};
 use zeroize::Zeroizing;
 
 use self::budget::Budget;
 use crate::credential::Held;
+use crate::http_fields::is_grpc_stream;
 use crate::request::placement::Placement;
 
 /// The needles of a vendor's newest credential, made once for each.
@@ -552,13 +553,10 @@ impl Redactor {
             (Some(_), Some(_)) => Body::Stacked,
         };
         // A gRPC message may be the last for a while; its receiver must not wait for the next one.
-        let is_grpc = fields
-            .get(CONTENT_TYPE)
-            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         Self {
             needles,
             body,
-            waits_from: if is_grpc { BEGINNING } else { 1 },
+            waits_from: if is_grpc_stream(fields) { BEGINNING } else { 1 },
         }
     }
 

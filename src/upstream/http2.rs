@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use h2::Reason;
-use http::header::{CONTENT_TYPE, UPGRADE};
+use http::header::UPGRADE;
 use http::{HeaderMap, Version};
 use pingora::protocols::ALPN;
 use pingora::protocols::http::v2::client::PING_TIMEDOUT;
@@ -17,6 +17,7 @@ use pingora::{Error, ErrorType};
 use tokio::time::Instant;
 
 use crate::config::Timeouts;
+use crate::http_fields::is_grpc_stream;
 
 /// Concurrent requests on one connection, unless the server permits fewer: what most servers
 /// permit. pingora's default is 1.
@@ -64,8 +65,7 @@ impl Kind {
     #[must_use]
     pub fn of(version: Version, fields: &HeaderMap) -> Self {
         if version == Version::HTTP_2 {
-            let kind = fields.get(CONTENT_TYPE);
-            if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+            if is_grpc_stream(fields) {
                 return Self::Grpc;
             }
         } else if fields.contains_key(UPGRADE) {

@@ -10,6 +10,7 @@ use pingora::proxy::Session;
 
 use crate::error::Error;
 use crate::error::problem::{self, Problem};
+use crate::http_fields::is_grpc;
 use crate::request::Context;
 use crate::upstream::http2;
 
@@ -20,7 +21,7 @@ pub(in crate::request) async fn local_reply(
     refusal: Error,
 ) -> pingora::Result<()> {
     ctx.refusal = Some(refusal);
-    let grpc = problem::is_grpc(&session.req_header().headers);
+    let grpc = is_grpc(&session.req_header().headers);
     ctx.refused_as_grpc = grpc;
     // An unknown caller learns nothing about routes, not even a vendor's name.
     let vendor = ctx.caller.as_ref().and(ctx.route.as_ref());

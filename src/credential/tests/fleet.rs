@@ -14,9 +14,9 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::fakes::metrics;
-use super::renewal::keep_fresh;
-use super::{Credential, FetchError, Issued, Lifetime, Source};
+use crate::credential::fakes::metrics;
+use crate::credential::renewal::keep_fresh;
+use crate::credential::{Credential, FetchError, Issued, Lifetime, Source};
 
 const HOUR: Duration = Duration::from_hours(1);
 const OUTAGE: Duration = Duration::from_mins(10);

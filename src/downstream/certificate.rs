@@ -75,7 +75,7 @@ impl Certificate {
     }
 
     /// Returns the end of its validity.
-    pub(crate) fn until(&self) -> SystemTime {
+    pub(crate) fn not_after(&self) -> SystemTime {
         self.until
     }
 }

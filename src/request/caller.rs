@@ -2,8 +2,8 @@
 //! hundred thousand callers cost no more than one. Comparing digests tells a guesser nothing about
 //! a key.
 
-pub mod ended;
-mod found;
+pub mod ended_logins;
+mod identification;
 mod jwt;
 pub mod token;
 
@@ -20,10 +20,10 @@ use http::header::{AUTHORIZATION, HeaderMap, HeaderName, PROXY_AUTHORIZATION};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-pub use self::found::{Found, Identified, Unfinished};
+pub use self::identification::{Identification, Identified, PendingIdentification};
 
-use self::ended::Full;
-use self::jwt::{Tokens, Told, Unverified};
+use self::ended_logins::Full;
+use self::jwt::{TokenLookup, Tokens, Unverified};
 use self::token::{Evidence, Kind, Login, Mint, Purpose};
 
 use crate::config::{self, ApiKey, Permission};
@@ -132,7 +132,9 @@ impl Caller {
 
     /// Returns the evidence of a login by `certificate`, which `authority` vouches for.
     fn evidence(&self, certificate: &Certificate, authority: [u8; 8]) -> Option<Evidence> {
-        let until = certificate.until().duration_since(SystemTime::UNIX_EPOCH);
+        let until = certificate
+            .not_after()
+            .duration_since(SystemTime::UNIX_EPOCH);
         Some(Evidence {
             kind: Kind::Certificate,
             rule: self.certified?,
@@ -318,13 +320,13 @@ impl Callers {
     #[must_use]
     pub fn identify(&self, presented: Presented<'_>) -> Identified {
         match self {
-            Self::Anyone(caller) => Identified::Found(Ok(Found::certainly(caller))),
+            Self::Anyone(caller) => Identified::Found(Ok(Identification::certainly(caller))),
             Self::Loopback(caller) => {
                 let host_is_ours =
                     presented.known_host || is_loopback(host_of(presented.authority));
                 Identified::Found(
                     if host_is_ours && !is_cross_site(presented.headers, presented.authority) {
-                        Ok(Found::certainly(caller))
+                        Ok(Identification::certainly(caller))
                     } else {
                         Err(Error::CrossSite)
                     },
@@ -347,7 +349,7 @@ impl Callers {
     /// [`Error::UnknownCaller`] when the values belong to two callers.
     pub fn identify_posted(
         &self,
-        found: &mut Found,
+        found: &mut Identification,
         posted: &[&[u8]],
         ends: bool,
     ) -> Result<(), Error> {
@@ -414,21 +416,21 @@ const NOT_STORED: &str =
 
 impl Known {
     fn identify(&self, presented: Presented<'_>) -> Identified {
-        let mut found = Found::default();
+        let mut found = Identification::default();
         let mut tokens = Vec::new();
-        if let Err(refusal) = self.look(presented, &mut found, &mut tokens) {
+        if let Err(refusal) = self.look_up(presented, &mut found, &mut tokens) {
             return Identified::Found(Err(refusal));
         }
         if tokens.is_empty() {
             return Identified::Found(Ok(found));
         }
-        Identified::Unverified(Box::new(Unfinished { found, tokens }))
+        Identified::Unverified(Box::new(PendingIdentification { found, tokens }))
     }
 
-    fn look(
+    fn look_up(
         &self,
         presented: Presented<'_>,
-        found: &mut Found,
+        found: &mut Identification,
         tokens: &mut Vec<Unverified>,
     ) -> Result<(), Error> {
         each_credential(presented.headers, |key| {
@@ -442,10 +444,10 @@ impl Known {
             if let Key::Bearer(token) = key
                 && !self.tokens.is_empty()
             {
-                match self.tokens.look(token, &digest) {
-                    Told::Proves(proof) => found.prove_by_token(&proof)?,
-                    Told::Unverified(token) => tokens.push(token),
-                    Told::Nobody => {}
+                match self.tokens.look_up(token, &digest) {
+                    TokenLookup::Verified(proof) => found.prove_by_token(&proof)?,
+                    TokenLookup::Unverified(token) => tokens.push(token),
+                    TokenLookup::Unknown => {}
                 }
             }
             Ok(())
@@ -465,7 +467,7 @@ impl Known {
 
     fn identify_posted(
         &self,
-        found: &mut Found,
+        found: &mut Identification,
         posted: &[&[u8]],
         ends: bool,
     ) -> Result<(), Error> {

@@ -185,7 +185,7 @@ pub struct Routes<V> {
 
 /// The result of a look-up.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Found<'a, V> {
+pub struct RouteMatch<'a, V> {
     /// The vendor.
     pub vendor: &'a Arc<V>,
     /// The length of the matched prefix, bytes; 0 where the host matched.
@@ -215,16 +215,16 @@ impl<V> Routes<V> {
     /// longest prefix of `path`. A prefix matches whole segments: `/v1` covers `/v1` and `/v1/x`,
     /// never `/v10`.
     #[must_use]
-    pub fn find(&self, host: &str, path: &str) -> Option<Found<'_, V>> {
+    pub fn find(&self, host: &str, path: &str) -> Option<RouteMatch<'_, V>> {
         if let Some(vendor) = self.by_host(host) {
-            return Some(Found { vendor, prefix: 0 });
+            return Some(RouteMatch { vendor, prefix: 0 });
         }
         let mut end = path.len();
         loop {
             if end <= self.longest
                 && let Some(vendor) = self.prefixes.get(&path[..end])
             {
-                return Some(Found {
+                return Some(RouteMatch {
                     vendor,
                     prefix: end,
                 });

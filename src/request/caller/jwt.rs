@@ -87,9 +87,11 @@ pub(super) enum Proof {
 }
 
 /// The result of looking at a token without verifying it.
-pub(super) enum Told {
-    Proves(Proof),
-    Nobody,
+pub(super) enum TokenLookup {
+    /// It is known, and proves this.
+    Verified(Proof),
+    /// It proves nothing.
+    Unknown,
     /// Its claims match, and its signature is to be verified.
     Unverified(Unverified),
 }
@@ -162,7 +164,7 @@ impl Tokens {
     }
 
     /// Looks at `token`, whose SHA-256 is `digest`, without verifying a signature.
-    pub(super) fn look(&self, token: &[u8], digest: &[u8; 32]) -> Told {
+    pub(super) fn look_up(&self, token: &[u8], digest: &[u8; 32]) -> TokenLookup {
         let now = SystemTime::now();
         let now = now
             .duration_since(UNIX_EPOCH)
@@ -171,15 +173,15 @@ impl Tokens {
             && now < known.until
             && known.sets.are_current()
         {
-            return Told::Proves(known.proof.clone());
+            return TokenLookup::Verified(known.proof.clone());
         }
         if let Some(failed) = self.memory.failed.get(digest)
             && failed.are_current()
         {
-            return Told::Nobody;
+            return TokenLookup::Unknown;
         }
         let unverified = self.unverified(token, digest, now);
-        unverified.map_or(Told::Nobody, Told::Unverified)
+        unverified.map_or(TokenLookup::Unknown, TokenLookup::Unverified)
     }
 
     /// Returns the matching rules. `None`: no rule matches the claims.
@@ -447,10 +449,10 @@ mod tests {
 
     fn who(tokens: &Tokens, token: &str) -> Option<String> {
         let digest = sha256(&[token.as_bytes()]);
-        let proof = match tokens.look(token.as_bytes(), &digest) {
-            Told::Proves(proof) => Some(proof),
-            Told::Nobody => None,
-            Told::Unverified(unverified) => {
+        let proof = match tokens.look_up(token.as_bytes(), &digest) {
+            TokenLookup::Verified(proof) => Some(proof),
+            TokenLookup::Unknown => None,
+            TokenLookup::Unverified(unverified) => {
                 let runtime = tokio::runtime::Builder::new_current_thread().build();
                 runtime.unwrap().block_on(unverified.verify())
             }

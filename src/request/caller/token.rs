@@ -12,7 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use zeroize::Zeroizing;
 
 use super::Caller;
-use super::ended::{Ended, Full, now};
+use super::ended_logins::{Ended, Full, now};
 use crate::secret::Secret;
 
 /// Longest lifetime of an access token.

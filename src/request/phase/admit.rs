@@ -16,7 +16,7 @@ use crate::downstream::raw_head;
 use crate::downstream::stream::DownstreamStream;
 use crate::error::Error;
 use crate::http_fields::content_length;
-use crate::request::caller::{self, Found, Identified, Presented};
+use crate::request::caller::{self, Identification, Identified, Presented};
 use crate::request::decide::{Ask, decide};
 use crate::request::limit::{Limiter, RetryAfterHold};
 use crate::request::path::{self, Target};
@@ -126,7 +126,7 @@ async fn identify(
     headers: &HeaderMap,
     certificate: Option<&Certificate>,
     authority: &str,
-) -> Result<Found, Error> {
+) -> Result<Identification, Error> {
     let known_host = snapshot.callers.heed_the_host()
         && snapshot
             .routes

@@ -16,7 +16,7 @@ use super::Admitted;
 use crate::config::LoginShape;
 use crate::error::Error;
 use crate::http_fields::content_length;
-use crate::request::caller::Found;
+use crate::request::caller::Identification;
 use crate::request::caller::token::Mint;
 use crate::request::login::{self, LONGEST, Posted};
 use crate::request::vendor::Vendor;
@@ -37,7 +37,7 @@ pub(super) async fn log_in(
     ctx: &mut Context,
     shape: LoginShape,
     vendor: &Vendor,
-    mut found: Found,
+    mut found: Identification,
 ) -> Result<Admitted, Error> {
     let ends = login::ends(shape);
     let by_head = found.caller().ok();

@@ -14,14 +14,14 @@ pub enum Identified {
     /// Nothing is left to verify. [`Error::UnknownCaller`]: the credentials belong to two callers,
     /// or there are too many. [`Error::CrossSite`]: only this machine's programs may call, and a
     /// browser or a foreign name is involved.
-    Found(Result<Found, Error>),
+    Found(Result<Identification, Error>),
     /// Signatures are left to verify.
-    Unverified(Box<Unfinished>),
+    Unverified(Box<PendingIdentification>),
 }
 
 /// The caller that was found, if any.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct Identification {
     caller: Option<Arc<Caller>>,
     /// The evidence for a login. A token that calls is none: the login would never expire.
     evidence: Option<Evidence>,
@@ -29,7 +29,7 @@ pub struct Found {
     renewed: Option<Login>,
 }
 
-impl Found {
+impl Identification {
     /// Returns the one caller there is.
     pub(super) fn certainly(caller: &Arc<Caller>) -> Self {
         Self {
@@ -115,23 +115,24 @@ impl Found {
 }
 
 /// The proofs so far, and the tokens that may still prove something.
-pub struct Unfinished {
-    pub(super) found: Found,
+pub struct PendingIdentification {
+    pub(super) found: Identification,
     pub(super) tokens: Vec<Unverified>,
 }
 
-impl fmt::Debug for Unfinished {
+impl fmt::Debug for PendingIdentification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Unfinished").finish_non_exhaustive()
+        f.debug_struct("PendingIdentification")
+            .finish_non_exhaustive()
     }
 }
 
-impl Unfinished {
+impl PendingIdentification {
     /// Verifies the tokens.
     ///
     /// # Errors
     /// [`Error::UnknownCaller`] when they and the other credentials belong to two callers.
-    pub async fn finish(self) -> Result<Found, Error> {
+    pub async fn finish(self) -> Result<Identification, Error> {
         let mut found = self.found;
         for token in self.tokens {
             if let Some(proof) = token.verify().await {

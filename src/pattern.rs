@@ -139,11 +139,11 @@ impl Rules {
         if !path.contains('%') {
             return Ok(());
         }
-        for reading in interpretations::of(path) {
-            if !self.is_below_base(&reading) {
+        for interpretation in interpretations::of(path) {
+            if !self.is_below_base(&interpretation) {
                 return Err(Refusal::LeavesBase);
             }
-            let plain = self.comparable(&reading, is_unreserved);
+            let plain = self.comparable(&interpretation, is_unreserved);
             self.is_not_refused(method, &plain)?;
             if !allows(&self.allow_decoded, method, &plain) {
                 return Err(Refusal::NotAllowed);
@@ -179,9 +179,9 @@ impl Rules {
         is_allowed(&self.comparable(&slashed, is_unreserved))
     }
 
-    fn is_below_base(&self, reading: &str) -> bool {
-        let start = reading.get(..self.base.len());
-        let ends = reading.as_bytes().get(self.base.len());
+    fn is_below_base(&self, interpretation: &str) -> bool {
+        let start = interpretation.get(..self.base.len());
+        let ends = interpretation.as_bytes().get(self.base.len());
         start.is_some_and(|start| start.eq_ignore_ascii_case(&self.base))
             && matches!(ends, None | Some(b'/'))
     }

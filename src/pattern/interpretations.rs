@@ -10,16 +10,16 @@ use smallvec::SmallVec;
 use super::{escaped, overlong};
 
 /// The interpretations of one path; few differ from each other.
-pub type Readings = SmallVec<[String; 8]>;
+pub type Interpretations = SmallVec<[String; 8]>;
 
 /// Returns what servers may take `path`, as it was sent, for: its escapes decoded once and twice,
 /// each up to the first `?` or `#` that then shows, with parameters and without, as it stands and
 /// with dot and empty segments resolved. Nothing for a path without escapes and parameters.
 #[must_use]
-pub fn of(path: &str) -> Readings {
-    let mut readings = Readings::new();
+pub fn of(path: &str) -> Interpretations {
+    let mut interpretations = Interpretations::new();
     if !path.contains(['%', ';']) {
-        return readings;
+        return interpretations;
     }
     let bare = without_parameters(path);
     let bare = (*bare != *path).then_some(&*bare);
@@ -39,19 +39,19 @@ pub fn of(path: &str) -> Readings {
             .map_or(text.as_str(), |at| &text[..at]);
         for text in [text.as_str(), cut] {
             for text in [Cow::Borrowed(text), without_parameters(text)] {
-                add(&mut readings, path, resolved(&text));
-                add(&mut readings, path, text.into_owned());
+                add(&mut interpretations, path, resolved(&text));
+                add(&mut interpretations, path, text.into_owned());
             }
         }
     }
-    readings
+    interpretations
 }
 
 /// Returns the forms of `pattern` in such interpretations, itself excepted. A pattern that permits
 /// an escaped character permits its decoded form where a path is read decoded.
 #[must_use]
-pub fn of_pattern(pattern: &str) -> Readings {
-    let mut forms = Readings::new();
+pub fn of_pattern(pattern: &str) -> Interpretations {
+    let mut forms = Interpretations::new();
     if pattern.contains(['%', ';']) {
         let decoded = decode(pattern);
         let bare = without_parameters(&decoded).into_owned();
@@ -63,9 +63,9 @@ pub fn of_pattern(pattern: &str) -> Readings {
     forms
 }
 
-fn add(readings: &mut Readings, path: &str, reading: String) {
-    if reading != path && !readings.contains(&reading) {
-        readings.push(reading);
+fn add(interpretations: &mut Interpretations, path: &str, interpretation: String) {
+    if interpretation != path && !interpretations.contains(&interpretation) {
+        interpretations.push(interpretation);
     }
 }
 
@@ -155,14 +155,14 @@ mod tests {
                 "/https:/vendor.example/x",
             ),
         ] {
-            let readings = of(path);
+            let interpretations = of(path);
             assert!(
-                readings.iter().any(|read| read == wanted),
-                "{path}: {readings:?}"
+                interpretations.iter().any(|read| read == wanted),
+                "{path}: {interpretations:?}"
             );
         }
         for plain in ["/", "/a/b.c/~d_e", "/a//b/../c"] {
-            assert_eq!(of(plain), Readings::new(), "{plain}");
+            assert_eq!(of(plain), Interpretations::new(), "{plain}");
         }
         // Other escapes stay.
         assert_eq!(of("/%c3%a9/100%25")[..], ["/%C3%A9/100%"]);
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_pattern_with_escapes_is_known_decoded() {
-        assert_eq!(of_pattern("/v1/**"), Readings::new());
+        assert_eq!(of_pattern("/v1/**"), Interpretations::new());
         assert_eq!(of_pattern("/a%20b/%2A*")[..], ["/a b/%2A*"]);
         assert_eq!(
             of_pattern("/a;v=1/%3fx")[..],

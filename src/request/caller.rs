@@ -171,12 +171,12 @@ impl Caller {
 
     /// Tells whether a permission covers an interpretation of a path (see [`interpretations::of`]).
     #[must_use]
-    pub fn grants_reading(&self, vendor: &str, method: &str, reading: &str) -> bool {
+    pub fn grants_interpretation(&self, vendor: &str, method: &str, interpretation: &str) -> bool {
         let mut permissions = self.permissions(vendor, method);
         permissions.any(|AllowRule { grant, .. }| {
             grant.path.as_deref().is_none_or(|pattern| {
                 let mut forms = interpretations::of_pattern(pattern).into_iter();
-                glob(pattern, reading) || forms.any(|form| glob(&form, reading))
+                glob(pattern, interpretation) || forms.any(|form| glob(&form, interpretation))
             })
         })
     }

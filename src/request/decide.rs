@@ -101,10 +101,10 @@ pub fn decide<'a, V: AsRef<Vendor>>(
         inner => inner,
     };
     let granted = caller.grant(&vendor.name, ask.method, inner).filter(|_| {
-        let readings = interpretations::of(inner);
-        readings
-            .iter()
-            .all(|reading| caller.grants_reading(&vendor.name, ask.method, reading))
+        let all = interpretations::of(inner);
+        all.iter().all(|interpretation| {
+            caller.grants_interpretation(&vendor.name, ask.method, interpretation)
+        })
     });
     let Some(grant) = granted else {
         decision.path = Err(Error::Forbidden);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::Method;
+use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::proto::{Metric, MetricFamily};
 use prometheus::{
@@ -50,6 +51,8 @@ pub struct Metrics {
     reloads: IntCounterVec,
     loaded: prometheus::Gauge,
     last_reload: IntGauge,
+    /// Held by one scrape at a time.
+    scrape: Mutex<()>,
     traces: Option<Traces>,
 }
 
@@ -179,6 +182,7 @@ impl Metrics {
                 "When the configuration in use was loaded.",
             )
             .expect("valid name"),
+            scrape: Mutex::new(()),
             last_reload: IntGauge::new(
                 "countersign_config_last_reload_successful",
                 "1 if the last reload was applied, 0 if it was refused.",
@@ -260,39 +264,27 @@ impl Metrics {
         }
     }
 
-    /// Sets a credential's gauges: `state` out of `states` is 1. `expires`: Unix seconds.
+    /// Sets a credential's gauges in a [`Self::scrape`]: `state` out of `states` is 1. `expires`: Unix
+    /// seconds.
     pub fn set_credential(&self, vendor: &str, states: &[&str], state: &str, expires: Option<f64>) {
         for one in states {
             self.credential_state
                 .with_label_values(&[vendor, one])
                 .set(i64::from(*one == state));
         }
+        // Without a credential or an expiry there is no series, rather than one of 1970.
         if let Some(expires) = expires {
             self.credential_expiry
                 .with_label_values(&[vendor])
                 .set(expires);
-        } else {
-            // Without a credential or an expiry there is no series, rather than one of 1970.
-            let _ = self.credential_expiry.remove_label_values(&[vendor]);
         }
     }
 
-    /// Sets a breaker's gauge.
+    /// Sets a breaker's gauge in a [`Self::scrape`].
     pub fn set_breaker(&self, vendor: &str, open: bool) {
         self.breaker_open
             .with_label_values(&[vendor])
             .set(i64::from(open));
-    }
-
-    /// Removes the gauges of a vendor that is no longer configured: their last value would stay for
-    /// ever. Its counters stay.
-    pub fn remove_vendor_gauges(&self, vendor: &str, states: &[&str]) {
-        // Fails for series that were never set.
-        let _ = self.breaker_open.remove_label_values(&[vendor]);
-        let _ = self.credential_expiry.remove_label_values(&[vendor]);
-        for state in states {
-            let _ = self.credential_state.remove_label_values(&[vendor, state]);
-        }
     }
 
     /// Sets the expiry gauge of a certificate. `ends`: Unix seconds.
@@ -372,6 +364,18 @@ impl Metrics {
                 Some((name.value().to_owned(), metric.get_gauge().get_value()))
             })
             .collect()
+    }
+
+    /// Returns all metrics in the Prometheus text format, after `set` has set the gauges of the
+    /// vendors. Those of a vendor that it does not set are gone: their last value would stay for ever
+    /// after a reload has removed the vendor.
+    pub fn scrape(&self, set: impl FnOnce()) -> String {
+        let _one_at_a_time = self.scrape.lock();
+        self.breaker_open.reset();
+        self.credential_expiry.reset();
+        self.credential_state.reset();
+        set();
+        self.text()
     }
 
     /// Returns all metrics in the Prometheus text format.

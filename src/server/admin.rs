@@ -184,28 +184,26 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    let state = &admin.state;
-    let words = states();
-    for view in &state.runtime.view.load().vendors {
-        let CredentialView { word, status, .. } = CredentialView::of(view);
-        let expires = status.and_then(|status| status.expires_at);
-        state.runtime.metrics.set_credential(
-            &view.vendor.name,
-            &words,
-            word,
-            expires.map(unix_seconds),
-        );
-        let open = CircuitView::of(&view.vendor).word;
-        state
-            .runtime
-            .metrics
-            .set_breaker(&view.vendor.name, matches!(open, "open" | "half_open"));
-    }
+    let runtime = &admin.state.runtime;
     let kind = [(
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
     )];
-    (kind, state.runtime.metrics.text()).into_response()
+    let text = runtime.metrics.scrape(|| {
+        let words = states();
+        for view in &runtime.view.load().vendors {
+            let CredentialView { word, status, .. } = CredentialView::of(view);
+            let expires = status.and_then(|status| status.expires_at);
+            let expires = expires.map(unix_seconds);
+            let name = &view.vendor.name;
+            runtime.metrics.set_credential(name, &words, word, expires);
+            let open = CircuitView::of(&view.vendor).word;
+            runtime
+                .metrics
+                .set_breaker(name, matches!(open, "open" | "half_open"));
+        }
+    });
+    (kind, text).into_response()
 }
 
 async fn status(State(admin): State<Arc<Admin>>) -> Response {

@@ -255,14 +255,6 @@ impl Runtime {
         for (served, read) in certificates {
             served.swap(read);
         }
-        let states = super::status::states();
-        for gone in state
-            .vendors
-            .keys()
-            .filter(|name| !built.vendors.contains_key(*name))
-        {
-            self.metrics.remove_vendor_gauges(gone, &states);
-        }
         self.certificate_expiry
             .set(&config.presented, &self.metrics);
         share_logins(&config, &self.logins, &self.mint, &self.store);

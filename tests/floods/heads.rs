@@ -1,5 +1,5 @@
 //! Heads that are never finished, and heads without a sender: what strangers make the proxy keep
-//! before anybody is known has a bound, and it is the one that SECURITY.md names.
+//! before a caller is known has a bound, and it is the one that SECURITY.md names.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -15,7 +15,7 @@ fn documented() -> usize {
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/SECURITY.md"));
     let text = text.unwrap();
     let (_, rest) = text
-        .split_once("a connection at worst, before anybody is known | ")
+        .split_once("a connection at worst, before its caller is known | ")
         .unwrap();
     let (kilobytes, _) = rest.split_once(" KiB").unwrap();
     kilobytes.parse::<usize>().unwrap() * 1024

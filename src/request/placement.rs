@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::HeaderValue;
 use pingora::http::RequestHeader;
+use pingora::{Error, ErrorType};
 use zeroize::Zeroizing;
 
 use crate::config::{Auth, Carrier};
@@ -62,12 +63,11 @@ impl Placement {
             request.insert_header(name, value.clone())?;
         }
         if let Self::Query(names) = self {
-            let target = std::str::from_utf8(request.raw_path()).unwrap_or("/");
-            let (path, query) = target.split_once('?').unwrap_or((target, ""));
-            if let Some(query) = merged_query(names, held, query) {
-                let target = format!("{path}?{query}");
-                request.set_raw_path(target.as_bytes())?;
-            }
+            let target = target_with_query(names, held, request.raw_path()).ok_or_else(|| {
+                let context = "the credential cannot be put into the query";
+                Error::explain(ErrorType::InternalError, context)
+            })?;
+            request.set_raw_path(target.as_bytes())?;
         }
         Ok(())
     }
@@ -119,16 +119,21 @@ impl Placement {
     }
 }
 
-/// Returns the query to send: the caller's without parameters of our names, then ours.
-fn merged_query(names: &[String], held: &Held, callers: &str) -> Option<String> {
+/// Returns the target to send: the caller's path, its query without parameters of our names, then
+/// ours. `None`: the target or the held value is not text.
+fn target_with_query(names: &[String], held: &Held, callers: &[u8]) -> Option<String> {
+    let callers = std::str::from_utf8(callers).ok()?;
     let ours = held.values().first()?.to_str().ok()?;
-    let mut query = String::with_capacity(callers.len() + ours.len() + 1);
-    for pair in without(callers, names) {
-        query.push_str(pair);
-        query.push('&');
+    let (path, query) = callers.split_once('?').unwrap_or((callers, ""));
+    let mut target = String::with_capacity(callers.len() + ours.len() + 2);
+    target.push_str(path);
+    target.push('?');
+    for pair in without(query, names) {
+        target.push_str(pair);
+        target.push('&');
     }
-    query.push_str(ours);
-    Some(query)
+    target.push_str(ours);
+    Some(target)
 }
 
 /// Returns the parameters of `query` except those with one of `names`.

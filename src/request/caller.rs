@@ -32,7 +32,8 @@ use crate::downstream::stream::RemovalDeadline;
 use crate::error::Error;
 use crate::jwks::{KeySource, Keys};
 use crate::metrics::MAX_CALLERS;
-use crate::pattern::{glob, interpretations};
+use crate::pattern::glob;
+use crate::pattern::interpretations::{self, Interpretations};
 use crate::request::limit::Limiter;
 use crate::secret::reference::SecretError;
 use crate::tls::{San, sha256};
@@ -69,15 +70,23 @@ pub struct Caller {
 /// One entry of a caller's `allow:`.
 #[derive(Debug)]
 struct AllowRule {
-    grant: Permission,
+    permission: Permission,
+    /// Other forms of its path (see [`interpretations::of_pattern`]).
+    forms: Interpretations,
     /// The entry as the access log shows it.
     text: Arc<str>,
 }
 
 impl From<Permission> for AllowRule {
-    fn from(grant: Permission) -> Self {
-        let text = grant.to_string().into();
-        Self { grant, text }
+    fn from(permission: Permission) -> Self {
+        let path = permission.path.as_deref();
+        let forms = path.map(interpretations::of_pattern).unwrap_or_default();
+        let text = permission.to_string().into();
+        Self {
+            permission,
+            forms,
+            text,
+        }
     }
 }
 
@@ -120,8 +129,13 @@ impl Caller {
     /// Tells whether the caller may use anything of a vendor.
     #[must_use]
     pub fn may_use(&self, vendor: &str) -> bool {
-        let mut grants = self.allow.iter().map(|rule| &rule.grant);
-        grants.any(|grant| grant.vendor.as_deref().is_none_or(|only| only == vendor))
+        let mut permissions = self.allow.iter().map(|rule| &rule.permission);
+        permissions.any(|permission| {
+            permission
+                .vendor
+                .as_deref()
+                .is_none_or(|only| only == vendor)
+        })
     }
 
     /// Returns the deadline that ends what the caller has begun, once it is removed.
@@ -161,9 +175,9 @@ impl Caller {
     /// pass.
     #[must_use]
     pub fn grant(&self, vendor: &str, method: &str, path: &str) -> Option<&Arc<str>> {
-        let mut permissions = self.permissions(vendor, method);
-        let rule = permissions.find(|AllowRule { grant, .. }| {
-            let pattern = grant.path.as_deref();
+        let mut rules = self.rules_for(vendor, method);
+        let rule = rules.find(|AllowRule { permission, .. }| {
+            let pattern = permission.path.as_deref();
             pattern.is_none_or(|pattern| glob(pattern, path))
         });
         rule.map(|rule| &rule.text)
@@ -172,21 +186,27 @@ impl Caller {
     /// Tells whether a permission covers an interpretation of a path (see [`interpretations::of`]).
     #[must_use]
     pub fn grants_interpretation(&self, vendor: &str, method: &str, interpretation: &str) -> bool {
-        let mut permissions = self.permissions(vendor, method);
-        permissions.any(|AllowRule { grant, .. }| {
-            grant.path.as_deref().is_none_or(|pattern| {
-                let mut forms = interpretations::of_pattern(pattern).into_iter();
-                glob(pattern, interpretation) || forms.any(|form| glob(&form, interpretation))
+        let mut rules = self.rules_for(vendor, method);
+        rules.any(|rule| {
+            rule.permission.path.as_deref().is_none_or(|pattern| {
+                let mut forms = rule.forms.iter();
+                glob(pattern, interpretation) || forms.any(|form| glob(form, interpretation))
             })
         })
     }
 
     /// Returns the permissions for a vendor and a method.
-    fn permissions(&self, vendor: &str, method: &str) -> impl Iterator<Item = &AllowRule> {
-        self.allow.iter().filter(move |AllowRule { grant, .. }| {
-            grant.vendor.as_deref().is_none_or(|only| only == vendor)
-                && (grant.methods.is_empty() || grant.methods.iter().any(|only| only == method))
-        })
+    fn rules_for(&self, vendor: &str, method: &str) -> impl Iterator<Item = &AllowRule> {
+        self.allow
+            .iter()
+            .filter(move |AllowRule { permission, .. }| {
+                permission
+                    .vendor
+                    .as_deref()
+                    .is_none_or(|only| only == vendor)
+                    && (permission.methods.is_empty()
+                        || permission.methods.iter().any(|only| only == method))
+            })
     }
 }
 

@@ -69,10 +69,10 @@ async fn probe_tries_every_login_for_real_and_shows_and_uses_and_stores_nothing(
         }
     }
     let mut token_calls = 0;
-    for stand in plan.stands.all() {
-        token_calls += stand.token_calls().len();
-        assert!(stand.api_calls().is_empty(), "{}", stand.url());
-        for text in stand.connections() {
+    for mock in plan.mocks.all() {
+        token_calls += mock.token_calls().len();
+        assert!(mock.api_calls().is_empty(), "{}", mock.url());
+        for text in mock.connections() {
             assert!(!text.is_empty());
         }
     }
@@ -128,10 +128,10 @@ async fn probe_never_spends_a_stored_refresh_token() {
         );
     }
     let grants: Vec<_> = plan
-        .stands
+        .mocks
         .all()
         .iter()
-        .flat_map(|stand| stand.token_calls())
+        .flat_map(|mock| mock.token_calls())
         .map(|seen| seen.form("grant_type").unwrap())
         .collect();
     assert_eq!(grants, ["authorization_code"]);
@@ -321,9 +321,9 @@ async fn a_grant_that_is_to_end_with_the_process_does() {
     let plan = plan.stanza_of(&stanza);
     let (dir, yaml) = (plan.dir().to_owned(), plan.yaml());
     let mut front = plan.start();
-    let venafi = &front.stands.venafi;
+    let venafi = &front.mocks.venafi;
     let revoked = |front: &Front| {
-        let calls = front.stands.venafi.requests();
+        let calls = front.mocks.venafi.requests();
         let mut calls = calls.into_iter();
         calls.find(|seen| seen.path() == "/vedauth/revoke/token")
     };
@@ -344,11 +344,11 @@ async fn a_grant_that_is_to_end_with_the_process_does() {
     assert!(front.proxy.stderr().contains("the grant was revoked"));
 
     // What is dead is not shown again: the next process asks for a grant of its own at once.
-    let before = front.stands.venafi.token_calls().len();
+    let before = front.mocks.venafi.token_calls().len();
     let proxy = spawn_blocking(move || Proxy::start(&dir, &yaml))
         .await
         .unwrap();
-    let calls = front.stands.venafi.token_calls();
+    let calls = front.mocks.venafi.token_calls();
     assert_eq!(calls.len(), before + 1);
     assert_eq!(calls[before].path(), "/vedauth/authorize/oauth");
     drop(proxy);

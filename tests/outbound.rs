@@ -79,7 +79,7 @@ async fn requests_and_token_calls_go_through_the_vendors_proxy_and_reuse_its_tun
     }
     assert_eq!(front.answer("/sectigo/api/ssl/v1/types").await.status, 200);
 
-    let certn = front.stands.certn.address();
+    let certn = front.mocks.certn.address();
     let heads = egress.heads();
     let expected = format!("CONNECT {certn} HTTP/1.1\r\n");
     assert!(
@@ -136,7 +136,7 @@ async fn a_proxy_that_refuses_is_a_502_and_nothing_goes_around_it() {
     let answer = front.answer("/sectigo/api/ssl/v1/types").await;
     assert_eq!(answer.status, 502);
     assert_eq!(answer.json()["reason"], "upstream_unreachable");
-    assert!(front.stands.cert_manager.requests().is_empty());
+    assert!(front.mocks.cert_manager.requests().is_empty());
     assert_eq!(egress.status, "407 Proxy Authentication Required");
 }
 
@@ -159,8 +159,8 @@ async fn a_real_squid_lets_us_out_with_its_password_and_not_without() {
         let answer = front.answer("/certn/hr/v1/applicants/").await;
         let expected = if status == 200 { 200 } else { 503 };
         assert_eq!(answer.status, expected, "{login:?}: {answer:?}");
-        for stand in [&front.stands.cert_manager, &front.stands.certn] {
-            assert_eq!(!stand.requests().is_empty(), status == 200, "{login:?}");
+        for mock in [&front.mocks.cert_manager, &front.mocks.certn] {
+            assert_eq!(!mock.requests().is_empty(), status == 200, "{login:?}");
         }
     }
     // Written once a tunnel has ended.
@@ -178,17 +178,16 @@ async fn a_proxy_that_a_reload_brings_is_used_by_token_calls_too() {
     let yaml = plan.yaml();
     let front = plan.start();
     assert_eq!(front.answer("/certn/hr/v1/applicants/").await.status, 200);
-    let before = front.stands.certn.token_calls().len();
+    let before = front.mocks.certn.token_calls().len();
 
     let more = format!("{yaml}    proxy: http://{}\n", egress.address);
     std::fs::write(front.dir().join("proxy.yaml"), more).unwrap();
     signal(front.proxy.id(), "HUP");
     // Not asked for by anything: a new way is a new generation.
     eventually("a token by the new way", || {
-        (front.stands.certn.token_calls().len() > before && !egress.heads().is_empty())
-            .then_some(())
+        (front.mocks.certn.token_calls().len() > before && !egress.heads().is_empty()).then_some(())
     });
-    let certn = front.stands.certn.address();
+    let certn = front.mocks.certn.address();
     let head = format!("CONNECT {certn} HTTP/1.1\r\n");
     assert!(egress.heads().iter().all(|sent| sent.starts_with(&head)));
 }
@@ -234,8 +233,8 @@ async fn an_exception_with_a_port_holds_for_that_port_both_ways() {
     let egress = Egress::start("200 OK").await;
     let plan = Plan::new().await.vendor("certn").vendor("sectigo");
     let (certn, sectigo) = (
-        plan.stands.certn.address(),
-        plan.stands.cert_manager.address(),
+        plan.mocks.certn.address(),
+        plan.mocks.cert_manager.address(),
     );
     let proxy = format!("http://{}", egress.address);
     let front = plan

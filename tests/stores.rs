@@ -199,7 +199,7 @@ async fn another_key_neither_reads_nor_overwrites_what_is_in_redis() {
 
 /// The mock vendors, and the arguments with which every replica in front of them is started.
 struct Stage {
-    stands: MockVendors,
+    mocks: MockVendors,
     dir: TempDir,
     yaml: String,
     environment: Vec<(&'static str, String)>,
@@ -215,12 +215,9 @@ impl Stage {
     ) -> Self {
         countersign::tls::install_provider();
         let dir = tempfile::tempdir().unwrap();
-        let stands = MockVendors::start(dir.path()).await.unwrap();
-        write_secret(
-            &dir.path().join("secrets/caller"),
-            &stands.logins.caller_key,
-        );
-        let stanzas = stands.stanzas();
+        let mocks = MockVendors::start(dir.path()).await.unwrap();
+        write_secret(&dir.path().join("secrets/caller"), &mocks.logins.caller_key);
+        let stanzas = mocks.stanzas();
         let (_, stanza) = stanzas.iter().find(|(name, _)| *name == vendor).unwrap();
         let yaml = format!(
             "\
@@ -235,7 +232,7 @@ vendors:
 {stanza}{more}"
         );
         Self {
-            stands,
+            mocks,
             dir,
             yaml,
             environment,
@@ -300,7 +297,7 @@ vendors:
     fn traffic(&self, replica: &Proxy, target: &str) -> Traffic {
         let request = format!(
             "GET {target} HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: {}\r\nConnection: close\r\n\r\n",
-            self.stands.logins.caller_key
+            self.mocks.logins.caller_key
         );
         let done = Arc::new(AtomicBool::new(false));
         let (to, until) = (replica.data, done.clone());
@@ -387,7 +384,7 @@ fn last_error(replica: &Proxy) -> String {
 
 /// The refresh tokens that the mock consent server received, and its responses.
 fn refreshes(stage: &Stage) -> Vec<(String, u16)> {
-    let calls = stage.stands.maxmd_auth.token_calls();
+    let calls = stage.mocks.maxmd_auth.token_calls();
     calls
         .iter()
         .filter_map(|seen| Some((seen.form("refresh_token")?, seen.status)))
@@ -430,7 +427,7 @@ async fn replicas_that_share_a_kubernetes_secret_spend_one_grant_and_never_fight
 /// Three replicas, one of them late, and a mock server that ends the grant when a refresh token is
 /// shown twice.
 async fn share_one_grant(stage: &Stage) {
-    stage.stands.maxmd_auth.set_lifetime(Duration::from_secs(4));
+    stage.mocks.maxmd_auth.set_lifetime(Duration::from_secs(4));
     stage.consent().await;
     let mut replicas = vec![stage.replica(), stage.replica()];
     for replica in &replicas {
@@ -486,7 +483,7 @@ async fn survive(fault: impl FnOnce(&mut Redis), repair: impl FnOnce(&mut Redis)
     let stage = Stage::on_redis("maxmd", "        request_timeout: 2s\n", &redis).await;
     // Renewed after 15 s, used up after 28.5 s.
     let lifetime = Duration::from_secs(30);
-    stage.stands.maxmd_auth.set_lifetime(lifetime);
+    stage.mocks.maxmd_auth.set_lifetime(lifetime);
     stage.consent().await;
     let replicas = [stage.replica(), stage.replica()];
     let mut traffic = Vec::new();
@@ -524,10 +521,7 @@ async fn survive(fault: impl FnOnce(&mut Redis), repair: impl FnOnce(&mut Redis)
 async fn a_redis_that_comes_back_empty_gets_the_grant_back_and_nobody_consents_again() {
     let redis = Redis::start();
     let stage = Stage::on_redis("maxmd", "        request_timeout: 1s\n", &redis).await;
-    stage
-        .stands
-        .maxmd_auth
-        .set_lifetime(Duration::from_secs(20));
+    stage.mocks.maxmd_auth.set_lifetime(Duration::from_secs(20));
     stage.consent().await;
     let replicas = [stage.replica(), stage.replica()];
     let mut traffic = Vec::new();
@@ -557,7 +551,7 @@ async fn a_redis_that_comes_back_empty_gets_the_grant_back_and_nobody_consents_a
 async fn a_replica_with_another_key_says_so_and_disturbs_nobody() {
     let redis = Redis::start();
     let mut stage = Stage::on_redis("maxmd", "", &redis).await;
-    stage.stands.maxmd_auth.set_lifetime(Duration::from_secs(4));
+    stage.mocks.maxmd_auth.set_lifetime(Duration::from_secs(4));
     stage.consent().await;
     let good = stage.replica();
     until_renewed(&good, 1);
@@ -631,13 +625,13 @@ async fn disturbed_at_random(
     long: Duration,
     mut disturb: impl AsyncFnMut(&mut Proxy),
 ) {
-    let venafi = &stage.stands.venafi;
+    let venafi = &stage.mocks.venafi;
     venafi.set_lifetime(Duration::from_secs(2));
     venafi.delay_token_calls(Duration::from_millis(200));
     // Refresh token by refresh token: how many had been shown when its successor was stored.
     let successors = Arc::new(std::sync::Mutex::new(HashMap::new()));
     let shown = || -> Vec<(String, u16)> {
-        let calls = stage.stands.venafi.token_calls();
+        let calls = stage.mocks.venafi.token_calls();
         let token = |seen: &countersign_demo::RecordedRequest| {
             Some((
                 seen.json()["refresh_token"].as_str()?.to_owned(),
@@ -774,12 +768,12 @@ async fn a_missing_right_is_named_and_a_secret_that_is_there_needs_none_to_creat
     );
     assert!(error.contains("system:serviceaccount:"), "{error}");
     // Nothing was asked for that could not have been kept.
-    assert_eq!(stage.stands.venafi.token_calls().len(), 0);
+    assert_eq!(stage.mocks.venafi.token_calls().len(), 0);
 
     kubernetes.create_secret(SECRET);
     until_renewed(&replica, 1);
     kubernetes.forbid("create", "leases", true);
-    stage.stands.venafi.set_lifetime(Duration::from_secs(4));
+    stage.mocks.venafi.set_lifetime(Duration::from_secs(4));
     replica_refresh(&replica);
     until_renewed(&replica, 4);
 }
@@ -789,10 +783,7 @@ async fn another_writer_of_the_secret_and_an_api_server_that_is_away_fail_no_req
     let pki = Pki::new();
     let kubernetes = Kubernetes::start(&pki).await;
     let stage = Stage::on_kubernetes("maxmd", "        request_timeout: 2s\n", &kubernetes).await;
-    stage
-        .stands
-        .maxmd_auth
-        .set_lifetime(Duration::from_secs(16));
+    stage.mocks.maxmd_auth.set_lifetime(Duration::from_secs(16));
     stage.consent().await;
     let replicas = [stage.replica(), stage.replica()];
     let mut traffic = Vec::new();

@@ -179,7 +179,7 @@ async fn a_callers_trace_goes_on_through_our_span_to_the_vendor() {
     assert_eq!((&*span.trace, &*span.parent), (TRACE, SPAN));
     assert_eq!(span.state, state);
     assert_eq!(line(&front, "continued")["trace_id"], TRACE);
-    let calls = front.stands.certn.api_calls();
+    let calls = front.mocks.certn.api_calls();
     let seen = calls.last().unwrap();
     let ours = format!("00-{TRACE}-{}-01", span.id);
     assert_eq!(seen.field("traceparent"), Some(&*ours));
@@ -205,7 +205,7 @@ async fn what_is_no_trace_context_begins_a_trace_of_its_own() {
         assert_ne!(span.trace, TRACE, "{id}");
         assert_eq!(span.parent, "", "{id}");
         assert_eq!(line(&front, id)["trace_id"], *span.trace, "{id}");
-        let calls = front.stands.certn.api_calls();
+        let calls = front.mocks.certn.api_calls();
         let seen = calls.last().unwrap();
         let ours = format!("00-{}-{}-01", span.trace, span.id);
         assert_eq!(seen.field("traceparent"), Some(&*ours), "{id}");
@@ -231,7 +231,7 @@ async fn a_caller_that_does_not_record_its_trace_is_not_recorded() {
     // The later of the two, in the same queue.
     collector.request("loud");
     assert!(collector.spans().iter().all(|span| span.trace != TRACE));
-    let calls = front.stands.certn.api_calls();
+    let calls = front.mocks.certn.api_calls();
     let sent = calls[0].field("traceparent").unwrap();
     assert!(
         sent.starts_with(&format!("00-{TRACE}-")) && sent.ends_with("-00"),
@@ -255,7 +255,7 @@ async fn spans_say_what_the_line_says_and_no_secret() {
     let refused = front.get("/certn/token/").header("X-Request-Id", "refused");
     assert_eq!(answer(refused).await.status, 403);
     front
-        .stands
+        .mocks
         .certn
         .fail_next(1, http::StatusCode::BAD_REQUEST);
     assert_eq!(front.refresh("certn").await, 202);
@@ -303,11 +303,11 @@ async fn spans_say_what_the_line_says_and_no_secret() {
     assert_eq!(failed.text("countersign.generation"), "");
 
     let sent = collector.sent.lock().unwrap();
-    let token = front.stands.certn.api_calls()[0]
+    let token = front.mocks.certn.api_calls()[0]
         .bearer()
         .unwrap()
         .to_owned();
-    let logins = &front.stands.logins;
+    let logins = &front.mocks.logins;
     for (headers, body) in &*sent {
         assert_eq!(headers["x-collector-key"], COLLECTORS_KEY);
         assert_eq!(headers["content-type"], "application/x-protobuf");
@@ -337,7 +337,7 @@ async fn without_a_collector_trace_context_passes_as_it_came() {
         assert_eq!(call(&front, id, &fields).await, 200);
 
         assert_eq!(line(&front, id)["trace_id"], logged);
-        let calls = front.stands.certn.api_calls();
+        let calls = front.mocks.certn.api_calls();
         let seen = calls.last().unwrap();
         assert_eq!(seen.field("traceparent"), Some(sent));
         assert_eq!(seen.field("tracestate"), Some("a=b"));

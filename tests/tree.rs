@@ -277,7 +277,7 @@ fn nothing_is_printed_the_way_debug_prints_it() {
     let tests = regex::Regex::new(r"#\[cfg\(test\)\]\n(?:pub\S* )?mod tests").unwrap();
     let debug = regex::Regex::new(r"\{[^{}]*:#?\?\}|[=,(]\s*\?[a-z_]|^\?[a-z_]").unwrap();
     for (name, text) in sources() {
-        let for_tests = ["tests", "tests.rs", "fakes.rs", "fleet.rs"];
+        let for_tests = ["tests", "tests.rs", "fakes.rs"];
         if name.split('/').any(|part| for_tests.contains(&part)) {
             continue;
         }

@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_survives_its_packing() {
+    fn an_open_state_survives_its_packing() {
         for fault in [Fault::Unreachable, Fault::TimedOut, Fault::Status(504)] {
             for (until, probing) in [(1, false), (123_456_789, true), (u64::MAX >> 11, true)] {
                 let state = OpenState {

@@ -13,10 +13,10 @@ use crate::support::{Proxy, eventually};
 #[tokio::test(flavor = "multi_thread")]
 async fn settled_is_ready_when_every_first_attempt_has_ended() {
     let plan = Plan::new().await.vendor("certn").vendor("sectigo");
-    plan.stands
+    plan.mocks
         .certn
         .delay_token_calls(Duration::from_millis(1500));
-    plan.stands.certn.fail_next(1, StatusCode::BAD_GATEWAY);
+    plan.mocks.certn.fail_next(1, StatusCode::BAD_GATEWAY);
     let front = plan.launch();
 
     assert_eq!(front.proxy.admin("/livez"), (200, "ok\n".to_owned()));
@@ -39,10 +39,10 @@ async fn settled_is_ready_when_every_first_attempt_has_ended() {
 #[tokio::test(flavor = "multi_thread")]
 async fn all_is_ready_when_every_vendor_has_had_a_credential_and_stays_so() {
     let plan = plan("all").await;
-    let certn = &plan.stands.certn;
+    let certn = &plan.mocks.certn;
     certn.fail_next(usize::MAX, StatusCode::BAD_GATEWAY);
     let front = plan.launch();
-    let certn = &front.stands.certn;
+    let certn = &front.mocks.certn;
 
     eventually("tried", || (certn.token_calls().len() >= 2).then_some(()));
     let (status, body) = front.proxy.admin("/readyz");
@@ -70,7 +70,7 @@ async fn all_is_ready_when_every_vendor_has_had_a_credential_and_stays_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn any_is_ready_when_one_vendor_has_had_a_credential() {
     let plan = plan("any").await;
-    plan.stands
+    plan.mocks
         .certn
         .fail_next(usize::MAX, StatusCode::BAD_GATEWAY);
     let front = plan.launch();
@@ -80,12 +80,12 @@ async fn any_is_ready_when_one_vendor_has_had_a_credential() {
 
     let plan = Plan::new().await.vendor("certn").vendor("sectigo-oauth");
     let plan = plan.admin(", ready_when: any");
-    for stand in [&plan.stands.certn, &plan.stands.sectigo_auth] {
-        stand.fail_next(usize::MAX, StatusCode::BAD_GATEWAY);
+    for mock in [&plan.mocks.certn, &plan.mocks.sectigo_auth] {
+        mock.fail_next(usize::MAX, StatusCode::BAD_GATEWAY);
     }
     let front = plan.launch();
     eventually("tried", || {
-        (front.stands.certn.token_calls().len() >= 2).then_some(())
+        (front.mocks.certn.token_calls().len() >= 2).then_some(())
     });
     let (status, body) = front.proxy.admin("/readyz");
     assert_eq!(status, 503);
@@ -93,7 +93,7 @@ async fn any_is_ready_when_one_vendor_has_had_a_credential() {
         body.contains("certn") && body.contains("sectigo-oauth"),
         "{body}"
     );
-    front.stands.sectigo_auth.fail_next(0, StatusCode::OK);
+    front.mocks.sectigo_auth.fail_next(0, StatusCode::OK);
     eventually("ready", || {
         (front.proxy.admin("/readyz").0 == 200).then_some(())
     });
@@ -150,7 +150,7 @@ async fn status_has_the_promised_fields_and_no_others() {
     assert_eq!(certn["state"], "fresh");
     assert_eq!(certn["prefix"], "/certn");
     assert_eq!(certn["hosts"], serde_json::json!([]));
-    assert_eq!(certn["upstream"], front.stands.certn.url());
+    assert_eq!(certn["upstream"], front.mocks.certn.url());
     assert_eq!(certn["last_error"], Value::Null);
     // The last of the three is counted after its answer.
     eventually("counted", || {
@@ -188,11 +188,11 @@ async fn status_names_each_state_a_credential_can_be_in() {
         .vendor("certcenter-oauth")
         .vendor("sectigo-oauth")
         .vendor("maxmd");
-    plan.stands.certn.set_lifetime(Duration::from_secs(4));
-    plan.stands
+    plan.mocks.certn.set_lifetime(Duration::from_secs(4));
+    plan.mocks
         .certcenter
         .fail_next(usize::MAX, StatusCode::BAD_REQUEST);
-    plan.stands
+    plan.mocks
         .sectigo_auth
         .delay_token_calls(Duration::from_secs(4));
     let front = plan.launch();
@@ -201,7 +201,7 @@ async fn status_names_each_state_a_credential_can_be_in() {
     assert_eq!(state("sectigo-oauth"), "pending");
     eventually("fresh", || (state("certn") == "fresh").then_some(()));
     front
-        .stands
+        .mocks
         .certn
         .fail_next(usize::MAX, StatusCode::BAD_GATEWAY);
     eventually("refreshing", || {
@@ -233,7 +233,7 @@ async fn metrics_have_the_promised_names_types_and_labels() {
     let odd = reqwest::Method::from_bytes(b"BREW").unwrap();
     let odd = answer(front.request(odd, "/certn/hr/v1/applicants/")).await;
     assert_eq!(odd.status, 405, "the vendor's own");
-    front.stands.certn.revoke_access_tokens();
+    front.mocks.certn.revoke_access_tokens();
     assert_eq!(front.answer("/certn/hr/v1/applicants/").await.status, 200);
     eventually("counted", || {
         let counted = front.metric(
@@ -415,7 +415,7 @@ async fn a_request_line_is_json_with_the_promised_fields_and_no_query() {
         (&"unknown_caller".into(), &Value::Null)
     );
     // The vendor has seen it, though.
-    assert!(front.stands.certn.has_read("?ssn=123-45-6789"));
+    assert!(front.mocks.certn.has_read("?ssn=123-45-6789"));
     for said in [front.proxy.stdout(), front.proxy.stderr()] {
         assert!(!said.contains("123-45-6789"));
     }
@@ -474,7 +474,7 @@ async fn request_lines_can_be_turned_off() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_can_force_a_renewal_and_a_web_page_cannot() {
     let front = Plan::new().await.vendor("certn").start();
-    let certn = &front.stands.certn;
+    let certn = &front.mocks.certn;
     let url = |vendor: &str| format!("http://{}/vendors/{vendor}/refresh", front.proxy.admin);
     let post = |vendor: &str| front.client.post(url(vendor));
 

@@ -19,8 +19,8 @@ async fn check_accepts_the_file_that_serve_runs_and_sends_nothing() {
     assert_eq!(checked.code, Some(0), "{checked:?}");
     assert!(checked.stdout.contains("9 vendors"), "{checked:?}");
     assert_eq!(checked.stderr, "");
-    for stand in plan.stands.all() {
-        assert!(stand.connections().is_empty(), "{}", stand.url());
+    for mock in plan.mocks.all() {
+        assert!(mock.connections().is_empty(), "{}", mock.url());
     }
 
     // Secrets are read unless only their form is asked for; either way none is printed.
@@ -78,7 +78,7 @@ async fn explain_says_where_a_request_goes_and_what_is_put_on_it_masked() {
     let path = "/sectigo/api/ssl/v1/types?size=2";
     let text = run(plan.dir(), &["explain", "GET", path]);
     assert_eq!(text.code, Some(0), "{text:?}");
-    let upstream = format!("{}/api/ssl/v1/types?size=2", plan.stands.cert_manager.url());
+    let upstream = format!("{}/api/ssl/v1/types?size=2", plan.mocks.cert_manager.url());
     for said in [&*upstream, "sectigo", "customerUri: ***", "password: ***"] {
         assert!(text.stdout.contains(said), "{said} in\n{}", text.stdout);
     }
@@ -94,8 +94,8 @@ async fn explain_says_where_a_request_goes_and_what_is_put_on_it_masked() {
         assert!(removed.contains(&json!(name)), "{name} in {removed:?}");
     }
     for secret in [
-        &plan.stands.logins.cert_manager_password,
-        &plan.stands.logins.caller_key,
+        &plan.mocks.logins.cert_manager_password,
+        &plan.mocks.logins.caller_key,
     ] {
         assert!(!text.stdout.contains(secret.as_str()));
     }
@@ -133,8 +133,8 @@ async fn explain_says_where_a_request_goes_and_what_is_put_on_it_masked() {
     let permitted = run(plan.dir(), &["explain", "--json", "GET", "/certn/x"]);
     let permitted: Value = serde_json::from_str(&permitted.stdout).unwrap();
     assert_eq!(permitted["rule"], "*", "the grant that permits it");
-    for stand in plan.stands.all() {
-        assert!(stand.connections().is_empty(), "{}", stand.url());
+    for mock in plan.mocks.all() {
+        assert!(mock.connections().is_empty(), "{}", mock.url());
     }
 }
 
@@ -411,7 +411,7 @@ fn the_environment_can_name_the_configuration() {
 /// The demo's vendors, all of them.
 async fn every_vendor() -> Plan {
     let mut plan = Plan::new().await;
-    for (_, stanza) in plan.stands.stanzas() {
+    for (_, stanza) in plan.mocks.stanzas() {
         plan = plan.stanza_of(&stanza);
     }
     plan

@@ -166,7 +166,7 @@ async fn a_grant_that_is_to_end_with_the_process_is_left_to_the_successor() {
     let mut front = plan.stanza_of(&stanza).start();
     let answer = async |front: &Front| front.answer("/venafi-password/vedsdk/x").await.status;
     let revoked = |front: &Front| {
-        let calls = front.stands.venafi.requests();
+        let calls = front.mocks.venafi.requests();
         let revoked = calls
             .iter()
             .filter(|seen| seen.path() == "/vedauth/revoke/token");

@@ -15,7 +15,7 @@ use crate::support::{Proxy, eventually, run, signal, status_of, write_secret};
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_that_is_said_at_trace_level_holds_a_secret() {
     let mut plan = Plan::new().await;
-    for (_, stanza) in plan.stands.stanzas() {
+    for (_, stanza) in plan.mocks.stanzas() {
         plan = plan.stanza_of(&stanza);
     }
     let query = "  by-query:
@@ -82,23 +82,19 @@ async fn provoke(front: &Front) {
     for target in CALLS {
         assert_eq!(front.answer(target).await.status, 200, "{target}");
     }
-    for stand in [
-        &front.stands.certn,
-        &front.stands.venafi,
-        &front.stands.maxmd,
-    ] {
-        stand.revoke_access_tokens();
+    for mock in [&front.mocks.certn, &front.mocks.venafi, &front.mocks.maxmd] {
+        mock.revoke_access_tokens();
     }
     for target in CALLS {
         assert_eq!(front.answer(target).await.status, 200, "{target}");
     }
-    front.stands.certn.fail_next(1, StatusCode::BAD_REQUEST);
+    front.mocks.certn.fail_next(1, StatusCode::BAD_REQUEST);
     front
-        .stands
+        .mocks
         .sectigo_auth
         .fail_next(2, StatusCode::BAD_GATEWAY);
     front
-        .stands
+        .mocks
         .maxmd_auth
         .fail_next(1, StatusCode::UNAUTHORIZED);
     for vendor in [
@@ -114,7 +110,7 @@ async fn provoke(front: &Front) {
         (front.status("certn")["state"] == "failed").then_some(())
     });
     eventually("retried", || {
-        (front.stands.sectigo_auth.token_calls().len() >= 4).then_some(())
+        (front.mocks.sectigo_auth.token_calls().len() >= 4).then_some(())
     });
     let target = "/certn/hr/v1/applicants/?token=canary-of-the-query";
     let post = front.request(reqwest::Method::POST, target);
@@ -138,7 +134,7 @@ const CALLS: [&str; 9] = [
 
 /// Everything secret that has been used, in the forms it has been used in.
 fn secrets(front: &Front) -> Vec<String> {
-    let logins = &front.stands.logins;
+    let logins = &front.mocks.logins;
     let mut secrets = vec![
         "canary-of-the-query".to_owned(),
         "canary-of-the-body".to_owned(),
@@ -159,8 +155,8 @@ fn secrets(front: &Front) -> Vec<String> {
         secrets.push(secret[..32].to_owned());
         secrets.push(STANDARD.encode(secret)[..40].to_owned());
     }
-    for stand in front.stands.all() {
-        for seen in stand.requests() {
+    for mock in front.mocks.all() {
+        for seen in mock.requests() {
             if let Some(value) = seen.field("authorization") {
                 let (_, value) = value.split_once(' ').unwrap();
                 secrets.push(value.to_owned());

@@ -246,24 +246,24 @@ async fn a_refresh_under_way_is_finished_and_stored_before_the_process_ends() {
     // The consent's own token call is the first.
     assert_eq!(front.refresh("maxmd").await, 202);
     eventually("refreshed once", || {
-        (front.stands.maxmd_auth.token_calls().len() == 2).then_some(())
+        (front.mocks.maxmd_auth.token_calls().len() == 2).then_some(())
     });
     front
-        .stands
+        .mocks
         .maxmd_auth
         .delay_token_calls(Duration::from_secs(2));
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert_eq!(front.refresh("maxmd").await, 202);
     eventually("asked, and not answered", || {
-        let calls = front.stands.maxmd_auth.token_calls();
+        let calls = front.mocks.maxmd_auth.token_calls();
         (calls.len() == 3 && calls[2].status == 0).then_some(())
     });
     signal(front.proxy.id(), "TERM");
     assert_eq!(front.proxy.ended(), Some(0), "{}", front.proxy.stderr());
-    assert_eq!(front.stands.maxmd_auth.token_calls()[2].status, 200);
+    assert_eq!(front.mocks.maxmd_auth.token_calls()[2].status, 200);
 
     // What was bought is what is used: a token shown twice would have ended the whole grant.
-    front.stands.maxmd_auth.delay_token_calls(Duration::ZERO);
+    front.mocks.maxmd_auth.delay_token_calls(Duration::ZERO);
     front.restart();
     assert_eq!(
         front.answer("/maxmd/api/certificate/query").await.status,
@@ -271,7 +271,7 @@ async fn a_refresh_under_way_is_finished_and_stored_before_the_process_ends() {
     );
     assert_eq!(front.refresh("maxmd").await, 202);
     eventually("refreshed again", || {
-        let calls = front.stands.maxmd_auth.token_calls();
+        let calls = front.mocks.maxmd_auth.token_calls();
         (calls.len() == 4 && calls[3].status == 200).then_some(())
     });
 }

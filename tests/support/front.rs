@@ -32,7 +32,7 @@ const DECOYS: [&str; 9] = [
 /// The mock vendors run; the proxy does not run yet.
 pub struct Plan {
     /// What the proxy will be in front of.
-    pub stands: MockVendors,
+    pub mocks: MockVendors,
     dir: TempDir,
     admin: String,
     vendors: String,
@@ -45,13 +45,10 @@ impl Plan {
     pub async fn new() -> Self {
         countersign::tls::install_provider();
         let dir = tempfile::tempdir().unwrap();
-        let stands = MockVendors::start(dir.path()).await.unwrap();
-        write_secret(
-            &dir.path().join("secrets/caller"),
-            &stands.logins.caller_key,
-        );
+        let mocks = MockVendors::start(dir.path()).await.unwrap();
+        write_secret(&dir.path().join("secrets/caller"), &mocks.logins.caller_key);
         Self {
-            stands,
+            mocks,
             dir,
             admin: String::new(),
             vendors: String::new(),
@@ -91,7 +88,7 @@ impl Plan {
 
     /// The demo's stanza of this name.
     pub fn stanza(&self, name: &str) -> String {
-        let stanzas = self.stands.stanzas();
+        let stanzas = self.mocks.stanzas();
         let stanza = stanzas.into_iter().find(|(known, _)| *known == name);
         stanza.unwrap().1
     }
@@ -151,7 +148,7 @@ vendors:
                     .no_proxy()
                     .redirect(reqwest::redirect::Policy::none())
                     .tls_backend_preconfigured(
-                        Roots::load(&self.stands.files.ca)
+                        Roots::load(&self.mocks.files.ca)
                             .unwrap()
                             .client_config(None)
                             .unwrap(),
@@ -192,7 +189,7 @@ vendors:
             .build()
             .unwrap();
         Front {
-            stands: self.stands,
+            mocks: self.mocks,
             proxy,
             client,
             dir: self.dir,
@@ -203,7 +200,7 @@ vendors:
 /// The proxy runs.
 pub struct Front {
     /// What it is in front of.
-    pub stands: MockVendors,
+    pub mocks: MockVendors,
     /// The proxy.
     pub proxy: Proxy,
     /// The caller's.
@@ -221,7 +218,7 @@ impl Front {
     pub fn request(&self, method: reqwest::Method, target: &str) -> RequestBuilder {
         let url = format!("http://{}{target}", self.proxy.data);
         let mut request = self.client.request(method, url);
-        request = request.header("X-Countersign-Key", &self.stands.logins.caller_key);
+        request = request.header("X-Countersign-Key", &self.mocks.logins.caller_key);
         for name in DECOYS {
             request = request.header(name, DECOY);
         }
@@ -279,9 +276,9 @@ impl Front {
 
     /// Panics when any vendor has read what the caller sent as a login.
     pub fn assert_nothing_of_the_callers_arrived(&self) {
-        for stand in self.stands.all() {
-            for mine in [DECOY, &self.stands.logins.caller_key] {
-                assert!(!stand.has_read(mine), "{mine} reached {}", stand.url());
+        for mock in self.mocks.all() {
+            for mine in [DECOY, &self.mocks.logins.caller_key] {
+                assert!(!mock.has_read(mine), "{mine} reached {}", mock.url());
             }
         }
     }
@@ -328,8 +325,8 @@ pub fn only(mut seen: Vec<RecordedRequest>) -> RecordedRequest {
 }
 
 /// The tokens that were shown to `stand`, each once.
-pub fn bearers(stand: &MockServer) -> Vec<String> {
-    let calls = stand.api_calls();
+pub fn bearers(mock: &MockServer) -> Vec<String> {
+    let calls = mock.api_calls();
     let mut tokens: Vec<String> = calls
         .iter()
         .map(|seen| seen.bearer().unwrap().to_owned())

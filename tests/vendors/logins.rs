@@ -13,9 +13,9 @@ async fn certcenter_sees_the_static_token_with_its_suffix() {
     let front = Plan::new().await.vendor("certcenter").start();
     let answered = front.answer("/certcenter/rest/v1/Limit").await;
 
-    let token = &front.stands.logins.certcenter_token;
+    let token = &front.mocks.logins.certcenter_token;
     assert!(token.ends_with(".oauth2.certcenter.com"));
-    let seen = only(front.stands.certcenter.requests());
+    let seen = only(front.mocks.certcenter.requests());
     assert_eq!(seen.login(), [pair("Authorization", &bearer(token))]);
     assert_eq!(answered.status, 200);
     let limit = json!({"LimitInfo": {"Used": 2182.5, "Limit": 50000.0}, "success": true});
@@ -28,8 +28,8 @@ async fn certcenter_gives_a_token_for_one_json_object() {
     let front = Plan::new().await.vendor("certcenter-oauth").start();
     let answered = front.answer("/certcenter-oauth/rest/v1/Limit").await;
 
-    let client = &front.stands.logins.certcenter;
-    let token = only(front.stands.certcenter.token_calls());
+    let client = &front.mocks.logins.certcenter;
+    let token = only(front.mocks.certcenter.token_calls());
     assert_eq!(request_line(&token), "POST /oauth2/token");
     assert!(token.has_media_type("application/json"));
     let wanted = json!({
@@ -40,7 +40,7 @@ async fn certcenter_gives_a_token_for_one_json_object() {
     });
     assert_eq!(token.json(), wanted);
     assert_eq!(token.field("authorization"), None);
-    let seen = only(front.stands.certcenter.api_calls());
+    let seen = only(front.mocks.certcenter.api_calls());
     let held = issued(&seen);
     assert!(held.ends_with(".oauth2.certcenter.com"));
     assert_eq!(seen.login(), [pair("Authorization", &bearer(&held))]);
@@ -56,8 +56,8 @@ async fn sectigo_gives_a_token_for_the_secret_in_the_form_body() {
     let front = Plan::new().await.vendor("sectigo-oauth").start();
     let answered = front.answer("/sectigo-oauth/api/ssl/v1/types").await;
 
-    let client = &front.stands.logins.sectigo;
-    let token = only(front.stands.sectigo_auth.requests());
+    let client = &front.mocks.logins.sectigo;
+    let token = only(front.mocks.sectigo_auth.requests());
     let path = "/auth/realms/apiclients/protocol/openid-connect/token";
     assert_eq!(request_line(&token), format!("POST {path}"));
     let wanted = [
@@ -67,7 +67,7 @@ async fn sectigo_gives_a_token_for_the_secret_in_the_form_body() {
     ];
     assert_eq!(form(&token), wanted);
     assert_eq!(token.field("authorization"), None);
-    let seen = only(front.stands.sectigo.requests());
+    let seen = only(front.mocks.sectigo.requests());
     assert_eq!(
         seen.login(),
         [pair("Authorization", &bearer(&issued(&seen)))]
@@ -82,8 +82,8 @@ async fn sectigo_sees_its_three_headers_spelled_as_documented() {
     let front = Plan::new().await.vendor("sectigo").start();
     let answered = front.answer("/sectigo/api/ssl/v1/types").await;
 
-    let logins = &front.stands.logins;
-    let seen = only(front.stands.cert_manager.requests());
+    let logins = &front.mocks.logins;
+    let seen = only(front.mocks.cert_manager.requests());
     let wanted = [
         pair("login", &logins.cert_manager_login),
         pair("password", &logins.cert_manager_password),
@@ -102,8 +102,8 @@ async fn sectigo_private_sees_two_headers_the_certificate_and_no_password() {
         .answer("/sectigo-private/private/api/ssl/v1/types")
         .await;
 
-    let logins = &front.stands.logins;
-    let seen = only(front.stands.cert_manager.requests());
+    let logins = &front.mocks.logins;
+    let seen = only(front.mocks.cert_manager.requests());
     let wanted = [
         pair("login", &logins.cert_manager_certificate_login),
         pair("customerUri", &logins.cert_manager_customer),
@@ -121,12 +121,12 @@ async fn certn_gives_a_token_for_basic_at_the_path_with_the_slash() {
     let front = Plan::new().await.vendor("certn").start();
     let answered = front.answer("/certn/hr/v1/applicants/?page=1").await;
 
-    let token = only(front.stands.certn.token_calls());
+    let token = only(front.mocks.certn.token_calls());
     assert_eq!(request_line(&token), "POST /token/");
     assert_eq!(form(&token), [pair("grant_type", "client_credentials")]);
     let basic = token.field("authorization").unwrap();
     assert_eq!(token.login(), [pair("authorization", basic)]);
-    let seen = only(front.stands.certn.api_calls());
+    let seen = only(front.mocks.certn.api_calls());
     assert_eq!(request_line(&seen), "GET /hr/v1/applicants/?page=1");
     assert_eq!(
         seen.login(),
@@ -144,8 +144,8 @@ async fn maxmd_gives_a_token_for_a_persons_consent() {
     let front = plan.consented().await.start();
     let answered = front.answer("/maxmd/api/certificate/query?page=1").await;
 
-    let client = &front.stands.logins.maxmd;
-    let token = only(front.stands.maxmd_auth.token_calls());
+    let client = &front.mocks.logins.maxmd;
+    let token = only(front.mocks.maxmd_auth.token_calls());
     assert_eq!(request_line(&token), "POST /oauth/token");
     let members = form(&token);
     let names: Vec<&str> = members.iter().map(|(name, _)| name.as_str()).collect();
@@ -158,7 +158,7 @@ async fn maxmd_gives_a_token_for_a_persons_consent() {
         Some("authorization_code")
     );
     assert_eq!(token.field("authorization"), None);
-    let seen = only(front.stands.maxmd.requests());
+    let seen = only(front.mocks.maxmd.requests());
     assert_eq!(
         seen.login(),
         [pair("Authorization", &bearer(&issued(&seen)))]
@@ -171,10 +171,10 @@ async fn maxmd_gives_a_token_for_a_persons_consent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn maxmd_is_refreshed_with_tokens_that_rotate_and_survive_a_restart() {
     let plan = Plan::new().await.vendor("maxmd");
-    plan.stands.maxmd_auth.set_lifetime(Duration::from_secs(3));
+    plan.mocks.maxmd_auth.set_lifetime(Duration::from_secs(3));
     let mut front = plan.consented().await.start();
     let refreshed = |front: &Front| -> Vec<String> {
-        let calls = front.stands.maxmd_auth.token_calls();
+        let calls = front.mocks.maxmd_auth.token_calls();
         let tokens = calls.iter().filter(|seen| seen.status == 200);
         tokens
             .filter_map(|seen| seen.form("refresh_token"))
@@ -197,7 +197,7 @@ async fn maxmd_is_refreshed_with_tokens_that_rotate_and_survive_a_restart() {
             front.restart();
         }
     }
-    let calls = front.stands.maxmd_auth.token_calls();
+    let calls = front.mocks.maxmd_auth.token_calls();
     for seen in &calls[1..] {
         let members = form(seen);
         let names: Vec<&str> = members.iter().map(|(name, _)| name.as_str()).collect();
@@ -213,14 +213,14 @@ async fn maxmd_is_refreshed_with_tokens_that_rotate_and_survive_a_restart() {
     tokens.dedup();
     assert_eq!(tokens.len(), spent, "a refresh token was used twice");
     for token in tokens {
-        assert!(!front.stands.maxmd.has_read(&token));
+        assert!(!front.mocks.maxmd.has_read(&token));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consent_with_a_foreign_state_is_exchanged_for_nothing() {
     let plan = Plan::new().await.vendor("maxmd");
-    let exchanged = || plan.stands.maxmd_auth.token_calls().len();
+    let exchanged = || plan.mocks.maxmd_auth.token_calls().len();
 
     let foreign = |redirect: &str| redirect.replace("state=", "state=x");
     let (code, said) = plan.authorize(foreign).await;
@@ -244,10 +244,10 @@ async fn venafi_gives_a_token_for_the_certificate_alone() {
     let front = Plan::new().await.vendor("venafi").start();
     let answered = front.answer("/venafi/vedsdk/certificates/").await;
 
-    let token = only(front.stands.venafi.token_calls());
+    let token = only(front.mocks.venafi.token_calls());
     assert_eq!(request_line(&token), "POST /vedauth/authorize/certificate");
     let wanted = json!({
-        "client_id": front.stands.logins.venafi_client_id,
+        "client_id": front.mocks.logins.venafi_client_id,
         "scope": "certificate:discover,manage",
     });
     assert_eq!(token.json(), wanted);
@@ -257,7 +257,7 @@ async fn venafi_gives_a_token_for_the_certificate_alone() {
         ("CN=demo-venafi", true)
     );
     // The certificate logs in; the calls carry the token and no certificate.
-    let seen = only(front.stands.venafi.api_calls());
+    let seen = only(front.mocks.venafi.api_calls());
     assert_eq!(
         seen.login(),
         [pair("Authorization", &bearer(&issued(&seen)))]
@@ -274,8 +274,8 @@ async fn venafi_gives_a_token_for_user_name_and_password() {
     let front = Plan::new().await.vendor("venafi-password").start();
     let answered = front.answer("/venafi-password/vedsdk/certificates/").await;
 
-    let logins = &front.stands.logins;
-    let token = only(front.stands.venafi.token_calls());
+    let logins = &front.mocks.logins;
+    let token = only(front.mocks.venafi.token_calls());
     assert_eq!(request_line(&token), "POST /vedauth/authorize/oauth");
     let wanted = json!({
         "client_id": logins.venafi_client_id,
@@ -285,7 +285,7 @@ async fn venafi_gives_a_token_for_user_name_and_password() {
     });
     assert_eq!(token.json(), wanted);
     assert_eq!(token.client_cert, None);
-    let seen = only(front.stands.venafi.api_calls());
+    let seen = only(front.mocks.venafi.api_calls());
     assert_eq!(
         seen.login(),
         [pair("Authorization", &bearer(&issued(&seen)))]
@@ -301,13 +301,11 @@ async fn venafi_gives_a_token_for_user_name_and_password() {
 async fn venafi_is_refreshed_with_one_time_tokens_until_its_grant_ends_and_then_asked_anew() {
     let plan = Plan::new().await.vendor("venafi");
     // Old versions say `expires` only, and the answer's Date is what it counts from.
-    plan.stands.venafi.omit_expires_in();
-    plan.stands.venafi.set_lifetime(Duration::from_secs(3));
-    plan.stands
-        .venafi
-        .set_grant_lifetime(Duration::from_secs(5));
+    plan.mocks.venafi.omit_expires_in();
+    plan.mocks.venafi.set_lifetime(Duration::from_secs(3));
+    plan.mocks.venafi.set_grant_lifetime(Duration::from_secs(5));
     let front = plan.start();
-    let venafi = &front.stands.venafi;
+    let venafi = &front.mocks.venafi;
 
     let calls = || -> Vec<String> {
         let calls = venafi.token_calls();
@@ -374,20 +372,20 @@ async fn all_vendors_behind_one_proxy_each_see_their_own_login_only() {
         assert_eq!(answered.status, 200, "{answered:?}");
     }
 
-    let stands = &front.stands;
-    let logins = &stands.logins;
+    let mocks = &front.mocks;
+    let logins = &mocks.logins;
     // Two credentials of one vendor each, never a third.
-    assert_eq!(bearers(&stands.certcenter).len(), 2);
-    assert_eq!(bearers(&stands.venafi).len(), 2);
-    for (stand, others) in [
-        (&stands.sectigo, &stands.certn),
-        (&stands.certn, &stands.maxmd),
-        (&stands.maxmd, &stands.sectigo),
+    assert_eq!(bearers(&mocks.certcenter).len(), 2);
+    assert_eq!(bearers(&mocks.venafi).len(), 2);
+    for (mock, others) in [
+        (&mocks.sectigo, &mocks.certn),
+        (&mocks.certn, &mocks.maxmd),
+        (&mocks.maxmd, &mocks.sectigo),
     ] {
-        let [token] = bearers(stand).try_into().unwrap();
+        let [token] = bearers(mock).try_into().unwrap();
         assert!(!others.has_read(&token));
     }
-    for seen in stands.cert_manager.requests() {
+    for seen in mocks.cert_manager.requests() {
         let private = seen.path().starts_with("/private/");
         let names: Vec<String> = seen.login().into_iter().map(|(name, _)| name).collect();
         let wanted: &[&str] = if private {
@@ -398,22 +396,18 @@ async fn all_vendors_behind_one_proxy_each_see_their_own_login_only() {
         assert_eq!(names, wanted);
     }
     for (secret, owner) in [
-        (&logins.certcenter_token, &stands.certcenter),
-        (&logins.certcenter.secret, &stands.certcenter),
-        (&logins.sectigo.secret, &stands.sectigo_auth),
-        (&logins.cert_manager_password, &stands.cert_manager),
-        (&logins.certn.secret, &stands.certn),
-        (&logins.maxmd.secret, &stands.maxmd_auth),
-        (&logins.venafi_password, &stands.venafi),
+        (&logins.certcenter_token, &mocks.certcenter),
+        (&logins.certcenter.secret, &mocks.certcenter),
+        (&logins.sectigo.secret, &mocks.sectigo_auth),
+        (&logins.cert_manager_password, &mocks.cert_manager),
+        (&logins.certn.secret, &mocks.certn),
+        (&logins.maxmd.secret, &mocks.maxmd_auth),
+        (&logins.venafi_password, &mocks.venafi),
     ] {
-        for stand in stands.all() {
+        for mock in mocks.all() {
             // The first characters are the same in every encoding.
-            let has = stand.has_read(&secret[..32]);
-            assert!(
-                !has || stand.address() == owner.address(),
-                "{}",
-                stand.url()
-            );
+            let has = mock.has_read(&secret[..32]);
+            assert!(!has || mock.address() == owner.address(), "{}", mock.url());
         }
     }
     front.assert_nothing_of_the_callers_arrived();

@@ -64,7 +64,7 @@ async fn no_spelling_of_a_login_path_reaches_a_vendor() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_lax_server_takes_for_a_login_path_is_not_forwarded() {
     let front = every_preset().await.start();
-    let key = &front.stands.logins.caller_key;
+    let key = &front.mocks.logins.caller_key;
     for (name, paths) in REFUSED {
         for path in paths {
             let bare = path.trim_end_matches('/');
@@ -107,7 +107,7 @@ fn without_trailing_dots(path: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_path_given_in_the_file_is_refused_without_any_preset() {
     let plan = Plan::new().await;
-    let url = plan.stands.certn.url();
+    let url = plan.mocks.certn.url();
     let stanza = plan
         .stanza("certn")
         .replace("    preset: certn\n", "")
@@ -150,8 +150,8 @@ async fn a_server_with_a_foreign_certificate_is_told_nothing() {
     let answered = front.answer("/certn/hr/v1/applicants/").await;
     assert_eq!(answered.status, 503, "{answered:?}");
     assert_eq!(answered.json()["reason"], "credential_unavailable");
-    for stand in front.stands.all() {
-        assert!(stand.connections().is_empty(), "{}", stand.url());
+    for mock in front.mocks.all() {
+        assert!(mock.connections().is_empty(), "{}", mock.url());
     }
 }
 
@@ -276,8 +276,8 @@ fn spellings(path: &str, trailing_dots: bool) -> Vec<String> {
 
 /// Number of requests that each mock server has seen.
 fn requests(front: &Front) -> Vec<usize> {
-    let stands = front.stands.all();
-    stands.iter().map(|stand| stand.requests().len()).collect()
+    let mocks = front.mocks.all();
+    mocks.iter().map(|mock| mock.requests().len()).collect()
 }
 
 /// A server that ends the handshake of everyone without a certificate of the client CA.

@@ -13,7 +13,7 @@ use crate::support::front::{Answer, Front, Plan, answer, bearers, only};
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_cold_requests_cost_one_token_call() {
     let plan = Plan::new().await.vendor("certn");
-    plan.stands.certn.delay_token_calls(Duration::from_secs(2));
+    plan.mocks.certn.delay_token_calls(Duration::from_secs(2));
     let front = plan.launch();
 
     let answers = front.burst(200, "/certn/hr/v1/applicants/").await;
@@ -22,15 +22,15 @@ async fn two_hundred_cold_requests_cost_one_token_call() {
     for answered in answers {
         assert_eq!(answered.status, 200, "{answered:?}");
     }
-    assert_eq!(front.stands.certn.token_calls().len(), 1);
-    assert_eq!(front.stands.certn.api_calls().len(), 200);
-    assert_eq!(bearers(&front.stands.certn).len(), 1);
+    assert_eq!(front.mocks.certn.token_calls().len(), 1);
+    assert_eq!(front.mocks.certn.api_calls().len(), 200);
+    assert_eq!(bearers(&front.mocks.certn).len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn renewal_under_load_fails_no_request() {
     let plan = Plan::new().await.vendor("certn");
-    plan.stands.certn.set_lifetime(Duration::from_secs(3));
+    plan.mocks.certn.set_lifetime(Duration::from_secs(3));
     let front = plan.start();
 
     let end = tokio::time::Instant::now() + Duration::from_secs(8);
@@ -52,9 +52,9 @@ async fn renewal_under_load_fails_no_request() {
     assert!(statuses.len() > 100, "{}", statuses.len());
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
     // Not by replaying either: the vendor never saw a token that was over.
-    let calls = front.stands.certn.api_calls();
+    let calls = front.mocks.certn.api_calls();
     assert!(calls.iter().all(|seen| seen.status == 200));
-    let renewals = front.stands.certn.token_calls().len();
+    let renewals = front.mocks.certn.token_calls().len();
     assert!((4..=9).contains(&renewals), "{renewals}");
 }
 
@@ -63,10 +63,10 @@ async fn without_a_token_callers_are_told_when_to_come_back_and_it_heals_by_itse
     let plan = Plan::new()
         .await
         .vendor_with("certn", "    timeouts: { token_wait: 200ms }\n");
-    let certn = &plan.stands.certn;
+    let certn = &plan.mocks.certn;
     certn.fail_next(usize::MAX, StatusCode::SERVICE_UNAVAILABLE);
     let front = plan.start();
-    let certn = &front.stands.certn;
+    let certn = &front.mocks.certn;
 
     let answered = front.answer("/certn/hr/v1/applicants/").await;
     assert_eq!(answered.status, 503);
@@ -97,10 +97,10 @@ async fn the_held_token_serves_to_its_end_and_not_past_it() {
     let plan = Plan::new()
         .await
         .vendor_with("certn", "    timeouts: { token_wait: 100ms }\n");
-    plan.stands.certn.set_lifetime(Duration::from_secs(4));
+    plan.mocks.certn.set_lifetime(Duration::from_secs(4));
     let before = Instant::now();
     let front = plan.start();
-    let certn = &front.stands.certn;
+    let certn = &front.mocks.certn;
     let issued = Instant::now();
     certn.fail_next(usize::MAX, StatusCode::BAD_GATEWAY);
 
@@ -123,7 +123,7 @@ async fn the_held_token_serves_to_its_end_and_not_past_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_401_is_renewed_and_replayed_once_and_the_caller_sees_200() {
     let front = Plan::new().await.vendor("certn").start();
-    let certn = &front.stands.certn;
+    let certn = &front.mocks.certn;
     certn.revoke_access_tokens();
 
     let answered = front.answer("/certn/hr/v1/applicants/").await;
@@ -136,7 +136,7 @@ async fn a_401_is_renewed_and_replayed_once_and_the_caller_sees_200() {
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_401s_at_once_cost_one_token_call() {
     let front = Plan::new().await.vendor("certn").start();
-    let certn = &front.stands.certn;
+    let certn = &front.mocks.certn;
     certn.revoke_access_tokens();
     certn.delay_token_calls(Duration::from_millis(500));
 
@@ -153,7 +153,7 @@ async fn fifty_401s_at_once_cost_one_token_call() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_of_20_000_bytes_is_replayed_intact() {
     let front = Plan::new().await.vendor("certn").start();
-    let certn = &front.stands.certn;
+    let certn = &front.mocks.certn;
     certn.revoke_access_tokens();
 
     let (answered, body) = post(&front, 20_000).await;
@@ -167,7 +167,7 @@ async fn a_body_of_20_000_bytes_is_replayed_intact() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_of_70_000_bytes_gets_the_401_and_still_brings_a_new_token() {
     let front = Plan::new().await.vendor("certn").start();
-    let certn = &front.stands.certn;
+    let certn = &front.mocks.certn;
     certn.revoke_access_tokens();
 
     let (answered, body) = post(&front, 70_000).await;
@@ -196,11 +196,11 @@ async fn a_static_credential_is_never_replayed() {
     let answered = front.answer("/certcenter/rest/v1/Limit").await;
     assert_eq!(answered.status, 401);
     assert_eq!(answered.json()["Message"], "Unauthorized");
-    assert_eq!(statuses(front.stands.certcenter.requests()), [401]);
+    assert_eq!(statuses(front.mocks.certcenter.requests()), [401]);
     let answered = front.answer("/sectigo/api/ssl/v1/types").await;
     assert_eq!(answered.status, 401);
     assert_eq!(answered.json()["description"], "Unknown user");
-    assert_eq!(statuses(front.stands.cert_manager.requests()), [401]);
+    assert_eq!(statuses(front.mocks.cert_manager.requests()), [401]);
     assert_eq!(upstream_401(&front, "sectigo"), (0.0, 1.0));
 }
 
@@ -216,11 +216,11 @@ async fn a_403_is_never_replayed_and_renews_nothing() {
     assert_eq!(bearers(&api).len(), 1);
     // A renewal would be due a second after the last one at the latest: an operator's is the next.
     tokio::time::sleep(Duration::from_millis(1200)).await;
-    assert_eq!(front.stands.certn.token_calls().len(), 1);
+    assert_eq!(front.mocks.certn.token_calls().len(), 1);
     assert_eq!(front.refresh("api").await, 202);
     let renewed = || (front.status("api")["state"] == "fresh").then_some(());
     eventually("renewed", || {
-        (front.stands.certn.token_calls().len() == 2).then_some(())
+        (front.mocks.certn.token_calls().len() == 2).then_some(())
     });
     eventually("fresh", renewed);
 }
@@ -238,7 +238,7 @@ async fn a_vendor_that_refuses_everything_costs_one_replay_and_few_token_calls()
         assert_eq!((answered.status, answered.body.as_str()), (401, "never"));
     }
     assert!(api.requests().len() <= 80);
-    let renewals = front.stands.certn.token_calls().len();
+    let renewals = front.mocks.certn.token_calls().len();
     assert!((2..=3).contains(&renewals), "{renewals}");
     let (replayed, passed) = upstream_401(&front, "api");
     assert!(
@@ -263,8 +263,8 @@ async fn front_of_an_echo() -> (Front, MockServer) {
         client_secret: {{ file: secrets/certn }}
 ",
         api.url(),
-        plan.stands.certn.url(),
-        plan.stands.logins.certn.id,
+        plan.mocks.certn.url(),
+        plan.mocks.logins.certn.id,
     );
     (plan.stanza_of(&stanza).start(), api)
 }

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::super::fakes::{fetched_token, file_store, hour_of, times, value, vendor};
+use super::super::fakes::{ExpiredLocks, fetched_token, file_store, hour_of, times, value, vendor};
 use super::super::issuer::GrantFuture;
 use super::*;
 use crate::config::Auth;
@@ -687,28 +687,10 @@ async fn no_other_process_spends_while_new_tokens_wait_to_be_stored() {
     assert_eq!(setup.server.sent(), ["r1"]);
 }
 
-/// A store whose locks expire as soon as they are acquired.
-struct Slow(Arc<dyn Store>);
-
-#[async_trait]
-impl Store for Slow {
-    async fn lock(&self, _: &str, _: Duration, _: Duration) -> Result<Lock, StoreError> {
-        Ok(Lock::new_expired())
-    }
-
-    async fn load(&self, vendor: &str) -> Result<Option<Grant>, StoreError> {
-        self.0.load(vendor).await
-    }
-
-    async fn replace(&self, vendor: &str, over: u64, next: &Grant) -> Result<(), StoreError> {
-        self.0.replace(vendor, over, next).await
-    }
-}
-
 #[tokio::test]
 async fn a_process_paused_beyond_its_lease_sends_nothing() {
     let setup = Setup::new().consented().await;
-    let store: Arc<dyn Store> = Arc::new(Slow(setup.store()));
+    let store: Arc<dyn Store> = Arc::new(ExpiredLocks(setup.store()));
     let process = setup.process_with(&store, "us");
     process.fetch().await.unwrap();
     let error = process.fetch().await.unwrap_err().to_string();

@@ -8,13 +8,13 @@ use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-use super::super::fakes::{fetched_token, file_store, hour_of, times, value, vendor};
+use super::super::fakes::{ExpiredLocks, fetched_token, file_store, hour_of, times, value, vendor};
 use super::super::rotation::Rotation;
 use super::super::{FetchError, Source};
 use super::*;
 use crate::config::Auth;
 use crate::secret::SecretRef;
-use crate::store::{Access, Grant, Lock, Store, StoreError};
+use crate::store::{Access, Grant, Store};
 
 /// Counts the requests.
 #[derive(Default)]
@@ -239,28 +239,10 @@ async fn a_process_that_waits_for_the_lock_adopts_what_its_holder_stored() {
     assert_eq!(fetched_token(waiting.await), "t1");
 }
 
-/// A store whose locks expire as soon as they are acquired.
-struct Slow(Arc<dyn Store>);
-
-#[async_trait]
-impl Store for Slow {
-    async fn lock(&self, _: &str, _: Duration, _: Duration) -> Result<Lock, StoreError> {
-        Ok(Lock::new_expired())
-    }
-
-    async fn load(&self, vendor: &str) -> Result<Option<Grant>, StoreError> {
-        self.0.load(vendor).await
-    }
-
-    async fn replace(&self, vendor: &str, over: u64, next: &Grant) -> Result<(), StoreError> {
-        self.0.replace(vendor, over, next).await
-    }
-}
-
 #[tokio::test]
 async fn a_process_paused_beyond_its_lease_requests_nothing() {
     let setup = Setup::new();
-    let store: Arc<dyn Store> = Arc::new(Slow(setup.store()));
+    let store: Arc<dyn Store> = Arc::new(ExpiredLocks(setup.store()));
     let process = setup.process_with(&store, "read", &setup.secret());
     let error = process.fetch().await.unwrap_err().to_string();
     assert!(error.contains("expired"), "{error}");

@@ -27,6 +27,11 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(until.duration_since(now).unwrap_or_default())
 }
 
+/// Tells whether a byte may be in a token (RFC 9110 §5.6.2).
+pub(crate) fn is_tchar(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
 /// Media type of gRPC, and the beginning of those of its messages' formats and of gRPC-Web.
 const GRPC: &[u8] = b"application/grpc";
 
@@ -89,9 +94,10 @@ mod tests {
         for (kind, grpc, stream) in [
             ("application/grpc", true, true),
             ("application/grpc+proto", true, true),
-            ("Application/gRPC", true, false),
+            ("Application/gRPC+proto", true, false),
             ("application/grpc; charset=utf-8", true, true),
             ("application/grpc-web+proto", false, true),
+            ("application/grpcx", false, true),
             ("application/json", false, false),
         ] {
             let headers = headers(&[("content-type", kind)]);

@@ -269,7 +269,7 @@ impl ProxyHttp for Proxy {
         if let Some(traces) = &self.traces {
             ctx.span = Some(traces.start_span(head.method.as_str(), &head.headers));
         }
-        if let Some(stream) = guard(session) {
+        if let Some(stream) = watched_stream(session) {
             stream.head_is_complete();
             stream.set_body_timeout(CALLER_IDLE);
             stream.set_write_timeout(CALLER_IDLE);
@@ -318,14 +318,14 @@ impl ProxyHttp for Proxy {
         };
         ctx.picked = Some(picked);
         let timeouts = &route.vendor.timeouts;
-        let stream = guard(session).is_some();
-        ctx.silence_measured = stream && ctx.kind == Kind::Ordinary;
+        let has_stream = watched_stream(session).is_some();
+        ctx.silence_measured = has_stream && ctx.kind == Kind::Ordinary;
         let options = AttemptOptions {
             kind: ctx.kind,
             fresh: ctx.refusals > 0,
             upload: (!session.as_downstream_mut().is_body_done())
                 .then_some(ctx.content_length.unwrap_or(0)),
-            left: ctx.deadline.filter(|_| !stream).map(|deadline| {
+            left: ctx.deadline.filter(|_| !has_stream).map(|deadline| {
                 let left = deadline.saturating_duration_since(Instant::now());
                 left.max(Duration::from_millis(1))
             }),
@@ -518,10 +518,10 @@ impl ProxyHttp for Proxy {
         if let Some(hold) = &vendor.hold {
             hold.note(response.status.as_u16(), &response.headers);
         }
-        if let Some(pass) = ctx.permit.take() {
+        if let Some(permit) = ctx.permit.take() {
             match response.status.as_u16() {
-                status @ (502..=504) => pass.failed(Fault::Status(status)),
-                _ => pass.succeeded(),
+                status @ (502..=504) => permit.failed(Fault::Status(status)),
+                _ => permit.succeeded(),
             }
         }
         if response.status == 401 {
@@ -555,7 +555,7 @@ impl ProxyHttp for Proxy {
         let now = Instant::now();
         // From here on, silence is limited.
         ctx.response_by = None;
-        if let Some(stream) = guard(session) {
+        if let Some(stream) = watched_stream(session) {
             stream.set_response_deadline(ctx.deadline);
             if ctx.silence_measured {
                 stream.set_response_idle(vendor.timeouts.idle, now);
@@ -569,7 +569,7 @@ impl ProxyHttp for Proxy {
         // so.
         if response.version == Version::HTTP_2
             && ctx.body_in > 0
-            && guard(session).is_some_and(|stream| !stream.is_listened_to())
+            && watched_stream(session).is_some_and(|stream| !stream.is_listened_to())
         {
             session.set_keepalive(None);
         }
@@ -642,7 +642,7 @@ impl ProxyHttp for Proxy {
             }
         }
         let pause = ctx.redactor.as_ref().and_then(Redactor::pause);
-        if let Some(stream) = guard(session).filter(|_| ctx.silence_measured && !end) {
+        if let Some(stream) = watched_stream(session).filter(|_| ctx.silence_measured && !end) {
             stream.response_progressed();
         }
         in_time(ctx).map(|()| pause)
@@ -709,7 +709,7 @@ impl ProxyHttp for Proxy {
         error: &PingoraError,
         ctx: &mut Self::CTX,
     ) -> FailToProxy {
-        let overdue = guard(session).is_some_and(DownstreamStream::response_was_late)
+        let overdue = watched_stream(session).is_some_and(DownstreamStream::response_was_late)
             || [ctx.deadline, ctx.response_by]
                 .into_iter()
                 .flatten()
@@ -717,30 +717,30 @@ impl ProxyHttp for Proxy {
         let refusal = ctx.refusal.or_else(|| {
             if overdue {
                 Some(Error::UpstreamTimeout)
-            } else if guard(session).is_some_and(DownstreamStream::caller_was_removed) {
+            } else if watched_stream(session).is_some_and(DownstreamStream::caller_was_removed) {
                 Some(Error::UnknownCaller)
             } else if session.as_downstream().was_upgraded()
                 && matches!(error.etype(), ErrorType::ReadTimedout)
             {
                 // Neither side has sent anything for `timeouts.idle`, whichever side pingora names.
                 Some(Error::UpstreamTimeout)
-            } else if guard(session).is_some_and(DownstreamStream::has_invalid_chunks) {
+            } else if watched_stream(session).is_some_and(DownstreamStream::has_invalid_chunks) {
                 Some(Error::BadFraming("The body's chunks cannot be read."))
-            } else if guard(session).is_some_and(DownstreamStream::body_was_too_slow) {
+            } else if watched_stream(session).is_some_and(DownstreamStream::body_was_too_slow) {
                 Some(Error::BodyTimeout)
             } else {
                 classify(session, error)
             }
         });
-        if let Some(pass) = ctx.permit.take() {
+        if let Some(permit) = ctx.permit.take() {
             // `timeouts.total` may also end a wait for a credential, or an upload that was slow on
             // the caller's side.
             let vendors_time = ctx.upstream_since.is_some()
                 && (!overdue || session.as_downstream_mut().is_body_done());
             if refusal == Some(Error::UpstreamUnreachable) {
-                pass.failed(Fault::Unreachable);
+                permit.failed(Fault::Unreachable);
             } else if refusal == Some(Error::UpstreamTimeout) && vendors_time {
-                pass.failed(Fault::TimedOut);
+                permit.failed(Fault::TimedOut);
             }
         }
         log_failure(ctx, error, refusal);
@@ -794,7 +794,7 @@ impl ProxyHttp for Proxy {
 
 /// Notes that the request is sent, or about to be: the vendor's time begins.
 fn request_is_sent(session: &Session, ctx: &mut Context) {
-    if let Some(stream) = guard(session) {
+    if let Some(stream) = watched_stream(session) {
         stream.set_body_timeout(Duration::ZERO);
         // Bytes behind a request to upgrade may belong to the other protocol.
         if ctx.kind != Kind::Upgrade {
@@ -815,7 +815,7 @@ fn await_response(session: &Session, ctx: &mut Context) {
     if !first_byte.is_zero() && comes_first && ctx.kind != Kind::Grpc {
         ctx.response_by = Some(now + first_byte);
     }
-    if let Some(stream) = guard(session) {
+    if let Some(stream) = watched_stream(session) {
         let earliest = [ctx.deadline, ctx.response_by].into_iter().flatten().min();
         stream.set_response_deadline(earliest);
         // An earlier attempt's response may have begun.
@@ -824,7 +824,7 @@ fn await_response(session: &Session, ctx: &mut Context) {
 }
 
 /// Returns the stream of the caller's connection, on HTTP/1.
-fn guard(session: &Session) -> Option<&DownstreamStream> {
+fn watched_stream(session: &Session) -> Option<&DownstreamStream> {
     session
         .as_downstream()
         .stream()

@@ -93,7 +93,7 @@ fn alert(variant: &str) -> String {
 /// Describes what came instead of a TLS message.
 fn corrupt(variant: &str) -> String {
     match variant {
-        "InvalidContentType" => "unknown: what answers does not speak TLS".to_owned(),
+        "InvalidContentType" => "unknown: the peer does not speak TLS".to_owned(),
         other => describe_name(other),
     }
 }
@@ -316,7 +316,7 @@ mod tests {
             ),
             (
                 Error::InvalidMessage(InvalidMessage::InvalidContentType),
-                "received corrupt message of type unknown: what answers does not speak TLS",
+                "received corrupt message of type unknown: the peer does not speak TLS",
             ),
             (
                 Error::PeerIncompatible(rustls::PeerIncompatible::NoCipherSuitesInCommon),

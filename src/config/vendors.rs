@@ -15,9 +15,10 @@ use super::report::KeyPath;
 use super::upstream::{Upstream, plain_path, upstream};
 use super::{file, path_rules};
 use crate::endpoint::{self, InvalidUrl};
+use crate::http_fields::is_tchar;
 use crate::jwks::KeySource;
 use crate::outbound::{Outbound, Unusable};
-use crate::pattern::{PathRule, is_tchar, is_unreserved};
+use crate::pattern::{PathRule, is_unreserved};
 use crate::tls::CertFiles;
 
 /// One vendor: a route, an upstream, path rules, one credential.

@@ -14,7 +14,7 @@ pub const MAX_HEAD: usize = 64 * 1024;
 
 /// The detail for a request line that violates RFC 9112 §3.
 pub const ODD_REQUEST_LINE: &str =
-    "The request line is not method, target and version in ASCII with one blank between.";
+    "The request line is not method, target and version in ASCII separated by single spaces.";
 
 /// Checks the bytes of an HTTP/1 head, because the parser repairs what must not be repaired.
 ///
@@ -56,7 +56,7 @@ pub fn check_raw_head(head: &[u8]) -> Result<(), Error> {
     while let Some(end) = memchr(b'\n', rest) {
         let (line, after) = (&rest[..end], &rest[end + 1..]);
         let Some(line) = line.strip_suffix(b"\r") else {
-            return Err(Error::BadFraming("A line of the head ends in a bare LF."));
+            return Err(Error::BadFraming("A header line ends in a bare LF."));
         };
         if memchr(b'\r', line).is_some() {
             return Err(BARE_CR);
@@ -80,7 +80,7 @@ pub fn check_raw_head(head: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-const BARE_CR: Error = Error::BadFraming("A line of the head holds a bare CR.");
+const BARE_CR: Error = Error::BadFraming("A header line holds a bare CR.");
 
 fn is_named(line: &[u8], name: &[u8]) -> bool {
     line.get(name.len()) == Some(&b':') && line[..name.len()].eq_ignore_ascii_case(name)

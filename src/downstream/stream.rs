@@ -37,7 +37,7 @@ use crate::error::{BAD_REQUEST, Error};
 
 /// The heads of all connections use up their memory, see [`super::budget`].
 pub(crate) const TOO_MANY_HEADS: Error = Error::Busy(
-    "Long request heads of all callers hold as much memory as they may; shorter ones are read all the same.",
+    "Long request headers of all callers use all the memory permitted for them; shorter ones are still read.",
 );
 /// Longest time for a whole request head, and on a new connection for its first byte.
 pub(crate) const HEAD_TIME: Duration = Duration::from_secs(10);
@@ -181,7 +181,7 @@ impl RejectedHead {
 /// Bytes read ahead may hold a caller's key.
 impl fmt::Debug for DownstreamStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guarded").finish_non_exhaustive()
+        f.debug_struct("DownstreamStream").finish_non_exhaustive()
     }
 }
 
@@ -469,7 +469,7 @@ impl DownstreamStream {
         tracing::debug!(
             reason = refusal.verdict().reason,
             bytes = self.head.length(),
-            "a head was refused"
+            "a request head was refused"
         );
         self.refused = true;
         let rejected_head = self

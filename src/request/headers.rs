@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use crate::config;
 use crate::error::Error;
-use crate::pattern::is_tchar;
+use crate::http_fields::is_tchar;
 use crate::request::caller::KEY_FIELDS;
 
 /// Connection-level fields beside `Connection` itself (RFC 9110 §7.6.1).

@@ -71,7 +71,7 @@ pub struct RetryAfterHold {
 
 /// Longest hold, whatever the vendor requests: a mistake of its operator must not cost ours a
 /// restart.
-const LONGEST_REST: Duration = Duration::from_mins(10);
+const LONGEST_HOLD: Duration = Duration::from_mins(10);
 
 impl RetryAfterHold {
     /// Returns no hold.
@@ -91,7 +91,7 @@ impl RetryAfterHold {
         let Some(wish) = retry_after(headers) else {
             return;
         };
-        let until = (self.born.elapsed() + wish.min(LONGEST_REST)).as_millis();
+        let until = (self.born.elapsed() + wish.min(LONGEST_HOLD)).as_millis();
         let until = u64::try_from(until).unwrap_or(u64::MAX >> 1);
         let asked = until << 1 | u64::from(status == 503);
         self.until.fetch_max(asked, Ordering::Relaxed);
@@ -152,17 +152,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_vendor_that_asks_for_a_rest_gets_it_with_its_own_status() {
         for (status, reason) in [(429, "rate_limited"), (503, "circuit_open")] {
-            let rest = RetryAfterHold::none();
-            rest.note(status, &asked("30"));
+            let hold = RetryAfterHold::none();
+            hold.note(status, &asked("30"));
             tokio::time::advance(Duration::from_millis(10_500)).await;
             // A shorter hold of a response that was under way does not end it.
-            rest.note(status, &asked("2"));
-            let refused = rest.pass().unwrap_err();
+            hold.note(status, &asked("2"));
+            let refused = hold.pass().unwrap_err();
             let verdict = refused.verdict();
             assert_eq!((verdict.status.as_u16(), verdict.reason), (status, reason));
             assert_eq!(refused.retry_after(), Some(20));
             tokio::time::advance(Duration::from_secs(20)).await;
-            assert_eq!(rest.pass(), Ok(()));
+            assert_eq!(hold.pass(), Ok(()));
         }
     }
 
@@ -179,9 +179,9 @@ mod tests {
             (500, "30", None),
             (200, "30", None),
         ] {
-            let rest = RetryAfterHold::none();
-            rest.note(status, &asked(wish));
-            let held = rest.pass().err().and_then(Error::retry_after);
+            let hold = RetryAfterHold::none();
+            hold.note(status, &asked(wish));
+            let held = hold.pass().err().and_then(Error::retry_after);
             assert_eq!(held, left, "{status} {wish}");
         }
     }

@@ -29,7 +29,7 @@ async fn failures_are_told_in_words_and_not_as_debug_prints_them() {
         }
     });
     let plain = server.url("");
-    let certn = plan.stands.certn.url();
+    let certn = plan.mocks.certn.url();
     let nobody = "https://127.0.0.1:1";
     let mut yaml = format!("{HEAD}admin: {{ bind: 127.0.0.1:0 }}\nvendors:\n");
     for (name, upstream, token_url) in [
@@ -69,7 +69,7 @@ async fn failures_are_told_in_words_and_not_as_debug_prints_them() {
         let text = proxy.stderr() + &status + shown;
         let all = [
             "its issuer is not trusted",
-            "what answers does not speak TLS",
+            "the peer does not speak TLS",
             "Connection refused",
             "outcome=\"rejected\"",
             "outcome=\"temporary\"",

@@ -48,7 +48,7 @@ async fn a_request_begins_with_its_first_bytes_and_loses_none_of_them() {
     for _ in 0..2 {
         assert!(stream.begins().await);
     }
-    assert_eq!(format!("{stream:?}"), "Guarded { .. }");
+    assert_eq!(format!("{stream:?}"), "DownstreamStream { .. }");
     let mut read = Vec::new();
     while read.len() < long.len() {
         let mut some = [0; 700];

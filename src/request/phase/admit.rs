@@ -21,7 +21,7 @@ use crate::request::decide::{Ask, decide};
 use crate::request::limit::{Limiter, RetryAfterHold};
 use crate::request::path::{self, Target};
 use crate::request::vendor::Vendor;
-use crate::request::{CALLER_IDLE, Context, Snapshot, guard, headers};
+use crate::request::{CALLER_IDLE, Context, Snapshot, headers, watched_stream};
 use crate::upstream::http2::Kind;
 
 /// Admits a request, or returns the refusal. Checks the head, the caller, the vendor, the
@@ -36,7 +36,7 @@ pub(in crate::request) async fn admit(
         // HTTP/2 has no raw head.
         raw_head::check_method(session.req_header().method.as_str().as_bytes())?;
     }
-    if guard(session).is_some_and(DownstreamStream::has_odd_first_line) {
+    if watched_stream(session).is_some_and(DownstreamStream::has_odd_first_line) {
         return Err(Error::BadFraming(raw_head::ODD_REQUEST_LINE));
     }
     let head = session.req_header();
@@ -161,7 +161,7 @@ fn limit_body(
             idle
         }
     };
-    if let Some(stream) = guard(session) {
+    if let Some(stream) = watched_stream(session) {
         if let Some(caller) = &ctx.caller {
             stream.serve(caller.leave());
         }

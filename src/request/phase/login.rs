@@ -20,7 +20,7 @@ use crate::request::caller::Identification;
 use crate::request::caller::token::Mint;
 use crate::request::login::{self, LONGEST, Posted};
 use crate::request::vendor::Vendor;
-use crate::request::{Context, guard};
+use crate::request::{Context, watched_stream};
 
 /// Longest time for a login's body. At the rate of other bodies the largest one would take longer.
 const BODY_TIME: Duration = Duration::from_secs(10);
@@ -93,7 +93,7 @@ async fn read_body(session: &mut Session, is_known: bool) -> Result<Zeroizing<Ve
     if content_length.is_some_and(|length| length > LONGEST as u64) {
         return Err(Error::BodyTooLarge);
     }
-    if let Some(stream) = guard(session) {
+    if let Some(stream) = watched_stream(session) {
         if let Some(length) = content_length {
             stream.body_has(length);
         } else if chunked {

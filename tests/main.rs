@@ -18,6 +18,7 @@ mod clients;
 mod config;
 mod connections;
 mod deploy;
+mod differential;
 mod documentation;
 mod echo;
 mod faults;

@@ -1,0 +1,453 @@
+//! Whether two programs did the same: what must differ is taken out, and what may differ is in a
+//! table.
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::LazyLock;
+
+use regex::bytes::Regex;
+
+use super::cases::{Case, Step, escaped};
+use super::vendor::Seen;
+use super::wire::{self, Extent, Framing, Message};
+
+/// What one program did, free of what must differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Normal {
+    /// What the caller got on each of its connections.
+    pub talks: Vec<Talk>,
+    /// What the vendor got.
+    pub seen: Vec<Seen>,
+}
+
+/// What the caller got on one connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Talk {
+    /// The responses.
+    pub messages: Vec<Message>,
+    /// Bytes behind them that are no response.
+    pub rest: Vec<u8>,
+    /// How it ended.
+    pub end: End,
+}
+
+/// How a connection of the caller's ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was open until the caller went.
+    Open,
+    /// The proxy closed it in good order.
+    Closed,
+    /// The proxy reset it.
+    Reset,
+}
+
+/// What one program did.
+#[derive(Clone, Debug)]
+pub struct Raw {
+    /// The bytes that the caller got on each connection, and how that ended.
+    pub talks: Vec<(Vec<u8>, End)>,
+    /// What the vendor got.
+    pub seen: Vec<Seen>,
+    /// Texts that are other ones for each program: addresses, and what to call them.
+    pub addresses: Vec<(String, &'static str)>,
+}
+
+/// A difference that may be.
+pub struct Permitted {
+    /// Its name.
+    pub name: &'static str,
+    /// Why it may be.
+    pub reason: &'static str,
+    /// Takes the difference out of what the other program did, and this one. `false`: it is not
+    /// there. Whatever is left is a difference all the same, so this must take out nothing else.
+    pub take_out: fn(&Case, &mut Normal, &mut Normal) -> bool,
+}
+
+/// The differences that may be, of the program with a request loop of its own (ours) from the one
+/// that uses pingora's (the other).
+pub const PERMITTED: [Permitted; 6] = [
+    Permitted {
+        name: "dates",
+        reason: "Date is the vendor's or the proxy's, where there is one. Keep-alive goes without saying in HTTP/1.1, and close where the connection is closed.",
+        take_out: dates,
+    },
+    Permitted {
+        name: "interim",
+        reason: "Callers of HTTP/1.0 do not know interim responses (RFC 9110 §15.2), and get none.",
+        take_out: interim,
+    },
+    Permitted {
+        name: "refused head",
+        reason: "A head that the parser refuses gets a problem. The parser's own response had a status alone.",
+        take_out: refused_head,
+    },
+    Permitted {
+        name: "half-closed",
+        reason: "A caller that has ended its side waits for the response, and gets it. It was taken for gone.",
+        take_out: half_closed,
+    },
+    Permitted {
+        name: "kept",
+        reason: "The connection is kept after a local reply, after Expect and after an early response, when the request has been read to its end. It was closed.",
+        take_out: kept,
+    },
+    Permitted {
+        name: "incomplete body",
+        reason: "How much of a body is forwarded that never ends depends on who notices first.",
+        take_out: incomplete_body,
+    },
+];
+
+/// The first difference in words, and the permitted ones that were taken out before.
+pub fn compare(case: &Case, other: &Raw, ours: &Raw) -> (Option<String>, Vec<&'static str>) {
+    let (mut other, mut ours) = (normal(case, other), normal(case, ours));
+    let mut taken = Vec::new();
+    if other == ours {
+        return (None, taken);
+    }
+    for permitted in PERMITTED {
+        if (permitted.take_out)(case, &mut other, &mut ours) {
+            taken.push(permitted.name);
+        }
+    }
+    (difference(&other, &ours), taken)
+}
+
+/// What one program did, without what must differ.
+pub fn normal(case: &Case, raw: &Raw) -> Normal {
+    let sent = case.sent();
+    let clean = |bytes: &[u8]| without_names(bytes, &raw.addresses);
+    let talk = |(number, (bytes, end)): (usize, &(Vec<u8>, End))| {
+        let (requests, _) = wire::requests(sent.get(number).map_or(&[], |sent| &sent[..]));
+        let (mut messages, rest) = wire::responses(bytes, &requests);
+        for message in &mut messages {
+            for line in &mut message.fields {
+                *line = clean(line);
+            }
+            message.body = clean(&message.body);
+        }
+        Talk {
+            messages,
+            rest: clean(&rest),
+            end: *end,
+        }
+    };
+    let seen = raw.seen.iter().map(|seen| Seen {
+        head: clean(&seen.head),
+        ..seen.clone()
+    });
+    Normal {
+        talks: raw.talks.iter().enumerate().map(talk).collect(),
+        seen: seen.collect(),
+    }
+}
+
+/// `bytes` without addresses, dates, request ids of the proxy's making, and tokens.
+fn without_names(bytes: &[u8], addresses: &[(String, &'static str)]) -> Vec<u8> {
+    static NAMES: LazyLock<[(Regex, &[u8]); 3]> = LazyLock::new(|| {
+        [
+            (r"(?i-u)^Date: .*", &b"Date: then"[..]),
+            (
+                r"(?-u)\b[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}\b",
+                b"ID",
+            ),
+            (r"(?-u)\btoken-[0-9]{6}\b", b"TOKEN"),
+        ]
+        .map(|(pattern, instead)| (Regex::new(pattern).unwrap(), instead))
+    });
+    let mut text = bytes.to_vec();
+    for (address, instead) in addresses {
+        while let Some(at) = wire::find(&text, address.as_bytes()) {
+            text.splice(at..at + address.len(), instead.bytes());
+        }
+    }
+    for (pattern, instead) in NAMES.iter() {
+        if pattern.is_match(&text) {
+            text = pattern.replace_all(&text, *instead).into_owned();
+        }
+    }
+    text
+}
+
+/// The first difference in words: short, because differences of one kind are counted by it.
+fn difference(other: &Normal, ours: &Normal) -> Option<String> {
+    if other == ours {
+        return None;
+    }
+    for (other, ours) in other.talks.iter().zip(&ours.talks) {
+        if let Some(found) = difference_of_talks(other, ours) {
+            return Some(found);
+        }
+    }
+    let (many, more) = (other.seen.len(), ours.seen.len());
+    if many != more {
+        return Some(format!("the vendor saw {many} and {more} requests"));
+    }
+    for (other, ours) in other.seen.iter().zip(&ours.seen) {
+        let found = [
+            ("head", other.head != ours.head),
+            ("body", other.body != ours.body),
+            ("extras", other.extras != ours.extras),
+            ("extent", other.extent != ours.extent),
+            ("tunnel", other.tunnel != ours.tunnel),
+        ];
+        if let Some((what, _)) = found.iter().find(|(_, differs)| *differs) {
+            return Some(format!("the vendor saw another {what}"));
+        }
+    }
+    Some("the number of the caller's connections".to_owned())
+}
+
+fn difference_of_talks(other: &Talk, ours: &Talk) -> Option<String> {
+    let statuses =
+        |talk: &Talk| -> Vec<u16> { talk.messages.iter().map(Message::status).collect() };
+    let (theirs, own) = (statuses(other), statuses(ours));
+    if theirs != own {
+        return Some(format!("statuses {theirs:?} and {own:?}"));
+    }
+    for (other, ours) in other.messages.iter().zip(&ours.messages) {
+        let status = other.status();
+        if other.fields != ours.fields {
+            let lines = |one: &Message, two: &Message| {
+                let only = one.fields.iter().find(|line| !two.fields.contains(line));
+                only.map_or_else(String::new, |line| escaped(line))
+            };
+            let (theirs, own) = (lines(other, ours), lines(ours, other));
+            return Some(format!("fields of {status}: \"{theirs}\" and \"{own}\""));
+        }
+        let found = [
+            ("status line", other.start != ours.start),
+            ("framing", other.framing != ours.framing),
+            ("body", other.body != ours.body),
+            ("extras", other.extras != ours.extras),
+            ("extent", other.extent != ours.extent),
+        ];
+        if let Some((what, _)) = found.iter().find(|(_, differs)| *differs) {
+            return Some(format!("{what} of {status}"));
+        }
+    }
+    if other.rest != ours.rest {
+        return Some("what follows the responses".to_owned());
+    }
+    let ends = (other.end, ours.end);
+    (ends.0 != ends.1).then(|| format!("the end: {:?} and {:?}", ends.0, ends.1))
+}
+
+impl fmt::Display for Normal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for talk in &self.talks {
+            for message in &talk.messages {
+                writeln!(f, "    got {}", escaped(&message.start))?;
+                for line in &message.fields {
+                    writeln!(f, "      {}", escaped(line))?;
+                }
+                let body = escaped(&message.body);
+                writeln!(
+                    f,
+                    "      {:?}, {:?}: \"{body}\"",
+                    message.framing, message.extent
+                )?;
+                for line in &message.extras {
+                    writeln!(f, "      + {}", escaped(line))?;
+                }
+            }
+            if !talk.rest.is_empty() {
+                writeln!(
+                    f,
+                    "    got, which is no response, \"{}\"",
+                    escaped(&talk.rest)
+                )?;
+            }
+            writeln!(f, "    end: {:?}", talk.end)?;
+        }
+        for seen in &self.seen {
+            let (head, body) = (escaped(&seen.head), escaped(&seen.body));
+            writeln!(f, "    vendor saw \"{head}\"")?;
+            writeln!(f, "      {:?}: \"{body}\"", seen.extent)?;
+            for line in &seen.extras {
+                writeln!(f, "      + {}", escaped(line))?;
+            }
+            if !seen.tunnel.is_empty() {
+                writeln!(f, "      then \"{}\"", escaped(&seen.tunnel))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The pairs of talks.
+fn talks<'a>(
+    other: &'a mut Normal,
+    ours: &'a mut Normal,
+) -> impl Iterator<Item = (&'a mut Talk, &'a mut Talk)> {
+    other.talks.iter_mut().zip(&mut ours.talks)
+}
+
+fn dates(_: &Case, other: &mut Normal, ours: &mut Normal) -> bool {
+    let mut found = false;
+    for (other, ours) in talks(other, ours) {
+        let both_end = other.end == ours.end && other.end != End::Open;
+        let last = other.messages.len().min(ours.messages.len());
+        for (number, (one, two)) in other
+            .messages
+            .iter_mut()
+            .zip(&mut ours.messages)
+            .enumerate()
+        {
+            if one.fields == two.fields {
+                continue;
+            }
+            let goes = |line: &Vec<u8>| {
+                let option = wire::value_of(line, "connection");
+                wire::value_of(line, "date").is_some()
+                    || option.is_some_and(|option| option.eq_ignore_ascii_case(b"keep-alive"))
+                    || (both_end
+                        && number + 1 == last
+                        && option.is_some_and(|option| option.eq_ignore_ascii_case(b"close")))
+            };
+            for message in [one, two] {
+                let before = message.fields.len();
+                message.fields.retain(|line| !goes(line));
+                found |= message.fields.len() < before;
+            }
+        }
+    }
+    found
+}
+
+fn interim(case: &Case, other: &mut Normal, ours: &mut Normal) -> bool {
+    let mut found = false;
+    for (sent, (other, ours)) in case.sent().iter().zip(talks(other, ours)) {
+        let line = sent.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        let old = line.trim_ascii_end().ends_with(b" HTTP/1.0");
+        if old && !ours.messages.iter().any(Message::is_interim) {
+            let before = other.messages.len();
+            other.messages.retain(|message| !message.is_interim());
+            found |= other.messages.len() < before;
+        }
+    }
+    found
+}
+
+fn refused_head(_: &Case, other: &mut Normal, ours: &mut Normal) -> bool {
+    let mut found = false;
+    for (other, ours) in talks(other, ours) {
+        let same = other.messages.len() == ours.messages.len();
+        let (Some(theirs), Some(own)) = (other.messages.last_mut(), ours.messages.last()) else {
+            continue;
+        };
+        let bare = theirs.framing == Framing::Length(0) || theirs.framing == Framing::Close;
+        let problem = own.field("content-type") == Some(b"application/problem+json");
+        if same
+            && theirs.status() == 400
+            && own.status() == 400
+            && bare
+            && theirs.body.is_empty()
+            && problem
+            && own.extent == Extent::Whole
+        {
+            *theirs = own.clone();
+            found = true;
+        }
+    }
+    found
+}
+
+fn half_closed(case: &Case, other: &mut Normal, ours: &mut Normal) -> bool {
+    if !case.steps.contains(&Step::HalfClose) {
+        return false;
+    }
+    let Some((theirs, own)) = other.talks.last_mut().zip(ours.talks.last_mut()) else {
+        return false;
+    };
+    let have = theirs.messages.len();
+    if own.messages.len() <= have || theirs.messages != own.messages[..have] {
+        return false;
+    }
+    own.messages.truncate(have);
+    theirs.end = own.end;
+    // The request whose caller was taken for gone may not have been sent at all.
+    if ours.seen.starts_with(&other.seen) && ours.seen.len() == other.seen.len() + 1 {
+        ours.seen.pop();
+    }
+    true
+}
+
+fn kept(case: &Case, other: &mut Normal, ours: &mut Normal) -> bool {
+    let mut found = false;
+    let sent = case.sent();
+    // Only the last connection can have requests that one of the two did not get to.
+    let (Some(sent), Some((theirs, own))) = (
+        sent.last(),
+        other.talks.last_mut().zip(ours.talks.last_mut()),
+    ) else {
+        return false;
+    };
+    let finals = |talk: &Talk| {
+        let finals = talk.messages.iter().filter(|message| !message.is_interim());
+        finals.count()
+    };
+    let (answered, requests) = (finals(theirs), wire::requests(sent).0);
+    let Some((last, request)) = theirs
+        .messages
+        .last()
+        .zip(answered.checked_sub(1).and_then(|at| requests.get(at)))
+    else {
+        return false;
+    };
+    let local = last.field("proxy-status").is_some();
+    let reason = local || request.expects || request.length > 0 && is_early(case);
+    // What goes on must be requests that can be read in one way only.
+    if theirs.end == End::Open || !reason || finals(own) > requests.len() {
+        return false;
+    }
+    let have = theirs.messages.len();
+    if own.messages.len() < have || own.end != End::Open && own.messages.len() == have {
+        return false;
+    }
+    let close = |line: &Vec<u8>| {
+        wire::value_of(line, "connection").is_some_and(|value| value.eq_ignore_ascii_case(b"close"))
+    };
+    if own.messages.len() > have || own.end == End::Open {
+        own.messages.truncate(have);
+        own.end = theirs.end;
+        for talk in [theirs, own] {
+            if let Some(message) = talk.messages.last_mut() {
+                message.fields.retain(|line| !close(line));
+            }
+        }
+        let more = ours.seen.len().saturating_sub(other.seen.len());
+        if more <= requests.len() - answered && ours.seen.starts_with(&other.seen) {
+            ours.seen.truncate(other.seen.len());
+        }
+        found = true;
+    }
+    found
+}
+
+/// `true` if the vendor answers before it has read the body.
+fn is_early(case: &Case) -> bool {
+    use super::cases::Act;
+
+    let early = |act: Option<&Act>| act.is_some_and(|act| *act != Act::Body);
+    case.answers.iter().any(|answer| early(answer.0.first()))
+}
+
+fn incomplete_body(_: &Case, other: &mut Normal, ours: &mut Normal) -> bool {
+    if other.seen.len() != ours.seen.len() {
+        return false;
+    }
+    let (Some(theirs), Some(own)) = (other.seen.last_mut(), ours.seen.last_mut()) else {
+        return false;
+    };
+    let cut = theirs.extent == Extent::Cut && own.extent == Extent::Cut;
+    let begins = theirs.body.starts_with(&own.body) || own.body.starts_with(&theirs.body);
+    if !cut || !begins || theirs.body == own.body {
+        return false;
+    }
+    theirs.body.clone_from(&own.body);
+    true
+}

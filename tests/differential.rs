@@ -37,6 +37,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
 use self::cases::{Act, Case, bytes, get};
@@ -44,7 +45,7 @@ use self::compare::{Raw, compare, normal};
 use self::run::{Found, Other, Pair, again, token_server};
 
 /// Workers, each with two programs. They wait most of the time.
-const WORKERS: usize = 8;
+const WORKERS: usize = 16;
 /// Changed cases that are run in any event.
 const CHANGED: usize = 50;
 /// Differences of one kind that are looked at once more, and of all kinds.
@@ -94,9 +95,11 @@ fn number(name: &str) -> Option<u64> {
     Some(value.parse().expect(name))
 }
 
-/// Runs cases until there are none.
-async fn work(plan: Arc<Plan>) {
+/// Runs cases until there are none, once all have been started.
+async fn work(plan: Arc<Plan>, started: Arc<Barrier>) {
     let mut pair = Pair::start(&plan.other, &plan.tokens).await;
+    // Programs that start take time from those that are at work.
+    started.wait().await;
     while let Some(case) = plan.next() {
         let (difference, permitted, raw) = pair.compare(&case).await;
         if plan.shows {
@@ -202,7 +205,10 @@ async fn two_builds_do_the_same_with_the_same_bytes() {
         tokens: tokens.url("/token"),
         record: Mutex::default(),
     });
-    let mut working: JoinSet<()> = (0..WORKERS).map(|_| work(plan.clone())).collect();
+    let started = Arc::new(Barrier::new(WORKERS));
+    let mut working: JoinSet<()> = (0..WORKERS)
+        .map(|_| work(plan.clone(), started.clone()))
+        .collect();
     while let Some(worked) = working.join_next().await {
         worked.unwrap();
     }

@@ -291,22 +291,23 @@ fn dates(_: &Case, other: &mut Normal, ours: &mut Normal) -> bool {
     for (other, ours) in talks(other, ours) {
         let both_end = other.end == ours.end && other.end != End::Open;
         let last = other.messages.len().min(ours.messages.len());
-        for (number, (one, two)) in other
-            .messages
-            .iter_mut()
-            .zip(&mut ours.messages)
-            .enumerate()
-        {
+        let pairs = other.messages.iter_mut().zip(&mut ours.messages);
+        for (number, (one, two)) in pairs.enumerate() {
             if one.fields == two.fields {
                 continue;
             }
+            let says = |message: &Message, option| {
+                let mut lines = message.fields.iter();
+                lines.any(|line| is_connection(line, option))
+            };
+            // One that promises what the other denies is no matter of course.
+            let opposite =
+                says(one, KEEP) && says(two, CLOSE) || says(one, CLOSE) && says(two, KEEP);
+            let ends = both_end && number + 1 == last;
             let goes = |line: &Vec<u8>| {
-                let option = wire::value_of(line, "connection");
                 wire::value_of(line, "date").is_some()
-                    || option.is_some_and(|option| option.eq_ignore_ascii_case(b"keep-alive"))
-                    || (both_end
-                        && number + 1 == last
-                        && option.is_some_and(|option| option.eq_ignore_ascii_case(b"close")))
+                    || !opposite && is_connection(line, KEEP)
+                    || !opposite && ends && is_connection(line, CLOSE)
             };
             for message in [one, two] {
                 let before = message.fields.len();
@@ -322,11 +323,27 @@ fn interim(case: &Case, other: &mut Normal, ours: &mut Normal) -> bool {
     let mut found = false;
     for (sent, (other, ours)) in case.sent().iter().zip(talks(other, ours)) {
         let line = sent.split(|byte| *byte == b'\n').next().unwrap_or_default();
-        let old = line.trim_ascii_end().ends_with(b" HTTP/1.0");
-        if old && !ours.messages.iter().any(Message::is_interim) {
-            let before = other.messages.len();
-            other.messages.retain(|message| !message.is_interim());
-            found |= other.messages.len() < before;
+        let first_is_old = line.trim_ascii_end().ends_with(b" HTTP/1.0");
+        let requests = wire::requests(sent).0;
+        // Of the request whose turn it is.
+        let is_old = |answered: usize| {
+            let request = requests.get(answered);
+            request.map_or(answered == 0 && first_is_old, |request| request.old)
+        };
+        let of_old = |messages: &[Message]| -> Vec<bool> {
+            let mut answered = 0;
+            let each = messages.iter().map(|message| {
+                let goes = message.is_interim() && is_old(answered);
+                answered += usize::from(!message.is_interim());
+                goes
+            });
+            each.collect()
+        };
+        let goes = of_old(&other.messages);
+        if goes.contains(&true) && !of_old(&ours.messages).contains(&true) {
+            let mut goes = goes.into_iter();
+            other.messages.retain(|_| !goes.next().unwrap_or_default());
+            found = true;
         }
     }
     found
@@ -369,15 +386,25 @@ fn half_closed(case: &Case, other: &mut Normal, ours: &mut Normal) -> bool {
     }
     own.messages.truncate(have);
     theirs.end = own.end;
-    // The request whose caller was taken for gone may not have been sent at all.
-    if ours.seen.starts_with(&other.seen) && ours.seen.len() == other.seen.len() + 1 {
-        ours.seen.pop();
+    // What was sent of the request whose caller was taken for gone, and of those behind it.
+    let sent = case.sent();
+    let requests = wire::requests(sent.last().map_or(&[], |sent| &sent[..])).0;
+    let begun = ours.seen.get(other.seen.len().wrapping_sub(1));
+    let begun = other.seen.last_mut().zip(begun);
+    if let Some((theirs, own)) = begun
+        && theirs.head == own.head
+        && theirs.extent == Extent::Cut
+        && own.body.starts_with(&theirs.body)
+    {
+        *theirs = own.clone();
+    }
+    if ours.seen.starts_with(&other.seen) && ours.seen.len() <= requests.len() {
+        ours.seen.truncate(other.seen.len());
     }
     true
 }
 
 fn kept(case: &Case, other: &mut Normal, ours: &mut Normal) -> bool {
-    let mut found = false;
     let sent = case.sent();
     // Only the last connection can have requests that one of the two did not get to.
     let (Some(sent), Some((theirs, own))) = (
@@ -390,42 +417,49 @@ fn kept(case: &Case, other: &mut Normal, ours: &mut Normal) -> bool {
         let finals = talk.messages.iter().filter(|message| !message.is_interim());
         finals.count()
     };
-    let (answered, requests) = (finals(theirs), wire::requests(sent).0);
-    let Some((last, request)) = theirs
+    let (answered, (requests, only)) = (finals(theirs), wire::requests(sent));
+    let request = answered.checked_sub(1).and_then(|at| requests.get(at));
+    let Some((last, request)) = theirs.messages.last().zip(request) else {
+        return false;
+    };
+    let reason = last.field("proxy-status").is_some() || request.expects || is_early(case);
+    let have = theirs.messages.len();
+    let goes_on = own.messages.len() > have || own.end == End::Open;
+    if theirs.end == End::Open || !reason || !goes_on || own.messages.len() < have {
+        return false;
+    }
+    // What goes on must be requests that can be read in one way only; what cannot is refused, and
+    // ends the connection.
+    let refused = own
         .messages
         .last()
-        .zip(answered.checked_sub(1).and_then(|at| requests.get(at)))
-    else {
-        return false;
-    };
-    let local = last.field("proxy-status").is_some();
-    let reason = local || request.expects || request.length > 0 && is_early(case);
-    // What goes on must be requests that can be read in one way only.
-    if theirs.end == End::Open || !reason || finals(own) > requests.len() {
+        .is_some_and(|message| message.status() == 400 && message.field("proxy-status").is_some());
+    let odd = usize::from(!only && refused && own.end != End::Open);
+    if finals(own) > requests.len() + odd {
         return false;
     }
-    let have = theirs.messages.len();
-    if own.messages.len() < have || own.end != End::Open && own.messages.len() == have {
-        return false;
-    }
-    let close = |line: &Vec<u8>| {
-        wire::value_of(line, "connection").is_some_and(|value| value.eq_ignore_ascii_case(b"close"))
-    };
-    if own.messages.len() > have || own.end == End::Open {
-        own.messages.truncate(have);
-        own.end = theirs.end;
-        for talk in [theirs, own] {
-            if let Some(message) = talk.messages.last_mut() {
-                message.fields.retain(|line| !close(line));
-            }
+    own.messages.truncate(have);
+    own.end = theirs.end;
+    for talk in [theirs, own] {
+        if let Some(message) = talk.messages.last_mut() {
+            let says = |line: &Vec<u8>| is_connection(line, CLOSE) || is_connection(line, KEEP);
+            message.fields.retain(|line| !says(line));
         }
-        let more = ours.seen.len().saturating_sub(other.seen.len());
-        if more <= requests.len() - answered && ours.seen.starts_with(&other.seen) {
-            ours.seen.truncate(other.seen.len());
-        }
-        found = true;
     }
-    found
+    let more = ours.seen.len().saturating_sub(other.seen.len());
+    if more <= requests.len() - answered && ours.seen.starts_with(&other.seen) {
+        ours.seen.truncate(other.seen.len());
+    }
+    true
+}
+
+const CLOSE: &str = "close";
+const KEEP: &str = "keep-alive";
+
+/// `true` for `Connection` with this option alone.
+fn is_connection(line: &[u8], option: &str) -> bool {
+    let value = wire::value_of(line, "connection");
+    value.is_some_and(|value| value.eq_ignore_ascii_case(option.as_bytes()))
 }
 
 /// `true` if the vendor answers before it has read the body.

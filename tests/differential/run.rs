@@ -14,7 +14,7 @@ use tokio::net::tcp::OwnedWriteHalf;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::cases::{Case, Step};
+use super::cases::{Case, Step, get, says};
 use super::compare::{End, Raw, compare};
 use super::program::{self, Program};
 use super::vendor::Vendor;
@@ -104,12 +104,19 @@ impl Side {
         );
         let starting = move || Program::start(command, &path, &yaml);
         let program = tokio::task::spawn_blocking(starting).await.unwrap();
-        Self {
+        let side = Self {
             program,
             vendor,
             started: Instant::now(),
             _dir: dir,
-        }
+        };
+        // The first of a kind takes longer than others.
+        let warm = Case::new(
+            "warm",
+            vec![says("GET\r\n\r\n"), Step::Reconnect, says(get("/v/x", ""))],
+        );
+        side.run(&warm).await;
+        side
     }
 
     /// Runs one case.

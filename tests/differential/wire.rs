@@ -65,8 +65,10 @@ impl Message {
 pub struct Request {
     /// The method.
     pub method: Vec<u8>,
-    /// The value of `Expect`, if there is one.
+    /// `true` if there is an `Expect`.
     pub expects: bool,
+    /// `true` if it is one of HTTP/1.0.
+    pub old: bool,
     /// The bytes it takes.
     pub length: usize,
 }
@@ -200,7 +202,7 @@ pub fn requests(bytes: &[u8]) -> (Vec<Request>, bool) {
 fn request(bytes: &[u8]) -> Option<Request> {
     let (lines, length) = head(bytes)?;
     let words: Vec<&[u8]> = lines[0].split(|byte| *byte == b' ').collect();
-    let [method, _, b"HTTP/1.1" | b"HTTP/1.0"] = words[..] else {
+    let [method, _, version @ (b"HTTP/1.1" | b"HTTP/1.0")] = words[..] else {
         return None;
     };
     if method.is_empty() || !method.iter().all(u8::is_ascii_uppercase) {
@@ -236,6 +238,7 @@ fn request(bytes: &[u8]) -> Option<Request> {
     (length <= bytes.len()).then(|| Request {
         method: method.to_vec(),
         expects,
+        old: version == b"HTTP/1.0",
         length,
     })
 }

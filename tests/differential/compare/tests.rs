@@ -96,6 +96,9 @@ fn a_connection_may_be_kept_after_a_local_reply() {
     let kept = LOCAL.replace("Connection: close\r\n", "");
     let ours = raw(&format!("{kept}{OK}"), End::Open, &head);
     assert_eq!(found(&case, &other, &ours), (false, vec!["kept"]));
+    let said = LOCAL.replace("close", "keep-alive");
+    let said = raw(&format!("{said}{OK}"), End::Open, &head);
+    assert_eq!(found(&case, &other, &said), (false, vec!["kept"]));
     // The other way round it would be a step back.
     assert!(found(&case, &ours, &other).0);
     // One more than were sent, for the caller or the vendor.
@@ -152,6 +155,13 @@ fn interim_responses_may_be_missing_for_old_callers_alone() {
     assert_eq!(found(&old, &other, &ours), (false, vec!["interim"]));
     assert!(found(&old, &ours, &other).0);
     assert!(found(&Case::sending("", get("/v/x", "")), &other, &ours).0);
+    // The second caller's version counts for the second response.
+    let second = Case::sending("", get("/v/x", "") + "GET /v/x HTTP/1.0\r\n\r\n");
+    let other = raw(&format!("{OK}{interim}"), End::Closed, &[]);
+    let ours = raw(&format!("{OK}{OK}"), End::Closed, &[]);
+    assert_eq!(found(&second, &other, &ours), (false, vec!["interim"]));
+    let other = raw(&format!("{interim}{OK}"), End::Closed, &[]);
+    assert!(found(&second, &other, &ours).0);
 }
 
 #[test]
@@ -171,6 +181,15 @@ fn dates_and_the_obvious_may_be_missing() {
     let closed = raw(OK, End::Closed, &[]);
     assert!(same(&with("Connection: close\r\n", End::Closed), &closed));
     assert!(found(&case, &with("Connection: close\r\n", End::Open), &plain).0);
+    let promised = with("Connection: keep-alive\r\n", End::Closed);
+    assert!(
+        found(
+            &case,
+            &with("Connection: close\r\n", End::Closed),
+            &promised
+        )
+        .0
+    );
     assert!(found(&case, &with("Connection: X\r\n", End::Closed), &closed).0);
 }
 
@@ -180,6 +199,11 @@ fn a_caller_that_ended_its_side_may_get_its_response() {
     let head = [seen("GET /x HTTP/1.1\r\n\r\n", "", Extent::Whole)];
     let (other, ours) = (raw("", End::Closed, &head), raw(OK, End::Closed, &head));
     assert_eq!(found(&case, &other, &ours), (false, vec!["half-closed"]));
+    assert!(!found(&case, &raw("", End::Closed, &[]), &ours).0);
+    let cut = [seen("GET /x HTTP/1.1\r\n\r\n", "", Extent::Cut)];
+    assert!(!found(&case, &raw("", End::Closed, &cut), &ours).0);
+    let twice = raw(OK, End::Closed, &[head.clone(), head.clone()].concat());
+    assert!(found(&case, &other, &twice).0);
     assert!(found(&case, &ours, &other).0);
     assert!(found(&Case::sending("", get("/v/x", "")), &other, &ours).0);
 }

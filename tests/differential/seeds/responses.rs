@@ -144,6 +144,10 @@ pub fn all() -> Vec<Case> {
         let twice = get("/v/x", "") + &get("/v/second", "");
         let name = format!("answer {answer:?}");
         all.push(Case::sending(&name, twice).answered(vec![bytes(answer)]));
+        // The other vendor's bodies are not searched for a credential.
+        let with_body = post("/w/x", "", "body") + &get("/w/second", "");
+        let case = Case::sending(format!("{name}, POST"), with_body);
+        all.push(case.answered(vec![bytes(answer)]));
     }
     for answer in ENDED {
         for (how, end) in [("closed", Act::Close), ("reset", Act::Reset)] {

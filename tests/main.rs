@@ -20,6 +20,7 @@ mod connections;
 mod deploy;
 mod differential;
 mod documentation;
+mod dribbles;
 mod echo;
 mod faults;
 mod floods;

@@ -118,6 +118,9 @@ impl fmt::Display for Fault {
 }
 
 impl Error {
+    /// The chunks of a request's body are none.
+    pub(crate) const INVALID_CHUNKS: Self = Self::BadFraming("The body's chunks cannot be read.");
+
     /// Returns the row for this error.
     #[must_use]
     #[expect(clippy::too_many_lines, reason = "one table")]

@@ -27,6 +27,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod alarm;
 pub mod cli;
 mod clock;
 pub mod config;
@@ -35,6 +36,8 @@ pub mod credential;
 pub mod downstream;
 pub mod endpoint;
 pub mod error;
+mod http1;
+mod http2_output;
 mod http_fields;
 pub mod jwks;
 pub mod late_client_auth;

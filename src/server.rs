@@ -16,10 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use pingora::apps::{HttpServerOptions, ServerApp};
 use pingora::listeners::tls::TlsSettings;
-use pingora::proxy::{HttpProxy, http_proxy};
-use pingora::server::configuration::ServerConf;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -123,7 +120,6 @@ pub struct Running {
     access_log: AccessLog,
     traces: Option<Traces>,
     stop: watch::Sender<bool>,
-    app: Arc<HttpProxy<Proxy>>,
     accepting: Vec<JoinHandle<()>>,
     admin_task: JoinHandle<()>,
     watcher: JoinHandle<()>,
@@ -182,12 +178,7 @@ pub fn prepare(config: Config, mut inherited: InheritedListeners) -> Result<Runn
     let metrics = Arc::new(Metrics::new().with_traces(traces.clone()));
     let access_log = AccessLog::to_stdout()?;
     let certificates = certificates(&config)?;
-    let (threads, drain, ready_when, key) = (
-        config.threads,
-        config.drain,
-        config.admin.ready_when,
-        config.admin.key,
-    );
+    let (drain, ready_when, key) = (config.drain, config.admin.ready_when, config.admin.key);
     let protocols: Vec<_> = config
         .listeners
         .iter()
@@ -205,15 +196,14 @@ pub fn prepare(config: Config, mut inherited: InheritedListeners) -> Result<Runn
         snapshot: runtime.snapshot.clone(),
         access_log: access_log.clone(),
     };
-    let proxy = Proxy {
+    let proxy = Arc::new(Proxy {
         snapshot: runtime.snapshot.clone(),
         serving: serving.clone(),
         draining: draining.clone(),
         access_log: access_log.clone(),
         traces: traces.clone(),
-    };
+    });
 
-    let app = Arc::new(app(proxy, threads));
     let (stop, stopping) = watch::channel(false);
     let (open, opened) = watch::channel(false);
     let mut listeners = Vec::new();
@@ -246,7 +236,7 @@ pub fn prepare(config: Config, mut inherited: InheritedListeners) -> Result<Runn
             .map(TlsSettings::build);
         tracing::info!(%address, tls = tls.is_some(), "listening");
         let listener_context = Arc::new(ListenerContext {
-            app: app.clone(),
+            proxy: proxy.clone(),
             tls,
             h2c,
             proxied_by,
@@ -293,7 +283,6 @@ pub fn prepare(config: Config, mut inherited: InheritedListeners) -> Result<Runn
         access_log,
         traces,
         stop,
-        app,
         accepting,
         admin_task,
         watcher,
@@ -384,8 +373,6 @@ impl Running {
         for listener in self.accepting {
             let _ = tokio::time::timeout_at(deadline, listener).await;
         }
-        // Closes connections that are idle between two requests.
-        self.app.cleanup().await;
         while self.serving.load(Ordering::Acquire) > 0 && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -433,20 +420,6 @@ fn certificates(config: &Config) -> Result<Vec<Option<Arc<ListenerCertificates>>
                 }),
         })
         .collect()
-}
-
-fn app(proxy: Proxy, threads: usize) -> HttpProxy<Proxy> {
-    let conf = ServerConf {
-        threads,
-        max_retries: 8,
-        ..ServerConf::default()
-    };
-    let mut app = http_proxy(&Arc::new(conf), proxy);
-    let mut options = HttpServerOptions::default();
-    // CONNECT reaches the proxy, which responds 405 itself.
-    options.allow_connect_method_proxying = true;
-    app.server_options = Some(options);
-    app
 }
 
 fn bind(

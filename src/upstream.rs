@@ -1,33 +1,46 @@
 //! A vendor's servers: peers prepared once per configuration, addresses kept current in the
-//! background. A request clones a finished template and never resolves a name.
+//! background, connections kept for further requests. A request never resolves a name.
 
 pub mod addresses;
 pub mod breaker;
-mod bridge;
 pub mod connect_errors;
+mod connection;
+pub mod connector;
 pub mod http2;
 mod keepalive;
+mod own_tls;
+mod pool;
 pub mod resolver;
+pub(crate) mod session;
 mod tls;
 mod tunnel;
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderValue;
-use pingora::protocols::{ALPN, TcpKeepalive};
+use pingora::protocols::http::client::HttpSession;
+use pingora::protocols::http::v2::client::Http2Session;
+use pingora::protocols::l4::ext::set_tcp_keepalive;
+use pingora::protocols::{ALPN, SocketDigest, Stream, TcpKeepalive};
 use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType, Result};
+use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout};
 
 use self::addresses::{Addresses, Picked, TriedAddresses};
-use self::bridge::Bridge;
 use self::connect_errors::{ConnectErrors, ConnectTrouble};
-use self::http2::Versions;
-use self::keepalive::KeepAlive;
+use self::connection::Connection;
+use self::connector::Connector;
+use self::http2::{AttemptOptions, Versions};
+use self::own_tls::OwnTls;
 use self::resolver::{Resolved, Resolver};
+use self::session::{UpstreamSession, VendorHttp1, VendorHttp2};
 use self::tunnel::Tunnel;
 use crate::config::{Timeouts, Vendor, is_link_local};
+use crate::http1::output::Io;
 use crate::outbound::{Outbound, Unusable};
 
 /// The reason why a vendor's servers cannot be used as configured.
@@ -52,7 +65,32 @@ pub struct Upstream {
     port: u16,
     trouble: Arc<ConnectTrouble>,
     versions: Versions,
-    keepalive: KeepAlive,
+    connector: Arc<Connector>,
+    /// How connections over HTTP/1.1 are made.
+    transport: Transport,
+    /// The way through an outbound proxy.
+    tunnel: Option<Tunnel>,
+    /// The name that the server's certificate must have.
+    server_name: String,
+    /// How long an unused connection is kept; `None`: no limit.
+    kept_for: Option<Duration>,
+}
+
+/// How a connection is made over HTTP/1.1.
+#[derive(Debug)]
+enum Transport {
+    Plaintext,
+    /// By pingora's connector, which also speaks HTTP/2.
+    Tls,
+    OwnTls(OwnTls),
+}
+
+/// A connection, or a stream of one, for one attempt.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) session: UpstreamSession,
+    /// It has served other requests before.
+    pub(crate) reused: bool,
 }
 
 impl std::fmt::Debug for Upstream {
@@ -74,7 +112,8 @@ impl Upstream {
         vendor: &Vendor,
         generation: u64,
         resolver: &Resolver,
-    ) -> Result<Arc<Self>, StartError> {
+        connector: &Arc<Connector>,
+    ) -> std::result::Result<Arc<Self>, StartError> {
         let mut template = template(vendor, generation)?;
         let outbound = Outbound::new(vendor.proxy.as_ref());
         let via = match vendor.upstream.origin().parse() {
@@ -95,37 +134,41 @@ impl Upstream {
             || (vendor.upstream.host.clone(), vendor.upstream.port),
             |via| (via.host, via.port),
         );
-        let bridge = tls::own_tls(vendor)?.map(|tls| Bridge {
-            vendor: vendor.name.as_str().into(),
-            host: vendor.upstream.host.as_str().into(),
-            tls,
-            tunnel,
-            tcp_keepalive: template.options.tcp_keepalive.clone(),
-        });
+        let transport = match OwnTls::of(vendor)? {
+            Some(own) => Transport::OwnTls(own),
+            None if vendor.upstream.tls => Transport::Tls,
+            None => Transport::Plaintext,
+        };
+        let kept_for = template.options.idle_timeout;
         let at = move |address: IpAddr| {
             let mut peer = template.clone();
-            let address = SocketAddr::new(address, port);
-            match &bridge {
-                Some(bridge) => bridge.route_through(&mut peer, address),
-                None => peer._address = address.into(),
-            }
+            peer._address = SocketAddr::new(address, port).into();
             peer
+        };
+        let pool = {
+            let connector = connector.clone();
+            move || connector.pool()
         };
         let addresses = Arc::new(Addresses::unresolved());
         let trouble = Arc::new(ConnectTrouble::default());
         let known_as: Arc<str> = host.as_str().into();
+        let upstream = Self {
+            addresses: addresses.clone(),
+            resolving: None,
+            vendor: vendor.name.as_str().into(),
+            host: known_as.clone(),
+            port,
+            trouble: trouble.clone(),
+            versions: Versions::new(),
+            connector: connector.clone(),
+            transport,
+            tunnel,
+            server_name: vendor.upstream.host.clone(),
+            kept_for,
+        };
         if let Ok(address) = host.parse::<IpAddr>() {
-            addresses.publish(&[address], at);
-            return Ok(Arc::new(Self {
-                addresses,
-                resolving: None,
-                vendor: vendor.name.as_str().into(),
-                host: known_as,
-                port,
-                trouble,
-                versions: Versions::new(),
-                keepalive: KeepAlive::none(),
-            }));
+            addresses.publish(&[address], at, pool);
+            return Ok(Arc::new(upstream));
         }
         let follow = resolver.watch(host);
         let (name, link_local) = (vendor.name.clone(), vendor.allow_link_local);
@@ -149,7 +192,7 @@ impl Upstream {
                 if addresses.count() == 0 {
                     trouble.end();
                 }
-                addresses.publish(&resolved, &at);
+                addresses.publish(&resolved, &at, &pool);
             }
         };
         let failed = {
@@ -161,32 +204,134 @@ impl Upstream {
                 }
             }
         };
-        Ok(Arc::new(Self {
-            addresses,
-            resolving: Some(tokio::spawn(follow.run(publish, failed)).abort_handle()),
-            vendor: vendor.name.as_str().into(),
-            host: known_as,
-            port,
-            trouble,
-            versions: Versions::new(),
-            keepalive: KeepAlive::none(),
-        }))
+        let resolving = tokio::spawn(follow.run(publish, failed)).abort_handle();
+        let mut upstream = upstream;
+        upstream.resolving = Some(resolving);
+        Ok(Arc::new(upstream))
     }
 
-    /// Returns the peer for a request that has `tried` some addresses in vain. Waits `at_most` for
-    /// the first resolution; `None` when there is none by then.
-    pub async fn peer(
+    /// Returns the address for a request that has `tried` some in vain. Waits `at_most` for the
+    /// first resolution; `None` when there is none by then.
+    pub async fn pick(&self, tried: TriedAddresses, at_most: Duration) -> Option<Picked> {
+        let mut picked = self.addresses.pick(tried, at_most).await?;
+        picked.offer = self.versions.offer();
+        Some(picked)
+    }
+
+    /// Returns a connection to the server at `picked`, or a stream of one: one that is kept, or a
+    /// new one.
+    ///
+    /// # Errors
+    /// pingora's error of the connect. Nothing of the request has been sent.
+    pub(crate) async fn connect(
         &self,
-        tried: TriedAddresses,
-        at_most: Duration,
-    ) -> Option<(Box<HttpPeer>, Picked)> {
-        let (mut peer, mut picked) = self.addresses.pick(tried, at_most).await?;
-        self.keepalive.apply_to(&mut peer);
-        picked.offer = self.versions.apply_to(&mut peer);
-        Some((peer, picked))
+        picked: &Picked,
+        options: AttemptOptions,
+    ) -> Result<Connected> {
+        if matches!(self.transport, Transport::Tls) {
+            let mut peer = Box::new(picked.server.peer.clone());
+            self.versions.apply_to(&mut peer, picked.offer);
+            options.apply_to(&mut peer);
+            if peer.options.alpn.get_max_http_version() == 2 {
+                return self.connect_any(picked, peer, options.fresh).await;
+            }
+        }
+        if let Some(connection) = picked.server.pool.take() {
+            return Ok(Connected::over_http1(connection, true));
+        }
+        let connection = self.connect_http1(picked, options).await?;
+        Ok(Connected::over_http1(connection, false))
     }
 
-    /// Returns why [`Upstream::peer`] had none, after waiting `at_most`.
+    /// Connects as the server chooses. A request that all kept connections have refused needs a
+    /// `fresh` one.
+    async fn connect_any(
+        &self,
+        picked: &Picked,
+        peer: Box<HttpPeer>,
+        fresh: bool,
+    ) -> Result<Connected> {
+        if let Some(session) = self.connector.pooled_http2(&peer).await? {
+            return Ok(self.over_http2(session, peer, true));
+        }
+        if !fresh && let Some(connection) = picked.server.pool.take() {
+            return Ok(Connected::over_http1(connection, true));
+        }
+        // Boxed: rare, and large with TLS in it.
+        match Box::pin(self.connector.connect_http2(&peer)).await? {
+            HttpSession::H2(session) => Ok(self.over_http2(session, peer, false)),
+            HttpSession::H1(session) => {
+                let connection = from_pingora(session.into_inner())?;
+                Ok(Connected::over_http1(connection, false))
+            }
+            HttpSession::Custom(()) => {
+                Error::e_explain(ErrorType::InternalError, "an unknown protocol was chosen")
+            }
+        }
+    }
+
+    fn over_http2(&self, session: Http2Session, peer: Box<HttpPeer>, reused: bool) -> Connected {
+        let stream = VendorHttp2::new(session, self.connector.clone(), peer);
+        Connected {
+            session: UpstreamSession::Http2(Box::new(stream)),
+            reused,
+        }
+    }
+
+    async fn connect_http1(&self, picked: &Picked, options: AttemptOptions) -> Result<Connection> {
+        let mut peer = Box::new(picked.server.peer.clone());
+        options.apply_to(&mut peer);
+        peer.options.alpn = ALPN::H1;
+        if matches!(self.transport, Transport::Tls) {
+            return from_pingora(Box::pin(self.connector.connect_tls(&peer)).await?);
+        }
+        let connecting = Box::pin(self.connect_directly(picked, &peer));
+        let Some(limit) = peer.options.total_connection_timeout else {
+            return connecting.await;
+        };
+        let connected = timeout(limit, connecting).await;
+        connected.unwrap_or_else(|_| {
+            Error::e_explain(ErrorType::ConnectTimedout, "no connection in time")
+        })
+    }
+
+    /// Connects without pingora's connector, which buffers what need not be buffered.
+    async fn connect_directly(&self, picked: &Picked, peer: &HttpPeer) -> Result<Connection> {
+        let address = SocketAddr::new(picked.server.address, self.port);
+        let stream = match &self.tunnel {
+            Some(tunnel) => tunnel.open(address).await?,
+            None => TcpStream::connect(address)
+                .await
+                .map_err(|cause| connect_error(address, cause))?,
+        };
+        let broken = |cause| Error::because(ErrorType::SocketError, "a new connection", cause);
+        stream.set_nodelay(true).map_err(broken)?;
+        if let Some(keepalive) = &peer.options.tcp_keepalive {
+            set_tcp_keepalive(&stream, keepalive)?;
+        }
+        let socket = Arc::new(SocketDigest::from_raw_fd(stream.as_raw_fd()));
+        let io: Box<dyn Io> = match &self.transport {
+            Transport::OwnTls(own) => own.handshake(&self.server_name, stream).await?,
+            Transport::Plaintext | Transport::Tls => Box::new(stream),
+        };
+        Ok(Connection { io, socket })
+    }
+
+    /// Keeps the connection of a finished attempt, if it can serve another request.
+    pub(crate) fn release(&self, picked: &Picked, session: UpstreamSession) {
+        // A stream of HTTP/2 goes back by itself.
+        let UpstreamSession::Http1(http1) = session else {
+            return;
+        };
+        if let Some((connection, vendors)) = http1.into_reusable() {
+            // The vendor's own time counts where it is shorter.
+            let kept = [self.kept_for, vendors].into_iter().flatten().min();
+            let until = kept.map(|kept| Instant::now() + kept);
+            picked.server.pool.put(connection, until);
+        }
+    }
+
+    /// Returns why [`Upstream::pick`] had none, after waiting `at_most`.
     #[must_use]
     pub fn unresolved(&self, at_most: Duration) -> String {
         let why = self.trouble.why().map_or_else(
@@ -207,12 +352,12 @@ impl Upstream {
         picked: &Picked,
         error: &pingora::Error,
     ) {
-        connect_errors.add(SocketAddr::new(picked.address, self.port), error);
+        connect_errors.add(SocketAddr::new(picked.server.address, self.port), error);
     }
 
-    /// Adds that a connection to `picked` ended before the response.
-    pub fn note_broken(&self, connect_errors: &mut ConnectErrors, picked: &Picked) {
-        connect_errors.add_broken(SocketAddr::new(picked.address, self.port));
+    /// Adds that a connection to `picked` ended before the response, and why.
+    pub fn note_broken(&self, connect_errors: &mut ConnectErrors, picked: &Picked, cause: &str) {
+        connect_errors.add_broken(SocketAddr::new(picked.server.address, self.port), cause);
     }
 
     /// Notes that a request failed for want of a connection.
@@ -234,11 +379,6 @@ impl Upstream {
     /// Notes that a connect to `picked` failed: other addresses go first for a while.
     pub fn mark_unreachable(&self, picked: &Picked) {
         self.addresses.mark_unreachable(picked);
-    }
-
-    /// Notes how long the server keeps an unused connection, from `Keep-Alive`.
-    pub fn note_keep_alive(&self, value: &HeaderValue) {
-        self.keepalive.note(value);
     }
 
     /// Notes that the server at `picked` demands HTTP/1.1: requests stay off HTTP/2 for a while, or
@@ -263,12 +403,6 @@ impl Upstream {
                 "the vendor has broken HTTP/2; further requests go over new connections"
             );
         }
-    }
-
-    /// Tells whether `picked`, to which the connect failed, was offered HTTP/2 alone and should be
-    /// tried once more with both versions.
-    pub fn should_offer_both(&self, picked: &Picked) -> bool {
-        self.versions.stop_insisting(picked.offer)
     }
 
     /// Lets a server that demanded HTTP/1.1 choose HTTP/2 again.
@@ -297,12 +431,49 @@ fn does_not_resolve(host: &str, cause: &str) -> String {
     format!("{host} does not resolve: {cause}")
 }
 
+impl Connected {
+    fn over_http1(connection: Connection, reused: bool) -> Self {
+        Self {
+            session: UpstreamSession::Http1(Box::new(VendorHttp1::new(connection))),
+            reused,
+        }
+    }
+}
+
+/// Returns a connection of pingora's as ours.
+fn from_pingora(stream: Stream) -> Result<Connection> {
+    let socket = stream.get_socket_digest();
+    let socket = socket
+        .ok_or_else(|| Error::explain(ErrorType::InternalError, "a stream without a socket"))?;
+    Ok(Connection {
+        io: Box::new(stream),
+        socket,
+    })
+}
+
+/// Returns the error of a failed TCP connect, as pingora's connector tells it.
+#[expect(clippy::unnecessary_box_returns, reason = "pingora's errors are boxed")]
+#[expect(clippy::wildcard_enum_match_arm, reason = "the list of kinds is open")]
+fn connect_error(address: SocketAddr, cause: std::io::Error) -> Box<Error> {
+    use std::io::ErrorKind;
+
+    let kind = match cause.kind() {
+        ErrorKind::ConnectionRefused => ErrorType::ConnectRefused,
+        ErrorKind::NetworkUnreachable
+        | ErrorKind::HostUnreachable
+        | ErrorKind::AddrNotAvailable => ErrorType::ConnectNoRoute,
+        ErrorKind::TimedOut => ErrorType::ConnectTimedout,
+        ErrorKind::PermissionDenied => ErrorType::InternalError,
+        _ => ErrorType::ConnectError,
+    };
+    Error::because(kind, address.to_string(), cause)
+}
+
 /// Returns a peer that lacks only its address.
-fn template(vendor: &Vendor, generation: u64) -> Result<HttpPeer, crate::tls::Error> {
+fn template(vendor: &Vendor, generation: u64) -> std::result::Result<HttpPeer, crate::tls::Error> {
     let upstream = &vendor.upstream;
     let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-    // TLS is at the bridge's far end.
-    let tls = upstream.tls && tls::own_tls(vendor)?.is_none();
+    let tls = upstream.tls && OwnTls::of(vendor)?.is_none();
     // An unused name would still be copied for every request.
     let server_name = if tls {
         upstream.host.clone()
@@ -313,11 +484,7 @@ fn template(vendor: &Vendor, generation: u64) -> Result<HttpPeer, crate::tls::Er
     tls::configure_tls(&mut peer, vendor, generation)?;
 
     let Timeouts {
-        connect,
-        first_byte,
-        idle,
-        keepalive,
-        ..
+        connect, keepalive, ..
     } = vendor.timeouts;
     let options = &mut peer.options;
     // Plaintext has no negotiation of the version.
@@ -328,10 +495,6 @@ fn template(vendor: &Vendor, generation: u64) -> Result<HttpPeer, crate::tls::Er
     }
     options.connection_timeout = limit(connect);
     options.total_connection_timeout = limit(connect);
-    // pingora has one timeout for every read of a connection, the first included.
-    options.read_timeout =
-        limit(first_byte).and_then(|first| limit(idle).map(|idle| first.max(idle)));
-    options.write_timeout = limit(idle);
     options.idle_timeout = limit(keepalive);
     options.tcp_keepalive = Some(TcpKeepalive {
         idle: Duration::from_mins(1),
@@ -418,8 +581,6 @@ mod tests {
             options.total_connection_timeout,
             Some(Duration::from_secs(5))
         );
-        assert_eq!(options.read_timeout, Some(Duration::from_mins(1)));
-        assert_eq!(options.write_timeout, Some(Duration::from_mins(1)));
         assert_eq!(options.idle_timeout, Some(Duration::from_secs(30)));
         assert!(options.verify_cert && options.verify_hostname);
     }

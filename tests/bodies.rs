@@ -756,7 +756,6 @@ fn in_flight(proxy: &Proxy, vendor: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a write to a vendor that takes nothing has no limit: the request loop of ours mends this"]
 async fn an_upload_of_which_the_vendor_takes_nothing_is_a_504_after_the_idle_time() {
     let pki = Pki::new();
     let deaf = Deaf::start(&pki).await;
@@ -782,7 +781,6 @@ async fn an_upload_of_which_the_vendor_takes_nothing_is_a_504_after_the_idle_tim
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a caller is not listened to while a vendor takes nothing: the request loop of ours mends this"]
 async fn a_caller_that_leaves_an_upload_of_which_the_vendor_takes_nothing_frees_its_place() {
     let pki = Pki::new();
     let deaf = Deaf::start(&pki).await;

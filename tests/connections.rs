@@ -369,7 +369,6 @@ async fn over_http2(proxy: &Proxy) -> Result<u16, String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the end of what a caller sends is taken for its leaving: the request loop of ours mends this"]
 async fn a_caller_that_has_sent_all_it_will_gets_its_response() {
     let vendor = Server::start(async |_| {
         // Longer than it takes to see that nothing more will come.
@@ -455,7 +454,6 @@ async fn a_head_that_the_parser_refuses_gets_a_problem_a_line_and_a_count() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "h2 refuses such a head before anybody hears of it: the request loop of ours mends this"]
 async fn a_head_without_an_authority_over_http_2_gets_a_problem_and_a_line() {
     let (proxy, _echo, _dir) = behind("{ bind: 127.0.0.1:0, h2c: true }").await;
     let mut caller = crate::support::origin::Caller::connect(proxy.data).await;

@@ -672,7 +672,6 @@ const DRIBBLED: (&str, &str) = ("HTTP/1.1 200 OK\r\nX-Long: ", "x");
 const HINTS: (&str, &str) = ("", "HTTP/1.1 103 Early Hints\r\n\r\n");
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "nothing counts the time of a whole head for callers over HTTP/2: the request loop of ours mends this"]
 async fn a_dribbled_head_is_a_504_for_callers_over_http_2_too() {
     let url = endless(DRIBBLED.0, DRIBBLED.1).await;
     let got = tokio::join!(

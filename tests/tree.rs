@@ -50,7 +50,9 @@ fn only_what_drives_it_knows_pingora() {
         let may = name == "request.rs"
             // The request that a credential is put on.
             || name == "request/placement.rs"
-            || ["request/phase/", "downstream", "upstream", "server"]
+            // Its types of heads.
+            || name == "http1/head.rs"
+            || ["request/exchange", "request/phase/", "downstream", "upstream", "server"]
                 .iter()
                 .any(|room| name.starts_with(room));
         if !may {

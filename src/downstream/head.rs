@@ -1,183 +1,120 @@
-//! A request's head as it comes: its position, its length, and the characters of its first line.
-
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-
-use memchr::memmem;
+//! A request's head over HTTP/1 while it comes: its length, and the characters of its first line.
 
 use super::raw_head::{MAX_HEAD, MAX_TARGET};
 use crate::error::Error;
 
-/// The head that is coming on a connection. pingora's hooks have only `&self`.
+/// What is known of a head before it can be parsed.
+#[derive(Debug, Default)]
 pub(super) struct Head {
-    /// One of the constants below.
-    phase: AtomicU8,
+    phase: Phase,
     /// Blanks in the first line.
-    blanks: AtomicU8,
-    odd_line: AtomicBool,
-    /// `true` if its method is CONNECT.
-    connect: AtomicBool,
-    /// Bytes passed on, and the last three of them.
+    blanks: u8,
+    odd_line: bool,
+    /// Bytes that have come.
     length: usize,
-    tail: [u8; 3],
 }
 
-/// After a response: nothing of the next head has come yet.
-const BETWEEN: u8 = 0;
-/// Nothing of the first head has come yet, or only empty lines.
-const BEFORE: u8 = 1;
-/// Within its first line.
-const IN_LINE: u8 = 2;
-/// After its first line.
-const IN_FIELDS: u8 = 3;
-/// Complete: bodies have limits of their own.
-const COMPLETE: u8 = 4;
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    /// Nothing has come yet, or only empty lines.
+    #[default]
+    Before,
+    /// Within the first line.
+    InLine,
+    /// After the first line.
+    InFields,
+}
 
 /// Longest first line, bytes: a target with a method and a version. A complete one is measured by
 /// its target alone.
 const MAX_LINE: usize = MAX_TARGET + 64;
 
 impl Head {
-    /// Returns the head of a new connection.
-    pub(super) fn first() -> Self {
-        Self::at(BEFORE)
-    }
-
-    /// Returns the head of a connection whose heads are not followed here.
-    pub(super) fn none() -> Self {
-        Self::at(COMPLETE)
-    }
-
-    fn at(phase: u8) -> Self {
-        Self {
-            phase: AtomicU8::new(phase),
-            blanks: AtomicU8::new(0),
-            odd_line: AtomicBool::new(false),
-            connect: AtomicBool::new(false),
-            length: 0,
-            tail: [0; 3],
-        }
-    }
-
-    fn phase(&self) -> u8 {
-        self.phase.load(Ordering::Relaxed)
-    }
-
-    /// Notes that another head comes next.
-    pub(super) fn expect_next(&self) {
-        self.phase.store(BETWEEN, Ordering::Relaxed);
-        self.blanks.store(0, Ordering::Relaxed);
-        self.odd_line.store(false, Ordering::Relaxed);
-        self.connect.store(false, Ordering::Relaxed);
-    }
-
-    /// Resets what needs `&mut self` for the next head.
-    pub(super) fn renew(&mut self) {
-        (self.length, self.tail) = (0, [0; 3]);
-    }
-
-    /// Notes that bytes have come, and tells whether they are the first of another head.
-    pub(super) fn begins(&self) -> bool {
-        let between = self.is_between();
-        if between {
-            self.phase.store(BEFORE, Ordering::Relaxed);
-        }
-        between
-    }
-
-    pub(super) fn is_between(&self) -> bool {
-        self.phase() == BETWEEN
-    }
-
-    /// Tells whether the head has begun and is incomplete.
-    pub(super) fn is_half_way(&self) -> bool {
-        matches!(self.phase(), IN_LINE | IN_FIELDS)
-    }
-
-    pub(super) fn is_complete(&self) -> bool {
-        self.phase() == COMPLETE
-    }
-
-    pub(super) fn complete(&self) {
-        self.phase.store(COMPLETE, Ordering::Relaxed);
-    }
-
-    /// Returns why it is refused before it is complete.
-    pub(super) fn too_large(&self) -> Option<Error> {
-        match self.phase() {
-            COMPLETE => None,
-            IN_LINE if self.length > MAX_LINE => Some(Error::TargetTooLong),
-            _ if self.length <= MAX_HEAD => None,
-            _ => Some(Error::HeadTooLarge),
-        }
-    }
-
-    /// Returns the bytes passed on so far.
-    pub(super) fn length(&self) -> usize {
-        self.length
-    }
-
-    /// See [`super::stream::DownstreamStream::has_odd_first_line`].
-    pub(super) fn has_odd_line(&self) -> bool {
-        self.odd_line.load(Ordering::Relaxed)
-    }
-
-    /// Tells whether it requests a tunnel, as far as that came in one piece.
-    pub(super) fn is_connect(&self) -> bool {
-        self.connect.load(Ordering::Relaxed)
-    }
-
     /// Follows the bytes of the first line.
-    pub(super) fn look_at(&self, bytes: &[u8]) {
-        for (at, byte) in bytes.iter().enumerate() {
-            match (self.phase(), byte) {
+    pub(super) fn look_at(&mut self, bytes: &[u8]) {
+        self.length += bytes.len();
+        for byte in bytes {
+            match (self.phase, byte) {
+                (Phase::InFields, _) => return,
                 // Empty lines before a head are skipped (RFC 9112 §2.2).
-                (BEFORE, b'\r' | b'\n') | (IN_LINE, b'\r' | b'!'..=b'~') => {}
-                (BEFORE, b'!'..=b'~') => {
-                    self.phase.store(IN_LINE, Ordering::Relaxed);
-                    let connect = bytes[at..].starts_with(b"CONNECT ");
-                    self.connect.store(connect, Ordering::Relaxed);
+                (Phase::Before, b'\r' | b'\n') | (Phase::InLine, b'\r' | b'!'..=b'~') => {}
+                (Phase::Before, b'!'..=b'~') => self.phase = Phase::InLine,
+                (Phase::InLine, b' ') => {
+                    self.odd_line |= self.blanks >= 2;
+                    self.blanks = self.blanks.saturating_add(1);
                 }
-                (IN_LINE, b' ') => {
-                    if self.blanks.fetch_add(1, Ordering::Relaxed) >= 2 {
-                        self.odd_line.store(true, Ordering::Relaxed);
-                    }
-                }
-                (IN_LINE, b'\n') => {
-                    self.phase.store(IN_FIELDS, Ordering::Relaxed);
+                (Phase::InLine, b'\n') => {
+                    self.phase = Phase::InFields;
                     return;
                 }
-                (BEFORE | IN_LINE, _) => {
-                    self.phase.store(IN_LINE, Ordering::Relaxed);
-                    self.odd_line.store(true, Ordering::Relaxed);
+                (Phase::Before | Phase::InLine, _) => {
+                    self.phase = Phase::InLine;
+                    self.odd_line = true;
                 }
-                _ => return,
             }
         }
     }
 
-    /// Returns how many of `bytes` may be passed on: at most to its end. The rest may be another
-    /// request.
-    pub(super) fn pass(&mut self, bytes: &[u8]) -> usize {
-        if self.is_complete() {
-            return bytes.len();
+    /// Returns why the head is refused before it is complete.
+    pub(super) fn too_large(&self) -> Option<Error> {
+        if self.phase == Phase::InLine && self.length > MAX_LINE {
+            Some(Error::TargetTooLong)
+        } else if self.length > MAX_HEAD {
+            Some(Error::HeadTooLarge)
+        } else {
+            None
         }
-        let passed = end(self.tail, bytes).unwrap_or(bytes.len());
-        self.length += passed;
-        for byte in &bytes[passed.saturating_sub(3)..passed] {
-            self.tail = [self.tail[1], self.tail[2], *byte];
-        }
-        passed
+    }
+
+    /// Tells whether more than empty lines have come.
+    pub(super) fn is_half_way(&self) -> bool {
+        self.phase != Phase::Before
+    }
+
+    /// Tells whether the first line held anything but two single blanks between graphic ASCII
+    /// characters. A parser that repairs such a line would read another target than was sent.
+    pub(super) fn has_odd_line(&self) -> bool {
+        self.odd_line
     }
 }
 
-/// Returns how many of `bytes` belong to a head that ends among them; `tail` came just before.
-fn end(tail: [u8; 3], bytes: &[u8]) -> Option<usize> {
-    const END: &[u8] = b"\r\n\r\n";
-    let mut seam = [0; 6];
-    let begun = bytes.len().min(3);
-    seam[..3].copy_from_slice(&tail);
-    seam[3..3 + begun].copy_from_slice(&bytes[..begun]);
-    memmem::find(&seam, END)
-        .map(|at| at + 1)
-        .or_else(|| memmem::find(bytes, END).map(|at| at + END.len()))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(bytes: &[u8], step: usize) -> Head {
+        let mut head = Head::default();
+        for piece in bytes.chunks(step) {
+            head.look_at(piece);
+        }
+        head
+    }
+
+    #[test]
+    fn odd_first_lines_are_known_however_they_come() {
+        for (line, odd) in [
+            (&b"GET /a?b HTTP/1.1\r\nA: \xff\r\n"[..], false),
+            (b"\r\n\r\nGET / HTTP/1.1\r\n", false),
+            (b"GET /a b HTTP/1.1\r\n", true),
+            (b"GET /\xc3\xa9 HTTP/1.1\r\n", true),
+            (b"GET\t/ HTTP/1.1\r\n", true),
+            (b" GET / HTTP/1.1\r\n", true),
+            (b"GET /\0 HTTP/1.1\r\n", true),
+        ] {
+            for step in 1..line.len() {
+                assert_eq!(head(line, step).has_odd_line(), odd, "{line:?} {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn heads_are_refused_while_they_come() {
+        let long = [b"GET /".as_slice(), &vec![b'a'; MAX_LINE]].concat();
+        assert_eq!(head(&long, 4096).too_large(), Some(Error::TargetTooLong));
+        let large = [b"GET / HTTP/1.1\r\nA: ".as_slice(), &vec![b'a'; MAX_HEAD]].concat();
+        assert_eq!(head(&large, 4096).too_large(), Some(Error::HeadTooLarge));
+        assert_eq!(head(&large[..MAX_HEAD], 4096).too_large(), None);
+        assert!(!head(b"\r\n\r\n", 1).is_half_way());
+        assert!(head(b"\r\nG", 1).is_half_way());
+    }
 }

@@ -28,7 +28,7 @@ use self::token::{Evidence, Kind, Login, Mint, Purpose};
 
 use crate::config::{self, ApiKey, Permission};
 use crate::downstream::certificate::Certificate;
-use crate::downstream::stream::RemovalDeadline;
+use crate::downstream::removal::RemovalDeadline;
 use crate::error::Error;
 use crate::jwks::{KeySource, Keys};
 use crate::metrics::MAX_CALLERS;

@@ -78,8 +78,8 @@ pub fn check_fields(headers: &HeaderMap) -> Result<(), Error> {
     check_connection(headers)
 }
 
-/// Checks the options of `Connection`, which are removed on the way (RFC 9110 §7.6.1). pingora
-/// would refuse the following as a failed attempt to reach the vendor.
+/// Checks the options of `Connection`, which are removed on the way (RFC 9110 §7.6.1): nobody may
+/// remove a header that says where the request goes, or for whom, or make us look for many.
 fn check_connection(headers: &HeaderMap) -> Result<(), Error> {
     const MOST_OPTIONS: usize = 9;
     let values = headers.get_all(CONNECTION).iter();
@@ -230,13 +230,28 @@ impl StrippedHeaders {
         self.names.iter().map(ToString::to_string).collect()
     }
 
-    /// Returns the headers to remove from a request. `h2` requests have passed no other hop-by-hop
-    /// filter.
+    /// Returns the headers to remove from a request: those of the connection, too, and what its
+    /// `Connection` names (RFC 9110 §7.6.1). `h2`: it came over HTTP/2, which carries `TE` for
+    /// trailers alone.
     #[must_use]
     pub fn in_request(&self, headers: &HeaderMap, cookies_pass: bool, h2: bool) -> Names {
+        let nominated: SmallVec<[&[u8]; 8]> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+            .map(<[u8]>::trim_ascii)
+            .collect();
+        let is_nominated = |name: &HeaderName| {
+            let name = name.as_str().as_bytes();
+            nominated
+                .iter()
+                .any(|nominee| nominee.eq_ignore_ascii_case(name))
+        };
         headers
             .keys()
-            .filter(|name| self.strips(name, cookies_pass) || (h2 && is_h2_hop(name, headers)))
+            .filter(|name| {
+                self.strips(name, cookies_pass) || is_hop(name, headers, h2) || is_nominated(name)
+            })
             .cloned()
             .collect()
     }
@@ -264,9 +279,10 @@ impl StrippedHeaders {
     }
 }
 
-/// `te: trailers` is the one hop-by-hop header that HTTP/2 permits (RFC 9113 §8.2.2).
-fn is_h2_hop(name: &HeaderName, headers: &HeaderMap) -> bool {
-    if name == TE {
+/// Tells whether this header belongs to the connection. Over HTTP/2, `te: trailers` does not (RFC
+/// 9113 §8.2.2).
+fn is_hop(name: &HeaderName, headers: &HeaderMap, h2: bool) -> bool {
+    if h2 && name == TE {
         return headers.get_all(TE).iter().any(|value| value != "trailers");
     }
     name == CONNECTION || HOP_BY_HOP.contains(name)
@@ -469,9 +485,27 @@ mod tests {
             ("connection", "x"),
             ("traceparent", "kept"),
         ]);
-        let gone = stripped.in_request(&sent, false, true);
+        for h2 in [false, true] {
+            let gone = stripped.in_request(&sent, false, h2);
+            let kept: Vec<_> = sent.keys().filter(|name| !gone.contains(name)).collect();
+            assert_eq!(kept, ["accept", "traceparent"]);
+        }
+    }
+
+    #[test]
+    fn what_connection_names_goes_with_it() {
+        let stripped = StrippedHeaders::new([]);
+        let sent = headers(&[
+            ("connection", "x-one, close"),
+            ("connection", "X-Two"),
+            ("x-one", "1"),
+            ("x-two", "2"),
+            ("x-three", "3"),
+            ("te", "trailers"),
+        ]);
+        let gone = stripped.in_request(&sent, false, false);
         let kept: Vec<_> = sent.keys().filter(|name| !gone.contains(name)).collect();
-        assert_eq!(kept, ["accept", "traceparent"]);
+        assert_eq!(kept, ["x-three"]);
     }
 
     #[test]

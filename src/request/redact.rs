@@ -566,6 +566,15 @@ impl Redactor {
         &self.needles
     }
 
+    /// Tells whether the body may have to be cut off: it is compressed, and is not changed.
+    #[must_use]
+    pub fn may_block(&self) -> bool {
+        match self.body {
+            Body::Unread(_) | Body::Coded { .. } | Body::Stacked => true,
+            Body::Text { .. } => false,
+        }
+    }
+
     /// Takes the next chunk and leaves in its place what may be sent, which may be nothing. `end`:
     /// it is the last. Returns the number of masked places.
     ///

@@ -1,9 +1,5 @@
 //! Accepts connections, with a limit on their number and time limits for the TLS handshake and
-//! every request head, and then passes them to pingora.
-//!
-//! pingora's own loop has none of these: a silent caller holds a connection for a minute, one that
-//! sends a head slowly holds it for ever, and a plaintext listener that also speaks HTTP/2 waits
-//! without limit for the first 24 bytes.
+//! every request head, and serves their requests one by one.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -13,30 +9,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use ipnet::IpNet;
-use pingora::apps::{HttpPersistentSettings, HttpServerApp};
 use pingora::listeners::tls::Acceptor;
-use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::v2::{
-    self,
-    server::{H2Accept, HttpSession},
-};
 use pingora::protocols::l4::stream::Stream as TcpStream;
 use pingora::protocols::tls::ALPN;
-use pingora::protocols::{
-    Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Shutdown, SocketDigest, Ssl, Stream,
-};
-use pingora::proxy::HttpProxy;
+use pingora::protocols::{GetSocketDigest, SocketDigest, Stream};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::alarm::Alarm;
 use crate::downstream::budget::{HeadBudget, HeadMemory};
+use crate::downstream::http1::{Http1, Next, RefusedHead, TOO_MANY_HEADS};
+use crate::downstream::http2::Http2;
+use crate::downstream::http2_io::Http2Io;
 use crate::downstream::preamble;
-use crate::downstream::stream::{DownstreamStream, HEAD_TIME, RejectedHead, TOO_MANY_HEADS};
+use crate::downstream::request::{HEAD_TIME, KEEPALIVE, Peer};
+use crate::downstream::session::Downstream;
 use crate::logs::{AccessLog, Line};
-use crate::request::{Proxy, Snapshot};
+use crate::request::{Proxy, Snapshot, exchange};
 use crate::wording::describe;
 
 /// Time limit for a TLS handshake.
@@ -45,16 +38,15 @@ const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 const FAREWELL_TIME: Duration = Duration::from_secs(1);
 /// Pause after a failed accept.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
-/// Time for which a connection over HTTP/2 may be idle.
-const KEEPALIVE: Duration = Duration::from_secs(75);
-/// Limit of malformed requests on a connection over HTTP/2, which is closed beyond it; pingora's
-/// value.
-const MALFORMED: usize = 32;
+/// Largest decoded head over HTTP/2, bytes, as RFC 9113 §6.5.2 counts them.
+const MAX_HEADER_LIST: u32 = 64 * 1024;
+/// Requests at a time on a connection over HTTP/2.
+const MAX_STREAMS: u32 = 100;
 
 /// The settings and shared state of one listener.
 pub(super) struct ListenerContext {
     /// The proxy that serves requests.
-    pub(super) app: Arc<HttpProxy<Proxy>>,
+    pub(super) proxy: Arc<Proxy>,
     /// TLS acceptor; `None` for plaintext.
     pub(super) tls: Option<Acceptor>,
     /// `true` if plaintext callers may speak HTTP/2 with prior knowledge.
@@ -67,7 +59,7 @@ pub(super) struct ListenerContext {
     pub(super) rejections: RejectionLog,
 }
 
-/// Counts and logs rejected heads, of which no hook of pingora is called.
+/// Counts and logs rejected heads, which never became requests.
 #[derive(Clone)]
 pub(super) struct RejectionLog {
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
@@ -75,7 +67,7 @@ pub(super) struct RejectionLog {
 }
 
 impl RejectionLog {
-    fn record(&self, head: &RejectedHead, client: SocketAddr) {
+    fn record(&self, head: &RefusedHead, client: SocketAddr) {
         let snapshot = self.snapshot.load();
         let status = head.status.as_u16();
         snapshot.unrouted.count_rejected_head(status);
@@ -216,45 +208,40 @@ async fn serve(
             }
         },
     };
+    let peer = Peer {
+        client: from,
+        tls: stream.get_ssl_digest(),
+    };
     let head_memory = Arc::new(HeadMemory::new(listener_context.head_budget.clone()));
     if http2 || matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-        let stream = Box::new(DownstreamStream::new(stream, true, head_memory.clone()));
-        serve_http2(listener_context, stream, &head_memory, from, stop).await;
-        return;
-    }
-    let stream = DownstreamStream::new(stream, false, head_memory);
-    let rejected_head = stream.rejected_head();
-    serve_http1(listener_context, Box::new(stream), stop).await;
-    if let Some(head) = rejected_head.get() {
-        listener_context.rejections.record(head, from);
+        serve_http2(listener_context, stream, head_memory, peer, stop).await;
+    } else {
+        let connection = Http1::new(stream, head_memory);
+        serve_http1(listener_context, connection, &peer, stop).await;
     }
 }
 
-/// Serves streams until there are no more. pingora's own loop starts a task for each, without a
-/// limit on their number or the size of their heads, and waits without limit for a connection's
-/// preface.
+/// Serves streams until there are no more.
 async fn serve_http2(
     listener_context: &ListenerContext,
-    stream: Box<DownstreamStream>,
-    head_memory: &Arc<HeadMemory>,
-    from: SocketAddr,
+    stream: Stream,
+    head_memory: Arc<HeadMemory>,
+    peer: Peer,
     stop: watch::Receiver<bool>,
 ) {
-    let digest = Arc::new(Digest {
-        ssl_digest: stream.get_ssl_digest(),
-        timing_digest: stream.get_timing_digest(),
-        proxy_digest: stream.get_proxy_digest(),
-        socket_digest: stream.get_socket_digest(),
-    });
-    let too_much = stream.too_much();
-    let Ok(Ok(mut connection)) = timeout(HEAD_TIME, v2::server::handshake(stream, None)).await
-    else {
-        tracing::debug!(client = %from, "the HTTP/2 handshake failed");
+    let io = Http2Io::new(stream, head_memory.clone());
+    let too_much = io.too_much();
+    let handshake = h2::server::Builder::new()
+        .max_header_list_size(MAX_HEADER_LIST)
+        .max_concurrent_streams(MAX_STREAMS)
+        .handshake::<_, Bytes>(io);
+    let Ok(Ok(mut connection)) = timeout(HEAD_TIME, handshake).await else {
+        tracing::debug!(client = %peer.client, "the HTTP/2 handshake failed");
         return;
     };
+    let peer = Arc::new(peer);
     let mut stopping = stop.clone();
     let mut stopped = false;
-    let mut malformed = 0;
     let mut overloaded = false;
     let mut serving = JoinSet::new();
     loop {
@@ -266,7 +253,7 @@ async fn serve_http2(
                 stopped = true;
                 continue;
             }
-            accepted = HttpSession::from_h2_conn(&mut connection, digest.clone()) => accepted,
+            accepted = connection.accept() => accepted,
             () = too_much.notified() => {
                 overloaded = true;
                 break;
@@ -275,34 +262,17 @@ async fn serve_http2(
             () = sleep(KEEPALIVE), if !stopped && serving.is_empty() => break,
         };
         match accepted {
-            Ok(Some(H2Accept::Session(mut session))) => {
-                let Some(held) = head_memory.stream(&session.req_header().headers) else {
-                    // The request may be retried, here or elsewhere (RFC 9113 §8.7).
-                    session.shutdown_with_reason(h2::Reason::REFUSED_STREAM);
-                    listener_context
-                        .rejections
-                        .record(&RejectedHead::for_error(TOO_MANY_HEADS), from);
-                    continue;
-                };
-                let (app, stop) = (listener_context.app.clone(), stop.clone());
-                serving.spawn(async move {
-                    app.process_new_http(ServerSession::new_http2(session), &stop)
-                        .await;
-                    drop(held);
-                });
-            }
-            Ok(Some(H2Accept::Rejected)) => {
-                malformed += 1;
-                if malformed >= MALFORMED {
-                    tracing::warn!(client = %from, "too many malformed requests: connection closed");
-                    break;
+            Some(Ok((request, respond))) => {
+                let serve = serve_stream(listener_context, &head_memory, &peer, request, respond);
+                if let Some(serve) = serve {
+                    serving.spawn(serve);
                 }
             }
-            Ok(None) => break,
-            Err(cause) => {
-                tracing::debug!(client = %from, %cause, "an HTTP/2 connection broke");
+            Some(Err(cause)) => {
+                tracing::debug!(client = %peer.client, %cause, "an HTTP/2 connection broke");
                 break;
             }
+            None => break,
         }
     }
     if overloaded {
@@ -314,42 +284,75 @@ async fn serve_http2(
     serving.detach_all();
 }
 
+/// Returns the task that serves one stream; `None`: there is no memory for its head.
+fn serve_stream(
+    listener_context: &ListenerContext,
+    head_memory: &Arc<HeadMemory>,
+    peer: &Arc<Peer>,
+    request: http::Request<h2::RecvStream>,
+    mut respond: h2::server::SendResponse<Bytes>,
+) -> Option<impl Future<Output = ()> + Send + use<>> {
+    let (head, body) = request.into_parts();
+    let Some(held) = head_memory.stream(&head.headers) else {
+        // The request may be retried, here or elsewhere (RFC 9113 §8.7).
+        respond.send_reset(h2::Reason::REFUSED_STREAM);
+        let refused = RefusedHead::for_error(TOO_MANY_HEADS);
+        listener_context.rejections.record(&refused, peer.client);
+        return None;
+    };
+    let (proxy, peer) = (listener_context.proxy.clone(), peer.clone());
+    let (mut stream, request) = Http2::new(head, body, respond);
+    Some(async move {
+        let mut alarm = Alarm::default();
+        let mut downstream = Downstream::Http2(&mut stream);
+        exchange::serve(&proxy, request, &peer, &mut downstream, &mut alarm).await;
+        drop(held);
+    })
+}
+
 /// Serves requests until the connection ends.
 async fn serve_http1(
     listener_context: &ListenerContext,
-    mut stream: Box<DownstreamStream>,
+    mut connection: Http1,
+    peer: &Peer,
     stop: watch::Receiver<bool>,
 ) {
-    let mut settings = None;
-    let mut stopping = stop.clone();
+    let mut stopping = stop;
     let mut stopped = pin!(stopping.wait_for(|stop| *stop));
+    let mut alarm = Alarm::default();
     loop {
         let begins = tokio::select! {
             // A request that has arrived is served.
             biased;
-            begins = stream.begins() => begins,
+            begins = connection.begins(&mut alarm) => begins,
             _ = &mut stopped => false,
         };
         if !begins {
-            // Sends close_notify, so that the caller knows that nothing was cut off (RFC 8446
-            // §6.1).
-            let _ = timeout(FAREWELL_TIME, stream.shutdown()).await;
-            return;
+            break;
         }
-        let mut session = ServerSession::new_http1(stream);
-        match settings.take() {
-            // Zero: pingora needs no timer per request.
-            None => session.set_keepalive((!*stop.borrow()).then_some(0)),
-            Some(settings) => HttpPersistentSettings::apply_to_session(settings, &mut session),
+        match connection.next_request(&mut alarm).await {
+            Next::Request(request) => {
+                let proxy = &listener_context.proxy;
+                let mut downstream = Downstream::Http1(&mut connection);
+                // Boxed, so that an idle connection does not keep its room.
+                Box::pin(exchange::serve(
+                    proxy,
+                    *request,
+                    peer,
+                    &mut downstream,
+                    &mut alarm,
+                ))
+                .await;
+            }
+            Next::Refused(head) => {
+                listener_context.rejections.record(&head, peer.client);
+                return;
+            }
+            Next::Closed => break,
         }
-        let Some(reused) = listener_context.app.process_new_http(session, &stop).await else {
-            return;
-        };
-        let (reused, persistent) = reused.consume();
-        let Ok(kept) = reused.into_any().downcast::<DownstreamStream>() else {
-            return;
-        };
-        kept.expect_head();
-        (stream, settings) = (kept, persistent);
+        if !connection.expect_next() {
+            break;
+        }
     }
+    connection.close().await;
 }

@@ -33,6 +33,7 @@ use crate::secret::SecretRef;
 use crate::store::{self, Store};
 use crate::tls::{CertFiles, sha256};
 use crate::upstream::Upstream;
+use crate::upstream::connector::Connector;
 use crate::upstream::resolver::Resolver;
 
 /// The current configuration and everything that runs under it.
@@ -52,6 +53,7 @@ pub(super) struct Runtime {
     /// Expiry of all certificates that are presented or served.
     certificate_expiry: Arc<CertificateExpiry>,
     resolver: Resolver,
+    connector: Arc<Connector>,
     store: Arc<dyn Store>,
     /// Digest of the files when the first configuration was loaded.
     read: [u8; 32],
@@ -114,6 +116,7 @@ impl Runtime {
         certificates: Vec<Option<Arc<ListenerCertificates>>>,
     ) -> Result<Self, StartError> {
         let resolver = Resolver::system();
+        let connector = Connector::start();
         let store = store::open(&config.store);
         let mint = Arc::new(mint(&config.store));
         let listeners = certificates.iter().flatten();
@@ -121,6 +124,7 @@ impl Runtime {
         let builder = Builder {
             metrics: &metrics,
             resolver: &resolver,
+            connector: &connector,
             store: &store,
             mint: &mint,
             authorities,
@@ -141,6 +145,7 @@ impl Runtime {
             last_error: ArcSwapOption::empty(),
             certificates,
             resolver,
+            connector,
             store,
             mint,
             state: tokio::sync::Mutex::new(State {
@@ -245,6 +250,7 @@ impl Runtime {
         let builder = Builder {
             metrics: &self.metrics,
             resolver: &self.resolver,
+            connector: &self.connector,
             store: &self.store,
             mint: &self.mint,
             authorities,
@@ -321,6 +327,7 @@ fn run_blocking<T>(work: impl FnOnce() -> T) -> T {
 struct Builder<'a> {
     metrics: &'a Metrics,
     resolver: &'a Resolver,
+    connector: &'a Arc<Connector>,
     store: &'a Arc<dyn Store>,
     mint: &'a Arc<Mint>,
     /// Authorities of callers' certificates.
@@ -418,12 +425,10 @@ impl Builder<'_> {
         {
             return Ok(before.clone());
         }
-        let upstream =
-            Upstream::start(vendor, self.generation, self.resolver).map_err(|cause| {
-                StartError::Upstream {
-                    vendor: vendor.name.clone(),
-                    cause,
-                }
+        let upstream = Upstream::start(vendor, self.generation, self.resolver, self.connector)
+            .map_err(|cause| StartError::Upstream {
+                vendor: vendor.name.clone(),
+                cause,
             })?;
         let (credential, refresh_task) = self.credential(vendor, before)?.unzip();
         let mut prepared = Vendor::new(

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::http2::Offer;
+use super::pool::Pool;
 
 /// Time for which an unreachable address is tried last.
 const SET_BACK: Duration = Duration::from_mins(1);
@@ -23,32 +24,40 @@ const SET_BACK: Duration = Duration::from_mins(1);
 /// The addresses that the resolving task publishes.
 pub struct Addresses {
     /// Never empty; `None` until the name has been resolved once.
-    servers: ArcSwapOption<Vec<Server>>,
+    servers: ArcSwapOption<Vec<Arc<Server>>>,
     resolved: Notify,
     started: Instant,
 }
 
-struct Server {
-    address: IpAddr,
+/// One address. Outlives the resolution it came with.
+pub(super) struct Server {
+    pub(super) address: IpAddr,
     /// The finished template for its connections.
-    peer: HttpPeer,
-    back_off: Arc<BackOff>,
+    pub(super) peer: HttpPeer,
+    /// Its unused connections over HTTP/1.1.
+    pub(super) pool: Arc<Pool>,
+    back_off: BackOff,
 }
 
 /// Milliseconds since [`Addresses::started`] until which this address is tried last; 0 where it is
-/// not known to be unreachable. Outlives the resolution it came with.
+/// not known to be unreachable.
 #[derive(Debug)]
 struct BackOff(AtomicU64);
 
 /// The address of one attempt.
-#[derive(Debug)]
 pub struct Picked {
     at: usize,
-    pub(super) address: IpAddr,
-    /// `None` where there is no other address to prefer.
-    back_off: Option<Arc<BackOff>>,
+    pub(super) server: Arc<Server>,
+    /// There are other addresses.
+    has_others: bool,
     /// The versions of HTTP that it is offered.
     pub(super) offer: Offer,
+}
+
+impl std::fmt::Debug for Picked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Picked").field(&self.server.address).finish()
+    }
 }
 
 /// Addresses that one request need not try again, by their position.
@@ -87,32 +96,34 @@ impl Addresses {
         }
     }
 
-    /// Publishes a resolution. `addresses` must not be empty.
-    pub fn publish(&self, addresses: &[IpAddr], peer: impl Fn(IpAddr) -> HttpPeer) {
+    /// Publishes a resolution. `addresses` must not be empty. `peer` makes the template of a new
+    /// address, and `pool` its pool.
+    pub(super) fn publish(
+        &self,
+        addresses: &[IpAddr],
+        peer: impl Fn(IpAddr) -> HttpPeer,
+        pool: impl Fn() -> Arc<Pool>,
+    ) {
         let before = self.servers.load();
-        let before: &[Server] = before.as_ref().map_or(&[], |servers| servers.as_slice());
+        let before: &[Arc<Server>] = before.as_ref().map_or(&[], |servers| servers.as_slice());
         let servers = addresses.iter().map(|&address| {
             let known = before.iter().find(|server| server.address == address);
-            Server {
-                address,
-                peer: peer(address),
-                back_off: known.map_or_else(
-                    || Arc::new(BackOff(AtomicU64::new(0))),
-                    |server| server.back_off.clone(),
-                ),
-            }
+            known.cloned().unwrap_or_else(|| {
+                Arc::new(Server {
+                    address,
+                    peer: peer(address),
+                    pool: pool(),
+                    back_off: BackOff(AtomicU64::new(0)),
+                })
+            })
         });
         self.servers.store(Some(Arc::new(servers.collect())));
         self.resolved.notify_waiters();
     }
 
-    /// Returns a copy of the next peer for a request that has `tried` some in vain. Waits `at_most`
-    /// for the first resolution; `None` when there is none by then.
-    pub async fn pick(
-        &self,
-        tried: TriedAddresses,
-        at_most: Duration,
-    ) -> Option<(Box<HttpPeer>, Picked)> {
+    /// Returns the next address for a request that has `tried` some in vain. Waits `at_most` for
+    /// the first resolution; `None` when there is none by then.
+    pub async fn pick(&self, tried: TriedAddresses, at_most: Duration) -> Option<Picked> {
         if let Some(servers) = &*self.servers.load() {
             return Some(self.choose(servers, tried));
         }
@@ -125,32 +136,30 @@ impl Addresses {
         servers.as_ref().map(|servers| self.choose(servers, tried))
     }
 
-    fn choose(&self, servers: &[Server], tried: TriedAddresses) -> (Box<HttpPeer>, Picked) {
-        let (at, back_off) = if servers.len() == 1 {
-            (0, None)
-        } else {
+    fn choose(&self, servers: &[Arc<Server>], tried: TriedAddresses) -> Picked {
+        let has_others = servers.len() > 1;
+        let at = if has_others {
             let now = self.now();
             let mut left = (0..servers.len()).filter(|at| !tried.has(*at));
-            let at = left
-                .clone()
+            left.clone()
                 .find(|at| servers[*at].back_off.may_be_asked(now))
                 .or_else(|| left.next())
-                .unwrap_or(0);
-            (at, Some(servers[at].back_off.clone()))
+                .unwrap_or(0)
+        } else {
+            0
         };
-        let picked = Picked {
+        Picked {
             at,
-            address: servers[at].address,
-            back_off,
+            server: servers[at].clone(),
+            has_others,
             offer: Offer::default(),
-        };
-        (Box::new(servers[at].peer.clone()), picked)
+        }
     }
 
     /// Notes that a connect to `picked` failed.
     pub fn mark_unreachable(&self, picked: &Picked) {
-        if let Some(back_off) = &picked.back_off {
-            back_off.set_back(self.now());
+        if picked.has_others {
+            picked.server.back_off.set_back(self.now());
         }
     }
 
@@ -175,10 +184,9 @@ impl Picked {
     /// Notes that a connect succeeded, and tells whether the address was thought unreachable.
     #[must_use]
     pub fn mark_reachable(&self) -> bool {
-        self.back_off.as_ref().is_some_and(|back_off| {
-            // Nothing is written where nothing changes: all requests share it.
-            back_off.0.load(Ordering::Relaxed) != 0 && back_off.0.swap(0, Ordering::Relaxed) != 0
-        })
+        let until = &self.server.back_off.0;
+        // Nothing is written where nothing changes: all requests share it.
+        until.load(Ordering::Relaxed) != 0 && until.swap(0, Ordering::Relaxed) != 0
     }
 }
 
@@ -219,14 +227,14 @@ mod tests {
 
     fn known(addresses: &[IpAddr]) -> Addresses {
         let known = Addresses::unresolved();
-        known.publish(addresses, peer);
+        known.publish(addresses, peer, Arc::default);
         known
     }
 
     impl Addresses {
         async fn next(&self, tried: TriedAddresses) -> (IpAddr, Picked) {
-            let (peer, picked) = self.pick(tried, Duration::ZERO).await.unwrap();
-            (peer._address.as_inet().unwrap().ip(), picked)
+            let picked = self.pick(tried, Duration::ZERO).await.unwrap();
+            (picked.server.address, picked)
         }
 
         async fn first(&self) -> IpAddr {
@@ -288,12 +296,12 @@ mod tests {
         let known = known(&[A, B]);
         let (_, picked) = known.next(TriedAddresses::default()).await;
         known.mark_unreachable(&picked);
-        known.publish(&[C, A], peer);
+        known.publish(&[C, A], peer, Arc::default);
         assert_eq!(known.first().await, C);
-        known.publish(&[A, B], peer);
+        known.publish(&[A, B], peer, Arc::default);
         assert_eq!(known.first().await, B);
-        known.publish(&[B, C], peer);
-        known.publish(&[A, B], peer);
+        known.publish(&[B, C], peer, Arc::default);
+        known.publish(&[A, B], peer, Arc::default);
         assert_eq!(known.first().await, A, "left in between");
     }
 

@@ -42,9 +42,9 @@ impl ConnectErrors {
         self.push(weight, &format!("{address}: {said}"));
     }
 
-    /// Adds that a connection to `address` ended before the response.
-    pub(super) fn add_broken(&mut self, address: SocketAddr) {
-        let said = format!("{address}: the connection ended before the response");
+    /// Adds that a connection to `address` ended before the response, and why.
+    pub(super) fn add_broken(&mut self, address: SocketAddr, cause: &str) {
+        let said = format!("{address}: the connection ended before the response: {cause}");
         self.push(Weight::Broken, &said);
     }
 

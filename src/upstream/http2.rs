@@ -10,10 +10,9 @@ use std::time::Duration;
 use h2::Reason;
 use http::header::UPGRADE;
 use http::{HeaderMap, Version};
+use pingora::Error;
 use pingora::protocols::ALPN;
-use pingora::protocols::http::v2::client::PING_TIMEDOUT;
 use pingora::upstreams::peer::{HttpPeer, PeerOptions};
-use pingora::{Error, ErrorType};
 use tokio::time::Instant;
 
 use crate::config::Timeouts;
@@ -39,15 +38,8 @@ const GRPC_POOL: u64 = 0x6772_7063;
 /// Time for which a connection made for one request alone is kept: other requests would not find
 /// it.
 const FRESH_IDLE: Duration = Duration::from_millis(100);
-/// Slowest upload that is waited for, bytes a second.
-const SLOWEST: u64 = 64 * 1024;
-/// Assumed size of an upload of unknown length, bytes.
-const UNKNOWN_UPLOAD: u64 = 100 * 1024 * 1024;
 /// Time for which a server that requires HTTP/1.1 gets it.
 pub(super) const DEMANDED_FOR: Duration = Duration::from_mins(10);
-/// Time for which a server that broke HTTP/2 is offered HTTP/1.1 only: see [`Versions`].
-const INSISTED_FOR: Duration = Duration::from_mins(10);
-
 /// The kind of a request, as far as its connection is concerned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kind {
@@ -100,40 +92,22 @@ pub struct AttemptOptions {
     pub kind: Kind,
     /// The pooled connections have refused it.
     pub fresh: bool,
-    /// Bytes of an upload: `None` when there is none, zero when the length is unknown.
-    pub upload: Option<u64>,
-    /// The rest of `timeouts.total`, where nothing else limits it.
-    pub left: Option<Duration>,
-    /// The caller's stream measures how long the server is silent.
-    pub silence_measured: bool,
-    /// The caller does not know chunks, in which pingora passes on what comes over HTTP/2.
+    /// The caller does not know chunks, in which what comes over HTTP/2 is passed on.
     pub http1: bool,
+    /// Time limit for a new connection, where it is shorter than `timeouts.connect`.
+    pub connect_within: Option<Duration>,
 }
 
 impl AttemptOptions {
     /// Applies the options to `peer`.
-    pub fn apply_to(self, peer: &mut HttpPeer, timeouts: &Timeouts) {
+    pub fn apply_to(self, peer: &mut HttpPeer) {
         let options = &mut peer.options;
+        if let Some(left) = self.connect_within {
+            let limit = options.connection_timeout;
+            options.connection_timeout = Some(limit.map_or(left, |limit| limit.min(left)));
+            options.total_connection_timeout = options.connection_timeout;
+        }
         let may_be_http2 = options.alpn.get_max_http_version() == 2;
-        if self.kind != Kind::Ordinary {
-            // The first message of a gRPC stream may come as late as any other.
-            let idle = Some(timeouts.idle_stream).filter(|idle| !idle.is_zero());
-            options.read_timeout = idle;
-            options.write_timeout = idle;
-        } else if self.silence_measured {
-            // pingora would make a timer for each read, and has one limit for the first and the
-            // rest.
-            options.read_timeout = None;
-        } else if may_be_http2 && let Some(length) = self.upload {
-            // On HTTP/1.1 every byte either way restarts pingora's read timeout. On HTTP/2 it runs
-            // from the request's head, so that a long upload would end in it.
-            let length = if length == 0 { UNKNOWN_UPLOAD } else { length };
-            let upload = Duration::from_secs(length / SLOWEST);
-            options.read_timeout = options.read_timeout.map(|read| read + upload);
-        }
-        if let Some(left) = self.left {
-            options.read_timeout = Some(options.read_timeout.map_or(left, |read| read.min(left)));
-        }
         match self.kind {
             Kind::Upgrade => options.alpn = ALPN::H1,
             Kind::Grpc if may_be_http2 => {
@@ -144,8 +118,7 @@ impl AttemptOptions {
             Kind::Ordinary | Kind::Grpc => {}
         }
         if self.fresh && may_be_http2 {
-            // A shared connection may end as well: pingora would not tell why it does while the
-            // buffered body is sent again.
+            // A shared connection may end as well.
             peer.group_key ^= fastrand::u64(1..);
             peer.options.idle_timeout = Some(FRESH_IDLE);
         }
@@ -157,27 +130,19 @@ impl AttemptOptions {
 /// A server that demands HTTP/1.1 gets it, for a while. One whose HTTP/2 is broken gets HTTP/2
 /// again, on another connection: it may speak nothing else, and one broken response says little
 /// about the next.
-///
-/// pingora has a memory of its own. It moves whatever it finds broken to HTTP/1.1, by the peer's
-/// hash and for ever, unless the peer admits HTTP/2 alone. So the hash changes with each such
-/// event, and a server that has just proven to speak HTTP/2 is offered that alone for a while;
-/// otherwise pingora's memory, which has no bound, would grow with each broken response.
 #[derive(Debug)]
 pub(super) struct Versions {
     born: Instant,
     /// Milliseconds since `born` until which HTTP/1.1 is spoken; 0: not.
     demanded: AtomicU64,
-    /// Milliseconds since `born` until which HTTP/2 alone is offered; 0: not.
-    insisted: AtomicU64,
     /// The number of times that connections were replaced.
     epoch: AtomicU64,
 }
 
-/// The versions that one attempt offered.
+/// The connections that one attempt could use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Offer {
     epoch: u64,
-    http2_alone: bool,
 }
 
 impl Versions {
@@ -185,52 +150,38 @@ impl Versions {
         Self {
             born: Instant::now(),
             demanded: AtomicU64::new(0),
-            insisted: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
         }
     }
 
-    /// Applies the known versions to `peer`.
-    pub(super) fn apply_to(&self, peer: &mut HttpPeer) -> Offer {
+    /// Returns what an attempt can use now.
+    pub(super) fn offer(&self) -> Offer {
         let epoch = self.epoch.load(Ordering::Acquire);
-        let mut offer = Offer {
-            epoch,
-            http2_alone: false,
-        };
-        if epoch == 0 || peer.options.alpn.get_max_http_version() < 2 {
-            return offer;
+        Offer { epoch }
+    }
+
+    /// Applies the known versions to `peer`.
+    pub(super) fn apply_to(&self, peer: &mut HttpPeer, offer: Offer) {
+        if offer.epoch == 0 || peer.options.alpn.get_max_http_version() < 2 {
+            return;
         }
-        peer.group_key ^= epoch.wrapping_mul(EPOCH);
+        peer.group_key ^= offer.epoch.wrapping_mul(EPOCH);
         if self.is_now(&self.demanded) {
             peer.options.alpn = ALPN::H1;
-        } else if self.is_now(&self.insisted) {
-            peer.options.alpn = ALPN::H2;
-            offer.http2_alone = true;
         }
-        offer
     }
 
     /// Notes that a server demands HTTP/1.1. `false`: that was known.
     pub(super) fn demanded(&self, offer: Offer) -> bool {
         let new = !self.is_now(&self.demanded);
         self.set(&self.demanded, DEMANDED_FOR);
-        self.insisted.store(0, Ordering::Relaxed);
         self.replace_connections(offer);
         new
     }
 
     /// Notes that a server has broken HTTP/2. `false`: on a connection that was replaced already.
     pub(super) fn broken(&self, offer: Offer) -> bool {
-        self.set(&self.insisted, INSISTED_FOR);
         self.replace_connections(offer)
-    }
-
-    /// Notes that a connect failed. `true`: HTTP/2 alone was offered, and will not be again.
-    pub(super) fn stop_insisting(&self, offer: Offer) -> bool {
-        if offer.http2_alone {
-            self.insisted.store(0, Ordering::Relaxed);
-        }
-        offer.http2_alone
     }
 
     /// Forgets a demand for HTTP/1.1, and tells whether there was one.
@@ -283,54 +234,43 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Returns what `error` says; `None`: nothing.
+    /// Returns what `error` of pingora's says; `None`: nothing.
     #[must_use]
     pub fn of(error: &Error) -> Option<Self> {
-        if *error.etype() == ErrorType::InvalidH2 {
-            return Some(Self::BrokenHttp2);
-        }
         let cause = error.root_cause().downcast_ref::<h2::Error>();
-        let demanded = |cause: &h2::Error| {
-            cause.is_remote() && cause.reason() == Some(Reason::HTTP_1_1_REQUIRED)
-        };
-        // pingora itself recognises it only while it waits for the response's head.
-        if *error.etype() == ErrorType::H2Downgrade || cause.is_some_and(demanded) {
-            return Some(Self::WantsHttp1);
-        }
-        let cause = cause?;
-        // pingora itself knows GOAWAY with `NO_ERROR` alone; h2 returns this error for exactly the
-        // streams that the GOAWAY excludes, whatever its reason.
-        let refused = cause.is_go_away() || cause.reason() == Some(Reason::REFUSED_STREAM);
-        (refused && cause.is_remote()).then_some(Self::NotProcessed)
+        cause.and_then(Self::of_http2)
     }
-}
 
-/// Tells whether a PING was not answered.
-#[must_use]
-pub fn ping_timed_out(error: &Error) -> bool {
-    *error.etype() == PING_TIMEDOUT
+    /// Returns what `cause` says; `None`: nothing.
+    #[must_use]
+    pub fn of_http2(cause: &h2::Error) -> Option<Self> {
+        let reason = cause.reason();
+        if cause.is_remote() {
+            // h2 returns a GOAWAY for exactly the streams that it excludes, whatever its reason.
+            let refused = cause.is_go_away() || reason == Some(Reason::REFUSED_STREAM);
+            let demanded = reason == Some(Reason::HTTP_1_1_REQUIRED);
+            return match (demanded, refused) {
+                (true, _) => Some(Self::WantsHttp1),
+                (false, true) => Some(Self::NotProcessed),
+                (false, false) => None,
+            };
+        }
+        let broken = cause.is_go_away() && cause.is_library();
+        (broken && reason == Some(Reason::PROTOCOL_ERROR)).then_some(Self::BrokenHttp2)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
 
-    use super::*;
+    use pingora::ErrorType;
 
-    const TIMEOUTS: Timeouts = Timeouts {
-        connect: Duration::from_secs(5),
-        first_byte: Duration::from_mins(1),
-        idle: Duration::from_mins(1),
-        idle_stream: Duration::from_mins(5),
-        total: Duration::ZERO,
-        keepalive: Duration::from_secs(30),
-        token_wait: Duration::from_secs(5),
-    };
+    use super::*;
 
     fn peer() -> HttpPeer {
         let mut peer = HttpPeer::new(SocketAddr::from(([192, 0, 2, 1], 443)), true, "a".into());
         allow_http2(&mut peer.options);
-        peer.options.read_timeout = Some(TIMEOUTS.idle);
         peer
     }
 
@@ -338,14 +278,12 @@ mod tests {
         let mut need = AttemptOptions {
             kind,
             fresh: false,
-            upload: None,
-            left: None,
-            silence_measured: false,
             http1: false,
+            connect_within: None,
         };
         change(&mut need);
         let mut peer = peer();
-        need.apply_to(&mut peer, &TIMEOUTS);
+        need.apply_to(&mut peer);
         peer
     }
 
@@ -354,7 +292,8 @@ mod tests {
         let versions = Versions::new();
         let offered = || {
             let mut peer = peer();
-            let offer = versions.apply_to(&mut peer);
+            let offer = versions.offer();
+            versions.apply_to(&mut peer, offer);
             (peer.options.alpn, peer.group_key, offer)
         };
         let (alpn, before, offer) = offered();
@@ -369,7 +308,7 @@ mod tests {
         tokio::time::advance(Duration::from_millis(1)).await;
         let (alpn, after, offer) = offered();
         assert_eq!((alpn, after), (ALPN::H2H1, during));
-        // Pingora's memory of the first is not found here.
+        // The connections of the first are not found here.
         assert_ne!(after, before);
 
         assert!(versions.demanded(offer));
@@ -384,28 +323,21 @@ mod tests {
         let versions = Versions::new();
         let offered = || {
             let mut peer = peer();
-            let offer = versions.apply_to(&mut peer);
+            let offer = versions.offer();
+            versions.apply_to(&mut peer, offer);
             (peer.options.alpn, peer.group_key, offer)
         };
         let (_, before, offer) = offered();
         assert!(versions.broken(offer));
         assert!(!versions.broken(offer), "one connection, once");
         let (alpn, after, offer) = offered();
-        assert_eq!(alpn, ALPN::H2);
-        assert_ne!(before, after);
-        // A server that has given up HTTP/2 shows it in its handshake.
-        assert!(versions.stop_insisting(offer));
-        let (alpn, _, offer) = offered();
         assert_eq!(alpn, ALPN::H2H1);
-        assert!(!versions.stop_insisting(offer));
-
+        assert_ne!(before, after);
         assert!(versions.broken(offer));
-        tokio::time::advance(INSISTED_FOR).await;
-        assert_eq!(offered().0, ALPN::H2H1);
         // A peer that speaks HTTP/1.1 for another reason is left alone.
         let mut old = peer();
         old.options.alpn = ALPN::H1;
-        versions.apply_to(&mut old);
+        versions.apply_to(&mut old, versions.offer());
         assert_eq!(
             (old.options.alpn, old.group_key),
             (ALPN::H1, peer().group_key)
@@ -417,12 +349,11 @@ mod tests {
     }
 
     #[test]
-    fn an_upgrade_goes_over_http_1_and_may_be_silent_for_long() {
+    fn an_upgrade_goes_over_http_1() {
         let upgrade = Kind::of(Version::HTTP_11, &fields("upgrade", "websocket"));
         assert_eq!(upgrade, Kind::Upgrade);
         let peer = suited(upgrade, |_| {});
         assert_eq!(peer.options.alpn, ALPN::H1);
-        assert_eq!(peer.options.read_timeout, Some(TIMEOUTS.idle_stream));
     }
 
     #[test]
@@ -442,27 +373,30 @@ mod tests {
         assert_eq!(grpc, Kind::Grpc);
         let (other, grpc) = (suited(Kind::Ordinary, |_| {}), suited(grpc, |_| {}));
         assert!(grpc.options.h2_ping_interval > Some(Duration::from_mins(5)));
-        assert!(other.options.h2_ping_interval < Some(TIMEOUTS.keepalive));
+        assert!(other.options.h2_ping_interval < Some(Duration::from_secs(30)));
         // A connection is pinged as its first request wants it.
         assert_ne!(grpc.group_key, other.group_key);
-        assert_eq!(grpc.options.read_timeout, Some(TIMEOUTS.idle_stream));
     }
 
     #[test]
-    fn a_long_upload_has_time_and_the_total_bounds_everything() {
-        let read =
-            |change: fn(&mut AttemptOptions)| suited(Kind::Ordinary, change).options.read_timeout;
-        assert_eq!(read(|_| {}), Some(TIMEOUTS.idle));
-        assert_eq!(read(|need| need.upload = Some(1000)), Some(TIMEOUTS.idle));
-        let minute = 60 * SLOWEST;
-        assert_eq!(minute, 3_932_160);
-        let long = read(|need| need.upload = Some(3_932_160));
-        assert_eq!(long, Some(TIMEOUTS.idle + Duration::from_mins(1)));
-        assert!(read(|need| need.upload = Some(0)) > long);
-        let silence_measured = read(|need| (need.silence_measured, need.upload) = (true, Some(0)));
-        assert_eq!(silence_measured, None);
-        let left = read(|need| need.left = Some(Duration::from_secs(3)));
-        assert_eq!(left, Some(Duration::from_secs(3)));
+    fn what_is_left_of_the_total_bounds_a_connection() {
+        let limit = |left: u64| {
+            let mut need = AttemptOptions {
+                kind: Kind::Ordinary,
+                fresh: false,
+                http1: false,
+                connect_within: Some(Duration::from_secs(left)),
+            };
+            need.fresh = true;
+            let mut peer = peer();
+            peer.options.connection_timeout = Some(Duration::from_secs(5));
+            need.apply_to(&mut peer);
+            let options = peer.options;
+            assert_eq!(options.total_connection_timeout, options.connection_timeout);
+            options.connection_timeout
+        };
+        assert_eq!(limit(3), Some(Duration::from_secs(3)));
+        assert_eq!(limit(7), Some(Duration::from_secs(5)));
     }
 
     #[test]
@@ -484,19 +418,11 @@ mod tests {
 
     #[test]
     fn only_what_the_server_says_makes_a_request_one_it_has_not_processed() {
-        let of = |cause: h2::Error| {
-            Refusal::of(&Error::because(
-                ErrorType::H2Error,
-                "while reading h2 header",
-                cause,
-            ))
-        };
+        let of = |cause: h2::Error| Refusal::of_http2(&cause);
         // Sent by us, not by the server.
         assert_eq!(of(Reason::REFUSED_STREAM.into()), None);
         assert_eq!(of(Reason::HTTP_1_1_REQUIRED.into()), None);
-        let named = |kind| Refusal::of(&Error::new(kind));
-        assert_eq!(named(ErrorType::H2Downgrade), Some(Refusal::WantsHttp1));
-        assert_eq!(named(ErrorType::InvalidH2), Some(Refusal::BrokenHttp2));
-        assert_eq!(named(ErrorType::ReadError), None);
+        let closed = Error::new(ErrorType::ConnectionClosed);
+        assert_eq!(Refusal::of(&closed), None);
     }
 }

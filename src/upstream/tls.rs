@@ -6,10 +6,8 @@ use std::sync::Arc;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 use rustls::RootCertStore;
-use tokio_rustls::TlsConnector;
 
 use crate::config::Vendor;
-use crate::late_client_auth::LateClientAuth;
 use crate::tls::{Error, Identity, Roots, sha256};
 
 /// Sets the vendor's client certificate, CA and group key on `peer`.
@@ -57,55 +55,4 @@ pub(super) fn configure_tls(
     first.copy_from_slice(&digest[..8]);
     peer.group_key = u64::from_be_bytes(first);
     Ok(())
-}
-
-/// TLS of our own, where pingora's connector does not suffice.
-#[derive(Clone)]
-pub(super) enum OwnTls {
-    /// The vendor requests the certificate late.
-    Late(Arc<LateClientAuth>),
-    /// The vendor's own certificate is pinned, or ours is of a form that rustls refuses: pingora
-    /// builds its settings from the parts each time, and takes neither.
-    Usual(TlsConnector),
-}
-
-impl std::fmt::Debug for OwnTls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Late(_) => "Late",
-            Self::Usual(_) => "Usual",
-        })
-    }
-}
-
-/// Returns our own TLS for `vendor`; `None` where pingora's suffices.
-pub(super) fn own_tls(vendor: &Vendor) -> Result<Option<OwnTls>, Error> {
-    if !vendor.upstream.tls {
-        return Ok(None);
-    }
-    let identity = vendor
-        .client_cert
-        .as_ref()
-        .map(Identity::load)
-        .transpose()?;
-    let own = vendor.ca.as_deref().map(Roots::load).transpose()?;
-    let is_odd = identity
-        .as_ref()
-        .is_some_and(|identity| !identity.is_ordinary());
-    let is_pinned = own
-        .as_ref()
-        .is_some_and(|roots| roots.pins(&vendor.upstream.host));
-    if !(vendor.late_client_auth || is_odd || is_pinned) {
-        return Ok(None);
-    }
-    let roots = own.unwrap_or_else(Roots::system);
-    if vendor.late_client_auth {
-        let late = LateClientAuth::new(&roots, identity.as_ref())?;
-        return Ok(Some(OwnTls::Late(Arc::new(late))));
-    }
-    let mut config = roots
-        .client_config(identity.as_ref())
-        .map_err(|_| Error::Settings("TLS with this CA and client certificate cannot be set up"))?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Some(OwnTls::Usual(TlsConnector::from(Arc::new(config)))))
 }

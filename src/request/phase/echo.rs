@@ -6,14 +6,14 @@ use bytes::Bytes;
 use http::HeaderMap;
 use pingora::http::ResponseHeader;
 
-use crate::request::Context;
+use crate::credential::Held;
 use crate::request::redact::Needles;
 use crate::request::vendor::Vendor;
 
-/// Returns the patterns that must not reach the caller of this request.
-pub(in crate::request) fn needles(ctx: &Context, vendor: &Vendor) -> Option<Arc<Needles>> {
+/// Returns the patterns that must not reach the caller of a request that carried `held`.
+pub(in crate::request) fn needles(held: Option<&Held>, vendor: &Vendor) -> Option<Arc<Needles>> {
     let (placement, _) = vendor.credential.as_ref()?;
-    vendor.echo.as_ref()?.needles(placement, ctx.held.as_ref()?)
+    vendor.echo.as_ref()?.needles(placement, held?)
 }
 
 /// Masks what `needles` finds in the headers and the reason phrase.

@@ -1,11 +1,11 @@
-//! A body in chunks (RFC 9112 §7.1): its end, and whether its framing is unambiguous.
+//! A body in chunks (RFC 9112 §7.1): its data, its end, and whether its framing is unambiguous.
 //!
-//! pingora decodes it, and takes a size without digits for the last one: a body would be cut short,
-//! and the bytes after it dropped.
+//! The grammar is the RFC's and no more. A size without digits, a bare LF or a blank within the
+//! digits is refused: another reader could end the body elsewhere.
 
 /// The position in a chunked body.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Chunks {
+pub(crate) struct Chunks {
     state: State,
     /// The chunk's size while that is read, then the rest of its data, bytes.
     size: u64,
@@ -39,44 +39,58 @@ enum State {
 
 /// The framing can be read in two ways, or in none.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Odd;
+pub(crate) struct Odd;
 
 /// Longest size line, and longest trailers, bytes.
 const LONGEST: usize = 8 * 1024;
 
 impl Chunks {
-    pub(super) fn is_done(self) -> bool {
+    pub(crate) fn is_done(self) -> bool {
         self.state == State::Done
     }
 
     /// Tells whether the framing is invalid.
-    pub(super) fn is_broken(self) -> bool {
+    pub(crate) fn is_broken(self) -> bool {
         self.state == State::Broken
     }
 
-    /// Returns how many of `bytes` belong to the body: all, unless its end is among them.
-    pub(super) fn advance(&mut self, bytes: &[u8]) -> Result<usize, Odd> {
-        let mut at = 0;
-        while at < bytes.len() && !self.is_done() {
-            if self.state == State::Data {
-                let left = usize::try_from(self.size).unwrap_or(usize::MAX);
-                let some = left.min(bytes.len() - at);
-                at += some;
-                self.size -= some as u64;
-                if self.size == 0 {
-                    self.state = State::DataCr;
-                }
-                continue;
-            }
+    /// Splits the next data off `bytes`: returns the length of the framing before it, and its own.
+    /// Both are zero once the body is complete.
+    ///
+    /// # Errors
+    /// [`Odd`], from then on for good.
+    pub(crate) fn split(&mut self, bytes: &[u8]) -> Result<(usize, usize), Odd> {
+        let framing = self.end_of_chunk(bytes)?;
+        if self.state != State::Data {
+            return Ok((framing, 0));
+        }
+        let left = usize::try_from(self.size).unwrap_or(usize::MAX);
+        let data = left.min(bytes.len() - framing);
+        self.size -= data as u64;
+        if self.size == 0 {
+            self.state = State::DataCr;
+        }
+        Ok((framing, data))
+    }
+
+    /// Returns the length of the framing at the start of `bytes`, up to the next data at most.
+    ///
+    /// # Errors
+    /// As [`Self::split`].
+    pub(crate) fn end_of_chunk(&mut self, bytes: &[u8]) -> Result<usize, Odd> {
+        let mut framing = 0;
+        while framing < bytes.len() && self.state != State::Data && !self.is_done() {
+            framing += 1;
             self.line += 1;
-            let next = self.next(bytes[at]).filter(|_| self.line <= LONGEST);
-            self.state = next.unwrap_or(State::Broken);
-            if self.state == State::Broken {
+            let next = self.next(bytes[framing - 1]);
+            self.state = next
+                .filter(|_| self.line <= LONGEST)
+                .unwrap_or(State::Broken);
+            if self.is_broken() {
                 return Err(Odd);
             }
-            at += 1;
         }
-        Ok(at)
+        Ok(framing)
     }
 
     fn next(&mut self, byte: u8) -> Option<State> {
@@ -130,13 +144,23 @@ fn is_token(byte: u8) -> bool {
 mod tests {
     use super::*;
 
+    /// Returns how many of `bytes` belong to the body: all, unless its end is among them.
+    fn advance(chunks: &mut Chunks, bytes: &[u8]) -> Result<usize, Odd> {
+        let mut at = 0;
+        while at < bytes.len() && !chunks.is_done() {
+            let (framing, data) = chunks.split(&bytes[at..])?;
+            at += framing + data;
+        }
+        Ok(at)
+    }
+
     /// Returns the body's part of `bytes`, fed in pieces of every length.
     fn taken(bytes: &str) -> Result<usize, Odd> {
         let mut outcomes = (1..=bytes.len()).map(|length| {
             let mut chunks = Chunks::default();
             let mut taken = 0;
             for piece in bytes.as_bytes().chunks(length) {
-                taken += chunks.advance(piece)?;
+                taken += advance(&mut chunks, piece)?;
             }
             if chunks.is_done() {
                 Ok(taken)
@@ -194,8 +218,8 @@ mod tests {
             assert_eq!(taken(odd), Err(Odd), "{odd:?}");
         }
         let mut chunks = Chunks::default();
-        assert_eq!(chunks.advance(b"\r\n"), Err(Odd));
-        assert_eq!(chunks.advance(b"0\r\n\r\n"), Err(Odd), "for good");
+        assert_eq!(advance(&mut chunks, b"\r\n"), Err(Odd));
+        assert_eq!(advance(&mut chunks, b"0\r\n\r\n"), Err(Odd), "for good");
         assert_eq!(taken(&format!("3;{}", "x".repeat(LONGEST))), Err(Odd));
     }
 }

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/../fuzz"
 
 seconds=${1:-60}
 [ $# -eq 0 ] || shift
-[ $# -gt 0 ] || set -- path fields echo config
+[ $# -gt 0 ] || set -- path fields echo config http1
 
 # What is fuzzed are the versions that are shipped; cargo adds the fuzzer's own.
 cp ../Cargo.lock Cargo.lock

@@ -14,13 +14,14 @@
 //!         → strip → place → upstream → 401? reject, await newer, replay once → response → one log line
 //! ```
 //!
-//! * [`request`] is the request path: it drives pingora's phases, and decides in plain functions.
+//! * [`request`] is the request path: one function drives both sides of a request, and decisions are
+//!   plain functions.
 //! * [`credential`] is the refresh path: one task per credential, which never sees a request.
 //! * They meet in [`credential::Credential`]: the task writes it, requests load it.
 //!
 //! Around them: [`config`] reads proxy.yaml into a form that is always valid; [`server`] has sockets,
 //! reloads and the admin listener; [`downstream`] a caller's connection and [`upstream`] a vendor's
-//! servers; [`store`] what must survive; [`error`] the one table of refusals; [`metrics`], [`traces`]
+//! servers, and [`http1`] the messages of both; [`store`] what must survive; [`error`] the one table of refusals; [`metrics`], [`traces`]
 //! and [`logs`] what operators see; [`wording`] the errors of libraries in words. The mock vendors of
 //! `countersign demo` and of the tests are a crate of their own, `demo/`. docs/architecture.md says
 //! what each module may import.
@@ -36,7 +37,7 @@ pub mod credential;
 pub mod downstream;
 pub mod endpoint;
 pub mod error;
-mod http1;
+pub mod http1;
 mod http2_output;
 mod http_fields;
 pub mod jwks;

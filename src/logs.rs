@@ -56,11 +56,6 @@ pub fn init(default: LevelFilter) {
         .with_default_directive(default.into())
         .from_env_lossy();
     let capped = filter_fn(|event| {
-        // pingora_proxy logs an ERROR for every caller that disconnects within a head. Outcomes of
-        // requests are logged by this crate.
-        if event.target().starts_with("pingora_proxy") {
-            return false;
-        }
         *event.level() <= Level::INFO || !CAPPED.iter().any(|name| event.target().starts_with(name))
     })
     // Without the hint, every record of these libraries is created only to be dropped here.

@@ -1,6 +1,6 @@
 //! The `countersign` program: see [`countersign::cli`].
 
-/// mimalloc, because a request allocates about a hundred times, mostly in pingora and in headers.
+/// mimalloc, because a request allocates some forty times, mostly for headers.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,11 +1,13 @@
 //! How long a connection may do nothing, and what it costs the others.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::script::{Reply, Server};
-use crate::support::{Proxy, eventually, status_of};
+use crate::support::{PATIENCE, Proxy, eventually, status_of};
 
 const HEAD: &str = "GET /v/x HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
@@ -463,4 +465,105 @@ async fn a_head_without_an_authority_over_http_2_gets_a_problem_and_a_line() {
     assert_eq!(problem["reason"], "bad_request", "{got:?}");
     let id = problem["request_id"].as_str().unwrap().to_owned();
     eventually("its line", || proxy.stdout().contains(&id).then_some(()));
+}
+
+/// A vendor that keeps its connections and answers each request by its head.
+fn keeping(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> (String, Arc<AtomicUsize>) {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", socket.local_addr().unwrap());
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counter = connections.clone();
+    let answer = Arc::new(answer);
+    std::thread::spawn(move || {
+        for mut stream in socket.incoming().flatten() {
+            counter.fetch_add(1, Ordering::SeqCst);
+            let answer = answer.clone();
+            std::thread::spawn(move || {
+                let mut head = Vec::new();
+                let mut byte = [0];
+                while stream.read(&mut byte).is_ok_and(|read| read > 0) {
+                    head.push(byte[0]);
+                    if head.ends_with(b"\r\n\r\n") {
+                        let reply = answer(&String::from_utf8_lossy(&head));
+                        stream.write_all(reply.as_bytes()).unwrap();
+                        head.clear();
+                    }
+                }
+            });
+        }
+    });
+    (url, connections)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replayed_401_costs_no_connection_on_either_side() {
+    let (vendor, connections) = keeping(|head| {
+        if head.contains("Bearer token-1\r\n") {
+            "HTTP/1.1 401 No\r\nContent-Length: 7\r\n\r\nrefused".to_owned()
+        } else {
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned()
+        }
+    });
+    let granted = Arc::new(AtomicUsize::new(0));
+    let tokens = Server::start(move |_| {
+        let nth = granted.fetch_add(1, Ordering::SeqCst) + 1;
+        async move {
+            Reply::json(format!(
+                r#"{{"access_token":"token-{nth}","token_type":"Bearer","expires_in":3600}}"#
+            ))
+        }
+    })
+    .await;
+    let auth = format!(
+        "    auth: {{ client_credentials: {{ token_url: \"{}\", client_id: c, client_secret: {{ value: s }} }} }}\n",
+        tokens.url("/token")
+    );
+    let yaml = format!(
+        "listeners: [ {{ bind: 127.0.0.1:0 }} ]\nadmin: {{ bind: 127.0.0.1:0 }}\ndrain: {{ delay: 0s }}\nvendors:\n  v:\n    upstream: {vendor}\n    allow_plaintext: true\n{auth}"
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let directory = dir.path().to_owned();
+    let proxy = tokio::task::spawn_blocking(move || Proxy::start(&directory, &yaml))
+        .await
+        .unwrap();
+    let answers = proxy.raw(format!("{HEAD}{HEAD}{CLOSED}"));
+    assert_eq!(
+        answers.matches("HTTP/1.1 200 OK\r\n").count(),
+        3,
+        "{answers}"
+    );
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+    let metrics = proxy.admin("/metrics").1;
+    let reused = "countersign_upstream_connections_total{reused=\"true\",vendor=\"v\"} 3\n";
+    assert!(metrics.contains(reused), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interim_responses_reach_callers_of_both_versions_and_not_those_of_http_1_0() {
+    let (vendor, _) = keeping(|_| {
+        let hints = "HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n";
+        format!("{hints}{hints}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    });
+    let (proxy, _dir) = before(&vendor, "{ bind: 127.0.0.1:0, h2c: true }").await;
+    for (request, hints) in [
+        (CLOSED.to_owned(), 2),
+        ("GET /v/x HTTP/1.0\r\nHost: localhost\r\n\r\n".to_owned(), 0),
+    ] {
+        let answer = proxy.raw(&request);
+        assert_eq!(answer.matches("HTTP/1.1 103 ").count(), hints, "{answer}");
+        assert_eq!(answer.matches("</v/style.css>").count(), hints, "{answer}");
+        assert!(answer.ends_with("\r\n\r\nok"), "{answer}");
+    }
+
+    let mut caller = crate::support::origin::Caller::connect(proxy.data).await;
+    let request = http::Request::get("http://localhost/v/x").body(()).unwrap();
+    let (mut response, _) = caller.sender().send_request(request, true).unwrap();
+    for _ in 0..2 {
+        let hint = std::future::poll_fn(|cx| response.poll_informational(cx));
+        let hint = tokio::time::timeout(PATIENCE, hint).await.unwrap();
+        let hint = hint.unwrap().unwrap();
+        assert_eq!(hint.status(), 103);
+        assert_eq!(hint.headers()["link"], "</v/style.css>");
+    }
+    assert_eq!(response.await.unwrap().status(), 200);
 }

@@ -11,6 +11,8 @@ mod config;
 mod echo;
 #[path = "../fuzz/bodies/fields.rs"]
 mod fields;
+#[path = "../fuzz/bodies/http1.rs"]
+mod http1;
 #[path = "../fuzz/bodies/path.rs"]
 pub mod path;
 
@@ -35,6 +37,7 @@ fn the_seeds_of_every_fuzz_target_pass() {
     over_seeds("fields", fields::run);
     over_seeds("echo", echo::run);
     over_seeds("config", config::run);
+    over_seeds("http1", http1::run);
 }
 
 /// What paths that are read in two ways are made of.
@@ -49,12 +52,54 @@ fn targets() -> impl Strategy<Value = String> {
     (prefix, rest).prop_map(|(prefix, rest)| format!("{prefix}/{}", rest.concat()))
 }
 
+/// What heads and chunks are made of, behind the number that says how they are cut.
+fn messages() -> impl Strategy<Value = Vec<u8>> {
+    let part = proptest::sample::select(vec![
+        "GET / HTTP/1.1",
+        "HTTP/1.1 200 OK",
+        "A: b",
+        "A : b",
+        ":",
+        "\r\n",
+        "\r\n",
+        "\r\n",
+        "\n",
+        "\r",
+        "\r\n\r\n",
+        " ",
+        "\t",
+        ";",
+        "x=\"y\"",
+        "0",
+        "0\r\n\r\n",
+        "1",
+        "3",
+        "a",
+        "F",
+        "00",
+        "fffffffffffffffff",
+        "+1",
+        "0x",
+        "abc",
+        "\u{e9}",
+        "\0",
+        "Transfer-Encoding: chunked",
+    ]);
+    let parts = proptest::collection::vec(part, 0..14);
+    (any::<u8>(), parts).prop_map(|(how, parts)| [&[how], parts.concat().as_bytes()].concat())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
 
     #[test]
     fn what_is_forwarded_cannot_be_read_as_what_is_refused(target in targets()) {
         path::run(target.as_bytes());
+    }
+
+    #[test]
+    fn a_message_is_read_in_one_way_however_it_comes(message in messages()) {
+        http1::run(&message);
     }
 
     #[test]

@@ -627,3 +627,73 @@ async fn http2_carries_no_request_within_a_request() {
             .then_some(())
     });
 }
+
+/// RUSTSEC-2025-0037, of pingora: a body that nobody reads is no request, whether it is refused
+/// before its body has come or answered by a vendor that does not read it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_not_read_is_never_taken_for_a_request() {
+    let early = answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let more = format!("  early:\n    upstream: http://{early}\n    allow_plaintext: true\n");
+    let world = start(&more).await;
+    let inner = "GET /v/inner HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: theirs\r\n\r\n";
+    for (path, key, status) in [
+        ("/v/x", "nobody", 401),
+        ("/v/smuggled", KEY, 403),
+        ("/nowhere", KEY, 404),
+        ("/early/x", KEY, 200),
+    ] {
+        for late in [false, true] {
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nHost: localhost\r\nX-Countersign-Key: {key}\r\nContent-Length: {}\r\n\r\n",
+                inner.len() * 2
+            );
+            let mut stream = world.connect();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.write_all(head.as_bytes()).unwrap();
+            if late {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            // The connection may have ended by then.
+            let _ = stream.write_all(inner.as_bytes());
+            std::thread::sleep(Duration::from_millis(20));
+            let _ = stream.write_all(inner.as_bytes());
+            let mut answer = String::new();
+            let _ = stream.read_to_string(&mut answer);
+            assert_eq!(status_of(&answer), status, "{path} {late}: {answer}");
+            assert_eq!(
+                answer.matches("HTTP/1.1 ").count(),
+                1,
+                "{path} {late}: {answer}"
+            );
+        }
+    }
+    assert_eq!(world.arrived(), "", "the vendor of the bodies' requests");
+}
+
+/// RUSTSEC-2026-0033, of pingora: what comes behind a request to upgrade is no tunnel before the
+/// vendor has agreed. Here it does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_behind_an_upgrade_that_is_refused_are_a_request_of_their_own() {
+    let world = start("").await;
+    let key = format!("Host: localhost\r\nX-Countersign-Key: {KEY}\r\n");
+    let upgrade = format!(
+        "GET /v/chat HTTP/1.1\r\n{key}Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    let last = format!("{key}Connection: close\r\n\r\n");
+    for (path, status) in [("/v/smuggled", 403), ("/v/next", 200)] {
+        let answer = world
+            .proxy
+            .raw(format!("{upgrade}GET {path} HTTP/1.1\r\n{last}"));
+        let (first, second) = answer.rsplit_once("HTTP/1.1 ").unwrap();
+        assert_eq!(status_of(first), 200, "{answer}");
+        assert!(second.starts_with(&status.to_string()), "{answer}");
+    }
+    nothing_was_smuggled(&world);
+    let targets: Vec<_> = world
+        .echo
+        .requests()
+        .into_iter()
+        .map(|seen| seen.target)
+        .collect();
+    assert_eq!(targets, ["/chat", "/chat", "/next"]);
+}

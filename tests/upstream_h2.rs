@@ -13,7 +13,7 @@ use tokio::sync::{Barrier, Mutex, Semaphore};
 use crate::support::origin::{BOTH, Caller, Conduct, Exchange, Origin, Protocols};
 use crate::support::peers::Pki;
 use crate::support::script::{Reply, Server};
-use crate::support::{Proxy, eventually, status_of};
+use crate::support::{PATIENCE, Proxy, eventually, status_of};
 
 const TOKEN: &str = "the+token/of=ours-0123456789";
 
@@ -104,6 +104,44 @@ async fn one_connection_carries_many_requests_at_a_time() {
     assert!(
         metrics.contains("countersign_upstream_connections_total{reused=\"true\",vendor=\"v\"} 4")
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_callers_leave_go_back_to_their_connection() {
+    let pki = Pki::new();
+    let held = Arc::new(AtomicUsize::new(0));
+    let counter = held.clone();
+    let origin = Origin::start(&pki, move |mut exchange| {
+        let counter = counter.clone();
+        async move {
+            if exchange.request.uri().path() == "/held" {
+                counter.fetch_add(1, Ordering::SeqCst);
+                // Until it is cancelled.
+                let reset = std::future::poll_fn(|cx| exchange.respond.poll_reset(cx));
+                assert_eq!(reset.await.unwrap(), Reason::CANCEL);
+                counter.fetch_sub(1, Ordering::SeqCst);
+                return;
+            }
+            let nth = exchange.connection.to_string();
+            exchange.answer(nth);
+        }
+    })
+    .await;
+    let proxy = front(&pki, &origin.url, "").await;
+    assert!(get(&proxy, "/v/one").await.ends_with('0'));
+    let mut caller = Caller::connect(proxy.data).await;
+    // More than a connection carries at a time.
+    for _ in 0..120 {
+        let request = Request::get("http://localhost/v/held").body(()).unwrap();
+        let sent = caller.sender().send_request(request, true).unwrap();
+        eventually("held", || (held.load(Ordering::SeqCst) == 1).then_some(()));
+        drop(sent);
+        eventually("cancelled", || {
+            (held.load(Ordering::SeqCst) == 0).then_some(())
+        });
+    }
+    assert!(get(&proxy, "/v/one").await.ends_with('0'));
+    assert_eq!(origin.connections(), 1);
 }
 
 /// Answers with the request as it came.
@@ -318,6 +356,73 @@ async fn what_a_server_says_it_has_not_processed_is_sent_again_on_another_connec
     let answer = post(&proxy, "/v/x", "once and for all").await;
     assert!(answer.ends_with("once and for all"), "{answer}");
     assert_eq!(origin.connections(), 2);
+}
+
+/// The first connection refuses the request by a GOAWAY; on the second, the response comes while most
+/// of the body still waits for the stream's window.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_early_response_to_a_second_attempt_is_not_lost() {
+    let conduct = |connection| match connection {
+        0 => Conduct::GoAway(0),
+        _ => Conduct::Window(1000),
+    };
+    let pki = Pki::new();
+    let origin = Origin::conducted(&pki, conduct, |exchange| async move {
+        exchange.answer_with(413, &[], "early");
+    })
+    .await;
+    let proxy = front(&pki, &origin.url, "").await;
+    for nth in 0..3 {
+        let answer = post(&proxy, "/v/x", &"x".repeat(50_000)).await;
+        assert_eq!(status_of(&answer), 413, "{nth}: {answer}");
+        assert!(answer.ends_with("early"), "{nth}: {answer}");
+    }
+}
+
+/// A response is whole by its length, or by the caller's method, before the stream ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_response_does_not_wait_for_the_end_of_its_stream() {
+    let pki = Pki::new();
+    let origin = Origin::start(&pki, |mut exchange| async move {
+        let mut stream = exchange.begin(200, &[("content-length", "5")]);
+        stream
+            .send_data(Bytes::from_static(b"whole"), false)
+            .unwrap();
+        tokio::time::sleep(PATIENCE).await;
+    })
+    .await;
+    let proxy = front(&pki, &origin.url, "").await;
+    let started = std::time::Instant::now();
+    let get = "GET /v/x HTTP/1.1\r\nHost: localhost\r\n";
+    let answer = raw(&proxy, format!("{get}\r\n{get}Connection: close\r\n\r\n")).await;
+    assert_eq!(answer.matches("\r\n\r\nwhole").count(), 2, "{answer}");
+    assert!(started.elapsed() < PATIENCE / 2, "{:?}", started.elapsed());
+}
+
+/// RFC 9113 §8.1: a server that has answered may stop the rest of an upload so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_reset_without_an_error_behind_its_response_is_no_failure() {
+    let pki = Pki::new();
+    let origin = Origin::conducted(
+        &pki,
+        |_| Conduct::Window(1000),
+        |mut exchange| async move {
+            let mut stream = exchange.begin(200, &[]);
+            stream
+                .send_data(Bytes::from_static(b"enough"), true)
+                .unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            stream.send_reset(Reason::NO_ERROR);
+        },
+    )
+    .await;
+    let proxy = front(&pki, &origin.url, "").await;
+    let answer = post(&proxy, "/v/x", &"x".repeat(20_000)).await;
+    assert_eq!(status_of(&answer), 200, "{answer}");
+    assert!(
+        answer.contains("enough") && answer.ends_with("0\r\n\r\n"),
+        "{answer}"
+    );
 }
 
 fn goes_away_gracefully(connection: usize) -> Conduct {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use std::{fmt, io};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, DATE, HeaderValue, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::date::get_cached_date;
@@ -416,7 +416,6 @@ impl Http1 {
         } else {
             "close"
         };
-        head.remove_header(&CONNECTION);
         insert(&mut head, "Connection", HeaderValue::from_static(option));
         write_response(&head, self.output.start());
     }
@@ -484,6 +483,10 @@ impl Http1 {
 
     pub(super) fn is_full(&self) -> bool {
         self.output.is_full()
+    }
+
+    pub(super) fn has_whole_response(&self) -> bool {
+        self.status.is_some() && self.writer == BodyWriter::Length(0)
     }
 
     pub(super) fn abort(&mut self) {

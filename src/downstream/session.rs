@@ -153,6 +153,15 @@ impl Downstream<'_> {
         }
     }
 
+    /// Tells whether the caller has all of a response by its framing, so that it need not wait for
+    /// the vendor's own end.
+    pub(crate) fn has_whole_response(&self) -> bool {
+        match self {
+            Self::Http1(http1) => http1.has_whole_response(),
+            Self::Http2(_) => false,
+        }
+    }
+
     /// Ends a response that is incomplete, so that the caller can tell: what has been passed on goes
     /// out, and no end follows.
     pub(crate) fn abort(&mut self) {

@@ -10,7 +10,7 @@ use crate::http_fields::content_length;
 
 /// What is left of a body that is read.
 #[derive(Debug)]
-pub(crate) enum BodyReader {
+pub enum BodyReader {
     /// This many bytes are left.
     Length(u64),
     /// It comes in chunks.
@@ -24,13 +24,15 @@ const LARGEST_READ: usize = 64 * 1024;
 
 impl BodyReader {
     /// Returns the reader of a message without a body.
-    pub(crate) fn none() -> Self {
+    #[must_use]
+    pub fn none() -> Self {
         Self::Length(0)
     }
 
     /// Returns the reader of a request's body. A request with neither length nor coding has none
     /// (RFC 9112 §6.3). [`crate::request::headers::check_fields`] refuses every other framing.
-    pub(crate) fn of_request(fields: &HeaderMap) -> Self {
+    #[must_use]
+    pub fn of_request(fields: &HeaderMap) -> Self {
         if fields.contains_key(TRANSFER_ENCODING) {
             return Self::Chunked(Chunks::default());
         }
@@ -38,7 +40,8 @@ impl BodyReader {
     }
 
     /// Returns the reader of a final response's body. `head`: the request was a HEAD.
-    pub(crate) fn of_response(status: StatusCode, fields: &HeaderMap, head: bool) -> Self {
+    #[must_use]
+    pub fn of_response(status: StatusCode, fields: &HeaderMap, head: bool) -> Self {
         if head || has_no_body(status) {
             return Self::none();
         }
@@ -49,7 +52,8 @@ impl BodyReader {
     }
 
     /// Tells whether the body has been read to its end.
-    pub(crate) fn is_done(&self) -> bool {
+    #[must_use]
+    pub fn is_done(&self) -> bool {
         match self {
             Self::Length(left) => *left == 0,
             Self::Chunked(chunks) => chunks.is_done(),
@@ -61,7 +65,7 @@ impl BodyReader {
     ///
     /// # Errors
     /// [`Odd`] for chunks that are none.
-    pub(crate) fn take(&mut self, input: &mut BytesMut) -> Result<Option<Bytes>, Odd> {
+    pub fn take(&mut self, input: &mut BytesMut) -> Result<Option<Bytes>, Odd> {
         if input.is_empty() {
             return Ok(None);
         }
@@ -99,7 +103,8 @@ impl BodyReader {
 
     /// Returns how many bytes the next read should have room for. `last`: how many the last one
     /// brought.
-    pub(crate) fn room(&self, last: usize) -> usize {
+    #[must_use]
+    pub fn room(&self, last: usize) -> usize {
         let most = match self {
             Self::Length(left) => usize::try_from(*left).unwrap_or(LARGEST_READ),
             Self::Chunked(_) | Self::UntilClose => LARGEST_READ,
@@ -110,13 +115,14 @@ impl BodyReader {
 }
 
 /// Tells whether a final response with this status has no body, whatever its headers say.
-pub(crate) fn has_no_body(status: StatusCode) -> bool {
+#[must_use]
+pub fn has_no_body(status: StatusCode) -> bool {
     status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
 }
 
 /// The framing of a body that is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum BodyWriter {
+pub enum BodyWriter {
     /// Nothing may be written: no body, or a HEAD's.
     None,
     /// This many bytes are left.
@@ -129,7 +135,8 @@ pub(crate) enum BodyWriter {
 
 impl BodyWriter {
     /// Returns the writer that these headers announce; `otherwise` where they announce nothing.
-    pub(crate) fn announced(fields: &HeaderMap, otherwise: Self) -> Self {
+    #[must_use]
+    pub fn announced(fields: &HeaderMap, otherwise: Self) -> Self {
         if fields.contains_key(TRANSFER_ENCODING) {
             Self::Chunked
         } else if fields.contains_key(CONTENT_LENGTH) {
@@ -141,7 +148,7 @@ impl BodyWriter {
 
     /// Writes a piece. Pieces of no bytes are never written: as a chunk they would be the end.
     /// Bytes beyond the announced length are dropped, and `false` is returned.
-    pub(crate) fn write(&mut self, mut piece: Bytes, output: &mut Output) -> bool {
+    pub fn write(&mut self, mut piece: Bytes, output: &mut Output) -> bool {
         if piece.is_empty() {
             return true;
         }
@@ -164,7 +171,7 @@ impl BodyWriter {
 
     /// Writes the end. `false`: bytes of the announced length are missing, so that only the end of
     /// the connection can tell.
-    pub(crate) fn finish(&mut self, output: &mut Output) -> bool {
+    pub fn finish(&mut self, output: &mut Output) -> bool {
         let complete = match self {
             Self::Length(left) => *left == 0,
             Self::Chunked => {

@@ -5,7 +5,7 @@
 
 /// The position in a chunked body.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Chunks {
+pub struct Chunks {
     state: State,
     /// The chunk's size while that is read, then the rest of its data, bytes.
     size: u64,
@@ -39,18 +39,21 @@ enum State {
 
 /// The framing can be read in two ways, or in none.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Odd;
+pub struct Odd;
 
 /// Longest size line, and longest trailers, bytes.
 const LONGEST: usize = 8 * 1024;
 
 impl Chunks {
-    pub(crate) fn is_done(self) -> bool {
+    /// Tells whether the body is complete.
+    #[must_use]
+    pub fn is_done(self) -> bool {
         self.state == State::Done
     }
 
     /// Tells whether the framing is invalid.
-    pub(crate) fn is_broken(self) -> bool {
+    #[must_use]
+    pub fn is_broken(self) -> bool {
         self.state == State::Broken
     }
 
@@ -59,7 +62,7 @@ impl Chunks {
     ///
     /// # Errors
     /// [`Odd`], from then on for good.
-    pub(crate) fn split(&mut self, bytes: &[u8]) -> Result<(usize, usize), Odd> {
+    pub fn split(&mut self, bytes: &[u8]) -> Result<(usize, usize), Odd> {
         let framing = self.end_of_chunk(bytes)?;
         if self.state != State::Data {
             return Ok((framing, 0));
@@ -77,7 +80,7 @@ impl Chunks {
     ///
     /// # Errors
     /// As [`Self::split`].
-    pub(crate) fn end_of_chunk(&mut self, bytes: &[u8]) -> Result<usize, Odd> {
+    pub fn end_of_chunk(&mut self, bytes: &[u8]) -> Result<usize, Odd> {
         let mut framing = 0;
         while framing < bytes.len() && self.state != State::Data && !self.is_done() {
             framing += 1;

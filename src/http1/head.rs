@@ -11,16 +11,17 @@ use memchr::memchr_iter;
 use pingora::http::{RequestHeader, ResponseHeader};
 
 /// Most header lines of a head.
-pub(crate) const MAX_FIELDS: usize = 256;
+pub const MAX_FIELDS: usize = 256;
 
 /// A head that is none.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Unreadable;
+pub struct Unreadable;
 
 /// Returns the length of the head at the start of `bytes`, its empty line included. `looked_at`:
 /// how many bytes were there at the last call. A line may end in a bare LF here; who reads the head
 /// decides about that.
-pub(crate) fn end_of_head(bytes: &[u8], looked_at: usize) -> Option<usize> {
+#[must_use]
+pub fn end_of_head(bytes: &[u8], looked_at: usize) -> Option<usize> {
     let from = looked_at.saturating_sub(3);
     memchr_iter(b'\n', &bytes[from..]).find_map(|at| {
         let next = from + at + 1;
@@ -36,7 +37,7 @@ pub(crate) fn end_of_head(bytes: &[u8], looked_at: usize) -> Option<usize> {
 ///
 /// # Errors
 /// [`Unreadable`].
-pub(crate) fn read_request(head: &Bytes) -> Result<RequestHeader, Unreadable> {
+pub fn read_request(head: &Bytes) -> Result<RequestHeader, Unreadable> {
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut parsed = httparse::Request::new(&mut []);
     match parsed.parse_with_uninit_headers(head, &mut fields) {
@@ -63,7 +64,7 @@ pub(crate) fn read_request(head: &Bytes) -> Result<RequestHeader, Unreadable> {
 ///
 /// # Errors
 /// [`Unreadable`].
-pub(crate) fn read_response(head: &Bytes) -> Result<ResponseHeader, Unreadable> {
+pub fn read_response(head: &Bytes) -> Result<ResponseHeader, Unreadable> {
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut parsed = httparse::Response::new(&mut []);
     let mut config = ParserConfig::default();
@@ -109,7 +110,7 @@ fn version(minor: Option<u8>) -> Version {
 }
 
 /// Writes a request head for HTTP/1.1. `false`: its target has bytes that would end it early.
-pub(crate) fn write_request(request: &RequestHeader, buffer: &mut Vec<u8>) -> bool {
+pub fn write_request(request: &RequestHeader, buffer: &mut Vec<u8>) -> bool {
     let target = request.raw_path();
     if target.is_empty() || target.iter().any(|byte| matches!(byte, 0..=b' ' | 0x7f)) {
         return false;
@@ -128,7 +129,7 @@ pub(crate) fn write_request(request: &RequestHeader, buffer: &mut Vec<u8>) -> bo
 }
 
 /// Writes a response head for HTTP/1.1.
-pub(crate) fn write_response(response: &ResponseHeader, buffer: &mut Vec<u8>) {
+pub fn write_response(response: &ResponseHeader, buffer: &mut Vec<u8>) {
     buffer.put_slice(b"HTTP/1.1 ");
     buffer.put_slice(response.status.as_str().as_bytes());
     buffer.put_u8(b' ');
@@ -139,7 +140,8 @@ pub(crate) fn write_response(response: &ResponseHeader, buffer: &mut Vec<u8>) {
 }
 
 /// Tells whether the sender of a message with these headers keeps its connection (RFC 9112 §9.3).
-pub(crate) fn keeps_connection(version: Version, fields: &HeaderMap) -> bool {
+#[must_use]
+pub fn keeps_connection(version: Version, fields: &HeaderMap) -> bool {
     let mut keeps = version >= Version::HTTP_11;
     for value in fields.get_all(CONNECTION) {
         for option in value.as_bytes().split(|byte| *byte == b',') {

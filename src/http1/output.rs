@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A connection that carries bytes both ways.
-pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
@@ -25,7 +25,7 @@ const KEPT: usize = 1024;
 
 /// What waits, in this order: heads and small pieces, then one large piece and the end of its chunk.
 #[derive(Debug, Default)]
-pub(crate) struct Output {
+pub struct Output {
     start: Vec<u8>,
     /// Bytes of `start` that have been written.
     written: usize,
@@ -37,7 +37,7 @@ pub(crate) struct Output {
 
 impl Output {
     /// Adds `bytes`.
-    pub(crate) fn push(&mut self, bytes: Bytes) {
+    pub fn push(&mut self, bytes: Bytes) {
         if bytes.len() <= SMALL || self.has_piece() {
             self.push_slice(&bytes);
         } else {
@@ -46,12 +46,12 @@ impl Output {
     }
 
     /// Adds a copy of `bytes`.
-    pub(crate) fn push_slice(&mut self, bytes: &[u8]) {
+    pub fn push_slice(&mut self, bytes: &[u8]) {
         self.start().extend_from_slice(bytes);
     }
 
     /// Adds a chunk (RFC 9112 §7.1). `data` is not empty.
-    pub(crate) fn push_chunk(&mut self, data: Bytes) {
+    pub fn push_chunk(&mut self, data: Bytes) {
         let mut size = [0; 18];
         let size = chunk_size(data.len(), &mut size);
         self.push_slice(size);
@@ -60,7 +60,7 @@ impl Output {
     }
 
     /// Adds the last chunk, without trailers.
-    pub(crate) fn push_last_chunk(&mut self) {
+    pub fn push_last_chunk(&mut self) {
         if self.end == b"\r\n" {
             self.end = b"\r\n0\r\n\r\n";
         } else {
@@ -69,7 +69,7 @@ impl Output {
     }
 
     /// Returns the buffer of heads, for more of them.
-    pub(crate) fn start(&mut self) -> &mut Vec<u8> {
+    pub fn start(&mut self) -> &mut Vec<u8> {
         if self.has_piece() {
             self.start.extend_from_slice(&self.piece);
             self.start.extend_from_slice(self.end);
@@ -80,17 +80,19 @@ impl Output {
     }
 
     /// Tells whether nothing waits.
-    pub(crate) fn is_empty(&self) -> bool {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.start.is_empty() && !self.has_piece()
     }
 
     /// Tells whether so much waits that the other side should not be read.
-    pub(crate) fn is_full(&self) -> bool {
+    #[must_use]
+    pub fn is_full(&self) -> bool {
         self.start.len() - self.written + self.piece.len() >= FULL
     }
 
     /// Writes what waits. Ready when all of it has left; `progress` is set when some of it has.
-    pub(crate) fn poll_drain(
+    pub fn poll_drain(
         &mut self,
         io: &mut (impl Io + ?Sized),
         cx: &mut Context<'_>,
@@ -122,7 +124,7 @@ impl Output {
     }
 
     /// Frees what an idle connection need not keep.
-    pub(crate) fn shrink(&mut self) {
+    pub fn shrink(&mut self) {
         if self.start.capacity() > KEPT {
             self.start = Vec::new();
         }
@@ -152,9 +154,9 @@ impl Output {
         !self.piece.is_empty() || !self.end.is_empty()
     }
 
-    /// Returns all that waits.
-    #[cfg(test)]
-    pub(crate) fn waiting(&self) -> Vec<u8> {
+    /// Returns a copy of all that waits, for tests.
+    #[must_use]
+    pub fn waiting(&self) -> Vec<u8> {
         [&self.start[self.written..], &self.piece, self.end].concat()
     }
 }

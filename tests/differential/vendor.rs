@@ -247,8 +247,12 @@ impl Connection {
     }
 
     fn record(&self, index: usize, change: impl FnOnce(&mut Seen)) {
-        self.shared
-            .within(self.case, |state| change(&mut state.seen[index]));
+        self.shared.within(self.case, |state| {
+            // What comes after the case was finished has no place any more.
+            if let Some(seen) = state.seen.get_mut(index) {
+                change(seen);
+            }
+        });
     }
 
     /// Reads some more. `false`: there is no more, or the case is over.

@@ -39,6 +39,7 @@ const FIRST_PIECE: Duration = Duration::from_millis(5);
 const EARLY_PIECES: usize = 8;
 
 /// One attempt on one connection.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Attempt<'a, 'd, 'c> {
     ctx: &'a mut Context<'c>,
     downstream: &'a mut Downstream<'d>,
@@ -56,6 +57,8 @@ pub(super) struct Attempt<'a, 'd, 'c> {
     upgraded: bool,
     /// The caller has closed its side of an upgraded connection.
     caller_is_done: bool,
+    /// The caller has taken all of the response that has been passed on.
+    caller_took: bool,
     /// The vendor's event was the last one taken: the caller goes first next time.
     vendor_was_last: bool,
 }
@@ -119,6 +122,7 @@ impl<'a, 'd, 'c> Attempt<'a, 'd, 'c> {
             response: Response::Awaited,
             upgraded: false,
             caller_is_done: false,
+            caller_took: true,
             vendor_was_last: false,
         }
     }
@@ -150,6 +154,10 @@ impl<'a, 'd, 'c> Attempt<'a, 'd, 'c> {
         self.send_request().await?;
         loop {
             match poll_fn(|cx| self.poll_turn(cx)).await {
+                // It has had its response, and need not finish its request.
+                Turn::Caller(CallerEvent::Lost(_)) if self.is_answered() => {
+                    return Ok(Outcome::Complete);
+                }
                 Turn::Caller(event) => self.on_caller(event)?,
                 Turn::Vendor(event) => {
                     if let Some(outcome) = self.on_vendor(event).await? {
@@ -233,7 +241,7 @@ impl<'a, 'd, 'c> Attempt<'a, 'd, 'c> {
     fn poll_turn(&mut self, cx: &mut TaskContext<'_>) -> Poll<Turn> {
         let (mut sent, mut answered) = (false, false);
         let vendor_took = self.session.poll_drain(cx, &mut sent).is_ready();
-        let caller_took = match self.downstream.poll_drain(cx, &mut answered) {
+        self.caller_took = match self.downstream.poll_drain(cx, &mut answered) {
             Poll::Ready(Ok(())) => true,
             Poll::Ready(Err(lost)) => return Poll::Ready(Turn::Caller(CallerEvent::Lost(lost))),
             Poll::Pending => false,
@@ -244,7 +252,7 @@ impl<'a, 'd, 'c> Attempt<'a, 'd, 'c> {
         if answered {
             self.admitted.deadlines.caller_took();
         }
-        if self.is_over(vendor_took, caller_took) {
+        if self.is_over(vendor_took) {
             return Poll::Ready(Turn::Done);
         }
         let reads_vendor = self.response != Response::Complete && !self.downstream.is_full();
@@ -270,7 +278,7 @@ impl<'a, 'd, 'c> Attempt<'a, 'd, 'c> {
             body: !holds_body && !self.kept.is_complete(),
             body_held: holds_body,
             vendor: !vendor_took || (self.response == Response::Begun && reads_vendor),
-            caller: !caller_took,
+            caller: !self.caller_took,
         };
         let limit = self.admitted.deadlines.poll(waits, self.alarm, cx);
         limit.map(Turn::Limit)
@@ -278,12 +286,16 @@ impl<'a, 'd, 'c> Attempt<'a, 'd, 'c> {
 
     /// Tells whether nothing is left to do: the response has gone out, and the request has been
     /// read to its end. Either end of an upgraded connection ends the whole.
-    fn is_over(&self, vendor_took: bool, caller_took: bool) -> bool {
+    fn is_over(&self, vendor_took: bool) -> bool {
         if self.upgraded {
-            return self.response == Response::Complete && caller_took
-                || self.caller_is_done && vendor_took;
+            return self.is_answered() || self.caller_is_done && vendor_took;
         }
-        self.response == Response::Complete && caller_took && self.kept.is_complete() && vendor_took
+        self.is_answered() && self.kept.is_complete() && vendor_took
+    }
+
+    /// Tells whether the caller has all of the response.
+    fn is_answered(&self) -> bool {
+        self.response == Response::Complete && self.caller_took
     }
 
     fn on_caller(&mut self, event: CallerEvent) -> Result<(), Failure> {
@@ -332,6 +344,7 @@ impl<'a, 'd, 'c> Attempt<'a, 'd, 'c> {
             VendorEvent::Piece(piece) => {
                 let piece = self.mask(Some(piece), false)?;
                 self.downstream.send_piece(piece);
+                self.note_whole_response();
                 if let Some(pause) = self.redactor.as_ref().and_then(Redactor::pause) {
                     sleep(pause).await;
                 }
@@ -410,7 +423,10 @@ impl<'a, 'd, 'c> Attempt<'a, 'd, 'c> {
         sent.map_err(Failure::Caller)?;
         for event in early {
             match event {
-                VendorEvent::Piece(piece) => self.downstream.send_piece(piece),
+                VendorEvent::Piece(piece) => {
+                    self.downstream.send_piece(piece);
+                    self.note_whole_response();
+                }
                 VendorEvent::End(trailers) => self.pass_end(trailers)?,
                 VendorEvent::Broken(broken) => return Err(Failure::Vendor(broken)),
                 VendorEvent::Interim(_) | VendorEvent::Head { .. } => {}
@@ -444,6 +460,14 @@ impl<'a, 'd, 'c> Attempt<'a, 'd, 'c> {
             }
         }
         Ok(early)
+    }
+
+    /// Notes a response that is whole by its length: the vendor's own end may come late.
+    fn note_whole_response(&mut self) {
+        if self.downstream.has_whole_response() {
+            self.response = Response::Complete;
+            self.admitted.deadlines.response_ends();
+        }
     }
 
     fn pass_end(&mut self, trailers: Option<HeaderMap>) -> Result<(), Failure> {

@@ -291,7 +291,12 @@ impl VendorHttp1 {
     /// Returns the connection when it can serve another request, and how long the vendor keeps it:
     /// both sides are done, and nothing has come that nobody asked for.
     pub(in crate::upstream) fn into_reusable(self) -> Option<(Connection, Option<Duration>)> {
-        let is_done = matches!(self.state, State::Done)
+        let is_read = match &self.state {
+            State::Done => true,
+            State::Body(reader) => reader.is_done(),
+            State::Head | State::Upgraded => false,
+        };
+        let is_done = is_read
             && self.is_request_done
             && self.output.is_empty()
             && self.write_failed.is_none()
@@ -303,4 +308,209 @@ impl VendorHttp1 {
 fn unreadable() -> VendorEvent {
     let cause = "the vendor's response has unreadable headers";
     VendorEvent::Broken(Broken::new(BrokenKind::Protocol, cause))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::os::fd::AsRawFd;
+    use std::sync::Arc;
+
+    use pingora::protocols::SocketDigest;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// A request, and a vendor that has sent `response` and closed its side where `closes`.
+    async fn attempt(request: &str, response: &str, closes: bool) -> (VendorHttp1, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap());
+        let (ours, theirs) = tokio::join!(ours, listener.accept());
+        let (ours, mut theirs) = (ours.unwrap(), theirs.unwrap().0);
+        theirs.write_all(response.as_bytes()).await.unwrap();
+        if closes {
+            theirs.shutdown().await.unwrap();
+        }
+        let socket = Arc::new(SocketDigest::from_raw_fd(ours.as_raw_fd()));
+        let io = Box::new(ours);
+        let mut attempt = VendorHttp1::new(Connection { io, socket });
+        let (method, fields) = request.split_once('|').unwrap();
+        let mut head = RequestHeader::build(method, b"/", None).unwrap();
+        for field in fields.split_terminator(',') {
+            let (name, value) = field.split_once(':').unwrap();
+            head.append_header(name.to_owned(), value).unwrap();
+        }
+        attempt.send_head(&head).unwrap();
+        let mut sent = false;
+        poll_fn(|cx| attempt.poll_drain(cx, &mut sent)).await;
+        assert!(sent && attempt.has_sent());
+        (attempt, theirs)
+    }
+
+    /// What comes of the response, until its end: a word for each event.
+    async fn events(attempt: &mut VendorHttp1) -> String {
+        let mut words = Vec::new();
+        loop {
+            let event = poll_fn(|cx| attempt.poll_event(cx)).await;
+            let (word, last) = match event {
+                VendorEvent::Interim(head) => (head.status.to_string(), false),
+                VendorEvent::Head { head, ends } => (head.status.as_str().to_owned(), ends),
+                VendorEvent::Piece(piece) => (String::from_utf8(piece.to_vec()).unwrap(), false),
+                VendorEvent::End(_) => ("end".to_owned(), true),
+                VendorEvent::Broken(broken) => (broken.kind.to_string(), true),
+            };
+            words.push(word);
+            if last {
+                return words.join(" ");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_used_again_only_when_both_sides_are_done_and_agree() {
+        const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+        for (request, response, heard, reusable) in [
+            ("GET|", OK, "200 ok end", true),
+            ("GET|", "\r\nHTTP/1.1 204 No\r\n\r\n", "204", true),
+            (
+                "HEAD|",
+                "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n",
+                "200",
+                true,
+            ),
+            (
+                "GET|",
+                "HTTP/1.1 304 Not\r\nContent-Length: 2\r\n\r\n",
+                "304",
+                true,
+            ),
+            (
+                "GET|",
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+                "200 ok end",
+                true,
+            ),
+            // Who closes, or would have to, and who speaks another version.
+            (
+                "GET|",
+                "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+                "200",
+                false,
+            ),
+            (
+                "GET|",
+                "HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+                "200",
+                false,
+            ),
+            (
+                "GET|",
+                "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n",
+                "200",
+                true,
+            ),
+            (
+                "GET|",
+                "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+                "200 end",
+                false,
+            ),
+            // More than was asked for.
+            (
+                "GET|",
+                "HTTP/1.1 204 No\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+                "204",
+                false,
+            ),
+            ("HEAD|", OK, "200", false),
+            // The request has not been sent to its end.
+            ("POST|Content-Length:3", OK, "200 ok end", false),
+            ("POST|Transfer-Encoding:chunked", OK, "200 ok end", false),
+            ("POST|Content-Length:0", OK, "200 ok end", true),
+            (
+                "GET|",
+                "HTTP/1.1 103 Hi\r\n\r\nHTTP/1.1 204 No\r\n\r\n",
+                "103 Early Hints 204",
+                true,
+            ),
+        ] {
+            let (mut attempt, theirs) = attempt(request, response, false).await;
+            assert_eq!(events(&mut attempt).await, heard, "{request} {response:?}");
+            let kept = attempt.into_reusable().is_some();
+            assert_eq!(kept, reusable, "{request} {response:?}");
+            drop(theirs);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_connection_is_an_end_only_where_nothing_else_can_be() {
+        for (request, response, heard) in [
+            (
+                "GET|",
+                "HTTP/1.1 200 OK\r\n\r\nto the end",
+                "200 to the end end",
+            ),
+            ("GET|", "", "connection closed"),
+            ("GET|", "HTTP/1.1 200 OK\r\nContent-Le", "connection closed"),
+            (
+                "GET|",
+                "HTTP/1.1 103 Hi\r\n\r\n",
+                "103 Early Hints connection closed",
+            ),
+            (
+                "GET|",
+                "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab",
+                "200 ab connection closed",
+            ),
+            (
+                "GET|",
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n",
+                "200 ab connection closed",
+            ),
+            (
+                "GET|",
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n\r\n",
+                "200 protocol error",
+            ),
+            ("GET|", "not HTTP\r\n\r\n", "protocol error"),
+            // Nobody has asked for another protocol.
+            (
+                "GET|",
+                "HTTP/1.1 101 Switching Protocols\r\n\r\nbytes",
+                "protocol error",
+            ),
+            (
+                "GET|Upgrade:websocket",
+                "HTTP/1.1 101 Switching Protocols\r\n\r\nbytes",
+                "101 bytes end",
+            ),
+        ] {
+            let (mut attempt, _theirs) = attempt(request, response, true).await;
+            assert_eq!(events(&mut attempt).await, heard, "{request} {response:?}");
+            assert!(attempt.into_reusable().is_none(), "{request} {response:?}");
+        }
+    }
+
+    /// What the vendor said before it closed is worth more than that we could not write.
+    #[tokio::test]
+    async fn a_failed_write_is_not_the_end_of_the_response() {
+        let response = "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno";
+        let (mut attempt, theirs) = attempt("POST|Content-Length:1000000", response, false).await;
+        drop(theirs);
+        let mut sent = false;
+        for _ in 0..1000 {
+            attempt.send_piece(Bytes::from(vec![b'x'; 1000]));
+            poll_fn(|cx| attempt.poll_drain(cx, &mut sent)).await;
+            if attempt.write_failed.is_some() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(attempt.write_failed.is_some());
+        let heard = events(&mut attempt).await;
+        assert!(attempt.into_reusable().is_none());
+        // The system may have dropped what came before the reset.
+        assert!(["413 no end", "write error"].contains(&&*heard), "{heard}");
+    }
 }

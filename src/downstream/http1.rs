@@ -186,7 +186,7 @@ impl Http1 {
             let refusal =
                 refusal.or_else(|| (!self.head_memory.acquire(new)).then_some(TOO_MANY_HEADS));
             if let Some(refusal) = refusal {
-                return self.refuse(refusal, alarm).await;
+                return self.refuse(refusal, b"", alarm).await;
             }
             let read = poll_fn(|cx| match self.poll_read_head(cx) {
                 Poll::Ready(read) => Poll::Ready(Some(read)),
@@ -221,7 +221,7 @@ impl Http1 {
             } else {
                 Error::BadFraming("The request's head cannot be parsed.")
             };
-            return self.refuse(refusal, alarm).await;
+            return self.refuse(refusal, &raw, alarm).await;
         };
         self.version = parsed.version;
         self.is_head = parsed.method == Method::HEAD;
@@ -240,13 +240,19 @@ impl Http1 {
         }))
     }
 
-    /// Answers a head that never becomes a request. It may still be coming: closing on unread bytes
-    /// would reset the connection, which could cost the caller the reply.
-    async fn refuse(&mut self, refusal: Error, alarm: &mut Alarm) -> Next {
+    /// Answers a head that never becomes a request. `head`: its bytes, where all of them have come.
+    /// Otherwise more may come: closing on unread bytes would reset the connection, which could cost
+    /// the caller the reply.
+    async fn refuse(&mut self, refusal: Error, head: &[u8], alarm: &mut Alarm) -> Next {
         let reason = refusal.verdict().reason;
         tracing::debug!(reason, "a request head was refused");
         let refused = RefusedHead::for_error(refusal);
-        let reply = Problem::new(refusal, None, &refused.request_id).to_http1();
+        let mut reply = Problem::new(refusal, None, &refused.request_id).to_http1();
+        if head.starts_with(b"HEAD ")
+            && let Some(end) = end_of_head(&reply, 0)
+        {
+            reply.truncate(end);
+        }
         self.input = BytesMut::new();
         self.output.push_slice(&reply);
         self.head_memory.release_all();

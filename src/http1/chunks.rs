@@ -112,7 +112,8 @@ impl Chunks {
                     .size
                     .checked_mul(16)
                     .and_then(|size| size.checked_add(digit));
-                self.size = more?;
+                // What does not fit into 63 bits fits into no receiver, and some read its sign.
+                self.size = more.filter(|size| i64::try_from(*size).is_ok())?;
                 Size
             }
             (Size | Blank, b' ' | b'\t') => Blank,
@@ -211,6 +212,7 @@ mod tests {
             "+3\r\nabc\r\n",
             "0x3\r\nabc\r\n",
             "10000000000000000\r\n",
+            "8000000000000000\r\n",
             "0\r\nno colon\r\n\r\n",
             "0\r\nA: b\r\n c: d\r\n\r\n",
             "0\r\n: b\r\n\r\n",

@@ -68,16 +68,26 @@ pub struct Permitted {
 
 /// The differences that may be, of the program with a request loop of its own (ours) from the one
 /// that uses pingora's (the other).
-pub const PERMITTED: [Permitted; 6] = [
-    Permitted {
-        name: "dates",
-        reason: "Date is the vendor's or the proxy's, where there is one. Keep-alive goes without saying in HTTP/1.1, and close where the connection is closed.",
-        take_out: dates,
-    },
+pub const PERMITTED: [Permitted; 8] = [
     Permitted {
         name: "interim",
         reason: "Callers of HTTP/1.0 do not know interim responses (RFC 9110 §15.2), and get none.",
         take_out: interim,
+    },
+    Permitted {
+        name: "words",
+        reason: "Which rule a refused head breaks is said where the parser alone refused it, in the same words for all.",
+        take_out: words,
+    },
+    Permitted {
+        name: "invalid chunks",
+        reason: "A vendor's chunks that are none break the response off. Some were taken for the last chunk.",
+        take_out: invalid_chunks,
+    },
+    Permitted {
+        name: "dates",
+        reason: "Date is the vendor's or the proxy's, where there is one. Keep-alive goes without saying in HTTP/1.1, and close where the connection is closed.",
+        take_out: dates,
     },
     Permitted {
         name: "refused head",
@@ -373,6 +383,82 @@ fn refused_head(_: &Case, other: &mut Normal, ours: &mut Normal) -> bool {
     found
 }
 
+fn words(_: &Case, other: &mut Normal, ours: &mut Normal) -> bool {
+    let mut found = false;
+    for (other, ours) in talks(other, ours) {
+        for (theirs, own) in other.messages.iter_mut().zip(&ours.messages) {
+            let alone = b"The request's head cannot be parsed.";
+            let refuses = |message: &Message| {
+                let reason = b"\"reason\":\"bad_request\"";
+                message.status() == 400
+                    && message.field("proxy-status").is_some()
+                    && wire::find(&message.body, reason).is_some()
+            };
+            if refuses(theirs) && refuses(own) && wire::find(&theirs.body, alone).is_some() {
+                let length = |line: &Vec<u8>| wire::value_of(line, "content-length").is_some();
+                let lines = theirs.fields.iter_mut().filter(|line| length(line));
+                for (one, two) in lines.zip(own.fields.iter().filter(|line| length(line))) {
+                    one.clone_from(two);
+                }
+                found |= theirs.body != own.body;
+                theirs.body.clone_from(&own.body);
+                theirs.framing = own.framing;
+            }
+        }
+    }
+    found
+}
+
+fn invalid_chunks(case: &Case, other: &mut Normal, ours: &mut Normal) -> bool {
+    if !case.answers.iter().any(has_invalid_chunks) {
+        return false;
+    }
+    let (Some(theirs), Some(own)) = (other.talks.last_mut(), ours.talks.last_mut()) else {
+        return false;
+    };
+    let last = own.messages.len().wrapping_sub(1);
+    let Some((broken, message)) = own.messages.last_mut().zip(theirs.messages.get(last)) else {
+        return false;
+    };
+    let is_cut = broken.extent == Extent::Cut && own.end != End::Open;
+    let begins = message.body.starts_with(&broken.body);
+    if !is_cut || !begins || broken.start != message.start {
+        return false;
+    }
+    // The connection cannot go on behind it, for the vendor neither.
+    *broken = message.clone();
+    theirs.messages.truncate(last + 1);
+    theirs.end = own.end;
+    if other.seen.starts_with(&ours.seen) {
+        other.seen.truncate(ours.seen.len());
+    }
+    true
+}
+
+/// `true` if the answer is in chunks that cannot be read.
+fn has_invalid_chunks(answer: &super::cases::Answer) -> bool {
+    use bytes::BytesMut;
+    use countersign::http1::body::BodyReader;
+    use countersign::http1::chunks::Chunks;
+
+    use super::cases::Act;
+
+    let sent = answer.0.iter().filter_map(|act| match act {
+        Act::Send(bytes) => Some(&bytes[..]),
+        Act::Pause(_) | Act::Body | Act::Close | Act::Reset | Act::Tunnel => None,
+    });
+    let sent = sent.collect::<Vec<_>>().concat();
+    let Some(at) = wire::find(&sent, b"\r\n\r\n") else {
+        return false;
+    };
+    let mut input = BytesMut::from(&sent[at + 4..]);
+    let mut reader = BodyReader::Chunked(Chunks::default());
+    let chunked = wire::find(&sent[..at].to_ascii_lowercase(), b"chunked").is_some();
+    let mut taken =
+        || std::iter::from_fn(|| reader.take(&mut input).transpose()).find(Result::is_err);
+    chunked && taken().is_some()
+}
+
 fn half_closed(case: &Case, other: &mut Normal, ours: &mut Normal) -> bool {
     if !case.steps.contains(&Step::HalfClose) {
         return false;
@@ -380,8 +466,20 @@ fn half_closed(case: &Case, other: &mut Normal, ours: &mut Normal) -> bool {
     let Some((theirs, own)) = other.talks.last_mut().zip(ours.talks.last_mut()) else {
         return false;
     };
+    // The response that broke off when the caller was taken for gone.
+    let mut whole = false;
+    if let Some((cut, message)) = theirs.messages.last_mut().zip(own.messages.last())
+        && cut.extent == Extent::Cut
+        && message.extent == Extent::Whole
+        && cut.fields == message.fields
+        && message.body.starts_with(&cut.body)
+    {
+        *cut = message.clone();
+        whole = true;
+    }
     let have = theirs.messages.len();
-    if own.messages.len() <= have || theirs.messages != own.messages[..have] {
+    let more = own.messages.len() > have;
+    if !(more || whole) || theirs.messages[..] != own.messages[..have.min(own.messages.len())] {
         return false;
     }
     own.messages.truncate(have);

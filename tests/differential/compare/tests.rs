@@ -1,4 +1,4 @@
-use super::super::cases::{get, post, says};
+use super::super::cases::{bytes, get, post, says};
 use super::*;
 
 fn seen(head: &str, body: &str, extent: Extent) -> Seen {
@@ -218,4 +218,39 @@ fn a_refused_head_may_get_a_problem() {
     assert!(found(&case, &ours, &other).0);
     let another = raw(&problem.replace("400", "404"), End::Closed, &[]);
     assert!(found(&case, &other, &another).0);
+}
+
+#[test]
+fn a_refused_head_may_be_refused_in_other_words() {
+    let refusal = |detail: &str, reason: &str| {
+        let body = format!("{{\"detail\":\"{detail}\",\"reason\":\"{reason}\"}}");
+        let head = "HTTP/1.1 400 Bad Request\r\nProxy-Status: countersign";
+        format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    };
+    let case = Case::sending("", get("/v/x", ""));
+    let parser = "The request's head cannot be parsed.";
+    let other = raw(&refusal(parser, "bad_request"), End::Closed, &[]);
+    let ours = raw(
+        &refusal("Host is repeated.", "bad_request"),
+        End::Closed,
+        &[],
+    );
+    assert_eq!(found(&case, &other, &ours), (false, vec!["words"]));
+    assert!(found(&case, &ours, &other).0, "a step back");
+    let reason = raw(&refusal("Host is repeated.", "no_vendor"), End::Closed, &[]);
+    assert!(found(&case, &other, &reason).0);
+}
+
+#[test]
+fn a_response_in_chunks_that_are_none_may_be_broken_off() {
+    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for (chunks, may) in [("\r\n0\r\n\r\n", true), ("2\r\nok\r\n0\r\n\r\n", false)] {
+        let mut case = Case::sending("", get("/v/x", ""));
+        case.answers = vec![bytes(format!("{head}{chunks}"))];
+        let other = raw(&format!("{head}0\r\n\r\n"), End::Open, &[]);
+        let ours = raw(head, End::Closed, &[]);
+        let permitted = if may { vec!["invalid chunks"] } else { vec![] };
+        assert_eq!(found(&case, &other, &ours), (!may, permitted), "{chunks:?}");
+        assert!(found(&case, &ours, &other).0, "a step back");
+    }
 }

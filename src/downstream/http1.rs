@@ -186,7 +186,7 @@ impl Http1 {
             let refusal =
                 refusal.or_else(|| (!self.head_memory.acquire(new)).then_some(TOO_MANY_HEADS));
             if let Some(refusal) = refusal {
-                return self.refuse(refusal, b"", alarm).await;
+                return Box::pin(self.refuse(refusal, b"", alarm)).await;
             }
             let read = poll_fn(|cx| match self.poll_read_head(cx) {
                 Poll::Ready(read) => Poll::Ready(Some(read)),
@@ -221,7 +221,7 @@ impl Http1 {
             } else {
                 Error::BadFraming("The request's head cannot be parsed.")
             };
-            return self.refuse(refusal, &raw, alarm).await;
+            return Box::pin(self.refuse(refusal, &raw, alarm)).await;
         };
         self.version = parsed.version;
         self.is_head = parsed.method == Method::HEAD;

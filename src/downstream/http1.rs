@@ -13,8 +13,8 @@ use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, DATE, HeaderValue, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
+use pingora::protocols::SocketDigest;
 use pingora::protocols::http::date::get_cached_date;
-use pingora::protocols::{SocketDigest, Stream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, timeout};
 
@@ -27,7 +27,7 @@ use crate::error::problem::Problem;
 use crate::error::{BAD_REQUEST, Error};
 use crate::http1::body::{BodyReader, BodyWriter, has_no_body};
 use crate::http1::head::{end_of_head, keeps_connection, read_request, write_response};
-use crate::http1::output::Output;
+use crate::http1::output::{Io, Output};
 
 /// The heads of all connections use up their memory, see [`super::budget`].
 pub(crate) const TOO_MANY_HEADS: Error = Error::Busy(
@@ -44,7 +44,7 @@ const CLOSED: [u8; 2] = [7, 8];
 /// One connection. Between requests it holds no buffers.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Http1 {
-    io: Stream,
+    io: Box<dyn Io>,
     socket: Option<Arc<SocketDigest>>,
     /// What has been read and not been used: a head that comes, a body, further requests.
     input: BytesMut,
@@ -120,10 +120,14 @@ impl fmt::Debug for Http1 {
 }
 
 impl Http1 {
-    /// Wraps a new connection.
-    pub(crate) fn new(io: Stream, head_memory: Arc<HeadMemory>) -> Self {
+    /// Wraps a new connection, which is on `socket`.
+    pub(crate) fn new(
+        io: Box<dyn Io>,
+        socket: Option<Arc<SocketDigest>>,
+        head_memory: Arc<HeadMemory>,
+    ) -> Self {
         Self {
-            socket: io.get_socket_digest(),
+            socket,
             io,
             input: BytesMut::new(),
             output: Output::default(),
@@ -259,7 +263,7 @@ impl Http1 {
         let by = Instant::now() + HEAD_TIME;
         let mut progress = false;
         let written = poll_fn(|cx| {
-            if let Poll::Ready(written) = self.output.poll_drain(&mut self.io, cx, &mut progress) {
+            if let Poll::Ready(written) = self.output.poll_drain(&mut *self.io, cx, &mut progress) {
                 return Poll::Ready(written.is_ok());
             }
             alarm.poll_until(by, cx).map(|()| false)
@@ -303,7 +307,7 @@ impl Http1 {
         let farewell = async {
             let mut progress = false;
             let output = &mut self.output;
-            let written = poll_fn(|cx| output.poll_drain(&mut self.io, cx, &mut progress)).await;
+            let written = poll_fn(|cx| output.poll_drain(&mut *self.io, cx, &mut progress)).await;
             // Without a farewell, a caller with TLS can tell that something is missing.
             if written.is_ok() && !self.aborted {
                 let _ = self.io.shutdown().await;
@@ -480,7 +484,7 @@ impl Http1 {
         cx: &mut Context<'_>,
         progress: &mut bool,
     ) -> Poll<Result<(), Lost>> {
-        let drained = self.output.poll_drain(&mut self.io, cx, progress);
+        let drained = self.output.poll_drain(&mut *self.io, cx, progress);
         drained.map_err(|_| {
             self.is_closed = true;
             Lost::Gone

@@ -163,6 +163,36 @@ async fn serve(
     from: SocketAddr,
     stop: watch::Receiver<bool>,
 ) {
+    let may_be_more = listener_context.tls.is_some()
+        || listener_context.h2c
+        || preamble::is_trusted(&listener_context.proxied_by, from);
+    if may_be_more {
+        return Box::pin(serve_prepared(listener_context, socket, from, stop)).await;
+    }
+    // Nothing but HTTP/1.1 can come: no buffer of pingora's is needed.
+    if socket.set_nodelay(true).is_err() {
+        // The caller is gone already.
+        return;
+    }
+    let digest = Arc::new(SocketDigest::from_raw_fd(socket.as_raw_fd()));
+    let head_memory = Arc::new(HeadMemory::new(listener_context.head_budget.clone()));
+    let mut connection = Http1::new(Box::new(socket), Some(digest), head_memory);
+    let peer = Peer {
+        client: from,
+        tls: None,
+    };
+    if serve_http1(listener_context, &mut connection, &peer, stop).await {
+        Box::pin(connection.close()).await;
+    }
+}
+
+/// Serves a connection that begins with a PROXY header, a TLS handshake, or the preface of HTTP/2.
+async fn serve_prepared(
+    listener_context: &ListenerContext,
+    socket: tokio::net::TcpStream,
+    from: SocketAddr,
+    stop: watch::Receiver<bool>,
+) {
     let mut socket = TcpStream::from(socket);
     let mut from = from;
     if preamble::is_trusted(&listener_context.proxied_by, from) {
@@ -224,7 +254,8 @@ async fn serve(
         ))
         .await;
     } else {
-        let mut connection = Http1::new(stream, head_memory);
+        let digest = stream.get_socket_digest();
+        let mut connection = Http1::new(Box::new(stream), digest, head_memory);
         if serve_http1(listener_context, &mut connection, &peer, stop).await {
             Box::pin(connection.close()).await;
         }
